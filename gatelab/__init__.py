@@ -1,0 +1,47 @@
+"""Gatelab: a library and laboratory for gated softmax attention. Public names are loaded on first use."""
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "BigramBackcopy": "config",
+    "Execution": "config",
+    "GateSpec": "config",
+    "ModelConfig": "config",
+    "OptimConfig": "config",
+    "ProbeConfig": "config",
+    "Run": "config",
+    "SinkLogit": "config",
+    "Text": "config",
+    "TrainConfig": "config",
+    "cross": "config",
+    "override": "config",
+    "together": "config",
+    "vary": "config",
+    "Finding": "record",
+    "Row": "record",
+    "Step": "record",
+    "GatedAttention": "nn.attention",
+    "build_model": "models",
+    "generate": "models.generate",
+    "train": "train.loop",
+    "capture": "probes.capture",
+    "probe": "probes",
+    "Arm": "study.study",
+    "Study": "study.study",
+}
+
+__all__ = ["__version__", *_PUBLIC]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'gatelab' has no attribute {name!r}")
+    module = import_module(f"gatelab.{_PUBLIC[name]}")
+    return module if name == "probe" else getattr(module, name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

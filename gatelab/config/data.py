@@ -1,0 +1,73 @@
+"""DataConfig: what a run reads. Streams are unlimited and pure functions of (seed, step); text is read once."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator
+
+from .base import Config
+
+
+class BigramBackcopy(Config):
+    """The Bigram-Backcopy process (arXiv 2410.13835), in the form of `docs/metrics.md`.
+
+    Tokens 0 … vocab_size − 1 with Zipf marginal and bigram rows ~ Dirichlet(30·marginal + 0.02), and BOS = vocab_size
+    at position 0. The `n_triggers` most frequent tokens are triggers: after one, the token before it comes again.
+    `process_seed` draws the bigram table, which is the same for all runs of a cell; a run's seed draws its sequences.
+    """
+
+    kind: Literal["bigram-backcopy"] = "bigram-backcopy"
+    vocab_size: Annotated[int, Field(ge=8, le=4096)] = 64
+    n_triggers: Annotated[int, Field(ge=0)] = 3
+    process_seed: Annotated[int, Field(ge=0)] = 0
+
+
+class Text(Config):
+    """Real text: `paths` are files or folders of text, source code, .jsonl or .parquet (column `text_field`), or token
+    shards (.bin or .bin.xz of little-endian uint16 or uint32, `dtype`). The path `stdlib` is the running
+    interpreter's own standard library.
+
+    `tokenizer`: `byte` (256 bytes + 3 special ids), `bpe:N` (byte-level BPE of N ids trained on the training text and
+    cached), or the path of a tokenizer.json. Documents end with an end-of-document token; every training sequence
+    starts with BOS if `bos`. Held out are whole documents: `val_paths`, or a share `val_share` of the documents chosen
+    by a hash of their content. `document_mask` keeps attention within a document.
+    For shards, `vocab_size`, `bos_id` and `eos_id` come from a meta.json beside them, or from here.
+    """
+
+    kind: Literal["text"] = "text"
+    paths: tuple[str, ...] = ("stdlib",)
+    val_paths: tuple[str, ...] = ()
+    val_share: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    tokenizer: str = "byte"
+    text_field: str = "text"
+    dtype: Literal["uint16", "uint32"] = "uint16"
+    bos: bool = True
+    document_mask: bool = False
+    vocab_size: Annotated[int, Field(gt=0)] | None = None
+    bos_id: Annotated[int, Field(ge=0)] | None = None
+    eos_id: Annotated[int, Field(ge=0)] | None = None
+
+    @field_validator("paths", "val_paths", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("paths")
+    @classmethod
+    def _some(cls, paths: tuple[str, ...]) -> tuple[str, ...]:
+        if not paths:
+            raise ValueError("no path was given; name a file or a folder, or 'stdlib'")
+        return paths
+
+    @field_validator("tokenizer")
+    @classmethod
+    def _tokenizer(cls, name: str) -> str:
+        if name.startswith("bpe:"):
+            size = name.removeprefix("bpe:")
+            if not size.isdigit() or not 300 <= int(size) <= 1_000_000:
+                raise ValueError(f"{name!r}: expected bpe:N with N from 300 to 1000000")
+        elif name != "byte" and not name.endswith(".json"):
+            raise ValueError(f"{name!r}: expected 'byte', 'bpe:N' or the path of a tokenizer.json")
+        return name
+
+
+Data = Annotated[BigramBackcopy | Text, Field(discriminator="kind")]

@@ -1,0 +1,116 @@
+"""The values that are kept: `Step` (training), `Row` (every measurement), `Item` (one answer), `Finding` (analysis).
+
+A row is long and tidy: what was measured, in which unit, and where. Thresholds, layers and the like are coordinates,
+never part of a metric's name, so one query serves all of them. `docs/metrics.md` defines each metric.
+"""
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+COORDINATES = (
+    "layer", "head", "stack", "site", "stage", "query", "key", "bin", "channel", "threshold",
+    "length", "depth", "domain", "task", "split", "intervention", "dose",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One optimiser step of a group of M runs; the lists have length M. `nan` marks a run that has stopped.
+
+    `step` counts from 1; `tokens` is the number of tokens each run has seen after it; `loss` is in nats a token,
+    `grad_norm` the global 2-norm before clipping, `diverged` says which runs stopped at this step.
+    """
+
+    step: int
+    tokens: int
+    lr: list[float]
+    loss: list[float]
+    grad_norm: list[float]
+    diverged: list[bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One number. `run` is the run's fingerprint, `source` the part that measured it (train, eval, or a probe's name)."""
+
+    run: str
+    step: int
+    source: str
+    metric: str
+    value: float
+    unit: str
+    layer: int | None = None
+    head: int | None = None
+    stack: str | None = None  # self, cross, encoder
+    site: str | None = None
+    stage: str | None = None  # before or after the gate
+    query: int | None = None
+    key: int | None = None
+    bin: int | None = None
+    channel: int | None = None
+    threshold: float | None = None
+    length: int | None = None
+    depth: float | None = None
+    domain: str | None = None
+    task: str | None = None
+    split: str | None = None
+    intervention: str | None = None
+    dose: float | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The row without the coordinates it does not have; not-a-number and infinities become strings (JSON has none)."""
+        out = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
+        if not -1e308 < self.value < 1e308:
+            out["value"] = str(self.value)
+        return out
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One evaluated item: what was asked, what was expected, what came."""
+
+    run: str
+    step: int
+    task: str
+    item: int
+    correct: bool | None
+    score: float
+    answer: str
+    given: str
+    factors: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One statement about a pair of arms in one cell, with everything needed to judge it.
+
+    `effect` is the mean over seeds of (arm minus baseline) in `unit`; `low` and `high` bound it at `confidence`;
+    `p` is two-sided, `q` after false-discovery control over the study's primary metrics (None for a secondary one).
+    `equivalence` is the largest |difference| that counts as nothing (None: none was declared) and `p_equivalence` the
+    two-one-sided-tests p for lying inside it; `detectable` is the smallest true effect seen with 80% power.
+    """
+
+    cell: str
+    arm: str
+    baseline: str
+    metric: str
+    unit: str
+    primary: bool
+    direction: str  # lower-is-better, higher-is-better, neutral
+    n_pairs: int
+    baseline_mean: float
+    arm_mean: float
+    effect: float
+    low: float
+    high: float
+    confidence: float
+    p: float
+    q: float | None
+    equivalence: float | None
+    p_equivalence: float | None
+    detectable: float
+    verdict: str  # lower, higher, equivalent, unclear, untestable
+    sentence: str
+    seeds: list[int] = field(default_factory=list)
+    differences: list[float] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
