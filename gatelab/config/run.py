@@ -117,13 +117,14 @@ class Run(Config):
 class Execution(Config):
     """How a run is carried out; nothing here changes its fingerprint.
 
-    `slots` runs at a time (0: as many as cores allow); `threads` a run on CPUs; `micro_batch` sequences at a time,
+    `slots` groups of runs at a time (0: as many as cores allow); `group` runs of one shape in one process; `threads` a process on CPUs; `micro_batch` sequences at a time,
     gradients accumulated (0: the whole batch); `compile` auto compiles on GPUs; a checkpoint at least every
     `checkpoint_s` seconds; a run longer than `timeout_s` seconds (0: no limit) is stopped and may be resumed.
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     slots: Annotated[int, Field(ge=0)] = 0
+    group: Count = 1
     threads: Count = 1
     micro_batch: Annotated[int, Field(ge=0)] = 0
     compile: Literal["auto", "on", "off"] = "auto"
