@@ -1,0 +1,123 @@
+"""capture: collect probes' rows while a model runs, in anyone's loop.
+
+    with capture(model, ["sinks", "gate_scores"]) as recorder:
+        model(tokens)
+    rows = recorder.rows()
+
+Hooks on taps; nothing is kept but a few numbers a sequence, and no T×T matrix is built.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..config.base import nearest
+from ..config.run import ProbeConfig
+from ..nn.attention import GatedAttention
+from ..record import Row
+from .gate_scores import GateScores
+from .massive import Massive
+from .probe import AttentionView, Probe, ResidualView
+from .sinks import Sinks
+
+PROBES: dict[str, type[Probe]] = {
+    "gate_scores": GateScores,
+    "massive": Massive,
+    "sinks": Sinks,
+}
+
+
+class Recorder:
+    """The probes of one capture. Set `domain_BT` before a forward pass to have queries told apart by domain."""
+
+    def __init__(self, probes: list[Probe]):
+        self.probes = probes
+        self.domain_BT: Tensor | None = None
+
+    def rows(self, run: str = "", step: int = 0) -> list[Row]:
+        """Everything measured so far, averaged over all sequences seen."""
+        return [row for probe in self.probes for row in probe.rows(run, step)]
+
+
+@contextmanager
+def capture(
+    model: nn.Module,
+    names: Sequence[str] = tuple(PROBES),
+    *,
+    config: ProbeConfig | None = None,
+    domains: tuple[str, ...] = (),
+) -> Iterator[Recorder]:
+    """Watch every GatedAttention inside `model`, numbered in order; residual taps too.
+
+    Args:
+        names: of probes; see `gatelab probes`.
+        config: thresholds and queries left out.
+        domains: names of the domains that `Recorder.domain_BT` numbers.
+
+    Raises:
+        ValueError: an unknown probe, a compiled model (it would ignore the hooks), a model without gated attention.
+    """
+    for name in names:
+        if name not in PROBES:
+            raise ValueError(f"no probe {name!r}: expected {', '.join(PROBES)}{nearest(name, list(PROBES))}")
+    if hasattr(model, "_orig_mod"):
+        raise ValueError("this model is compiled and would ignore the probes; give the module that was compiled")
+    layers = [m for m in model.modules() if isinstance(m, GatedAttention)]
+    if not layers:
+        raise ValueError(f"{type(model).__name__} holds no GatedAttention layer, so there is nothing to probe")
+    recorder = Recorder([PROBES[name](config or ProbeConfig(), domains) for name in names])
+    handles: list[Any] = []
+    try:
+        for index, attention in enumerate(layers):
+            handles += _watch(attention, index, recorder)
+        taps = [m.tap_residual for m in model.modules() if isinstance(getattr(m, "tap_residual", None), nn.Module)]
+        for index, tap in enumerate(taps):
+            handles.append(tap.register_forward_hook(_residual_hook(index, recorder)))
+        with torch.no_grad():
+            yield recorder
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _watch(attention: GatedAttention, index: int, recorder: Recorder) -> list[Any]:
+    seen: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Any:
+        def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
+            seen[name] = output
+
+        return hook
+
+    def finish(_module: nn.Module, _args: Any, keywords: dict[str, Any], _output: Tensor) -> None:
+        if keywords.get("cache") is not None or not keywords.get("is_causal", True):
+            raise ValueError("the probes read causal self-attention without a cache; run the whole sequence at once")
+        view = AttentionView(
+            layer=index,
+            q_BTHK=seen["q"],
+            k_BSGK=seen["k"],
+            v_BSGK=seen["v"],
+            gates={site: (gate.spec, seen[site]) for site, gate in attention.gates.items()},
+            sink_logit_H=None if attention.sink is None else attention.sink.sink_logit_H,
+            segment_ids_BT=keywords.get("segment_ids_BT"),
+            domain_BT=recorder.domain_BT,
+        )
+        seen.clear()
+        for probe in recorder.probes:
+            probe.attention(view)
+
+    taps = {"q": attention.tap_q, "k": attention.tap_k, "v": attention.tap_v}
+    taps |= {site: gate.tap_logits for site, gate in attention.gates.items()}
+    handles = [tap.register_forward_hook(keep(name)) for name, tap in taps.items()]
+    return [*handles, attention.register_forward_hook(finish, with_kwargs=True)]
+
+
+def _residual_hook(index: int, recorder: Recorder) -> Any:
+    def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
+        for probe in recorder.probes:
+            probe.residual(ResidualView(index, output))
+
+    return hook

@@ -1,0 +1,204 @@
+"""Carry out a group of runs: train, look, write, save; resume where the last checkpoint stands.
+
+Notable: rows written after a checkpoint by a worker that died are taken back on resume, so that a killed and resumed
+run leaves the same bytes as an uninterrupted one. Times are kept apart, in clock.jsonl. torch is imported inside, so
+that the study layer stays light.
+"""
+
+import math
+import platform
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..config import Execution, Run, fingerprint, validate
+from ..record import Row, Step
+from ..store import Appender, RunFolder, write_json
+from .git import git_state
+
+if TYPE_CHECKING:
+    from ..train.group import Group
+
+_PACKAGES = ("gatelab", "torch", "numpy", "pydantic", "safetensors", "tokenizers", "triton")
+_PROGRESS_S = 1.0
+
+
+def carry_out(runs: list[RunFolder], execution: Execution, *, should_stop: Callable[[], bool]) -> None:
+    """Train a group to its end, or until `should_stop()`; writes everything of store.py but attempts and leases.
+
+    Raises:
+        ValueError: when the data is not what the fingerprint was made of, or a checkpoint cannot be used.
+    """
+    from ..train.group import Group
+    from ..train.loop import train
+
+    group = Group([validate(Run, run.config()) for run in runs], execution)
+    for folder, member in zip(runs, group.members, strict=True):
+        _check_fingerprint(folder, member.run, member.source.digest)
+    offsets = _restore(group, runs)
+    if group.ranks.is_writer:
+        for folder in runs:
+            write_json(folder.path / "environment.json", environment(group.facts()))
+    writers = [_Writer(folder, offset) for folder, offset in zip(runs, offsets, strict=True)]
+    try:
+        _follow(group, train(group), runs, writers, should_stop)
+    finally:
+        for writer in writers:
+            writer.close()
+
+
+class _Writer:
+    """A run's two append-only files. The clock is not part of the result, so a resume keeps all of it."""
+
+    def __init__(self, folder: RunFolder, offset: int):
+        self.rows = Appender(folder.rows_path, offset)
+        clock = folder.path / "clock.jsonl"
+        self.clock = Appender(clock, clock.stat().st_size if clock.exists() else 0)
+
+    def close(self) -> None:
+        self.rows.close()
+        self.clock.close()
+
+
+def _follow(group: "Group", steps: Any, runs: list[RunFolder], writers: list[_Writer], should_stop: Callable[[], bool]) -> None:
+    probe_steps = set(group.run.probe_steps())
+    started = saved = shown = time.monotonic()
+    first = group.step
+    if group.step == 0 and 0 in probe_steps:
+        _look(group, runs, writers)
+    last_clock = time.monotonic()
+    for step in steps:
+        _write_step(step, group, runs, writers)
+        if step.step in probe_steps:
+            _look(group, runs, writers)
+        now = time.monotonic()
+        if now - shown >= _PROGRESS_S or step.step in (first + 1, group.run.train.steps):
+            seconds = (now - last_clock) / max(1, step.step - first)
+            _show_progress(step, group, runs, writers, now - started, first, seconds)
+            shown = now
+        stopping = should_stop()
+        if stopping or now - saved >= group.execution.checkpoint_s:
+            _save(group, runs, writers)
+            saved = now
+        if stopping and step.step < group.run.train.steps and any(m.alive for m in group.members):
+            return
+    _finish(group, runs, writers, time.monotonic() - started)
+
+
+def _write_step(step: Step, group: "Group", runs: list[RunFolder], writers: list[_Writer]) -> None:
+    for i, (folder, writer) in enumerate(zip(runs, writers, strict=True)):
+        if math.isnan(step.loss[i]) and not step.diverged[i]:
+            continue  # this run stopped at an earlier step
+        values = (("loss", step.loss[i], "nats"), ("grad_norm", step.grad_norm[i], "1"), ("lr", step.lr[i], "1"))
+        writer.rows.write(Row(folder.fingerprint, step.step, "train", m, v, unit) for m, v, unit in values)
+        if step.diverged[i]:
+            writer.rows.write([Row(folder.fingerprint, step.step, "train", "diverged", 1.0, "1")])
+
+
+def _look(group: "Group", runs: list[RunFolder], writers: list[_Writer]) -> None:
+    from ..evals.heldout import measure
+
+    if not group.ranks.is_writer:
+        return
+    for folder, member, writer in zip(runs, group.members, writers, strict=True):
+        if member.alive:
+            writer.rows.write(measure(member.model, member.source, member.run, fingerprint=folder.fingerprint, step=group.step))
+
+
+def _show_progress(
+    step: Step, group: "Group", runs: list[RunFolder], writers: list[_Writer], elapsed: float, first: int, seconds: float
+) -> None:
+    facts = {"step": step.step, "steps": group.run.train.steps, "seconds": elapsed, "first_step": first}
+    for i, (folder, writer) in enumerate(zip(runs, writers, strict=True)):
+        write_json(folder.path / "progress.json", facts | {"loss": str(step.loss[i])})
+        writer.clock.write([{"step": step.step, "unix": time.time(), "mean_step_s": seconds}])
+
+
+def _save(group: "Group", runs: list[RunFolder], writers: list[_Writer]) -> None:
+    """One checkpoint for the group, in the folder of its first run; the rows' offsets go with it."""
+    from ..train.checkpoint import write_tensors
+
+    if not group.ranks.is_writer:
+        return
+    offsets = [w.rows.flush() for w in writers]
+    tensors, state = group.state()
+    state |= {"offsets": offsets, "runs": [r.fingerprint for r in runs]}
+    for run, prefix in zip(runs, range(len(runs)), strict=True):
+        own = {n.partition(".")[2]: t for n, t in tensors.items() if n.startswith(f"{prefix}.")}
+        mine = {"step": state["step"], "alive": state["alive"][prefix], "offset": offsets[prefix]}
+        write_tensors(run.path / "checkpoint.safetensors", own, mine)
+
+
+def _restore(group: "Group", runs: list[RunFolder]) -> list[int]:
+    """Load the group's checkpoints when all its runs stand at the same step; returns the rows' offsets.
+
+    Members are saved one after the other, so a kill in between leaves them one checkpoint apart: then the group starts
+    over, which costs time and no correctness.
+    """
+    from ..train.checkpoint import read_tensors
+
+    paths = [run.path / "checkpoint.safetensors" for run in runs]
+    if not all(p.exists() for p in paths):
+        return [0] * len(runs)
+    loaded = [read_tensors(p, group.device) for p in paths]
+    if len({state["step"] for _, state in loaded}) > 1:
+        return [0] * len(runs)
+    tensors = {f"{i}.{name}": t for i, (own, _) in enumerate(loaded) for name, t in own.items()}
+    state = {"step": loaded[0][1]["step"], "alive": [s["alive"] for _, s in loaded]}
+    group.restore(tensors, state, paths[0])
+    print(f"resuming at step {group.step} of {group.run.train.steps} from a checkpoint", flush=True)
+    return [s["offset"] for _, s in loaded]
+
+
+def _finish(group: "Group", runs: list[RunFolder], writers: list[_Writer], seconds: float) -> None:
+    import numpy as np
+
+    from ..train.checkpoint import write_tensors
+    from ..train.spikes import spikes_above_median, spikes_by_mad
+
+    if not group.ranks.is_writer:
+        return
+    for folder, member, writer in zip(runs, group.members, writers, strict=True):
+        losses = np.asarray(member.losses)
+        last = int(np.isfinite(losses).sum())
+        rules = ((0.1, spikes_above_median(losses)), (7.0, spikes_by_mad(losses)))
+        writer.rows.write(
+            Row(folder.fingerprint, last, "train", "loss_spikes", n, "count", threshold=t) for t, n in rules
+        )
+        writer.rows.flush()
+        weights = {name: p for name, p in member.model.named_parameters()}
+        write_tensors(folder.path / "weights.safetensors", weights, {"step": last, "fingerprint": folder.fingerprint})
+        status = "done" if member.alive else "diverged"
+        folder.mark_done(status, {"steps": last, "seconds_of_last_attempt": round(seconds, 2)})
+        # The final weights stand in for it; a checkpoint is three times their size.
+        (folder.path / "checkpoint.safetensors").unlink(missing_ok=True)
+
+
+def _check_fingerprint(folder: RunFolder, run: Run, data_digest: str) -> None:
+    found = fingerprint(run, data_digest)
+    if found != folder.fingerprint:
+        raise ValueError(
+            f"run {folder.fingerprint}: its data or configuration changed since it was planned (now {found}); "
+            "plan the study again with `gatelab run`"
+        )
+
+
+def environment(facts: dict[str, Any]) -> dict[str, Any]:
+    """Versions, git state and what was really used; recorded beside a run, never part of its name."""
+    versions = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return {
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "machine": platform.machine(),
+        "versions": versions,
+        "git": git_state(Path(__file__).resolve().parent),
+        **facts,
+    }

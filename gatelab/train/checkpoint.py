@@ -1,0 +1,85 @@
+"""Checkpoints: one safetensors file each, tensors and JSON state together, so that one rename makes it whole.
+
+Nothing is pickled. A resumed run continues bit for bit on the same CPU: weights, both moments, their step counts and
+the loss history are stored exactly; batches are pure functions of the step.
+"""
+
+import json
+import os
+import uuid
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ..config.base import SCHEMA
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used: cut, damaged, of another model, or of another version."""
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+    """Write tensors and JSON state atomically: temporary name, flushed to the disk, renamed."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        tensors = {name: t.detach().contiguous() for name, t in tensors.items()}
+        save_file(tensors, temporary, metadata={"gatelab": json.dumps({"schema": SCHEMA, **state})})
+        with open(temporary, "rb") as f:
+            os.fsync(f.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_tensors(path: Path, device: torch.device | str = "cpu") -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What `write_tensors` wrote.
+
+    Raises:
+        CheckpointError: when the file is cut or damaged, is no Gatelab file, or comes from another version.
+    """
+    try:
+        with safe_open(path, framework="pt", device=str(device)) as f:
+            state = json.loads((f.metadata() or {}).get("gatelab", "null"))
+            tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118  (not a dict)
+    except (SafetensorError, json.JSONDecodeError, OSError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{path}: cannot be read ({error}); it was cut or damaged. Delete it to start this run from step 0"
+        ) from None
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path}: safetensors, but not written by Gatelab (no state in its header)")
+    if state["schema"] != SCHEMA:
+        raise CheckpointError(f"{path}: written by another version (schema {state['schema']}, this one reads {SCHEMA})")
+    return tensors, state
+
+
+def pack(model: nn.Module, optimizer: torch.optim.Optimizer, prefix: str) -> dict[str, Tensor]:
+    """Weights and optimiser state of one run under `prefix`, by parameter name."""
+    tensors = {f"{prefix}model.{name}": p for name, p in model.named_parameters()}
+    names = {id(p): name for name, p in model.named_parameters()}
+    for parameter, state in optimizer.state.items():
+        for key, value in state.items():
+            tensors[f"{prefix}optim.{key}.{names[id(parameter)]}"] = value
+    return tensors
+
+
+def unpack(model: nn.Module, optimizer: torch.optim.Optimizer | None, tensors: dict[str, Tensor], prefix: str, path: Path) -> None:
+    """Load what `pack` gave, in place.
+
+    Raises:
+        CheckpointError: when a tensor is missing or has another shape, naming it.
+    """
+    for name, parameter in model.named_parameters():
+        stored = tensors.get(f"{prefix}model.{name}")
+        if stored is None or stored.shape != parameter.shape:
+            found = "is missing" if stored is None else f"has shape {tuple(stored.shape)}"
+            raise CheckpointError(f"{path}: {name} {found}, expected {tuple(parameter.shape)}; it belongs to another model")
+        with torch.no_grad():
+            parameter.copy_(stored)
+        if optimizer is not None:
+            keys = [k for k in ("step", "exp_avg", "exp_avg_sq") if f"{prefix}optim.{k}.{name}" in tensors]
+            if keys:
+                optimizer.state[parameter] = {k: tensors[f"{prefix}optim.{k}.{name}"].clone() for k in keys}

@@ -1,0 +1,133 @@
+"""Group: the unit of work, one or more runs of one shape with their models, optimisers and data.
+
+Notable: it is all the state that training has; `state` and `restore` make and take it as tensors and JSON.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..config.run import Execution, Run
+from ..data import Source, open_source
+from ..models import build_model
+from ..models.decoder import Decoder
+from .checkpoint import pack, unpack
+from .optim import build_optimizer
+from .parallel import Ranks, join
+
+
+@dataclass
+class Member:
+    """One run of a group. `losses` are those of every step so far; `alive` is false after a divergence."""
+
+    run: Run
+    source: Source
+    model: Decoder
+    optimizer: torch.optim.AdamW
+    losses: list[float] = field(default_factory=list)
+    alive: bool = True
+
+
+class Group:
+    """Runs that differ in seed and values, not in shape.
+
+    Args:
+        runs: with resolved models, of equal shape and budget.
+        execution: device, threads, micro-batch, compilation.
+
+    Raises:
+        ValueError: runs of different shapes; a device that is not there.
+    """
+
+    def __init__(self, runs: list[Run], execution: Execution | None = None):
+        self.execution = execution or Execution()
+        self.device = pick_device(self.execution.device)
+        self.ranks: Ranks = join(self.device)
+        runs = [resolve(run) for run in runs]
+        first = runs[0]
+        for run in runs[1:]:
+            if run.model != first.model or run.train != first.train:
+                raise ValueError("runs of a group must share model and train; these differ: put them into two groups")
+        self.dtype = pick_dtype(first.train.precision, self.device)
+        self.members = [self._member(run) for run in runs]
+        self.step = 0
+
+    @property
+    def run(self) -> Run:
+        """The first run; the shape and budget of all."""
+        return self.members[0].run
+
+    @property
+    def micro_batch(self) -> int:
+        """Sequences a forward pass, on this rank."""
+        return self.execution.micro_batch or self.run.train.batch_size
+
+    @property
+    def is_compiled(self) -> bool:
+        return self.execution.compile == "on" or (self.execution.compile == "auto" and self.device.type == "cuda")
+
+    def facts(self) -> dict[str, Any]:
+        """What was really used, for the run's environment.json."""
+        from ..ops.gated_attention import choose
+
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
+        return {
+            "device": name,
+            "compute_dtype": str(self.dtype).removeprefix("torch."),
+            "compiled": self.is_compiled,
+            "attention": choose("auto"),
+            "threads": torch.get_num_threads(),
+            "micro_batch": self.micro_batch,
+            "processes": self.ranks.world,
+            "runs_in_group": len(self.members),
+        }
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Everything that training needs to continue, as tensors and JSON."""
+        tensors: dict[str, Tensor] = {}
+        for i, m in enumerate(self.members):
+            tensors |= pack(m.model, m.optimizer, f"{i}.")
+            tensors[f"{i}.losses"] = torch.tensor(m.losses, dtype=torch.float64)
+        return tensors, {"step": self.step, "alive": [m.alive for m in self.members]}
+
+    def restore(self, tensors: dict[str, Tensor], state: dict[str, Any], path: Path) -> None:
+        """Take what `state` gave; `path` is for the error message."""
+        for i, m in enumerate(self.members):
+            unpack(m.model, m.optimizer, tensors, f"{i}.", path)
+            m.losses = tensors[f"{i}.losses"].tolist()
+            m.alive = state["alive"][i]
+        self.step = state["step"]
+
+    def _member(self, run: Run) -> Member:
+        model = build_model(run.model, seed=run.seed).to(self.device)
+        model.compute_dtype = self.dtype
+        return Member(run, open_source(run.data), model, build_optimizer(model, run.optim))
+
+
+def resolve(run: Run) -> Run:
+    """The run with its model's open fields filled in from its data; a resolved run is returned as it is."""
+    if None not in (run.model.vocab_size, run.model.max_seq_len, run.model.d_ff, run.model.head_dim, run.model.n_kv_heads):
+        return run
+    model = run.model.resolved(open_source(run.data).vocab_size, run.train.seq_len)
+    return run.model_copy(update={"model": model})
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is the GPU where there is one.
+
+    Raises:
+        ValueError: when cuda was asked for and is not there.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("execution.device=cuda: torch sees no CUDA device here; use execution.device=cpu or auto")
+    return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
+
+
+def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """`auto` is bfloat16 on GPUs that compute in it and float32 elsewhere."""
+    if precision != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision]
+    return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
