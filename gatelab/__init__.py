@@ -5,6 +5,10 @@ from typing import Any
 
 __version__ = "0.1.0"
 
+# The version of everything that is stored. Raised when the meaning of a stored configuration or file changes (a
+# default, a name); a new field whose default keeps the old behaviour does not change it.
+SCHEMA = 1
+
 _PUBLIC = {
     "BigramBackcopy": "config",
     "Execution": "config",
@@ -33,7 +37,7 @@ _PUBLIC = {
     "Study": "study.study",
 }
 
-__all__ = ["__version__", *_PUBLIC]
+__all__ = ["SCHEMA", "__version__", *_PUBLIC]
 
 
 def __getattr__(name: str) -> Any:

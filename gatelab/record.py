@@ -114,3 +114,44 @@ class Finding:
     seeds: list[int] = field(default_factory=list)
     differences: list[float] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """How the analysis reads one row metric: its words, what is better, what counts as nothing.
+
+    `name` is the row metric, `label` human words without an article ('held-out loss'). `equivalence` bounds the
+    |difference|, in `unit`, that counts as nothing. A `bimodal` metric is reported by shares: a run shows it when its
+    value is above `threshold`, and `event` says so in words ('shows a sink'; None: '<label> is above <threshold>');
+    its `equivalence` is not tested.
+    `primary` metrics form the family of the study's false-discovery control and are declared before looking.
+
+    Raises:
+        ValueError: for an unknown direction, a bound that is not positive, a bimodal metric without a threshold.
+    """
+
+    name: str
+    unit: str
+    direction: str  # lower-is-better, higher-is-better, neutral
+    label: str
+    equivalence: float | None = None
+    bimodal: bool = False
+    threshold: float | None = None
+    primary: bool = False
+    event: str | None = None
+
+    def __post_init__(self) -> None:
+        allowed = ("lower-is-better", "higher-is-better", "neutral")
+        if self.direction not in allowed:
+            raise ValueError(
+                f"Metric.direction={self.direction!r} of {self.name}: expected one of {', '.join(allowed)}"
+            )
+        if self.equivalence is not None and not 0 < self.equivalence < float("inf"):
+            raise ValueError(
+                f"Metric.equivalence={self.equivalence!r} of {self.name}: the bound on |difference| must be positive"
+                f" and finite; leave it out to declare none"
+            )
+        if self.bimodal and self.threshold is None:
+            raise ValueError(
+                f"Metric {self.name} is bimodal but has no threshold; a run shows it when its value is above one"
+            )

@@ -23,7 +23,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from .config.base import SCHEMA
+from . import SCHEMA
 from .record import Item, Row
 
 _TYPES = {int: "BIGINT", float: "DOUBLE", str: "VARCHAR"}
@@ -80,7 +80,9 @@ class Appender:
     def write(self, records: Iterable[Row | Item | dict[str, Any]]) -> None:
         """Append one line a record."""
         for record in records:
-            value = record if isinstance(record, dict) else record.as_dict() if isinstance(record, Row) else asdict(record)
+            value = (
+                record if isinstance(record, dict) else record.as_dict() if isinstance(record, Row) else asdict(record)
+            )
             self._file.write(json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode() + b"\n")
 
     def flush(self) -> int:
@@ -211,11 +213,15 @@ class StudyFolder:
         """
         entries = self.study()["plan"]
         labels = {f"{e['cell']}/{e['arm']}/{e['seed']}": e["fingerprint"] for e in entries}
-        hits = {f for f in labels.values() if name and f.startswith(name)} | ({labels[name]} if name in labels else set())
+        hits = {f for f in labels.values() if name and f.startswith(name)} | (
+            {labels[name]} if name in labels else set()
+        )
         if len(hits) == 1:
             return self.run(hits.pop())
         some = ", ".join(list(labels)[:4])
-        raise StoreError(f"{name!r} names {len(hits)} runs of {self.path}; take a fingerprint or cell/arm/seed, such as {some}")
+        raise StoreError(
+            f"{name!r} names {len(hits)} runs of {self.path}; take a fingerprint or cell/arm/seed, such as {some}"
+        )
 
     def connect(self) -> Any:
         """A DuckDB connection with two tables: `runs` (cell, arm, seed, fingerprint, n_parameters) and `rows` (every
@@ -224,7 +230,9 @@ class StudyFolder:
 
         connection = duckdb.connect()
         columns = ", ".join(f"{f.name} {_sql_type(f.type)}" for f in fields(Row))
-        connection.execute("CREATE TABLE runs (cell VARCHAR, arm VARCHAR, seed BIGINT, fingerprint VARCHAR, n_parameters BIGINT)")
+        connection.execute(
+            "CREATE TABLE runs (cell VARCHAR, arm VARCHAR, seed BIGINT, fingerprint VARCHAR, n_parameters BIGINT)"
+        )
         connection.execute(f"CREATE TABLE measured ({columns})")
         seen = set()
         for entry, run in self.planned():

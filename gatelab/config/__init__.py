@@ -1,6 +1,6 @@
 """Configurations: frozen values with one dotted grammar. Free of torch."""
 
-from .base import SCHEMA, Config, ConfigError, canonical, digest, keys, nearest, validate
+from .base import Config, ConfigError, canonical, digest, keys, nearest, validate
 from .data import BigramBackcopy, Data, Text
 from .gate import ACTIVATIONS, SITES, Activation, GateSpec
 from .grid import Change, accepts, cross, override, parse_assignments, together, vary
@@ -9,7 +9,6 @@ from .run import Execution, OptimConfig, ProbeConfig, Run, TrainConfig, fingerpr
 
 __all__ = [
     "ACTIVATIONS",
-    "SCHEMA",
     "SITES",
     "Activation",
     "BigramBackcopy",

@@ -12,10 +12,6 @@ from typing import Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-# Raised when the meaning of a stored configuration changes (a default, a name). Adding a field with a default that
-# keeps the old behaviour does not change it: defaults are left out of the hash.
-SCHEMA = 1
-
 
 class ConfigError(ValueError):
     """A configuration that cannot be used. `problems` holds one sentence a mistake; str() joins them by newlines."""
@@ -118,7 +114,7 @@ def _without_tags(kind: type[Config], location: tuple[str | int, ...]) -> list[s
     kinds, out = [kind], []
     for i, name in enumerate(location):
         inside = [k for k in kinds if name in k.model_fields]
-        if inside or i == len(location) - 1 and isinstance(name, str):
+        if inside or (i == len(location) - 1 and isinstance(name, str)):
             out.append(str(name))
             kinds = [m for k in inside for m in members(k.model_fields[str(name)].annotation)]
     return out

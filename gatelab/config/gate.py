@@ -47,7 +47,9 @@ ACTIVATIONS: dict[str, Activation] = {
     "two_sigmoid": Activation("2σ(z)", "(0, 2)", lambda z: 2 * z.sigmoid(), lambda v: _logit(v / 2)),
     "silu": Activation("z σ(z)", "(−0.28, ∞)", lambda z: z * z.sigmoid(), _inverse_silu),
     "identity": Activation("z", "(−∞, ∞)", lambda z: z, lambda v: v),
-    "softplus": Activation("ln(1 + eᶻ)", "(0, ∞)", lambda z: z.logaddexp(z.new_zeros(())), lambda v: math.log(math.expm1(v))),
+    "softplus": Activation(
+        "ln(1 + eᶻ)", "(0, ∞)", lambda z: z.logaddexp(z.new_zeros(())), lambda v: math.log(math.expm1(v))
+    ),
     "tanh": Activation("tanh z", "(−1, 1)", lambda z: z.tanh(), math.atanh),
 }
 
@@ -105,7 +107,9 @@ class GateSpec(Config):
                 f"no heads; use {self.site}-{granularities[0]}"
             )
         if self.site == "out" and self.sharing == "shared":
-            raise ValueError("gate out-elementwise-shared is impossible: the layer's output has no heads to average over")
+            raise ValueError(
+                "gate out-elementwise-shared is impossible: the layer's output has no heads to average over"
+            )
         if self.source == "static" and self.bias:
             raise ValueError("a static gate is a bias already: leave out the word 'bias'")
         if self.init != "random":
@@ -129,7 +133,9 @@ class GateSpec(Config):
         """
         site, *words = slug.split("-")
         if site not in SITES:
-            raise ValueError(f"gate {slug!r}: no site {site!r}; expected one of {', '.join(SITES)}{nearest(site, list(SITES))}")
+            raise ValueError(
+                f"gate {slug!r}: no site {site!r}; expected one of {', '.join(SITES)}{nearest(site, list(SITES))}"
+            )
         given: dict[str, Any] = {"site": site}
         for word in words:
             if word.startswith("init="):
@@ -141,7 +147,9 @@ class GateSpec(Config):
             axis = next((a for a, allowed in _WORDS.items() if word in allowed), None)
             if axis is None:
                 allowed = [w for group in _WORDS.values() for w in group] + ["init=<number>"]
-                raise ValueError(f"gate {slug!r}: no word {word!r}; expected {', '.join(allowed)}{nearest(word, allowed)}")
+                raise ValueError(
+                    f"gate {slug!r}: no word {word!r}; expected {', '.join(allowed)}{nearest(word, allowed)}"
+                )
             if axis in given:
                 raise ValueError(f"gate {slug!r}: {given[axis]!r} and {word!r} are both a {axis}; keep one")
             given[axis] = True if axis == "bias" else word

@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from .base import SCHEMA, Config, digest
+from .. import SCHEMA
+from .base import Config, digest
 from .data import BigramBackcopy, Data, Text
 from .model import Count, ModelConfig
 
@@ -117,9 +118,10 @@ class Run(Config):
 class Execution(Config):
     """How a run is carried out; nothing here changes its fingerprint.
 
-    `slots` groups of runs at a time (0: as many as cores allow); `group` runs of one shape in one process; `threads` a process on CPUs; `micro_batch` sequences at a time,
-    gradients accumulated (0: the whole batch); `compile` auto compiles on GPUs; a checkpoint at least every
-    `checkpoint_s` seconds; a run longer than `timeout_s` seconds (0: no limit) is stopped and may be resumed.
+    `slots` groups of runs at a time (0: as many as cores allow); `group` runs of one shape in one process; `threads` a
+    process on CPUs; `micro_batch` sequences at a time, gradients accumulated (0: the whole batch); `compile` auto
+    compiles on GPUs; a checkpoint at least every `checkpoint_s` seconds; a run longer than `timeout_s` seconds (0: no
+    limit) is stopped and may be resumed; one that was lost is tried again `lost_retries` times.
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"

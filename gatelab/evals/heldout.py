@@ -35,7 +35,9 @@ def measure(model: Decoder, source: Source, run: Run, *, fingerprint: str, step:
     for first in range(probed, min(run.probe.eval_sequences, total), _AT_ONCE):
         _losses(model, source, run, first, min(_AT_ONCE, total - first), sums, counts, None)
     means = (sums / counts).tolist()
-    rows.insert(0, Row(fingerprint, step, "eval", "val_loss", means[0], "nats", split="heldout", length=run.train.seq_len))
+    rows.insert(
+        0, Row(fingerprint, step, "eval", "val_loss", means[0], "nats", split="heldout", length=run.train.seq_len)
+    )
     for domain, value in zip(source.domains, means[1:], strict=True):
         rows.append(Row(fingerprint, step, "eval", "val_loss", value, "nats", split="heldout", domain=domain))
     if source.bytes_per_token:
@@ -59,7 +61,9 @@ def _losses(
     # One at a time, because a batch index counts batches and the last chunk is shorter.
     batches = [source.heldout_batch(i, 1, run.train.seq_len) for i in range(first, first + n)]
     inputs_BT, targets_BT, segment_ids_BT, domain_BT = (
-        None if getattr(batches[0], name) is None else torch.from_numpy(np.concatenate([getattr(b, name) for b in batches])).to(device)
+        None
+        if getattr(batches[0], name) is None
+        else torch.from_numpy(np.concatenate([getattr(b, name) for b in batches])).to(device)
         for name in ("inputs_BT", "targets_BT", "segment_ids_BT", "domain_BT")
     )
     if recorder is not None:

@@ -36,7 +36,9 @@ def initialise(model: nn.Module, config: ModelConfig, seed: int) -> None:
                 weight = _draw(module.weight, f"{name}.weight", seed, fan_in, transposed=module.paired_side == "in")
                 module.weight.copy_(weight * (bound if fan_in else config.init_std))
                 if module.bias is not None:
-                    module.bias.copy_(_draw(module.bias, f"{name}.bias", seed, True) * bound if fan_in else module.bias * 0)
+                    module.bias.copy_(
+                        _draw(module.bias, f"{name}.bias", seed, True) * bound if fan_in else module.bias * 0
+                    )
             elif isinstance(module, Embedding):
                 weight = _draw(module.weight, f"{name}.weight", seed, uniform=False)
                 module.weight.copy_(weight * (1.0 if fan_in else config.init_std))

@@ -50,7 +50,12 @@ def _block(c: ModelConfig) -> Shapes:
     before, after = c.norm_position in ("pre", "sandwich"), c.norm_position in ("post", "sandwich")
     inner, kv = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
     shapes |= _norm("attention_norm", c.d_model, c.norm) if before else {}
-    for name, d_out, d_in in (("q", inner, c.d_model), ("k", kv, c.d_model), ("v", kv, c.d_model), ("o", c.d_model, inner)):
+    for name, d_out, d_in in (
+        ("q", inner, c.d_model),
+        ("k", kv, c.d_model),
+        ("v", kv, c.d_model),
+        ("o", c.d_model, inner),
+    ):
         shapes |= _linear(f"attention.{name}_proj", d_out, d_in, c.bias)
     for spec in c.gate:
         heads = {"key": c.n_kv_heads, "value": c.n_kv_heads, "out": 1}.get(spec.site, c.n_heads)

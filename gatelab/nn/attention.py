@@ -118,7 +118,7 @@ class GatedAttention(nn.Module):
         if cache is not None:
             k_BSGK, v_BSGK = cache.append(self.layer, k_BSGK, v_BSGK)
         mask_BTS = None if segment_ids_BT is None else segment_ids_BT[:, :, None] == segment_ids_BT[:, None, :]
-        gate = self.gates["sdpa"] if "sdpa" in self.gates else None
+        gate = self.gates["sdpa"] if "sdpa" in self.gates else None  # noqa: SIM401  (ModuleDict has no get)
         y_BTHK = gated_attention(
             q_BTHK,
             k_BSGK,

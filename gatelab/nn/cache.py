@@ -34,7 +34,9 @@ class KVCache:
         """
         end = self.length + k_BTGK.shape[1]
         if end > self.k_LBSGK.shape[2]:
-            raise ValueError(f"{end} tokens do not fit into a cache for {self.k_LBSGK.shape[2]}; make it with a larger max_seq_len")
+            raise ValueError(
+                f"{end} tokens do not fit into a cache for {self.k_LBSGK.shape[2]}; make it with a larger max_seq_len"
+            )
         self.k_LBSGK[layer, :, self.length : end] = k_BTGK
         self.v_LBSGK[layer, :, self.length : end] = v_BTGK
         return self.k_LBSGK[layer, :, :end], self.v_LBSGK[layer, :, :end]

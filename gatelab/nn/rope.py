@@ -22,7 +22,9 @@ class Rope(nn.Module):
         """
         end = start + x_BTHK.shape[1]
         if end > self.cos_TK.shape[0]:
-            raise ValueError(f"position {end - 1} is past max_seq_len={self.cos_TK.shape[0]}; build the model with a larger one")
+            raise ValueError(
+                f"position {end - 1} is past max_seq_len={self.cos_TK.shape[0]}; build the model with a larger one"
+            )
         # Angles of late positions need more digits than bfloat16 has.
         cos_T1K, sin_T1K = self.cos_TK[start:end, None], self.sin_TK[start:end, None]
         left, right = x_BTHK.float().chunk(2, dim=-1)

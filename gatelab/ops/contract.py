@@ -28,7 +28,9 @@ class Verdict:
         return self.error <= self.allowed  # false for not-a-number
 
 
-def check(candidate: Callable[..., Tensor], reference: Callable[..., Tensor], arguments: dict[str, Any]) -> list[Verdict]:
+def check(
+    candidate: Callable[..., Tensor], reference: Callable[..., Tensor], arguments: dict[str, Any]
+) -> list[Verdict]:
     """One verdict for the output and one for the gradient of every differentiable argument.
 
     Args:

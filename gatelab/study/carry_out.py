@@ -63,7 +63,9 @@ class _Writer:
         self.clock.close()
 
 
-def _follow(group: "Group", steps: Any, runs: list[RunFolder], writers: list[_Writer], should_stop: Callable[[], bool]) -> None:
+def _follow(
+    group: "Group", steps: Any, runs: list[RunFolder], writers: list[_Writer], should_stop: Callable[[], bool]
+) -> None:
     probe_steps = set(group.run.probe_steps())
     started = saved = shown = time.monotonic()
     first = group.step
@@ -105,11 +107,19 @@ def _look(group: "Group", runs: list[RunFolder], writers: list[_Writer]) -> None
         return
     for folder, member, writer in zip(runs, group.members, writers, strict=True):
         if member.alive:
-            writer.rows.write(measure(member.model, member.source, member.run, fingerprint=folder.fingerprint, step=group.step))
+            writer.rows.write(
+                measure(member.model, member.source, member.run, fingerprint=folder.fingerprint, step=group.step)
+            )
 
 
 def _show_progress(
-    step: Step, group: "Group", runs: list[RunFolder], writers: list[_Writer], elapsed: float, first: int, seconds: float
+    step: Step,
+    group: "Group",
+    runs: list[RunFolder],
+    writers: list[_Writer],
+    elapsed: float,
+    first: int,
+    seconds: float,
 ) -> None:
     facts = {"step": step.step, "steps": group.run.train.steps, "seconds": elapsed, "first_step": first}
     for i, (folder, writer) in enumerate(zip(runs, writers, strict=True)):
@@ -169,10 +179,10 @@ def _finish(group: "Group", runs: list[RunFolder], writers: list[_Writer], secon
             Row(folder.fingerprint, last, "train", "loss_spikes", n, "count", threshold=t) for t, n in rules
         )
         writer.rows.flush()
-        weights = {name: p for name, p in member.model.named_parameters()}
+        weights = dict(member.model.named_parameters())
         write_tensors(folder.path / "weights.safetensors", weights, {"step": last, "fingerprint": folder.fingerprint})
         status = "done" if member.alive else "diverged"
-        folder.mark_done(status, {"steps": last, "seconds_of_last_attempt": round(seconds, 2)})
+        folder.mark_done(status, {"steps": last, "seconds": round(seconds, 2)})
         # The final weights stand in for it; a checkpoint is three times their size.
         (folder.path / "checkpoint.safetensors").unlink(missing_ok=True)
 

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..config.base import SCHEMA
+from .. import SCHEMA
 
 
 class CheckpointError(ValueError):
@@ -66,7 +66,9 @@ def pack(model: nn.Module, optimizer: torch.optim.Optimizer, prefix: str) -> dic
     return tensors
 
 
-def unpack(model: nn.Module, optimizer: torch.optim.Optimizer | None, tensors: dict[str, Tensor], prefix: str, path: Path) -> None:
+def unpack(
+    model: nn.Module, optimizer: torch.optim.Optimizer | None, tensors: dict[str, Tensor], prefix: str, path: Path
+) -> None:
     """Load what `pack` gave, in place.
 
     Raises:
@@ -76,10 +78,23 @@ def unpack(model: nn.Module, optimizer: torch.optim.Optimizer | None, tensors: d
         stored = tensors.get(f"{prefix}model.{name}")
         if stored is None or stored.shape != parameter.shape:
             found = "is missing" if stored is None else f"has shape {tuple(stored.shape)}"
-            raise CheckpointError(f"{path}: {name} {found}, expected {tuple(parameter.shape)}; it belongs to another model")
+            raise CheckpointError(
+                f"{path}: {name} {found}, expected {tuple(parameter.shape)}; it belongs to another model"
+            )
         with torch.no_grad():
             parameter.copy_(stored)
         if optimizer is not None:
             keys = [k for k in ("step", "exp_avg", "exp_avg_sq") if f"{prefix}optim.{k}.{name}" in tensors]
             if keys:
                 optimizer.state[parameter] = {k: tensors[f"{prefix}optim.{k}.{name}"].clone() for k in keys}
+
+
+def load_weights(model: nn.Module, path: Path) -> int:
+    """Load the final weights of a run, in place; returns the step they belong to.
+
+    Raises:
+        CheckpointError: as `read_tensors` and `unpack` do.
+    """
+    tensors, state = read_tensors(path)
+    unpack(model, None, {f"model.{name}": t for name, t in tensors.items()}, "", path)
+    return state["step"]

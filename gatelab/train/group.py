@@ -109,7 +109,13 @@ class Group:
 
 def resolve(run: Run) -> Run:
     """The run with its model's open fields filled in from its data; a resolved run is returned as it is."""
-    if None not in (run.model.vocab_size, run.model.max_seq_len, run.model.d_ff, run.model.head_dim, run.model.n_kv_heads):
+    if None not in (
+        run.model.vocab_size,
+        run.model.max_seq_len,
+        run.model.d_ff,
+        run.model.head_dim,
+        run.model.n_kv_heads,
+    ):
         return run
     model = run.model.resolved(open_source(run.data).vocab_size, run.train.seq_len)
     return run.model_copy(update={"model": model})

@@ -1,8 +1,8 @@
 """train: a generator of `Step`. Logging, probing, evaluating, saving and stopping are statements of its consumer.
 
-    group = Group([run])
-    for step in train(group):
-        print(step.step, step.loss[0])
+group = Group([run])
+for step in train(group):
+    print(step.step, step.loss[0])
 """
 
 import math

@@ -10,4 +10,6 @@ def next_token_loss(model: nn.Module, inputs_BT: Tensor, targets_BT: Tensor, seg
     """Sum over positions of the cross-entropy in nats, float32; targets of −100 do not count."""
     logits_BTV = model(inputs_BT, segment_ids_BT=segment_ids_BT)
     # The log-sum-exp over the vocabulary needs float32.
-    return F.cross_entropy(logits_BTV.flatten(0, 1).float(), targets_BT.flatten(), ignore_index=IGNORED, reduction="sum")
+    return F.cross_entropy(
+        logits_BTV.flatten(0, 1).float(), targets_BT.flatten(), ignore_index=IGNORED, reduction="sum"
+    )

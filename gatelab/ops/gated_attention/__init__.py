@@ -54,7 +54,14 @@ def gated_attention(
     if (gate is None) != (gate_logits_BTHK is None):
         raise ValueError("a gate and its logits come together: give both, or neither")
     return IMPLEMENTATIONS[choose(impl)](
-        q_BTHK, k_BSGK, v_BSGK, gate_logits_BTHK, gate, is_causal=is_causal, mask_BTS=mask_BTS, sink_logit_H=sink_logit_H
+        q_BTHK,
+        k_BSGK,
+        v_BSGK,
+        gate_logits_BTHK,
+        gate,
+        is_causal=is_causal,
+        mask_BTS=mask_BTS,
+        sink_logit_H=sink_logit_H,
     )
 
 

@@ -43,7 +43,9 @@ def gated_attention(
     return y_BTHK if gate is None else apply_gate(y_BTHK, gate_logits_BTHK, gate)
 
 
-def _with_sink(mask_B1TS: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, sink_logit_H: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _with_sink(
+    mask_B1TS: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, sink_logit_H: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     B, _, T, S = mask_B1TS.shape
     H = sink_logit_H.shape[0]
     bias_BHTS = torch.zeros(B, H, T, S, dtype=k_BGSK.dtype, device=k_BGSK.device).masked_fill(~mask_B1TS, -math.inf)

@@ -1,0 +1,176 @@
+"""Outcomes in, findings out: every arm against the baseline, cell by cell and metric by metric.
+
+Per comparison: Student's t on the differences between runs of one seed, with variances shrunk across cells where there
+are ten or more. Over the study: Benjamini-Hochberg on the primary metrics, all cells and arms as one family. Beside
+each: equivalence within the declared bound, and the smallest effect that this test could have seen.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from math import inf, nan
+
+from ..record import Finding, Metric
+from .paired import Outcome, Outcomes, Pairs, comparisons
+from .shares import share
+from .student import (
+    Estimate,
+    detectable_effect,
+    discovery_levels,
+    estimate,
+    fit_prior,
+    interval,
+    moderate,
+    p_equivalent,
+    p_two_sided,
+)
+from .verdicts import compact, sentence, verdict
+
+MODERATION_CELLS = 10
+_POWER = 0.8
+
+
+@dataclass(slots=True)
+class _Test:
+    """One comparison on its way to a finding; `estimate` is None where no test can be made."""
+
+    pairs: Pairs
+    estimate: Estimate | None
+    level: float
+    q: float | None
+    notes: list[str] = field(default_factory=list)
+
+
+def effects(
+    outcomes: Iterable[Outcome],
+    metrics: Sequence[Metric],
+    *,
+    baseline: str,
+    arms: Sequence[str],
+    cells: Sequence[str],
+    confidence: float = 0.95,
+    fdr: float = 0.10,
+) -> list[Finding]:
+    """One finding a cell, metric and arm, in this order of nesting; none where either side lacks the metric.
+
+    `arms` and `cells` choose what is compared and give the order. What cannot be tested (fewer than two pairs,
+    identical differences) is a finding with verdict 'untestable', with nan for what does not exist.
+
+    Raises:
+        ValueError: when the baseline is not among the arms or has no outcome, a run has two values for a metric, or
+            confidence or fdr is not between 0 and 1.
+    """
+    for name, value in (("confidence", confidence), ("fdr", fdr)):
+        if not 0 < value < 1:
+            raise ValueError(f"{name}={value!r}: expected a number between 0 and 1, as in 0.95")
+    table = Outcomes(outcomes)
+    tests = [
+        _Test(pairs, _plain(pairs), level=1 - confidence, q=nan if pairs.metric.primary else None)
+        for pairs in comparisons(table, metrics, baseline=baseline, arms=arms, cells=cells)
+    ]
+    for metric in metrics:
+        for arm in arms:
+            _moderate([t for t in tests if t.pairs.metric is metric and t.pairs.arm == arm and t.estimate])
+    for test in tests:
+        if test.estimate and test.estimate.sigma == 0:
+            test.estimate = None
+    _discover([t for t in tests if t.pairs.metric.primary and t.estimate], fdr)
+    return [_finding(test, table, baseline, confidence, fdr) for test in tests]
+
+
+def _plain(pairs: Pairs) -> Estimate | None:
+    if len(pairs.seeds) < 2:
+        return None
+    e = estimate(pairs.differences)
+    return replace(e, sigma=0.0) if pairs.is_constant else e
+
+
+def _moderate(tests: list[_Test]) -> None:
+    """Shrink the variances of one metric and arm towards what its cells have in common."""
+    if len(tests) < MODERATION_CELLS:
+        return
+    prior = fit_prior([t.estimate.sigma**2 for t in tests], [t.estimate.df for t in tests])
+    if prior.df == 0:
+        return
+    worth = "the cells share one variance" if prior.df == inf else f"worth {compact(prior.df)} degrees of freedom"
+    for test, shrunk in zip(tests, moderate([t.estimate for t in tests], prior), strict=True):
+        test.estimate = shrunk
+        test.notes.append(
+            f"variance shrunk across {len(tests)} cells"
+            f" (prior standard deviation {compact(prior.variance**0.5)}, {worth})"
+        )
+
+
+def _discover(family: list[_Test], fdr: float) -> None:
+    if not family:
+        return
+    from scipy.stats import false_discovery_control
+
+    p = [p_two_sided(t.estimate) for t in family]
+    for test, q, level in zip(family, false_discovery_control(p), discovery_levels(p, fdr), strict=True):
+        test.q, test.level = float(q), level
+        test.notes.append(f"one of {len(family)} primary tests; p up to {compact(level)} counts here")
+
+
+def _finding(test: _Test, table: Outcomes, baseline: str, confidence: float, fdr: float) -> Finding:
+    pairs, metric, e = test.pairs, test.pairs.metric, test.estimate
+    low, high = interval(e, confidence) if e else (nan, nan)
+    # Seeds that all fell into one group spread little, so the t test would call bimodal arms equivalent by luck.
+    bound = None if metric.bimodal else metric.equivalence
+    n = len(pairs.seeds)
+    found = Finding(
+        cell=pairs.cell,
+        arm=pairs.arm,
+        baseline=baseline,
+        metric=metric.name,
+        unit=metric.unit,
+        primary=metric.primary,
+        direction=metric.direction,
+        n_pairs=n,
+        baseline_mean=float(pairs.baseline_values.mean()) if n else nan,
+        arm_mean=float(pairs.arm_values.mean()) if n else nan,
+        effect=float(pairs.differences.mean()) if n else nan,
+        low=low,
+        high=high,
+        confidence=confidence,
+        p=p_two_sided(e) if e else nan,
+        q=test.q,
+        equivalence=bound,
+        p_equivalence=None if bound is None else p_equivalent(e, bound) if e else nan,
+        detectable=detectable_effect(e.sigma, e.n, test.level, _POWER, e.df) if e else nan,
+        verdict="",
+        sentence="",
+        seeds=pairs.seeds,
+        differences=pairs.differences.tolist(),
+    )
+    found = replace(found, verdict=verdict(found, fdr=fdr))
+    both = (
+        [share(table, pairs.cell, arm, metric, confidence) for arm in (baseline, pairs.arm)] if metric.bimodal else []
+    )
+    return replace(
+        found,
+        sentence=sentence(found, metric, excluded=pairs.excluded, shares=both),
+        notes=[*pairs.excluded, *_cautions(found, test), *test.notes],
+    )
+
+
+def _cautions(f: Finding, test: _Test) -> list[str]:
+    """What a careful reader would ask next."""
+    notes = []
+    if test.pairs.metric.bimodal:
+        notes.append(
+            "bimodal over seeds: the mean describes no single run, and the t test and its interval trust few seeds too"
+            " much; read the shares"
+        )
+        if test.pairs.metric.equivalence is not None:
+            notes.append("equivalence is not tested on a bimodal metric")
+    if f.n_pairs >= 2 and test.pairs.is_constant:
+        notes.append("the differences of all seeds are identical")
+    if f.verdict in ("lower", "higher") and f.low <= 0 <= f.high:
+        notes.append("the interval of this one difference includes zero; the verdict is that of the whole family")
+    if f.n_pairs >= 2:
+        alone, together = test.pairs.baseline_values.std(ddof=1), test.pairs.differences.std(ddof=1)
+        notes.append(
+            f"noise floor: standard deviation over seeds {compact(float(alone))} of {f.baseline},"
+            f" {compact(float(together))} of the difference"
+        )
+    return notes

@@ -1,0 +1,61 @@
+"""Shares for metrics that are bimodal over seeds: in how many runs the thing is there, with an exact interval.
+
+A mean of 0.4 between runs at 0.05 and runs at 0.95 describes none of them; '3 of 8 seeds' describes all. The interval
+is Clopper and Pearson's (Biometrika 26, 1934), which covers at least the stated confidence at every n.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from ..record import Metric
+from .paired import Outcome, Outcomes
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """`k` of an arm's `n` finished runs have `metric` above its threshold; `low` to `high` covers the true share."""
+
+    cell: str
+    arm: str
+    metric: str
+    k: int
+    n: int
+    low: float
+    high: float
+
+
+def exact_interval(k: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Clopper-Pearson interval of a share seen as k of n.
+
+    Raises:
+        ValueError: when k is not in 0..n or n is 0.
+    """
+    from scipy.stats import binomtest
+
+    if not 0 <= k <= n or n == 0:
+        raise ValueError(f"k={k!r} of n={n!r}: expected 0 <= k <= n with at least one run")
+    ends = binomtest(k, n).proportion_ci(confidence, method="exact")
+    return float(ends.low), float(ends.high)
+
+
+def share(outcomes: Outcomes, cell: str, arm: str, metric: Metric, confidence: float = 0.95) -> Share | None:
+    """The share of one arm's finished runs, paired or not; None when no run finished."""
+    values = [o.value for o in outcomes.of(cell, arm, metric).values() if o.usable]
+    if not values:
+        return None
+    k = sum(value > metric.threshold for value in values)
+    return Share(cell, arm, metric.name, k, len(values), *exact_interval(k, len(values), confidence))
+
+
+def shares(
+    outcomes: Iterable[Outcome],
+    metrics: Sequence[Metric],
+    *,
+    arms: Sequence[str],
+    cells: Sequence[str],
+    confidence: float = 0.95,
+) -> list[Share]:
+    """One row a cell, bimodal metric and arm (the baseline among them) that has a finished run with the metric."""
+    table = Outcomes(outcomes)
+    rows = (share(table, c, a, m, confidence) for c in cells for m in metrics if m.bimodal for a in arms)
+    return [row for row in rows if row is not None]

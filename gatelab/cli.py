@@ -1,0 +1,450 @@
+"""The command line: parsing only. Exit status 0: done; 1: something asked for could not be done; 2: usage.
+
+Every command imports what it needs when it runs, so that `--help` and `status` answer at once.
+"""
+
+import errno
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import App, CycloptsError, Parameter
+
+from . import __version__
+
+app = App(
+    name="gatelab",
+    help="A laboratory for gated softmax attention: run paired studies, probe checkpoints, read a page one can believe.",
+    version=__version__,
+    help_flags=["--help", "-h"],
+    result_action="return_value",
+)
+
+Json = Annotated[bool, Parameter(name="--json", negative="")]
+
+
+@app.command
+def run(study: str, *assignments: str, out: str | None = None, executor: str = "local", json_: Json = False) -> int:
+    """Carry out a study: everything that is not done yet. Started again, it continues.
+
+    Parameters
+    ----------
+    study:
+        A built-in study (quickstart) or a Python file that defines `study`.
+    assignments:
+        key=value words: model.gate=[none,sdpa-headwise] optim.lr=1e-3 seed=0..4 data.paths=FOLDER execution.slots=2
+    out:
+        The study's folder; runs/STUDY unless stated.
+    executor:
+        Where the runs are carried out: local.
+    json_:
+        One JSON record a line on stdout and nothing else.
+    """
+    from . import lab
+    from .config import parse_assignments
+    from .study.drive import drive
+    from .terminal import LiveGrid, print_findings, print_status
+
+    lab.check_executor(executor)
+    planned = lab.plan(study, parse_assignments(assignments))
+    execution = planned.study.execution
+    folder = lab.save_plan(planned, out or f"runs/{planned.study.name}")
+    entries = planned.entries(folder.path)
+    _tell(f"{planned.study.name}: {len(entries)} runs in {folder.path}; Ctrl-C is safe, the same command continues")
+    with lab.open_executor(execution, executor) as workers, LiveGrid(folder, workers.slots) as grid:
+        summary = drive(folder, workers, execution, entries=entries, on_event=grid)
+    analysis = lab.analyse(folder)
+    page = lab.report(folder, analysis)
+    if json_:
+        _print_json([{"fingerprint": f, "state": s} for f, s in summary.states.items()] + [{"page": str(page)}])
+    else:
+        print_status(folder)
+        print_findings(analysis.findings, all_metrics=False)
+        print(f"\nthe page: {page}")
+    if summary.halted:
+        _tell(summary.halted)
+    if summary.elsewhere:
+        _tell(f"{len(summary.elsewhere)} runs are being carried out by another process; run again for the whole page")
+    if not summary.is_complete:
+        _tell(
+            f"some runs did not finish; `gatelab status {folder.path}` says why, `gatelab retry {folder.path}` tries again"
+        )
+    return 0 if summary.is_complete else 1
+
+
+@app.command
+def plan(study: str, *assignments: str, json_: Json = False) -> int:
+    """Say what a study would do: runs, parameters, tokens, operations, memory. Nothing is started.
+
+    Parameters
+    ----------
+    study:
+        A built-in study or a Python file.
+    assignments:
+        key=value words, as for `run`.
+    json_:
+        One JSON record a run.
+    """
+    from . import lab
+    from .config import parse_assignments
+    from .terminal import print_records
+
+    planned = lab.plan(study, parse_assignments(assignments))
+    entries = planned.entries(Path("runs") / planned.study.name)
+    if json_:
+        _print_json(entries)
+        return 0
+    keys = ("cell", "arm", "n_parameters", "remainder", "d_ff", "steps", "tokens")
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    for e in entries:
+        row = rows.setdefault(
+            (e["cell"], e["arm"]), {k: e[k] for k in keys} | {"runs": 0, "GFLOP a run": round(e["flops"] / 1e9)}
+        )
+        row["runs"] += 1
+    print_records(list(rows.values()), f"{planned.study.name}: {planned.study.question}")
+    for cell, source in planned.sources.items():
+        print(f"{cell}: {source.description}")
+    total = sum(e["flops"] for e in entries)
+    print(f"{len(entries)} runs, {total / 1e12:.3g} TFLOP of training; nothing was started")
+    return 0
+
+
+@app.command
+def status(folder: Path, *, json_: Json = False) -> int:
+    """Show how a study's runs stand.
+
+    Parameters
+    ----------
+    folder:
+        The study's folder.
+    json_:
+        One JSON record a run.
+    """
+    from .store import StudyFolder
+    from .study.ledger import state_of
+
+    there = StudyFolder.open(folder)
+    if json_:
+        _print_json(
+            [
+                {k: e[k] for k in ("cell", "arm", "seed", "fingerprint")} | {"state": state_of(r)}
+                for e, r in there.planned()
+            ]
+        )
+        return 0
+    from .terminal import print_status
+
+    print_status(there)
+    return 0
+
+
+@app.command
+def logs(folder: Path, run_name: str) -> int:
+    """Print what a run's workers printed.
+
+    Parameters
+    ----------
+    folder:
+        The study's folder.
+    run_name:
+        The run: the start of its fingerprint, or cell/arm/seed.
+    """
+    from .store import StoreError, StudyFolder
+
+    path = StudyFolder.open(folder).find(run_name).path / "log.txt"
+    if not path.exists():
+        raise StoreError(f"{run_name}: has no log yet; it has not been started")
+    print(path.read_text(encoding="utf-8", errors="replace"), end="")
+    return 0
+
+
+@app.command
+def retry(folder: Path, *, json_: Json = False) -> int:
+    """Plan the runs that failed, ran out of memory, timed out or were lost again; `run` then resumes them.
+
+    Parameters
+    ----------
+    folder:
+        The study's folder.
+    json_:
+        One JSON record a run that was planned again.
+    """
+    from .store import StudyFolder
+    from .study.drive import retry as plan_again
+
+    there = StudyFolder.open(folder)
+    again = plan_again(there)
+    if json_:
+        _print_json([{"fingerprint": f, "state": "planned"} for f in again])
+    elif again:
+        print(
+            f"{len(again)} runs are planned again: {', '.join(again)}; start them with `gatelab run {there.study()['name']}`"
+        )
+    else:
+        print("no run has failed, run out of memory, timed out or been lost")
+    return 0
+
+
+@app.command
+def find(
+    folder: Path, *, all_: Annotated[bool, Parameter(name="--all", negative="")] = False, json_: Json = False
+) -> int:
+    """State a study's effects, with intervals and q-values.
+
+    Parameters
+    ----------
+    folder:
+        The study's folder.
+    all_:
+        The exploratory metrics too.
+    json_:
+        One JSON record an effect.
+    """
+    from dataclasses import asdict
+
+    from . import lab
+    from .store import StudyFolder
+    from .terminal import print_findings
+
+    findings = lab.analyse(StudyFolder.open(folder)).findings
+    if json_:
+        _print_json([asdict(f) for f in findings if f.primary or all_])
+    else:
+        print_findings(findings, all_metrics=all_)
+    return 0
+
+
+@app.command
+def report(folder: Path) -> int:
+    """Write the study's page (report.html) and its CSV files anew.
+
+    Parameters
+    ----------
+    folder:
+        The study's folder.
+    """
+    from . import lab
+    from .store import StudyFolder
+
+    there = StudyFolder.open(folder)
+    print(lab.report(there, lab.analyse(there)))
+    return 0
+
+
+@app.command
+def diff(left: Path, right: Path, *, json_: Json = False) -> int:
+    """Show where two runs' configurations differ.
+
+    Parameters
+    ----------
+    left:
+        A run's folder.
+    right:
+        Another run's folder.
+    json_:
+        One JSON record a key.
+    """
+    from . import lab
+    from .terminal import print_records
+
+    a, b = (lab.flat(lab.find_run(p).config()) for p in (left, right))
+    records = [{"key": k, left.name: a.get(k), right.name: b.get(k)} for k in sorted(a | b) if a.get(k) != b.get(k)]
+    if json_:
+        _print_json(records)
+    elif records:
+        print_records([{k: json.dumps(v) if k != "key" else v for k, v in r.items()} for r in records])
+    else:
+        print("the two configurations are equal")
+    return 0
+
+
+@app.command
+def train(*assignments: str, config: Path | None = None, out: str | None = None, json_: Json = False) -> int:
+    """Train one run. Started again with the same words, it continues.
+
+    Parameters
+    ----------
+    assignments:
+        key=value words: model.gate=sdpa-headwise data.paths=FOLDER train.tokens=1000000
+    config:
+        A run.json to start from: the run of a study, to reproduce it.
+    out:
+        Where the run's folder goes; runs/train unless stated.
+    json_:
+        One JSON record a measurement at the last step.
+    """
+    from . import lab
+    from .config import parse_assignments
+    from .study.drive import drive
+    from .terminal import LiveGrid, print_records
+
+    planned = lab.plan(lab.single(parse_assignments(assignments), config))
+    execution = planned.study.execution
+    folder = lab.save_plan(planned, out or "runs/train")
+    entries = planned.entries(folder.path)
+    fingerprint = entries[0]["fingerprint"]
+    _tell(f"{entries[0]['n_parameters']:,} parameters, {entries[0]['steps']} steps, in {folder.run(fingerprint).path}")
+    with lab.open_executor(execution) as workers, LiveGrid(folder, workers.slots) as grid:
+        summary = drive(folder, workers, execution, entries=entries, on_event=grid)
+    rows = lab.final_rows(folder, fingerprint)
+    if json_:
+        _print_json(rows)
+    else:
+        print_records(rows, f"{summary.states[fingerprint]}: {folder.run(fingerprint).path}")
+    return 0 if summary.is_complete else 1
+
+
+@app.command
+def probe(model: str, *, length: int | None = None, json_: Json = False) -> int:
+    """Look at a finished run of Gatelab: sinks, massive activations, gates, on its held-out data.
+
+    Parameters
+    ----------
+    model:
+        A run's folder.
+    length:
+        Tokens a sequence; the training context unless stated.
+    json_:
+        One JSON record a measurement, layers and heads included.
+    """
+    from . import lab
+    from .terminal import print_records
+
+    rows = lab.probe(model, length=length)
+    if json_:
+        _print_json([row.as_dict() for row in rows])
+        return 0
+    shown = [r for r in rows if r.layer is None and r.head is None]
+    print_records(
+        [
+            {
+                "metric": r.metric,
+                "value": f"{r.value:.4g}",
+                "unit": r.unit,
+                "threshold": r.threshold,
+                "domain": r.domain,
+            }
+            for r in shown
+        ]
+    )
+    return 0
+
+
+@app.command
+def gates(*, json_: Json = False) -> int:
+    """List the gates: sites, granularities, activations, and the slugs they make.
+
+    Parameters
+    ----------
+    json_:
+        One JSON record a gate.
+    """
+    from . import catalogue
+    from .terminal import print_records
+
+    if json_:
+        _print_json(catalogue.gate_records())
+    else:
+        print_records(catalogue.gate_records(), "y ⊙ act(x W_g): site-granularity, then words in any order")
+        print("words: shared, static, add, bias, init=<value>, or an activation:")
+        print_records(catalogue.activation_records())
+    return 0
+
+
+@app.command
+def probes(*, json_: Json = False) -> int:
+    """List the probes and what they measure.
+
+    Parameters
+    ----------
+    json_:
+        One JSON record a metric.
+    """
+    from . import catalogue
+    from .terminal import print_records
+
+    records = catalogue.probe_records()
+    _print_json(records) if json_ else print_records(records, "docs/metrics.md defines each metric")
+    return 0
+
+
+@app.command
+def schema() -> int:
+    """Print the JSON Schema of a run, for editors and checks."""
+    from .config import Run
+
+    print(json.dumps(Run.model_json_schema(), indent=1))
+    return 0
+
+
+@app.command
+def doctor(*, json_: Json = False) -> int:
+    """Say what this machine can do: versions, devices, cores, memory, disk.
+
+    Parameters
+    ----------
+    json_:
+        One JSON record a fact.
+    """
+    from . import catalogue
+    from .terminal import print_records
+
+    records = catalogue.machine_records()
+    _print_json(records) if json_ else print_records(records)
+    return 0
+
+
+def main() -> None:
+    """The `gatelab` command."""
+    sys.exit(_status(sys.argv[1:]))
+
+
+def _status(words: list[str]) -> int:
+    """Run one command; every mistake of a user ends as one message on stderr."""
+    if not words:
+        app.help_print([], console=_stderr())
+        return 2
+    try:
+        result = app(words, exit_on_error=False, print_error=False)
+    except CycloptsError as error:
+        return _fail(2, str(error).strip() or type(error).__name__, "`gatelab --help` lists the commands")
+    except KeyboardInterrupt:
+        return _fail(130, "stopped; the runs were saved, the same command continues")
+    except BrokenPipeError:
+        return 1  # the reader of our output has gone, as in `| head`
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return _fail(1, "the disk is full; what was there is unharmed: free space and give the same command again")
+        where = f"{error.filename}: " if error.filename else ""
+        return _fail(1, f"{where}{error.strerror or error}")
+    except ValueError as error:
+        from .config import ConfigError
+
+        return _fail(2 if isinstance(error, ConfigError) else 1, str(error))
+    return result if isinstance(result, int) else 0
+
+
+def _fail(status_: int, *lines: str) -> int:
+    for line in "\n".join(lines).splitlines():
+        print(f"gatelab: {line}", file=sys.stderr)
+    return status_
+
+
+def _tell(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
+
+
+def _print_json(records: list[dict[str, Any]]) -> None:
+    for record in records:
+        print(json.dumps(record, ensure_ascii=False, default=str))
+
+
+def _stderr() -> Any:
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
+if __name__ == "__main__":
+    main()

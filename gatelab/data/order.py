@@ -1,0 +1,87 @@
+"""The order of samples as arithmetic: counter-based random bits, and permutations that need no memory.
+
+Notable: only Philox's raw 64-bit words are used, whose stream NumPy guarantees; the sampling methods on top of them
+may change between versions of NumPy, and a run must not.
+"""
+
+import math
+
+import numpy as np
+
+# Each use has a key space of its own: no two of them ever see the same bits.
+TABLE, TRAIN, HELDOUT, ORDER = range(4)
+
+_ROUNDS = 6
+
+
+def philox(seed: int, purpose: int, counter: tuple[int, int] = (0, 0)) -> np.random.Philox:
+    """A generator at a place: `counter` is (block, row); rows are 2^64 blocks of four words apart."""
+    return np.random.Philox(
+        key=np.array([seed % 2**64, purpose], np.uint64), counter=np.array([*counter, 0, 0], np.uint64)
+    )
+
+
+def uniform_rows(seed: int, purpose: int, first: int, n_rows: int, n_columns: int) -> np.ndarray:
+    """Uniform numbers in [0, 1) with 32 bits, float64, shape (n_rows, n_columns).
+
+    Row r is the same whichever call asks for it as its `first + i`.
+    """
+    blocks = -(-n_columns // 4)
+    words = philox(seed, purpose, (first * blocks, n_columns)).random_raw(n_rows * blocks * 4)
+    return (words.reshape(n_rows, -1)[:, :n_columns] >> np.uint64(32)) * 2.0**-32
+
+
+def permuted(index: np.ndarray, n: int, keys: np.ndarray) -> np.ndarray:
+    """Where a keyed permutation of 0 … n − 1 sends `index`; one round a key.
+
+    A Feistel network on pairs (left, right) of numbers below ⌈√n⌉, walked until the pair is a number below n again
+    (Black and Rogaway, "Ciphers with arbitrary finite domains", 2002).
+    """
+    side = math.isqrt(n - 1) + 1
+    out = index.astype(np.uint64)
+    todo = np.ones(len(out), bool)
+    while todo.any():
+        left, right = np.divmod(out[todo], np.uint64(side))
+        for key in keys:
+            left, right = right, (left + _mixed(right ^ key) % np.uint64(side)) % np.uint64(side)
+        out[todo] = left * np.uint64(side) + right
+        todo = out >= n
+    return out.astype(np.int64)
+
+
+def epoch_starts(seed: int, first: int, count: int, n_tokens: int, seq_len: int, span: int) -> np.ndarray:
+    """First token of the training windows with sample numbers first … first + count − 1; int64.
+
+    An epoch is every window of one tiling of the text, each once, in permuted order; the tiling starts at an offset
+    drawn anew each epoch, so that a text read often is not always cut at the same places. Windows are `seq_len`
+    apart and `span` long; an epoch leaves fewer than 2 · seq_len tokens out.
+    """
+    n_windows = max(1, (n_tokens - span) // seq_len)
+    slack = min(n_tokens - span - (n_windows - 1) * seq_len, seq_len - 1)
+    numbers = np.arange(first, first + count)
+    out = np.empty(count, np.int64)
+    for epoch in range(first // n_windows, (first + count - 1) // n_windows + 1):
+        here = numbers // n_windows == epoch
+        offset, *keys = philox(seed, ORDER, (0, epoch)).random_raw(1 + _ROUNDS)
+        window = permuted(numbers[here] % n_windows, n_windows, np.array(keys, np.uint64))
+        out[here] = int(offset) % (slack + 1) + window * seq_len
+    return out
+
+
+def spread_starts(numbers: np.ndarray, n_tokens: int, seq_len: int, span: int) -> np.ndarray:
+    """First token of held-out windows: side by side from token 0, visited in golden-ratio strides.
+
+    So the first few lie as evenly over the whole text as many do, and every window comes once before one comes again.
+    """
+    n_windows = (n_tokens - span) // seq_len + 1
+    stride = max(1, round(n_windows * 0.618034))
+    while math.gcd(stride, n_windows) > 1:
+        stride += 1
+    return numbers % n_windows * stride % n_windows * seq_len
+
+
+def _mixed(words: np.ndarray) -> np.ndarray:
+    """The output function of splitmix64: every bit of a word depends on all of them."""
+    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return words ^ (words >> np.uint64(31))

@@ -1,0 +1,170 @@
+"""Token shards as a source: flat little-endian ids in .bin files, or .bin.xz, which are unpacked once into the cache.
+
+Notable: a shard is hashed and checked once; what was found is remembered by its path, size and times, since a plan
+would else read gigabytes to learn a name. Shards are mapped where they lie, never copied together.
+"""
+
+import hashlib
+import lzma
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gatelab.config import Text
+from gatelab.config import digest as hash_of
+
+from . import files
+from .batch import DataError
+from .cache import Known, drafted, read_json
+from .files import File
+from .tokenizer import LoadedTokenizer
+from .tokens import Corpus, Tokens, mapped
+
+_CHUNK = 1 << 22
+# What meta.json may say about ids, and the field of the configuration that says it too.
+_FIELDS = ("vocab_size", "bos_id", "eos_id")
+
+
+@dataclass(frozen=True, slots=True)
+class _Shard:
+    """A checked shard: `flat` is the unpacked file, `sha256` that of its bytes, `largest` its largest id."""
+
+    flat: Path
+    sha256: str
+    largest: int
+
+
+def open_shards(config: Text, train: list[File], heldout: list[File], cache: Path) -> Corpus:
+    """The shards of data.paths, with those of data.val_paths or else the tail of the tokens held out.
+
+    Raises:
+        DataError: for a length that is no whole number of ids, ids outside of the vocabulary, an unknown vocabulary, a
+            damaged .xz file, the same shard on both sides, or a tokenizer, which shards have no use for.
+    """
+    if config.tokenizer != "byte":
+        raise DataError(f"data.tokenizer={config.tokenizer}: token shards are tokens already; leave it out")
+    dtype = {"uint16": "<u2", "uint32": "<u4"}[config.dtype]
+    vocabulary = _vocabulary(config, train + heldout)
+    checked = {file.path: _check(file.path, dtype, vocabulary["vocab_size"], cache) for file in train + heldout}
+    train_shards, heldout_shards = [checked[f.path] for f in train], [checked[f.path] for f in heldout]
+    both = {shard.sha256 for shard in train_shards} & {shard.sha256 for shard in heldout_shards}
+    if both:
+        name = next(path for path, shard in checked.items() if shard.sha256 in both)
+        raise DataError(f"{str(name)!r} is in data.paths and in data.val_paths (the same content); take it out of one")
+    tokens = Tokens([mapped(shard.flat, dtype) for shard in train_shards])
+    if heldout:
+        held = Tokens([mapped(shard.flat, dtype) for shard in heldout_shards])
+        told: Any = [shard.sha256 for shard in heldout_shards]
+    else:
+        tokens, held = tokens.split(len(tokens) - max(1, round(len(tokens) * config.val_share)))
+        told = config.val_share
+    if not len(tokens):
+        raise DataError(f"{files.label(config.paths)}: one token, and nothing to hold out; give more text")
+    digest = hash_of([vocabulary, dtype, [shard.sha256 for shard in train_shards], told])
+    return Corpus(
+        train=tokens,
+        heldout=held,
+        **vocabulary,
+        digest=digest,
+        description=_describe(config, tokens, held),
+        bytes_per_token=_bytes_per_token(train + heldout, held, digest, cache),
+    )
+
+
+def _vocabulary(config: Text, shards: list[File]) -> dict[str, Any]:
+    """vocab_size, bos_id and eos_id: what the configuration says, and else the meta.json beside the shards."""
+    said: dict[str, Any] = dict.fromkeys(_FIELDS)
+    for folder in dict.fromkeys(file.path.parent for file in shards):
+        path = folder / "meta.json"
+        meta = read_json(path)
+        if meta is None and path.exists():
+            raise DataError(f"{str(path)!r} is not a JSON object; mend it, or move the shards away from it")
+        for field in _FIELDS:
+            value = (meta or {}).get(field)
+            if said[field] is not None and value is not None and value != said[field]:
+                raise DataError(
+                    f"{str(path)!r} says {field}={value!r}, another meta.json {said[field]!r}; give one set"
+                )
+            said[field] = value if value is not None else said[field]
+    said = {field: getattr(config, field) if getattr(config, field) is not None else said[field] for field in _FIELDS}
+    if said["vocab_size"] is None:
+        raise DataError(
+            f"token shards do not tell their vocabulary: set data.vocab_size, or put a meta.json with vocab_size, "
+            f"bos_id and eos_id beside {str(shards[0].path)!r}"
+        )
+    for field, value in said.items():
+        least = 1 if field == "vocab_size" else 0
+        if value is not None and (not isinstance(value, int) or value < least):
+            raise DataError(f"meta.json: {field}={value!r}; expected a whole number from {least} on")
+        if value is not None and field != "vocab_size" and value >= said["vocab_size"]:
+            raise DataError(f"{field}={value} is no id of a vocabulary of {said['vocab_size']}; set data.{field}")
+    return said
+
+
+def _check(path: Path, dtype: str, vocab_size: int, cache: Path) -> _Shard:
+    itemsize = np.dtype(dtype).itemsize
+    known = Known(cache, [path], ["shard", dtype])
+    facts = known.recall()
+    flat = _flat(path, facts, cache)
+    if facts is None:
+        n_bytes = flat.stat().st_size
+        if not n_bytes or n_bytes % itemsize:
+            wrong = f"its {n_bytes:,} bytes are no whole number of {itemsize}-byte ids; check data.dtype"
+            raise DataError(f"{str(path)!r}: {wrong if n_bytes else 'an empty file; expected token ids'}")
+        largest = int(mapped(flat, dtype).max())
+        facts = {"flat": flat.name, "n_bytes": n_bytes, "sha256": _sha256(flat), "largest": largest}
+        known.remember(facts)
+    if facts["largest"] >= vocab_size:
+        raise DataError(
+            f"{str(path)!r} holds id {facts['largest']}, and the vocabulary has {vocab_size}; check data.vocab_size "
+            f"and data.dtype ({dtype.replace('<u2', 'uint16').replace('<u4', 'uint32')})"
+        )
+    return _Shard(flat, facts["sha256"], facts["largest"])
+
+
+def _flat(path: Path, facts: dict[str, Any] | None, cache: Path) -> Path:
+    """The shard itself, or its unpacked copy in the cache, made now if there is none of the right length."""
+    if path.suffix != ".xz":
+        return path
+    flat = cache / "shards" / (facts["flat"] if facts else f"{_sha256(path)}.bin")
+    if not flat.is_file() or (facts is not None and flat.stat().st_size != facts["n_bytes"]):
+        _unpack(path, flat)
+    return flat
+
+
+def _unpack(path: Path, flat: Path) -> None:
+    with drafted(flat) as draft, draft.open("wb") as out:
+        try:
+            with lzma.open(path) as packed:
+                while chunk := packed.read(_CHUNK):
+                    out.write(chunk)
+        except (lzma.LZMAError, EOFError) as error:
+            raise DataError(f"{str(path)!r} is no whole .xz file ({error}); fetch it again") from None
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _describe(config: Text, train: Tokens, held: Tokens) -> str:
+    where = files.label(config.val_paths) if config.val_paths else f"the last {config.val_share * 100:g}%"
+    return f"token shards {files.label(config.paths)}: {len(train):,} training tokens, {len(held):,} held out ({where})"
+
+
+def _bytes_per_token(shards: list[File], held: Tokens, digest: str, cache: Path) -> float | None:
+    """Counted on the first million held-out tokens, if the meta.json beside the shards names a tokenizer there."""
+    folder = shards[0].path.parent
+    words = str((read_json(folder / "meta.json") or {}).get("tokenizer", "")).split()
+    if not words or not (folder / words[0]).is_file():
+        return None
+    known = Known(cache, [folder / words[0]], ["bytes", digest])
+    counted = known.recall()
+    if counted is None:
+        ids = held.windows(np.zeros(1, np.int64), min(len(held), 1_000_000))[0]
+        text = LoadedTokenizer(folder / words[0]).decode(ids)
+        counted = {"bytes_per_token": len(text.encode()) / len(ids)}
+        known.remember(counted)
+    return counted["bytes_per_token"]

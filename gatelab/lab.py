@@ -1,0 +1,277 @@
+"""The main job: plan, run, analyse, report. What the command line does is a plain call here.
+
+from gatelab import lab
+folder, _ = lab.run("quickstart", "runs/quickstart")
+page = lab.report(folder, lab.analyse(folder))
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from .analysis import Outcome, PairingGain, Share, effects, pairing_gain, shares
+from .config import Change, ConfigError, Execution, Run, canonical, nearest, override, validate
+from .data import check_lengths
+from .record import Finding, Metric, Row
+from .report import write_report
+from .store import RunFolder, StoreError, StudyFolder, query, read_json
+from .study.drive import Event, Summary, drive
+from .study.executor import Executor
+from .study.ledger import state_of
+from .study.local import local_executor
+from .study.metrics import STUDY_METRICS
+from .study.plan import Plan, make_plan
+from .study.study import Arm, Study, load_study
+
+EXECUTORS = ("local",)
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What the rows of a study say. `fdr` is the false-discovery rate of the primary family."""
+
+    findings: list[Finding]
+    shares: list[Share]
+    pairing: list[PairingGain]
+    outcomes: list[Outcome]
+    fdr: float
+
+
+def plan(study: str | Study, assignments: dict[str, list[Any]] | None = None) -> Plan:
+    """The runs of a study (a name, a file, or a Study) with `key=value` words applied.
+
+    Raises:
+        ConfigError, DataError: listing every mistake.
+    """
+    loaded = load_study(study) if isinstance(study, str) else study
+    return make_plan(loaded.changed(assignments or {}))
+
+
+def save_plan(planned: Plan, out: str | Path) -> StudyFolder:
+    """Write study.json and the configuration of every run; runs of an earlier, smaller plan of the study stay.
+
+    Raises:
+        StoreError: when `out` holds something else.
+    """
+    out = Path(out)
+    content = planned.as_json(out)
+    if (out / "study.json").is_file():
+        content["plan"] = _extended(StudyFolder.open(out), content)
+    folder = StudyFolder.create(out, content)
+    for p in planned.runs:
+        folder.run(p.fingerprint).create(canonical(p.run))
+    return folder
+
+
+def _extended(folder: StudyFolder, content: dict[str, Any]) -> list[dict[str, Any]]:
+    """The new plan, then the old plan's entries of cells and arms that are still in it: more seeds were asked for
+    before, or will be again. Entries whose configuration changed under the same label give way."""
+    there = folder.study()
+    if there["name"] != content["name"]:
+        return content["plan"]  # `create` refuses, in its own words
+    labels = {(e["cell"], e["arm"], e["seed"]) for e in content["plan"]}
+    shapes = {(e["cell"], e["arm"]): (e["d_ff"], e["steps"], e["n_parameters"]) for e in content["plan"]}
+    old = [
+        e
+        for e in there["plan"]
+        if (e["cell"], e["arm"], e["seed"]) not in labels
+        and shapes.get((e["cell"], e["arm"])) == (e["d_ff"], e["steps"], e["n_parameters"])
+        and folder.run(e["fingerprint"]).done() is not None
+    ]
+    return content["plan"] + old
+
+
+def run(
+    study: str | Study,
+    out: str | Path,
+    *,
+    assignments: dict[str, list[Any]] | None = None,
+    executor: str = "local",
+    on_event: Callable[[Event], None] | None = None,
+) -> tuple[StudyFolder, Summary]:
+    """Plan and carry out everything of the study that is not done; started again, it continues.
+
+    Raises:
+        ConfigError, DataError, StoreError: before anything is started.
+        KeyboardInterrupt: after Ctrl-C, when the workers have saved and left.
+    """
+    check_executor(executor)
+    planned = plan(study, assignments)
+    folder = save_plan(planned, out)
+    execution = planned.study.execution
+    with open_executor(execution, executor) as workers:
+        return folder, drive(folder, workers, execution, entries=planned.entries(folder.path), on_event=on_event)
+
+
+def check_executor(name: str) -> None:
+    """Whether there is an executor of this name.
+
+    Raises:
+        ConfigError: when there is none.
+    """
+    if name not in EXECUTORS:
+        raise ConfigError(
+            [f"--executor {name}: expected one of {', '.join(EXECUTORS)}{nearest(name, list(EXECUTORS))}"]
+        )
+
+
+@contextmanager
+def open_executor(execution: Execution, name: str = "local") -> Iterator[Executor]:
+    """The executor of a name; closed, with all its processes gone, when the block is left."""
+    check_executor(name)
+    workers = local_executor(execution)
+    try:
+        yield workers
+    finally:
+        workers.close()
+
+
+def outcomes(folder: StudyFolder) -> list[Outcome]:
+    """The final value of every study metric of every planned run, with the run's state; nan where there is none."""
+    rows = folder.connect().execute(
+        """SELECT run, metric, threshold, value FROM rows
+           WHERE layer IS NULL AND head IS NULL AND domain IS NULL AND intervention IS NULL AND bin IS NULL
+             AND (site IS NULL OR site = 'sdpa')
+           QUALIFY step = max(step) OVER (PARTITION BY run, metric)"""
+    )
+    values = {(fingerprint, metric, threshold): value for fingerprint, metric, threshold, value in rows.fetchall()}
+    out = []
+    for entry, folder_of_run in folder.planned():
+        state = state_of(folder_of_run)
+        for name, source in STUDY_METRICS.items():
+            value = values.get((entry["fingerprint"], name, source.at))
+            if value is None and state == "done":
+                continue  # this kind of run does not have the metric: no gate, no gate mean
+            out.append(
+                Outcome(
+                    entry["cell"], entry["arm"], entry["seed"], name, float("nan") if value is None else value, state
+                )
+            )
+    return out
+
+
+def analyse(folder: StudyFolder, *, fdr: float = 0.10, confidence: float = 0.95) -> Analysis:
+    """Effects, shares and the pairing check of a study's finished runs.
+
+    Raises:
+        StoreError: when the folder holds no study.
+    """
+    study = folder.study()
+    metrics = [Metric(**m) for m in study["metrics"]]
+    arms = [a["name"] for a in study["arms"]]
+    cells = [c["name"] for c in study["cells"]]
+    found = outcomes(folder)
+    findings = effects(
+        found, metrics, baseline=study["baseline"], arms=arms, cells=cells, confidence=confidence, fdr=fdr
+    )
+    gains = [
+        gain
+        for metric in metrics
+        if metric.primary
+        for gain in pairing_gain(found, metric, baseline=study["baseline"], arms=arms, cells=cells)
+    ]
+    return Analysis(findings, shares(found, metrics, arms=arms, cells=cells), gains, found, fdr)
+
+
+def report(folder: StudyFolder, analysis: Analysis) -> Path:
+    """Write the page and its CSV files; returns the page's path."""
+    return write_report(
+        folder,
+        analysis.findings,
+        shares=[asdict(s) for s in analysis.shares],
+        pairing=[asdict(g) for g in analysis.pairing],
+        state=state_of,
+    )
+
+
+def single(assignments: dict[str, list[Any]], config: Path | None = None) -> Study:
+    """A study of one run: the defaults, or the configuration in a run.json, with `key=value` words applied.
+
+    Raises:
+        ConfigError: several values for a key; every mistake in the configuration.
+    """
+    many = [path for path, values in assignments.items() if len(values) > 1]
+    if many:
+        raise ConfigError([f"{path}: one run takes one value; for a grid write a study file" for path in many])
+    base = Run()
+    if config is not None:
+        content = read_json(config)
+        base = validate(Run, content.get("run", content) if isinstance(content, dict) else {})
+    execution = {k.removeprefix("execution."): v[0] for k, v in assignments.items() if k.startswith("execution.")}
+    changes = {k: v[0] for k, v in assignments.items() if not k.startswith("execution.")}
+    run_config = override(base, changes)
+    return Study(
+        name="train",
+        question="One run.",
+        cells={run_config.data.kind: run_config},
+        arms=(Arm(run_config.model.model_dump()["gate"], {}),),
+        seeds=(run_config.seed,),
+        match=None,
+        execution=override(Execution(), execution, "execution."),
+    )
+
+
+def find_run(path: str | Path) -> RunFolder:
+    """A run's folder by its path.
+
+    Raises:
+        StoreError: when there is none, or it holds no run.
+    """
+    folder = RunFolder(Path(path))
+    folder.config()
+    return folder
+
+
+def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A configuration by dotted path."""
+    out: dict[str, Any] = {}
+    for key, value in config.items():
+        out |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return out
+
+
+def final_rows(folder: StudyFolder, fingerprint: str) -> list[dict[str, Any]]:
+    """A run's model-level measurements at its last look."""
+    return query(
+        folder,
+        """SELECT metric, value, unit, threshold, domain FROM rows
+           WHERE run = $1 AND layer IS NULL AND head IS NULL AND bin IS NULL
+           QUALIFY step = max(step) OVER (PARTITION BY metric) ORDER BY metric, domain, threshold""",
+        [fingerprint],
+    )
+
+
+def probe(path: str | Path, *, length: int | None = None) -> list[Row]:
+    """Probe a finished run on its held-out data, optionally at another context length.
+
+    Raises:
+        StoreError: no run there, or one that has not finished.
+        ValueError: a length that its positions or its data do not allow.
+    """
+    folder = find_run(path)
+    if folder.done() is None:
+        raise StoreError(
+            f"{path}: this run has not finished, so it has no final weights; `gatelab status` says how it stands"
+        )
+    from .evals.heldout import measure
+    from .train.checkpoint import load_weights
+    from .train.group import Group
+
+    run_config = validate(Run, folder.config())
+    if length is not None:
+        run_config = _at_length(run_config, length)
+    member = Group([run_config]).members[0]
+    check_lengths(member.source, run_config.train.seq_len)
+    step = load_weights(member.model, folder.path / "weights.safetensors")
+    return measure(member.model, member.source, run_config, fingerprint=folder.fingerprint, step=step)
+
+
+def _at_length(run_config: Run, length: int) -> Run:
+    """The same run with another context; only rotary positions reach further than they were trained for."""
+    at_least = max(run_config.train.tokens, length * run_config.train.batch_size)
+    changes: Change = {"train.seq_len": length, "train.tokens": at_least}
+    if run_config.model.positions == "rope":
+        changes["model.max_seq_len"] = max(length, run_config.model.max_seq_len)
+    return override(run_config, changes)

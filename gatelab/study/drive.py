@@ -1,0 +1,326 @@
+"""The driver: brings every run of a study that is not done to an end, on any executor.
+
+It holds nothing that the ledger does not: kill it and run it again, start a second one beside it, add runs to the plan,
+and each run is still carried out once. What happens next to a run depends on how its last attempt ended:
+
+    lost        again, up to execution.lost_retries times in this drive
+    oom         again once with half the micro-batch, which later attempts keep until `retry`
+    stopped     again from its checkpoint, not counted
+    timeout     left; the next drive resumes it
+    failed      left until `retry`: the same configuration would fail again
+    disk-full   left, and nothing more is started; the next drive resumes it
+"""
+
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ..config import Execution
+from ..store import RunFolder, StudyFolder
+from . import ledger
+from .executor import EXITS, GRACE_S, TARGET, Ended, Executor, Task
+from .worker import disk_is_full
+
+Kind = Literal["submitted", "ended", "state"]
+
+POLL_S = 0.25
+# The outcomes that a worker may only be able to tell by its exit code.
+_BY_EXIT = {EXITS[name]: name for name in ("failed", "oom", "disk-full", "stopped")}
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something happened to a run: it was `submitted` to the executor, its task `ended`, or its `state` was read."""
+
+    kind: Kind
+    fingerprint: str
+    state: str
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """How a drive ended. `states` and `messages` (of the last attempts, where there is one) are by fingerprint.
+
+    `elsewhere` are runs that another driver is at; `halted` says why runs were left unstarted, or nothing.
+    """
+
+    states: dict[str, str]
+    messages: dict[str, str]
+    elsewhere: tuple[str, ...]
+    halted: str
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every run has its result; a divergence is one."""
+        return all(state in ledger.FINISHED for state in self.states.values())
+
+
+def drive(
+    folder: StudyFolder,
+    executor: Executor,
+    execution: Execution,
+    *,
+    entries: Iterable[dict[str, Any]],
+    on_event: Callable[[Event], None] | None = None,
+    target: str = TARGET,
+    grace_s: float = GRACE_S,
+) -> Summary:
+    """Carry out the runs of the plan's `entries` that are not done; the caller closes the executor.
+
+    Runs leased by another living driver are left to it, and taken over if it dies while there is still work here.
+    The first Ctrl-C asks the tasks to checkpoint and leave within `grace_s` seconds, the second one kills them.
+
+    Raises:
+        KeyboardInterrupt: after Ctrl-C, when no task is left.
+    """
+    driver = _Driver(folder, executor, execution, list(entries), on_event, target, grace_s)
+    with _interrupts() as interrupts:
+        try:
+            driver.loop(interrupts)
+        except BaseException:
+            driver.abandon(interrupts)
+            raise
+    if interrupts:
+        raise KeyboardInterrupt
+    return driver.summary()
+
+
+def retry(folder: StudyFolder, states: Iterable[str] = ("failed", "oom", "timeout", "lost")) -> list[str]:
+    """Plan the runs in one of `states` again; returns their fingerprints. Nothing is removed: they resume.
+
+    Raises:
+        ValueError: for a state from which a run cannot be planned again.
+    """
+    wanted, allowed = set(states), [s for s in ledger.STATES if s not in ("planned", "running", *ledger.FINISHED)]
+    if not wanted <= set(allowed):
+        raise ValueError(f"retry {', '.join(sorted(wanted - set(allowed)))}: expected some of {', '.join(allowed)}")
+    runs = {run.fingerprint: run for _, run in folder.planned()}
+    return [f for f, run in runs.items() if ledger.state_of(run) in wanted and ledger.reset(run)]
+
+
+def micro_batch_of(run: RunFolder, execution: Execution) -> int | None:
+    """Sequences at a time for a run's next attempt (0: the whole batch): half of what ran out of memory, once.
+
+    None when half of it ran out of memory too, or there is no half.
+    """
+    failed = [a.micro_batch for a in ledger.attempts_since_reset(run) if a.outcome == "oom"]
+    if not failed:
+        return execution.micro_batch
+    half = (failed[0] or run.config()["train"]["batch_size"]) // 2
+    return min(half, execution.micro_batch or half) if half and len(failed) == 1 else None
+
+
+@dataclass(slots=True)
+class _Running:
+    task: Task
+    runs: list[RunFolder]
+    known: dict[str, int]  # attempts there were before, by fingerprint
+    stop_at: float  # seconds of time.monotonic
+    kill_at: float = float("inf")
+    why: str = ""  # timeout or stopped, once it has been asked to stop
+
+
+class _Driver:
+    def __init__(
+        self,
+        folder: StudyFolder,
+        executor: Executor,
+        execution: Execution,
+        entries: list[dict[str, Any]],
+        on_event: Callable[[Event], None] | None,
+        target: str,
+        grace_s: float,
+    ):
+        self._folder, self._executor, self._execution = folder, executor, execution
+        self._on_event, self._target, self._grace_s = on_event, target, grace_s
+        # One entry a run, in the plan's order: arms that share a configuration share its run.
+        self._entries: dict[str, dict[str, Any]] = {}
+        for entry in entries:
+            self._entries.setdefault(entry["fingerprint"], entry)
+        self._pending: list[str] = []
+        self._elsewhere: set[str] = set()
+        self._running: dict[str, _Running] = {}
+        self._lost: Counter[str] = Counter()
+        self._halted = ""
+        self._look_at = 0.0
+        # What could not be written to a full disk is at least told.
+        self._unwritten: dict[str, tuple[str, str]] = {}
+
+    def loop(self, interrupts: list[int]) -> None:
+        """Until nothing is left to do here, or an interrupt has emptied the slots."""
+        for fingerprint in self._entries:
+            self._sort_in(fingerprint, "state")
+        while True:
+            if interrupts:
+                self._pending.clear()
+                self._ask_to_stop("stopped", self._running.values())
+            if len(interrupts) > 1:
+                self._kill(self._running.values())
+            while self._pending and not self._halted and len(self._running) < self._executor.slots:
+                self._submit()
+            if not self._running and (interrupts or self._halted or not self._take_back()):
+                return
+            if time.monotonic() > self._look_at:
+                self._take_back()
+            for ended in self._executor.poll(POLL_S) if self._running else []:
+                self._settle(ended)
+            now = time.monotonic()
+            self._ask_to_stop("timeout", [r for r in self._running.values() if now > r.stop_at])
+            self._kill([r for r in self._running.values() if now > r.kill_at])
+
+    def abandon(self, interrupts: list[int]) -> None:
+        """Let the tasks checkpoint and leave when something went wrong in the driver itself; Ctrl-C cuts it short."""
+        self._on_event = None
+        self._ask_to_stop("stopped", self._running.values())
+        while self._running and not interrupts and time.monotonic() < min(r.kill_at for r in self._running.values()):
+            for ended in self._executor.poll(POLL_S):
+                self._settle(ended)
+        self._kill(self._running.values())
+
+    def summary(self) -> Summary:
+        """The states as the ledger has them now."""
+        states, messages = {}, {}
+        for fingerprint in self._entries:
+            run = self._folder.run(fingerprint)
+            states[fingerprint], messages[fingerprint] = self._state_of(run), self._message_of(run)
+        elsewhere = tuple(f for f in self._entries if f in self._elsewhere and states[f] == "running")
+        return Summary(states, {f: m for f, m in messages.items() if m}, elsewhere, self._halted)
+
+    def _sort_in(self, fingerprint: str, kind: Kind) -> None:
+        """Read a run's state, tell it, and queue the run if its policy says so."""
+        run = self._folder.run(fingerprint)
+        state = self._state_of(run)
+        self._tell(kind, fingerprint, state, self._message_of(run))
+        self._elsewhere.discard(fingerprint)
+        if state == "running":
+            self._elsewhere.add(fingerprint)
+        elif self._is_wanted(run, state, is_first=kind == "state"):
+            self._pending.append(fingerprint)
+
+    def _is_wanted(self, run: RunFolder, state: str, *, is_first: bool) -> bool:
+        """Whether a run in this state is to be started; `is_first`: it is not this drive that brought it there."""
+        if state == "lost" and not is_first:
+            self._lost[run.fingerprint] += 1
+            return self._lost[run.fingerprint] <= self._execution.lost_retries
+        if state == "oom":
+            return micro_batch_of(run, self._execution) is not None
+        return state in ("planned", "stopped") or (is_first and state in ("lost", "timeout", "disk-full"))
+
+    def _submit(self) -> None:
+        """Start the next group: pending runs of one cell and arm (one shape) with one micro-batch."""
+        first, group = None, []
+        for fingerprint in list(self._pending):
+            run, entry = self._folder.run(fingerprint), self._entries[fingerprint]
+            shape = (entry["cell"], entry["arm"], micro_batch_of(run, self._execution))
+            if first not in (None, shape):
+                continue
+            self._pending.remove(fingerprint)
+            state = self._state_of(run)
+            if state in ("running", *ledger.FINISHED):
+                # Another driver was faster.
+                self._sort_in(fingerprint, "state")
+                continue
+            first = shape
+            group.append(run)
+            if len(group) == self._execution.group:
+                break
+        if first is None:
+            return
+        execution = {**self._execution.model_dump(mode="json"), "micro_batch": first[2] or 0}
+        names = tuple(run.fingerprint for run in group)
+        task = Task(str(self._folder.path), names, execution, target=self._target, grace_s=self._grace_s)
+        known = {run.fingerprint: ledger.n_attempts(run) for run in group}
+        stop_at = time.monotonic() + (self._execution.timeout_s or float("inf"))
+        self._running[self._executor.submit(task)] = _Running(task, group, known, stop_at)
+        for name in names:
+            self._tell("submitted", name, "running")
+
+    def _settle(self, ended: Ended) -> None:
+        """Close what an ended task left open, and decide how its runs go on."""
+        running = self._running.pop(ended.handle)
+        for run in running.runs:
+            if ended.exit_code not in (EXITS["held"], EXITS["displaced"]):
+                self._conclude(run, running, ended)
+            self._sort_in(run.fingerprint, "ended")
+            if self._state_of(run) == "disk-full":
+                self._halted = "the disk is full"  # the count of runs is known below
+        if self._halted:
+            self._halted = disk_is_full(
+                sum(self._state_of(self._folder.run(f)) not in ledger.FINISHED for f in self._entries)
+            )
+
+    def _conclude(self, run: RunFolder, running: _Running, ended: Ended) -> None:
+        outcome = running.why or _BY_EXIT.get(ended.exit_code, "lost")
+        message = {
+            "timeout": f"stopped after {self._execution.timeout_s:g} s (execution.timeout_s); run it again to resume",
+            "stopped": "asked to stop",
+            "disk-full": disk_is_full(1),
+        }.get(outcome, f"{_how(ended)} and could not say why; its log.txt may")
+        try:
+            known = running.known[run.fingerprint]
+            ledger.conclude(run, running.task.owner, outcome, ended, message=message, known=known)
+        except OSError as error:
+            self._unwritten[run.fingerprint] = ("disk-full", f"the end of its attempt could not be written: {error}")
+
+    def _take_back(self) -> bool:
+        """Queue the runs that another driver has let go of unfinished; whether anything is to be started."""
+        self._look_at = time.monotonic() + ledger.BEAT_S
+        for fingerprint in sorted(self._elsewhere):
+            if self._state_of(self._folder.run(fingerprint)) != "running":
+                self._sort_in(fingerprint, "state")
+        return bool(self._pending)
+
+    def _ask_to_stop(self, why: str, tasks: Iterable[_Running]) -> None:
+        for running in tasks:
+            if not running.why:
+                running.why = why
+                running.kill_at = time.monotonic() + self._grace_s
+                self._executor.stop(running.task.owner)
+
+    def _kill(self, tasks: Iterable[_Running]) -> None:
+        for running in tasks:
+            self._executor.kill(running.task.owner)
+
+    def _state_of(self, run: RunFolder) -> str:
+        if run.fingerprint in self._unwritten:
+            return self._unwritten[run.fingerprint][0]
+        return ledger.state_of(run)
+
+    def _message_of(self, run: RunFolder) -> str:
+        if run.fingerprint in self._unwritten:
+            return self._unwritten[run.fingerprint][1]
+        last = ledger.last_attempt(run)
+        return last.message if last else ""
+
+    def _tell(self, kind: Kind, fingerprint: str, state: str, message: str = "") -> None:
+        if self._on_event is not None:
+            self._on_event(Event(kind, fingerprint, state, message))
+
+
+def _how(ended: Ended) -> str:
+    if ended.signal is not None:
+        return f"the worker was ended by {ended.signal}"
+    return f"the worker left with exit code {ended.exit_code}" if ended.exit_code is not None else "the worker vanished"
+
+
+@contextmanager
+def _interrupts() -> Iterator[list[int]]:
+    """Collects SIGINT, so that nothing is raised in the middle of a submission.
+
+    Threads have no Ctrl-C, and a job that was started to ignore it goes on doing so.
+    """
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        yield received
+        return
+    before = signal.signal(signal.SIGINT, lambda number, _: received.append(number))
+    try:
+        yield received
+    finally:
+        signal.signal(signal.SIGINT, before)

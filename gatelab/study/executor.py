@@ -1,0 +1,80 @@
+"""What every executor is: six methods over named work. Results travel through run folders, never through it.
+
+An executor starts workers, says when they have ended, and can ask or force them to. It keeps no state that matters:
+what a task did is read from the ledger, so an executor (or its driver) may vanish at any moment. Work is named, not
+shipped: a task is a few strings and numbers, and `worker_command` is the process that any machine can start for it.
+"""
+
+import json
+import sys
+import uuid
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+TARGET = "gatelab.study.carry_out:carry_out"
+# Time to write a checkpoint after being asked to stop; also Slurm's default between its two signals.
+GRACE_S = 30.0
+
+# Exit codes of a worker. They only matter where its last word could not be written; the attempt says the rest.
+EXITS = {"done": 0, "failed": 1, "held": 3, "oom": 4, "disk-full": 5, "stopped": 6, "orphaned": 7, "displaced": 8}
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A group of one or more runs of one shape, carried out by one process.
+
+    `folder` is the study's, `execution` a JSON-ready `Execution`, `target` a function named `module:function`, `owner`
+    the name under which the worker takes the runs' leases, and `grace_s` the seconds between being asked and forced.
+    """
+
+    folder: str
+    fingerprints: tuple[str, ...]
+    execution: dict[str, Any]
+    target: str = TARGET
+    owner: str = field(default_factory=lambda: uuid.uuid4().hex)
+    grace_s: float = GRACE_S
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A worker has ended: by itself with `exit_code`, or by the signal named `signal`; with neither, it vanished."""
+
+    handle: str
+    exit_code: int | None
+    signal: str | None
+
+
+class Executor(Protocol):
+    """Starts tasks somewhere. A handle is the task's owner."""
+
+    @property
+    def slots(self) -> int:
+        """Tasks that run at once; a driver keeps no more than these submitted."""
+
+    def submit(self, task: Task) -> str:
+        """Start a task and return its handle without waiting for it."""
+
+    def poll(self, timeout: float) -> list[Ended]:
+        """The tasks that have ended since the last call, each once; waits up to `timeout` seconds for the first."""
+
+    def stop(self, handle: str) -> None:
+        """Ask a task to checkpoint and leave (SIGTERM where there are signals). Nothing happens if it has ended."""
+
+    def kill(self, handle: str) -> None:
+        """End a task and the processes it started, now. Nothing happens if it has ended."""
+
+    def close(self) -> None:
+        """End whatever still runs and leave no process behind. May be called twice."""
+
+
+def worker_command(task: Task, driver_pid: int | None) -> list[str]:
+    """The command that carries out a task in a fresh interpreter on any machine that sees the folder.
+
+    Args:
+        driver_pid: a process of the same machine without which the worker should not go on, if there is one.
+    """
+    # -P: the working directory is not a place to import from, whatever lies there.
+    command = [sys.executable, "-P", "-m", "gatelab.study.worker", task.folder, *task.fingerprints]
+    command += ["--execution", json.dumps(task.execution), "--target", task.target]
+    command += ["--owner", task.owner, "--grace-s", str(task.grace_s)]
+    return command + (["--driver-pid", str(driver_pid)] if driver_pid is not None else [])

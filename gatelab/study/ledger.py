@@ -1,0 +1,313 @@
+"""The run ledger: a run's state is derived from its folder, and every attempt at it is one file with one writer.
+
+`attempts/0001.json`, `0002.json`, … are claimed in order by exclusive creation, so of several claimants exactly one
+gets the next number, and the newest attempt is the lease: while its outcome is `running` and its owner lives, nobody
+else may touch the run. A take-over is the claim of the next number; no file ever changes hands, so a claimant that was
+slow to act cannot displace a newer lease by mistake (it could with one lease file that is renamed). The owner beats by
+touching its attempt; one that finds a newer number than its own has been displaced and leaves at once.
+
+Notable: an owner on this machine is judged by its process (pid and start time, against reuse), never by its beats, so
+a laptop that slept loses nothing. One elsewhere is judged by its last beat against a file touched just now on the same
+file system: nobody's clock is trusted.
+"""
+
+import errno
+import functools
+import math
+import os
+import re
+import socket
+import time
+import uuid
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields, replace
+from datetime import UTC, datetime
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+from ..store import RunFolder, StoreError, read_json, write_json
+from .executor import Ended
+
+BEAT_S = 1.0
+# Sixty missed beats: longer than a network file system hides a change (attribute caches: up to 60 s, usually 3) or
+# a virtual machine pauses while it moves; shorter than the time it takes to go and look what happened.
+STALE_S = 60.0
+
+FINISHED = ("done", "diverged")
+STATES = ("planned", "running", *FINISHED, "stopped", "timeout", "lost", "oom", "failed", "disk-full")
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One attempt at a run; the newest one is its lease.
+
+    `outcome` is `running`, one of `STATES`, or `reset` (asked to be planned again). `machine` tells boots and process
+    namespaces of one host apart, `process` is the start time of `pid`; times are ISO 8601 in UTC. `micro_batch` is what
+    was asked for (0: the whole batch).
+    """
+
+    number: int
+    owner: str
+    outcome: str
+    host: str
+    machine: str
+    pid: int
+    process: str
+    driver: int | None
+    started: str
+    ended: str | None = None
+    message: str = ""
+    traceback: str = ""
+    exit_code: int | None = None
+    signal: str | None = None
+    resumed_from_step: int | None = None
+    micro_batch: int = 0
+
+
+def state_of(run: RunFolder) -> str:
+    """One of `STATES`, from done.json, else from the newest attempt and whether its owner lives."""
+    done = run.done()
+    if done is not None:
+        return done["status"]
+    last = last_attempt(run)
+    if last is None or last.outcome == "reset" or last.outcome in FINISHED:
+        return "planned"
+    if last.outcome == "running":
+        return "running" if is_live(run, last) else "lost"
+    return last.outcome
+
+
+def last_attempt(run: RunFolder) -> Attempt | None:
+    """The newest attempt, or None."""
+    numbers = _numbers(run)
+    return _read(_path(run, numbers[-1])) if numbers else None
+
+
+def n_attempts(run: RunFolder) -> int:
+    """The number of attempts, resets included."""
+    numbers = _numbers(run)
+    return numbers[-1] if numbers else 0
+
+
+def attempts_since_reset(run: RunFolder) -> list[Attempt]:
+    """The attempts that still count, oldest first: those after the newest `reset`."""
+    out: list[Attempt] = []
+    for number in reversed(_numbers(run)):
+        attempt = _read(_path(run, number))
+        if attempt.outcome == "reset":
+            break
+        out.insert(0, attempt)
+    return out
+
+
+def is_live(run: RunFolder, attempt: Attempt) -> bool:
+    """Whether the owner of a running attempt still lives."""
+    if (attempt.host, attempt.machine) == _here():
+        return attempt.process == process_start(attempt.pid)
+    # Also a beat from the future is none: the file system's clock went back, and a living owner beats again by it.
+    return abs(_age_s(_path(run, attempt.number))) <= STALE_S
+
+
+def claim(run: RunFolder, owner: str, *, driver: int | None = None, micro_batch: int = 0) -> Attempt | None:
+    """Begin an attempt, which is to take the lease; None when the run is done, held by a living owner, or just taken.
+
+    The attempt of a dead owner is closed as lost.
+
+    Raises:
+        OSError: when the folder cannot be written to.
+    """
+    (run.path / "attempts").mkdir(parents=True, exist_ok=True)
+    # In this order: whoever finished after the first look still held the lease at it, or takes the number below.
+    last = last_attempt(run)
+    if last is not None and last.outcome == "running" and is_live(run, last):
+        return None
+    if run.done() is not None:
+        return None
+    mine = _begin(last, owner, "running", driver=driver, micro_batch=micro_batch)
+    if not _publish(run, mine):
+        return None
+    _sweep(run, mine.number)
+    if last is not None and last.outcome == "running":
+        # The lease is ours whether or not the predecessor's file can be tidied up.
+        with suppress(OSError):
+            _write(run, replace(last, outcome="lost", ended=_now(), message="its process or its machine is gone"))
+    return mine
+
+
+def beat(run: RunFolder, attempt: Attempt) -> bool:
+    """Show that the owner lives; False when the run has been taken over or its folder is gone."""
+    if _path(run, attempt.number + 1).exists():
+        return False
+    try:
+        os.utime(_path(run, attempt.number))
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        # A file system that hiccups is no reason to throw work away; the next beat tries again.
+        return error.errno != errno.ESTALE
+    return True
+
+
+def end(
+    run: RunFolder, attempt: Attempt, outcome: str, *, message: str = "", traceback: str = "", exit_code: int = 0
+) -> None:
+    """The owner's last word, which releases the lease. An attempt that others closed meanwhile stays as it is."""
+    current = _read(_path(run, attempt.number))
+    if current.outcome == "running" and current.owner == attempt.owner:
+        ended = replace(current, outcome=outcome, ended=_now(), message=message, traceback=traceback)
+        _write(run, replace(ended, exit_code=exit_code))
+
+
+def conclude(run: RunFolder, owner: str, outcome: str, ended: Ended, *, message: str, known: int) -> None:
+    """The driver's word on a task that has ended without its own: its attempt is closed, or one is written for it.
+
+    A `timeout` also renames the owner's `stopped`, because only the driver knows why it asked. A run that somebody else
+    has had since the `known` attempts is left alone.
+    """
+    last = last_attempt(run)
+    how: dict[str, Any] = {"message": message, "exit_code": ended.exit_code, "signal": ended.signal, "ended": _now()}
+    if last is not None and last.owner == owner:
+        if last.outcome == "running" or (outcome, last.outcome) == ("timeout", "stopped"):
+            _write(run, replace(last, outcome=outcome, **how))
+    elif run.done() is None and (last.number if last else 0) == known:
+        (run.path / "attempts").mkdir(parents=True, exist_ok=True)
+        _publish(run, replace(_begin(last, owner, outcome, driver=os.getpid()), **how))
+
+
+def reset(run: RunFolder) -> bool:
+    """Plan the run again: what is in its folder stays, so it resumes. False when somebody claimed it just now."""
+    return _publish(run, _begin(last_attempt(run), uuid.uuid4().hex, "reset", driver=os.getpid()))
+
+
+def note_resume(run: RunFolder, step: int) -> None:
+    """Record in this process's own running attempt that the run goes on from a checkpoint of `step`.
+
+    Raises:
+        ValueError: when the run is not leased by this process.
+    """
+    last = last_attempt(run)
+    mine = _begin(None, "", "running", driver=None)
+    key = attrgetter("outcome", "host", "machine", "pid", "process")
+    if last is None or key(last) != key(mine):
+        raise ValueError(f"run {run.fingerprint}: not leased by this process; only the owner records where it resumed")
+    _write(run, replace(last, resumed_from_step=step))
+
+
+def process_start(pid: int) -> str | None:
+    """When a process of this machine started, in its kernel's ticks; None when there is none, or only its zombie."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return _alive_without_proc(pid) if not Path("/proc/self").exists() else None
+    # proc(5): the name may hold spaces and brackets; after its last bracket come fields 3 (state) to 22 (start time).
+    after = stat.rpartition(")")[2].split()
+    return None if after[0] in "ZX" else after[19]
+
+
+def _alive_without_proc(pid: int) -> str | None:
+    """Systems without /proc: whether the pid is in use is all that can be told."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return None
+    except PermissionError:
+        pass
+    return "unknown"
+
+
+@functools.cache
+def _here() -> tuple[str, str]:
+    """This host's name, and its boot and process namespace: only where both agree does a pid mean the same process."""
+    machine = []
+    with suppress(OSError):
+        machine.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+        machine.append(os.readlink("/proc/self/ns/pid"))
+    return socket.gethostname(), " ".join(machine)
+
+
+def _age_s(path: Path) -> float:
+    """Seconds since a file was touched, by the clock of the file system that holds it."""
+    try:
+        beaten = path.stat().st_mtime
+    except FileNotFoundError:
+        return math.inf
+    probe = path.with_name(f".clock.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        with open(probe, "xb") as f:
+            return os.fstat(f.fileno()).st_mtime - beaten
+    except OSError:
+        # A reader without the right to write has only its own clock.
+        return time.time() - beaten
+    finally:
+        with suppress(OSError):
+            probe.unlink(missing_ok=True)
+
+
+def _begin(last: Attempt | None, owner: str, outcome: str, *, driver: int | None, micro_batch: int = 0) -> Attempt:
+    host, machine = _here()
+    return Attempt(
+        number=last.number + 1 if last else 1,
+        owner=owner,
+        outcome=outcome,
+        host=host,
+        machine=machine,
+        pid=os.getpid(),
+        process=process_start(os.getpid()) or "",
+        driver=driver,
+        started=_now(),
+        micro_batch=micro_batch,
+    )
+
+
+def _publish(run: RunFolder, attempt: Attempt) -> bool:
+    """Write a new attempt under its number unless the number is taken: all of it appears at once, or nothing."""
+    path = _path(run, attempt.number)
+    temporary = path.with_name(f".{path.name}.{attempt.owner}.tmp")
+    try:
+        write_json(temporary, asdict(attempt))
+        os.link(temporary, path)
+    except (FileExistsError, FileNotFoundError):
+        # The number is taken; its holder may already have swept the temporary file away.
+        return False
+    except OSError as error:
+        if error.errno in (errno.EPERM, errno.EOPNOTSUPP):
+            raise StoreError(f"{path.parent}: leases need a file system with hard links; use another") from None
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+    return True
+
+
+def _sweep(run: RunFolder, number: int) -> None:
+    """Remove half-written files of killed owners and of those who wanted the same number; the lease's holder may."""
+    halves = [p for p in run.path.glob(".*.tmp") if not p.name.startswith(".run.json.")]
+    claims = [p for p in (run.path / "attempts").glob(".[0-9]*.tmp") if int(p.name[1:].partition(".")[0]) <= number]
+    for path in halves + claims:
+        with suppress(OSError):
+            path.unlink()
+
+
+def _numbers(run: RunFolder) -> list[int]:
+    try:
+        names = os.listdir(run.path / "attempts")
+    except FileNotFoundError:
+        return []
+    return sorted(int(name[:-5]) for name in names if re.fullmatch(r"\d+\.json", name))
+
+
+def _path(run: RunFolder, number: int) -> Path:
+    return run.path / "attempts" / f"{number:04d}.json"
+
+
+def _read(path: Path) -> Attempt:
+    known = {f.name for f in fields(Attempt)}
+    return Attempt(**{k: v for k, v in read_json(path).items() if k in known})
+
+
+def _write(run: RunFolder, attempt: Attempt) -> None:
+    write_json(_path(run, attempt.number), asdict(attempt))
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")

@@ -1,0 +1,68 @@
+"""The study metrics: which row is a run's final value, in which words, and what counts as nothing.
+
+Equivalence bounds are the sizes below which the difference would not change what anyone does: 0.01 nats is about half
+of what the paper's gate gives (arXiv 2505.06708, Table 2), a tenth of a threshold for shares and ratios.
+"""
+
+from dataclasses import dataclass
+
+from ..config.base import ConfigError, nearest
+from ..record import Metric
+
+LOWER, NEUTRAL = "lower-is-better", "neutral"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A metric, and the `threshold` coordinate of its row (None: rows without one)."""
+
+    metric: Metric
+    at: float | None = None
+
+
+_ALL = (
+    Source(Metric("val_loss", "nats", LOWER, "held-out loss", equivalence=0.01)),
+    Source(
+        Metric(
+            "first_token_mass", "share", NEUTRAL, "first-token mass",
+            bimodal=True, threshold=0.3, event="puts more than 0.3 of its attention on the first token",
+        )
+    ),
+    Source(
+        Metric(
+            "sink_rate", "share", NEUTRAL, "sink rate",
+            bimodal=True, threshold=0.0, event="has a head with a first-token sink",
+        ),
+        at=0.3,
+    ),
+    Source(Metric("value_drain", "ratio", NEUTRAL, "value norm of the first token over the median", equivalence=0.05)),
+    Source(Metric("massive_max", "1", NEUTRAL, "largest activation, mean over layers")),
+    Source(Metric("massive_ratio", "ratio", NEUTRAL, "largest activation over the median")),
+    Source(Metric("loss_spikes", "count", LOWER, "loss spikes above the rolling median"), at=0.1),
+    Source(Metric("gate_mean", "1", NEUTRAL, "mean gate score")),
+    Source(Metric("gate_below", "share", NEUTRAL, "share of gate scores below 0.1"), at=0.1),
+)  # fmt: skip
+
+STUDY_METRICS: dict[str, Source] = {s.metric.name: s for s in _ALL}
+
+
+def choose(primary: tuple[str, ...], equivalence: dict[str, float]) -> list[Metric]:
+    """All study metrics, the `primary` ones marked and their equivalence bounds replaced where stated.
+
+    Raises:
+        ConfigError: for names that do not exist.
+    """
+    from dataclasses import replace
+
+    problems = [
+        f"{where}: no metric {name!r}; expected {', '.join(STUDY_METRICS)}{nearest(name, list(STUDY_METRICS))}"
+        for where, names in (("primary", primary), ("equivalence", tuple(equivalence)))
+        for name in names
+        if name not in STUDY_METRICS
+    ]
+    if problems:
+        raise ConfigError(problems)
+    return [
+        replace(s.metric, primary=name in primary, equivalence=equivalence.get(name, s.metric.equivalence))
+        for name, s in STUDY_METRICS.items()
+    ]

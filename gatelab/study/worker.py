@@ -1,0 +1,217 @@
+"""The worker: takes the leases of a task's runs, carries them out, and writes down how each attempt ended.
+
+    python -m gatelab.study.worker FOLDER FINGERPRINT [FINGERPRINT …] [--execution JSON]
+
+The command and the fork server's children both call `work`. A worker writes to its runs' folders only, prints to
+log.txt, treats SIGTERM as the wish to stop, and leaves by itself when its driver is gone or its lease is taken.
+"""
+
+import argparse
+import errno
+import json
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+
+from ..config import Execution
+from ..store import RunFolder, StudyFolder
+from . import ledger
+from .executor import EXITS, GRACE_S, TARGET, Task
+
+Held = tuple[RunFolder, ledger.Attempt]
+
+
+def work(task: Task, driver_pid: int | None = None) -> int:
+    """Carry out a task in this process, of which it takes the output and the signals; returns the exit code."""
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    # Ctrl-C is the driver's affair: it asks its tasks to stop when it has decided to.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    folder = StudyFolder(Path(task.folder))
+    runs = [folder.run(f) for f in task.fingerprints]
+    take_output(task)
+
+    held: list[Held] = []
+    error: BaseException | None = None
+    try:
+        execution = Execution.model_validate(task.execution)
+        for run in runs:
+            attempt = ledger.claim(run, task.owner, driver=driver_pid, micro_batch=execution.micro_batch)
+            if attempt is not None:
+                held.append((run, attempt))
+        if not held:
+            return EXITS["held"]
+        for run, _ in held[1:]:
+            with open(run.path / "log.txt", "a", encoding="utf-8") as f:
+                f.write(f"in one process with {runs[0].fingerprint}, whose log.txt has the output\n")
+        with _Heart(held, stop, driver_pid, task.grace_s):
+            if not stop.is_set():
+                _function(task.target)([run for run, _ in held], execution, should_stop=stop.is_set)
+    # Whatever ends an attempt, the ledger has to say so.
+    except BaseException as caught:
+        error = caught
+        traceback.print_exc()
+    return _end(held, error, stopped=stop.is_set())
+
+
+def classify(error: BaseException) -> tuple[str, str]:
+    """The outcome that an exception means (`oom`, `disk-full`, `failed`), and one line that tells it.
+
+    torch's errors are known by their names and words, because this module does not load torch.
+    """
+    chain = _chain(error)
+    if any(_is_disk_full(e) for e in chain):
+        return "disk-full", _line(error)
+    if any(_is_out_of_memory(e) for e in chain):
+        return "oom", f"out of memory: {_line(error)}"
+    return "failed", _line(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {_line(error)}"
+
+
+def disk_is_full(n_runs: int) -> str:
+    """The one sentence about a full disk."""
+    kept = f"{n_runs} runs keep what they had" if n_runs != 1 else "1 run keeps what it had"
+    return f"the disk is full: {kept}; free space and run the same command again"
+
+
+def take_output(task: Task) -> None:
+    """Send stdout and stderr of this process to the log.txt of the task's first run."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    run = StudyFolder(Path(task.folder)).run(task.fingerprints[0])
+    run.path.mkdir(parents=True, exist_ok=True)
+    log = os.open(run.path / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.close(log)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(line_buffering=True)
+
+
+class _Heart(threading.Thread):
+    """Beats for the leases, and watches that they are still ours and that the driver lives."""
+
+    def __init__(self, held: list[Held], stop: threading.Event, driver_pid: int | None, grace_s: float):
+        super().__init__(daemon=True, name="heartbeat")
+        self._held, self._stop_task, self._grace_s = held, stop, grace_s
+        self._driver = (driver_pid, ledger.process_start(driver_pid)) if driver_pid is not None else None
+        self._quit = threading.Event()
+        self._leave_at: float | None = None
+
+    def __enter__(self) -> None:
+        self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._quit.set()
+        self.join()
+
+    def run(self) -> None:
+        while True:
+            if not all(ledger.beat(run, attempt) for run, attempt in self._held):
+                # Somebody else writes to the folder now: not one more byte, not even a checkpoint.
+                os._exit(EXITS["displaced"])
+            self._watch_driver()
+            if self._quit.wait(ledger.BEAT_S):
+                return
+
+    def _watch_driver(self) -> None:
+        if self._driver is None:
+            return
+        pid, started = self._driver
+        if started is not None and ledger.process_start(pid) == started:
+            return
+        if self._leave_at is None:
+            print("the driver is gone: stopping")
+            self._leave_at = time.monotonic() + self._grace_s
+            self._stop_task.set()
+        elif time.monotonic() > self._leave_at:
+            os._exit(EXITS["orphaned"])
+
+
+def _end(held: list[Held], error: BaseException | None, *, stopped: bool) -> int:
+    """Write the last word of every attempt; returns the exit code, that of the last one which is not done."""
+    outcome, message = classify(error) if error is not None else ("stopped", "asked to stop")
+    if error is None and not stopped:
+        outcome, message = "failed", "the task returned without finishing the run or being asked to stop"
+    if outcome == "disk-full":
+        message = disk_is_full(len(held))
+    trace = "".join(traceback.format_exception(error)) if error is not None else ""
+    code = EXITS[outcome] if error is not None or not held else 0
+    for run, attempt in held:
+        done = run.done()
+        try:
+            if done is not None:
+                ledger.end(run, attempt, done["status"], exit_code=0)
+            else:
+                code = EXITS[outcome]
+                ledger.end(run, attempt, outcome, message=message, traceback=trace, exit_code=code)
+        except OSError as unwritten:
+            # On a full disk the exit code is the last word, and the driver closes the attempt when it can.
+            print(f"{run.fingerprint}: the end of the attempt could not be written: {unwritten}")
+            code = EXITS[outcome] if done is None else EXITS["disk-full"]
+    return code
+
+
+def _function(target: str) -> Callable[..., None]:
+    module, _, name = target.partition(":")
+    return getattr(import_module(module), name)
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    """An exception and what it was raised from."""
+    out: list[BaseException] = []
+    current: BaseException | None = error
+    while current is not None and current not in out:
+        out.append(current)
+        current = current.__cause__ or current.__context__
+    return out
+
+
+def _is_disk_full(error: BaseException) -> bool:
+    # safetensors reports the system's error in words only.
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return full or os.strerror(errno.ENOSPC) in str(error)
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, MemoryError) or any(c.__name__ == "OutOfMemoryError" for c in type(error).__mro__):
+        return True
+    # torch on CPUs, the CUDA driver and cuBLAS raise plain RuntimeErrors.
+    words = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    return isinstance(error, RuntimeError) and any(w in str(error) for w in words)
+
+
+def _line(error: BaseException) -> str:
+    return "; ".join(line.strip() for line in str(error).splitlines() if line.strip()) or type(error).__name__
+
+
+def main() -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(prog="python -m gatelab.study.worker", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("folder", help="the study's folder")
+    parser.add_argument("fingerprints", nargs="+", metavar="FINGERPRINT", help="runs of one shape, for one process")
+    parser.add_argument("--execution", default="{}", metavar="JSON", help="fields of Execution")
+    parser.add_argument("--target", default=TARGET, metavar="MODULE:FUNCTION", help="what carries them out")
+    parser.add_argument("--owner", default=None, help="the name to take the leases under")
+    parser.add_argument("--grace-s", type=float, default=GRACE_S, help="seconds to stop in when the driver is gone")
+    parser.add_argument("--driver-pid", type=int, default=None, help="the process without which to stop")
+    given = parser.parse_args()
+    task = Task(
+        folder=given.folder,
+        fingerprints=tuple(given.fingerprints),
+        execution=json.loads(given.execution),
+        target=given.target,
+        grace_s=given.grace_s,
+        **({"owner": given.owner} if given.owner else {}),
+    )
+    return work(task, given.driver_pid)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,179 @@
+"""What a person sees in a terminal: the live grid of runs, the closing table, lists. Plain lines where it is no terminal."""
+
+import sys
+import time
+from contextlib import AbstractContextManager
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from .store import StudyFolder, read_json
+from .study.ledger import state_of
+
+if TYPE_CHECKING:
+    from .record import Finding
+    from .study.drive import Event
+
+# state -> (mark, colour); the mark alone says it, for those who see no colour.
+STATES = {
+    "planned": ("·", "dim"),
+    "running": ("▶", "cyan"),
+    "done": ("✓", "green"),
+    "diverged": ("≁", "magenta"),
+    "failed": ("✗", "red"),
+    "oom": ("M", "red"),
+    "timeout": ("T", "yellow"),
+    "lost": ("?", "yellow"),
+    "stopped": ("‖", "yellow"),
+    "disk-full": ("D", "red"),
+}
+_LINE_S = 10.0  # between two lines of progress where there is no terminal
+
+
+class LiveGrid(AbstractContextManager["LiveGrid"]):
+    """The grid of a study's runs while they are carried out: call it with every event of `drive`."""
+
+    def __init__(self, folder: StudyFolder, slots: int):
+        from rich.console import Console
+        from rich.live import Live
+
+        self._folder, self._slots = folder, slots
+        self._entries = [(entry, run) for entry, run in folder.planned()]
+        self._states = {run.fingerprint: state_of(run) for _, run in self._entries}
+        self._console = Console(stderr=True)
+        self._live = None
+        if self._console.is_terminal:
+            self._live = Live(get_renderable=self.table, console=self._console, refresh_per_second=2, transient=True)
+        self._last_line = 0.0
+        self._started = time.monotonic()
+
+    def __enter__(self) -> "LiveGrid":
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def __call__(self, event: "Event") -> None:
+        """Take a run's new state; without a terminal, print a line when a run ends and now and then the progress."""
+        self._states[event.fingerprint] = event.state
+        if self._live is not None:
+            return
+        now = time.monotonic()
+        if event.kind == "ended":
+            entry = next(e for e, run in self._entries if run.fingerprint == event.fingerprint)
+            where = f"{entry['cell']} / {entry['arm']} / seed {entry['seed']}"
+            print(
+                f"{where}: {event.state}{' (' + event.message + ')' if event.message else ''}",
+                file=sys.stderr,
+                flush=True,
+            )
+            if now - self._last_line > _LINE_S:
+                self._last_line = now
+                print(self.summary(), file=sys.stderr, flush=True)
+
+    def table(self) -> Any:
+        """The grid: a row a cell and arm, a column a seed, and the time to finish."""
+        from rich.table import Table
+
+        return _grid(
+            Table(title=self.summary(), title_justify="left", title_style="", box=None, pad_edge=False),
+            self._entries,
+            self._states,
+        )
+
+    def summary(self) -> str:
+        """How many are done, and an estimate of the time that is left."""
+        from .study.remaining import remaining_seconds
+
+        ended = sum(s in ("done", "diverged") for s in self._states.values())
+        left = remaining_seconds(self._folder, [e for e, _ in self._entries], self._states, slots=self._slots)
+        spent = time.monotonic() - self._started
+        tail = "time to finish: not known yet" if left is None else f"about {duration(left)} to go"
+        if ended == len(self._states):
+            tail = "complete"
+        return f"{ended} of {len(self._states)} runs done after {duration(spent)}; {tail}"
+
+
+def _grid(table: Any, entries: list[Any], states: dict[str, str]) -> Any:
+    from rich.text import Text
+
+    seeds = sorted({entry["seed"] for entry, _ in entries})
+    table.add_column("cell")
+    table.add_column("arm")
+    for seed in seeds:
+        table.add_column(f"seed {seed}", justify="right", min_width=7)
+    rows: dict[tuple[str, str], dict[int, Text]] = {}
+    for entry, run in entries:
+        state = states[run.fingerprint]
+        mark, colour = STATES[state]
+        words = mark
+        progress = run.path / "progress.json"
+        if state == "running" and progress.exists():
+            p = read_json(progress)
+            words = f"{mark} {100 * p['step'] // p['steps']:3d}%"
+        rows.setdefault((entry["cell"], entry["arm"]), {})[entry["seed"]] = Text(words, style=colour)
+    last = None
+    for (cell, arm), marks in rows.items():
+        table.add_row(cell if cell != last else "", arm, *(marks.get(seed, Text("")) for seed in seeds))
+        last = cell
+    return table
+
+
+def print_status(folder: StudyFolder) -> dict[str, int]:
+    """The grid as it stands, a legend, and what ended badly; returns the number of runs in each state."""
+    from rich.console import Console
+    from rich.table import Table
+
+    entries = list(folder.planned())
+    states = {run.fingerprint: state_of(run) for _, run in entries}
+    counts = {state: list(states.values()).count(state) for state in STATES if state in states.values()}
+    console = Console()
+    console.print(_grid(Table(box=None, pad_edge=False), entries, states))
+    console.print("  ".join(f"{STATES[s][0]} {s}: {n}" for s, n in counts.items()), highlight=False)
+    for entry, run in entries:
+        if states[run.fingerprint] in ("failed", "oom", "timeout", "lost", "disk-full"):
+            attempts = run.attempts()
+            message = attempts[-1].get("message", "") if attempts else ""
+            where = f"{entry['cell']}/{entry['arm']}/{entry['seed']}"
+            print(f"{where} ({run.fingerprint}): {states[run.fingerprint]}: {message}")
+    return counts
+
+
+def print_findings(findings: "list[Finding]", *, all_metrics: bool) -> None:
+    """One sentence a primary effect; the exploratory ones too when asked."""
+    from rich.console import Console
+
+    console = Console(soft_wrap=True)
+    shown = [f for f in findings if f.primary or all_metrics]
+    for cell in dict.fromkeys(f.cell for f in shown):
+        console.print(f"\n[bold]{cell}[/bold]")
+        for f in (f for f in shown if f.cell == cell):
+            mark = "" if f.primary else "(exploratory) "
+            console.print(f"  {f.verdict:<11} {mark}{f.sentence}", highlight=False, markup=False)
+
+
+def print_records(records: list[dict[str, Any]], title: str = "") -> None:
+    """A table of records with the same keys."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title or None, box=None, pad_edge=False, title_justify="left")
+    for key in records[0] if records else ():
+        table.add_column(key.replace("_", " "), overflow="fold")
+    for record in records:
+        table.add_row(*("" if v is None else f"{v:,}" if isinstance(v, int) else str(v) for v in record.values()))
+    Console().print(table)
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the words of a person: 42 s, 3 min 20 s, 5 h 12 min."""
+    seconds = max(0, round(seconds))
+    if seconds < 60:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60} s"
+    return f"{seconds // 3600} h {seconds % 3600 // 60} min"

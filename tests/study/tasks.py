@@ -1,0 +1,166 @@
+"""Fake tasks: what a worker may meet, without torch. Each appends a line to its run's ran.txt when it really starts."""
+
+import errno
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from gatelab.config import Execution
+from gatelab.store import RunFolder, StudyFolder
+from gatelab.study.drive import drive
+from gatelab.study.local import LocalExecutor
+
+
+def succeed(runs: list[RunFolder], execution: Execution, *, should_stop: Callable[[], bool]) -> None:
+    for run in _start(runs):
+        run.mark_done("done", {"steps": 1, "seconds": 0.0})
+
+
+def meet(runs: list[RunFolder], execution: Execution, *, should_stop: Callable[[], bool]) -> None:
+    """Goes on once two drivers are there."""
+    _start(runs)
+    while len(list(runs[0].path.parent.parent.glob("driver-*"))) < 2:
+        time.sleep(0.01)
+    for run in runs:
+        run.mark_done("done", {"steps": 1, "seconds": 0.1})
+
+
+def diverge(runs: list[RunFolder], execution: Execution, *, should_stop: Callable[[], bool]) -> None:
+    for run in _start(runs):
+        run.mark_done("diverged", {"steps": 1, "seconds": 0.0})
+
+
+def fail(runs: list[RunFolder], execution: Execution, *, should_stop: Callable[[], bool]) -> None:
+    _start(runs)
+    print("about to fail")
+    raise ValueError("model.n_heads=3 does not divide d_model=64")
+
+
+def leave(runs: list[RunFolder], execution: Execution, *, should_stop: Callable[[], bool]) -> None:
+    """Neither done nor asked to stop."""
+    _start(runs)
+
+
+def die_once(runs: list[RunFolder], execution: Execution, *, should_stop: Callable[[], bool]) -> None:
+    _start(runs)
+    if n_starts(runs[0]) == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    for run in runs:
+        run.mark_done("done", {"steps": 1, "seconds": 0.0})
+
+
+def die(runs: list[RunFolder], execution: Execution, *, should_stop: Callable[[], bool]) -> None:
+    _start(runs)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def hang(runs: list[RunFolder], execution: Execution, *, should_stop: Callable[[], bool]) -> None:
+    """Hears the wish to stop and stays, and so does a child of its own."""
+    _start(runs)
+    if os.fork() == 0:
+        (runs[0].path / "grandchild").write_text(str(os.getpid()))
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        while True:
+            time.sleep(60)
+    while True:
+        if should_stop():
+            (runs[0].path / "asked").touch()
+        time.sleep(0.01)
+
+
+def run_out_of_memory(runs: list[RunFolder], execution: Execution, *, should_stop: Callable[[], bool]) -> None:
+    _start(runs)
+    raise MemoryError
+
+
+class OutOfMemoryError(RuntimeError):
+    """Named as torch's."""
+
+
+def need_small_batch(runs: list[RunFolder], execution: Execution, *, should_stop: Callable[[], bool]) -> None:
+    """Fits with at most half of the batch of eight."""
+    _start(runs)
+    if not 1 <= execution.micro_batch <= 4:
+        raise OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+    for run in runs:
+        run.mark_done("done", {"steps": 1, "seconds": 0.0})
+
+
+def fill_disk(runs: list[RunFolder], execution: Execution, *, should_stop: Callable[[], bool]) -> None:
+    _start(runs)
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "rows.jsonl")
+
+
+def fill_disk_wholly(runs: list[RunFolder], execution: Execution, *, should_stop: Callable[[], bool]) -> None:
+    """So full that the end of the attempt cannot be written either."""
+    from gatelab.study import ledger
+
+    def refuse(path: Path, value: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    ledger.write_json = refuse
+    fill_disk(runs, execution, should_stop=should_stop)
+
+
+def see_device(runs: list[RunFolder], execution: Execution, *, should_stop: Callable[[], bool]) -> None:
+    for run in _start(runs):
+        seen = {name: os.environ.get(name) for name in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")}
+        run.mark_done("done", {"steps": 1, "seconds": 0.0, **seen, "session": os.getsid(0) == os.getpid()})
+
+
+def count_until_told(runs: list[RunFolder], execution: Execution, *, should_stop: Callable[[], bool]) -> None:
+    """Goes on from its checkpoint until the study's folder holds a file `finish`; checkpoints when asked to stop."""
+    (run,) = _start(runs)
+    checkpoint = run.path / "checkpoint.json"
+    step = json.loads(checkpoint.read_text()) if checkpoint.exists() else 0
+    while not (run.path.parent.parent / "finish").exists():
+        step += 1
+        if should_stop():
+            checkpoint.write_text(json.dumps(step))
+            return
+        time.sleep(0.01)
+    run.mark_done("done", {"steps": step, "seconds": 0.0})
+
+
+def _start(runs: list[RunFolder]) -> list[RunFolder]:
+    for run in runs:
+        with open(run.path / "ran.txt", "a", encoding="utf-8") as f:
+            f.write(f"{os.getpid()}\n")
+    return runs
+
+
+def n_starts(run: RunFolder) -> int:
+    """How often a fake task began this run."""
+    ran = run.path / "ran.txt"
+    return len(ran.read_text().splitlines()) if ran.exists() else 0
+
+
+def main() -> int:
+    """A driver as its own process: FOLDER TARGET KIND GRACE_S; prints `interrupted` when Ctrl-C got through."""
+    folder = StudyFolder.open(sys.argv[1])
+    devices = ("0",) if sys.argv[3] == "fresh" else ()
+    executor = LocalExecutor(slots=2, threads=1, devices=devices, preload=())
+    (folder.path / f"driver-{os.getpid()}").touch()
+    try:
+        drive(
+            folder,
+            executor,
+            Execution(),
+            entries=folder.study()["plan"],
+            target=sys.argv[2],
+            grace_s=float(sys.argv[4]),
+        )
+    except KeyboardInterrupt:
+        print("interrupted", flush=True)
+        return 1
+    finally:
+        executor.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

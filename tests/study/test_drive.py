@@ -1,0 +1,242 @@
+"""Policies and bookkeeping of the driver, with an executor that plays a script inside this process."""
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import attempt_path, make_study, plant_attempt, set_age
+
+from gatelab.config import Execution
+from gatelab.store import RunFolder, StudyFolder, write_json
+from gatelab.study import ledger
+from gatelab.study.drive import Event, Summary, drive, micro_batch_of, retry
+from gatelab.study.executor import EXITS, Ended, Task
+from gatelab.study.remaining import remaining_seconds
+
+HOUR = 3600.0
+
+
+class Scripted:
+    """Carries out each task at once: `script(run, times)` gives the outcome of a run that was begun `times` times."""
+
+    def __init__(self, script: Callable[[RunFolder, int], str], slots: int = 1):
+        self.slots, self.tasks, self.most = slots, [], 0
+        self._script, self._ended = script, []
+
+    def submit(self, task: Task) -> str:
+        self.tasks.append(task)
+        outcomes = [self._carry_out(StudyFolder(Path(task.folder)).run(f), task) for f in task.fingerprints]
+        self._ended.append(Ended(task.owner, EXITS.get(outcomes[-1], 0), None))
+        self.most = max(self.most, len(self._ended))
+        return task.owner
+
+    def _carry_out(self, run: RunFolder, task: Task) -> str:
+        attempt = ledger.claim(run, task.owner, micro_batch=task.execution["micro_batch"])
+        outcome = self._script(run, attempt.number)
+        if outcome == "done":
+            run.mark_done("done", {})
+        if outcome != "silent":
+            ledger.end(run, attempt, outcome)
+        return outcome
+
+    def poll(self, timeout: float) -> list[Ended]:
+        ended, self._ended = self._ended, []
+        return ended
+
+    def stop(self, handle: str) -> None: ...
+
+    def kill(self, handle: str) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def go(folder: StudyFolder, executor: Scripted, **execution: object) -> Summary:
+    return drive(folder, executor, Execution(**execution), entries=folder.study()["plan"])
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> StudyFolder:
+    return make_study(tmp_path / "study", 3)
+
+
+def runs_of(folder: StudyFolder) -> list[RunFolder]:
+    return [run for _, run in folder.planned()]
+
+
+def test_events_tell_every_run_from_its_first_state_to_its_last(study: StudyFolder) -> None:
+    events: list[Event] = []
+    runs_of(study)[0].mark_done("done", {})
+    executor = Scripted(lambda run, times: "done")
+    drive(study, executor, Execution(), entries=study.study()["plan"], on_event=events.append)
+    first, second, _ = (run.fingerprint for run in runs_of(study))
+    assert [(e.kind, e.state) for e in events if e.fingerprint == first] == [("state", "done")]
+    told = [("state", "planned"), ("submitted", "running"), ("ended", "done")]
+    assert [(e.kind, e.state) for e in events if e.fingerprint == second] == told
+
+
+def test_no_more_is_submitted_than_there_are_slots(tmp_path: Path) -> None:
+    executor = Scripted(lambda run, times: "done", slots=2)
+    assert go(make_study(tmp_path / "study", 5), executor).is_complete
+    assert executor.most == 2
+
+
+def test_a_preempted_run_resumes_as_often_as_it_takes(study: StudyFolder) -> None:
+    executor = Scripted(lambda run, times: "done" if times == 4 else "stopped")
+    assert go(study, executor, lost_retries=0).is_complete
+
+
+def test_half_the_micro_batch_stays_after_a_stop(study: StudyFolder) -> None:
+    run = runs_of(study)[0]
+    plant_attempt(run, "oom", micro_batch=0)
+    plant_attempt(run, "stopped", micro_batch=4)
+    assert micro_batch_of(run, Execution()) == 4
+    assert micro_batch_of(run, Execution(micro_batch=2)) == 2
+    ledger.reset(run)
+    assert micro_batch_of(run, Execution()) == 0
+
+
+def test_a_single_sequence_that_does_not_fit_is_not_tried_again(study: StudyFolder) -> None:
+    plant_attempt(runs_of(study)[0], "oom", micro_batch=1)
+    assert micro_batch_of(runs_of(study)[0], Execution()) is None
+    executor = Scripted(lambda run, times: "done")
+    assert go(study, executor).states[runs_of(study)[0].fingerprint] == "oom"
+
+
+def test_a_group_has_one_shape_and_one_micro_batch(tmp_path: Path) -> None:
+    study = make_study(tmp_path / "study", 3, arms=("none", "sdpa-headwise"))
+    plant_attempt(runs_of(study)[1], "oom", micro_batch=0)
+    executor = Scripted(lambda run, times: "done")
+    assert go(study, executor, group=8).is_complete
+    names = [run.fingerprint for run in runs_of(study)]
+    groups = [(t.fingerprints, t.execution["micro_batch"]) for t in executor.tasks]
+    assert groups == [((names[0], names[2]), 0), ((names[1],), 4), (tuple(names[3:]), 0)]
+
+
+def test_arms_that_share_a_configuration_share_its_run(study: StudyFolder) -> None:
+    executor = Scripted(lambda run, times: "done")
+    drive(study, executor, Execution(), entries=study.study()["plan"] * 2)
+    assert len(executor.tasks) == 3
+
+
+def test_a_run_that_another_driver_drops_is_taken_over_in_the_same_drive(study: StudyFolder) -> None:
+    theirs = runs_of(study)[0]
+    attempt = plant_attempt(theirs)
+
+    def script(run: RunFolder, times: int) -> str:
+        if ledger.state_of(theirs) == "running" and run.fingerprint == runs_of(study)[2].fingerprint:
+            set_age(attempt_path(theirs, attempt.number), HOUR)
+        return "done"
+
+    executor = Scripted(script)
+    summary = go(study, executor)
+    assert summary.is_complete and summary.elsewhere == ()
+    assert executor.tasks[-1].fingerprints == (theirs.fingerprint,)
+
+
+def test_what_a_worker_could_not_say_is_concluded_by_the_driver(study: StudyFolder) -> None:
+    summary = go(study, Scripted(lambda run, times: "silent"), lost_retries=0)
+    assert set(summary.states.values()) == {"lost"}
+    assert all("the worker left with exit code 0" in message for message in summary.messages.values())
+
+
+def test_an_unwritable_ledger_halts_the_drive_and_is_told(study: StudyFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(ledger, "conclude", refuse)
+    executor = Scripted(lambda run, times: "silent")
+    summary = go(study, executor)
+    assert len(executor.tasks) == 1 and summary.halted.startswith("the disk is full: 3 runs keep")
+    assert "could not be written" in summary.messages[executor.tasks[0].fingerprints[0]]
+
+
+def test_an_error_in_the_driver_asks_its_tasks_to_stop_first(study: StudyFolder) -> None:
+    asked, killed = [], []
+
+    class Endless(Scripted):
+        def submit(self, task: Task) -> str:
+            self.tasks.append(task)
+            return task.owner
+
+        def stop(self, handle: str) -> None:
+            asked.append(handle)
+
+        def kill(self, handle: str) -> None:
+            killed.append(handle)
+
+    def break_down(event: Event) -> None:
+        if event.kind == "submitted":
+            raise RuntimeError("the live grid broke")
+
+    executor = Endless(lambda run, times: "done")
+    entries = study.study()["plan"]
+    with pytest.raises(RuntimeError, match="the live grid broke"):
+        drive(study, executor, Execution(), entries=entries, on_event=break_down, grace_s=0.0)
+    assert asked == killed == [executor.tasks[0].owner]
+
+
+def test_retry_takes_only_what_it_is_asked_for(study: StudyFolder) -> None:
+    failed, lost, done = runs_of(study)
+    plant_attempt(failed, "failed")
+    plant_attempt(lost, "lost")
+    done.mark_done("done", {})
+    assert retry(study, ["lost"]) == [lost.fingerprint]
+    assert [ledger.state_of(run) for run in runs_of(study)] == ["failed", "planned", "done"]
+    assert retry(study) == [failed.fingerprint]
+
+
+@pytest.mark.parametrize("state", ["done", "running", "faild"])
+def test_retry_of_what_cannot_be_retried_lists_what_can(study: StudyFolder, state: str) -> None:
+    with pytest.raises(ValueError, match=f"retry {state}: expected some of stopped, timeout, lost, oom, failed"):
+        retry(study, [state])
+
+
+def remaining(folder: StudyFolder, slots: int, group: int = 1) -> float | None:
+    states = {run.fingerprint: ledger.state_of(run) for run in runs_of(folder)}
+    return remaining_seconds(folder, folder.study()["plan"], states, slots=slots, group=group)
+
+
+def write_progress(run: RunFolder, step: int, seconds: float, first_step: int = 0) -> None:
+    facts = {"step": step, "steps": 100, "seconds": seconds, "first_step": first_step}
+    write_json(run.path / "progress.json", facts)
+
+
+def test_nothing_measured_gives_no_forecast(study: StudyFolder) -> None:
+    assert remaining(study, slots=1) is None
+    write_progress(runs_of(study)[0], 1, 5.0)
+    assert remaining(study, slots=1) is None
+
+
+def test_waiting_runs_are_laid_out_on_the_slots(study: StudyFolder) -> None:
+    write_progress(runs_of(study)[0], 100, 60.0)
+    runs_of(study)[0].mark_done("done", {})
+    assert remaining(study, slots=1) == pytest.approx(120.0)
+    assert remaining(study, slots=2) == pytest.approx(60.0)
+    assert remaining(study, slots=1, group=2) == pytest.approx(60.0)
+
+
+def test_a_resumed_run_counts_the_steps_it_did_itself(study: StudyFolder) -> None:
+    for run in runs_of(study)[:2]:
+        run.mark_done("done", {})
+    running = runs_of(study)[2]
+    plant_attempt(running)
+    write_progress(running, 75, 10.0, first_step=50)
+    assert remaining(study, slots=1) == pytest.approx(10.0)
+
+
+def test_other_cells_stand_in_by_their_flops(study: StudyFolder) -> None:
+    first, second, third = study.study()["plan"]
+    write_progress(study.run(first["fingerprint"]), 100, 60.0)
+    states = dict.fromkeys((e["fingerprint"] for e in (first, second, third)), "planned")
+    states[first["fingerprint"]] = "done"
+    entries = [first, {**second, "cell": "text", "flops": 200.0}, third]
+    assert remaining_seconds(study, entries, states, slots=1) == pytest.approx(120.0 + 60.0)
+
+
+def test_finished_and_failed_runs_take_no_more_time(study: StudyFolder) -> None:
+    runs_of(study)[0].mark_done("done", {})
+    runs_of(study)[1].mark_done("diverged", {})
+    plant_attempt(runs_of(study)[2], "failed")
+    assert remaining(study, slots=1) == 0.0
