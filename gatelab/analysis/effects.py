@@ -1,17 +1,18 @@
 """Outcomes in, findings out: every arm against the baseline, cell by cell and metric by metric.
 
 Per comparison: Student's t on the differences between runs of one seed, with variances shrunk across cells where there
-are ten or more. Over the study: Benjamini-Hochberg on the primary metrics, all cells and arms as one family. Beside
+are ten or more; where a bimodal metric has runs in both its regimes, McNemar's exact test on the seeds that changed
+regime instead, because three runs that happen to agree would make t certain. Over the study: Benjamini-Hochberg on the primary metrics, all cells and arms as one family. Beside
 each: equivalence within the declared bound, and the smallest effect that this test could have seen.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from math import inf, nan
+from math import inf, isnan, nan
 
 from ..record import Finding, Metric
 from .paired import Outcome, Outcomes, Pairs, comparisons
-from .shares import share
+from .shares import p_changes, seeds_needed, share
 from .student import (
     Estimate,
     detectable_effect,
@@ -31,13 +32,20 @@ _POWER = 0.8
 
 @dataclass(slots=True)
 class _Test:
-    """One comparison on its way to a finding; `estimate` is None where no test can be made."""
+    """One comparison on its way to a finding; `estimate` is None where no t test can be made."""
 
     pairs: Pairs
     estimate: Estimate | None
     level: float
     q: float | None
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def p(self) -> float:
+        """Two-sided; nan where nothing can be tested."""
+        if self.pairs.changes is not None and len(self.pairs.seeds) >= 2:
+            return p_changes(*self.pairs.changes)
+        return p_two_sided(self.estimate) if self.estimate else nan
 
 
 def effects(
@@ -73,7 +81,7 @@ def effects(
     for test in tests:
         if test.estimate and test.estimate.sigma == 0:
             test.estimate = None
-    _discover([t for t in tests if t.pairs.metric.primary and t.estimate], fdr)
+    _discover([t for t in tests if t.pairs.metric.primary and not isnan(t.p)], fdr)
     return [_finding(test, table, baseline, confidence, fdr) for test in tests]
 
 
@@ -105,7 +113,7 @@ def _discover(family: list[_Test], fdr: float) -> None:
         return
     from scipy.stats import false_discovery_control
 
-    p = [p_two_sided(t.estimate) for t in family]
+    p = [t.p for t in family]
     for test, q, level in zip(family, false_discovery_control(p), discovery_levels(p, fdr), strict=True):
         test.q, test.level = float(q), level
         test.notes.append(f"one of {len(family)} primary tests; p up to {compact(level)} counts here")
@@ -132,11 +140,11 @@ def _finding(test: _Test, table: Outcomes, baseline: str, confidence: float, fdr
         low=low,
         high=high,
         confidence=confidence,
-        p=p_two_sided(e) if e else nan,
+        p=test.p,
         q=test.q,
         equivalence=bound,
         p_equivalence=None if bound is None else p_equivalent(e, bound) if e else nan,
-        detectable=detectable_effect(e.sigma, e.n, test.level, _POWER, e.df) if e else nan,
+        detectable=detectable_effect(e.sigma, e.n, test.level, _POWER, e.df) if e and pairs.changes is None else nan,
         verdict="",
         sentence="",
         seeds=pairs.seeds,
@@ -148,19 +156,26 @@ def _finding(test: _Test, table: Outcomes, baseline: str, confidence: float, fdr
     )
     return replace(
         found,
-        sentence=sentence(found, metric, excluded=pairs.excluded, shares=both),
+        sentence=sentence(found, metric, excluded=pairs.excluded, shares=both, needed=_needed(test)),
         notes=[*pairs.excluded, *_cautions(found, test), *test.notes],
     )
+
+
+def _needed(test: _Test) -> int | None:
+    """Seeds that would all have to change regime; None for a comparison of means."""
+    return None if test.pairs.changes is None else seeds_needed(test.level)
 
 
 def _cautions(f: Finding, test: _Test) -> list[str]:
     """What a careful reader would ask next."""
     notes = []
-    if test.pairs.metric.bimodal:
+    if test.pairs.changes is not None:
+        lost, gained = test.pairs.changes
         notes.append(
-            "bimodal over seeds: the mean describes no single run, and the t test and its interval trust few seeds too"
-            " much; read the shares"
+            f"bimodal over seeds: p is McNemar's exact test on the seeds that changed ({lost} lost it, {gained} gained"
+            " it); the mean describes no single run, and its t interval trusts few seeds too much"
         )
+    if test.pairs.metric.bimodal:
         if test.pairs.metric.equivalence is not None:
             notes.append("equivalence is not tested on a bimodal metric")
     if f.n_pairs >= 2 and test.pairs.is_constant:

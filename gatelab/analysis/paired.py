@@ -64,6 +64,17 @@ class Pairs:
         return self.arm_values - self.baseline_values
 
     @property
+    def changes(self) -> tuple[int, int] | None:
+        """(seeds that lose the event, seeds that gain it) against the baseline, for a bimodal metric whose runs fall on
+        both sides of its threshold; else None: then a mean describes the runs of each arm."""
+        if not self.metric.bimodal or not self.seeds:
+            return None
+        before, after = self.baseline_values > self.metric.threshold, self.arm_values > self.metric.threshold
+        if len({*before.tolist(), *after.tolist()}) < 2:
+            return None
+        return int((before & ~after).sum()), int((~before & after).sum())
+
+    @property
     def is_constant(self) -> bool:
         """Whether all differences are the same up to the rounding of float64: no spread to test against."""
         scale = max(np.abs(self.baseline_values).max(initial=0), np.abs(self.arm_values).max(initial=0))

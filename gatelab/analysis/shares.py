@@ -6,6 +6,7 @@ is Clopper and Pearson's (Biometrika 26, 1934), which covers at least the stated
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from math import ceil, log2
 
 from ..record import Metric
 from .paired import Outcome, Outcomes
@@ -59,3 +60,15 @@ def shares(
     table = Outcomes(outcomes)
     rows = (share(table, c, a, m, confidence) for c in cells for m in metrics if m.bimodal for a in arms)
     return [row for row in rows if row is not None]
+
+
+def p_changes(lost: int, gained: int) -> float:
+    """Two-sided exact p of McNemar's test: under no effect each seed that changes is as likely to lose as to gain."""
+    from scipy.stats import binomtest
+
+    return float(binomtest(lost, lost + gained).pvalue) if lost + gained else 1.0
+
+
+def seeds_needed(level: float) -> int:
+    """The fewest seeds, all changing the same way, that McNemar's test calls significant at `level`."""
+    return max(1, ceil(1 + log2(1 / level)))

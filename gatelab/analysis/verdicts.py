@@ -31,12 +31,24 @@ def verdict(f: Finding, *, fdr: float) -> str:
     return "unclear"
 
 
-def sentence(f: Finding, metric: Metric, *, excluded: Sequence[str] = (), shares: Sequence[Share | None] = ()) -> str:
-    """The finding in plain English; for a bimodal metric the shares of (baseline, arm) come first."""
+def sentence(
+    f: Finding,
+    metric: Metric,
+    *,
+    excluded: Sequence[str] = (),
+    shares: Sequence[Share | None] = (),
+    needed: int | None = None,
+) -> str:
+    """The finding in plain English; for a bimodal metric the shares of (baseline, arm) come first.
+
+    `needed` says that the test was one of seeds changing regime, and how many of them would have decided.
+    """
+    left_out = f" Left out: {', '.join(excluded)}." if excluded else ""
+    if needed is not None and f.verdict != "untestable":
+        return f"{f.cell}: {_shares(f, metric, shares)}; {_regimes(f, needed)}{left_out}"
     say = {"untestable": _untestable, "equivalent": _equivalent, "unclear": _unclear}.get(f.verdict, _seen)
     lead = f"{_shares(f, metric, shares)}; " if any(shares) else ""
     label = f"mean {metric.label}" if metric.bimodal else metric.label
-    left_out = f" Left out: {', '.join(excluded)}." if excluded else ""
     return f"{f.cell}: {lead}{say(f, label)}{left_out}"
 
 
@@ -100,6 +112,14 @@ def _shares(f: Finding, metric: Metric, shares: Sequence[Share | None]) -> str:
             else f"in no finished run of {name}"
         )
     return f"{event} {', '.join(clauses)}"
+
+
+def _regimes(f: Finding, needed: int) -> str:
+    if f.verdict in ("lower", "higher"):
+        fewer = "fewer" if f.verdict == "lower" else "more"
+        return f"{f.arm} has {fewer} such runs than chance explains (exact test, {_evidence(f)})."
+    many = f"at least {needed} seeds that all change the same way would be needed"
+    return f"{_seeds(f.n_pairs)} cannot decide whether {f.arm} changes that (exact test, {_p('p', f.p)}); {many}."
 
 
 def _judged(f: Finding) -> str:

@@ -292,9 +292,47 @@ def test_the_share_counts_every_finished_run_even_one_that_lost_its_partner():
     )
     assert "3 of 3 seeds of none" in f.sentence
     assert "1 of 2 seeds of gated (1% to 99%)" in f.sentence
-    assert "the mean first-token mass" in f.sentence
+    assert "2 seeds cannot decide whether gated changes that (exact test, p = 1)" in f.sentence
     assert f.sentence.endswith("Left out: seed 2 of gated diverged.")
-    assert any("read the shares" in note for note in f.notes)
+    assert any("describes no single run" in note for note in f.notes)
+
+
+def test_three_seeds_that_all_lose_a_sink_are_not_called_an_effect_and_eight_are():
+    def gone(n: int):
+        (f,) = find(
+            outcomes("none", [0.95 + 0.001 * i for i in range(n)], SINK),
+            outcomes("gated", [0.02 + 0.001 * (i % 2) for i in range(n)], SINK),
+            metrics=[SINK],
+        )
+        return f
+
+    few, many = gone(3), gone(8)
+    assert (few.verdict, few.p) == ("unclear", 0.25)
+    assert "at least 6 seeds that all change the same way would be needed" in few.sentence
+    assert (many.verdict, many.p) == ("lower", 2 * 0.5**8)
+    assert "fewer such runs than chance explains" in many.sentence
+
+
+def test_equal_arms_half_in_each_regime_raise_no_more_alarms_than_promised():
+    rng = np.random.default_rng(5)
+    alarms = 0
+    for _ in range(400):
+        values = rng.random((2, 3)) < 0.5
+        noise = 0.01 * rng.standard_normal((2, 3))
+        none, gated = 0.05 + 0.9 * values + noise
+        (f,) = find(outcomes("none", list(none), SINK), outcomes("gated", list(gated), SINK), metrics=[SINK])
+        alarms += f.verdict in ("lower", "higher") and f.p < 0.01
+    assert alarms <= 6  # t alone gives about 3% of 400 even at the 0.1% level
+
+
+def test_runs_that_all_stay_in_one_regime_are_compared_by_their_means():
+    (f,) = find(
+        outcomes("none", [0.050, 0.051, 0.049, 0.052], SINK),
+        outcomes("gated", [0.020, 0.021, 0.018, 0.022], SINK),
+        metrics=[SINK],
+    )
+    assert f.verdict == "lower"
+    assert "lowers the mean first-token mass" in f.sentence
 
 
 def test_findings_come_cell_by_cell_metric_by_metric_arm_by_arm_as_asked():
