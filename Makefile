@@ -1,0 +1,39 @@
+# Two commands do all the set-up: `make demo` and `make test`. Everything is installed into .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+# One thread a process: two processes of two threads on two cores fight each other.
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: demo test test-slow lint bench clean
+
+demo: .venv/installed
+	$(BIN)/gatelab run quickstart
+	@echo "the page: $(CURDIR)/runs/quickstart/report.html"
+
+test: .venv/installed-test
+	$(BIN)/python -m pytest
+
+test-slow: .venv/installed-test
+	$(BIN)/python -m pytest -m "slow and not gpu"
+
+lint: .venv/installed-test
+	$(BIN)/ruff check gatelab tests benchmarks examples
+	$(BIN)/ruff format --check gatelab tests benchmarks examples
+
+bench: .venv/installed
+	$(BIN)/python benchmarks/start.py
+	$(BIN)/python benchmarks/training.py
+
+clean:
+	rm -rf .venv build *.egg-info
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/installed: .venv/bin/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	touch $@
+
+.venv/installed-test: .venv/bin/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	touch .venv/installed $@
