@@ -12,7 +12,7 @@ from .config.gate import ACTIVATIONS, SITES
 
 
 def gate_records() -> list[dict[str, Any]]:
-    """One record a site and granularity: slug, formula, added weights a layer, the paper's name."""
+    """One record a site and granularity: slug, the paper's name, formula, weights it adds to a layer, what it gates."""
     weights = {
         "sdpa": ("d·H·K", "d·H"),
         "query": ("d·H·K", "d·H"),
@@ -29,7 +29,7 @@ def gate_records() -> list[dict[str, Any]]:
                     "slug": f"{site}-{granularity}",
                     "paper": paper,
                     "formula": f"{tensors[site]} ⊙ σ(x W_g)",
-                    "added_weights_a_layer": weights[site][granularity == "headwise"],
+                    "weights": weights[site][granularity == "headwise"],
                     "gates": what,
                 }
             )

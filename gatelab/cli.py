@@ -5,7 +5,9 @@ Every command imports what it needs when it runs, so that `--help` and `status` 
 
 import errno
 import json
+import os
 import sys
+from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -95,19 +97,30 @@ def plan(study: str, *assignments: str, json_: Json = False) -> int:
     if json_:
         _print_json(entries)
         return 0
-    keys = ("cell", "arm", "n_parameters", "remainder", "d_ff", "steps", "tokens")
-    rows: dict[tuple[str, str], dict[str, Any]] = {}
-    for e in entries:
-        row = rows.setdefault(
-            (e["cell"], e["arm"]), {k: e[k] for k in keys} | {"runs": 0, "GFLOP a run": round(e["flops"] / 1e9)}
-        )
-        row["runs"] += 1
-    print_records(list(rows.values()), f"{planned.study.name}: {planned.study.question}")
+    print(f"{planned.study.name}: {planned.study.question}")
     for cell, source in planned.sources.items():
-        print(f"{cell}: {source.description}")
+        arms = {e["arm"]: _plan_record(e) for e in entries if e["cell"] == cell}
+        print_records(list(arms.values()), f"\n{cell}: {source.description}")
     total = sum(e["flops"] for e in entries)
-    print(f"{len(entries)} runs, {total / 1e12:.3g} TFLOP of training; nothing was started")
+    print(
+        f"\n{len(entries)} runs ({len(planned.study.seed_values)} seeds each), {total / 1e12:.3g} TFLOP of training; "
+        "nothing was started"
+    )
     return 0
+
+
+def _plan_record(entry: dict[str, Any]) -> dict[str, Any]:
+    """A run's row of the plan; `over` are its parameters minus the baseline's, `MiB` what its training state takes."""
+    return {
+        "arm": entry["arm"],
+        "parameters": entry["n_parameters"],
+        "over": entry["remainder"],
+        "d_ff": entry["d_ff"],
+        "steps": entry["steps"],
+        "tokens": entry["tokens"],
+        "MiB": round(entry["state_bytes"] / 2**20, 1),
+        "GFLOP": round(entry["flops"] / 1e9),
+    }
 
 
 @app.command
@@ -249,11 +262,12 @@ def diff(left: Path, right: Path, *, json_: Json = False) -> int:
     from .terminal import print_records
 
     a, b = (lab.flat(lab.find_run(p).config()) for p in (left, right))
-    records = [{"key": k, left.name: a.get(k), right.name: b.get(k)} for k in sorted(a | b) if a.get(k) != b.get(k)]
+    records = [{"key": k, "left": a.get(k), "right": b.get(k)} for k in sorted(a | b) if a.get(k) != b.get(k)]
     if json_:
         _print_json(records)
     elif records:
-        print_records([{k: json.dumps(v) if k != "key" else v for k, v in r.items()} for r in records])
+        shown = [{k: json.dumps(v, ensure_ascii=False) if k != "key" else v for k, v in r.items()} for r in records]
+        print_records(shown, f"left: {left}\nright: {right}")
     else:
         print("the two configurations are equal")
     return 0
@@ -315,19 +329,8 @@ def probe(model: str, *, length: int | None = None, json_: Json = False) -> int:
     if json_:
         _print_json([row.as_dict() for row in rows])
         return 0
-    shown = [r for r in rows if r.layer is None and r.head is None]
-    print_records(
-        [
-            {
-                "metric": r.metric,
-                "value": f"{r.value:.4g}",
-                "unit": r.unit,
-                "threshold": r.threshold,
-                "domain": r.domain,
-            }
-            for r in shown
-        ]
-    )
+    keys = ("metric", "value", "unit", "threshold", "domain")
+    print_records([{key: getattr(r, key) for key in keys} for r in rows if r.layer is None and r.head is None])
     return 0
 
 
@@ -346,7 +349,11 @@ def gates(*, json_: Json = False) -> int:
     if json_:
         _print_json(catalogue.gate_records())
     else:
-        print_records(catalogue.gate_records(), "y ⊙ act(x W_g): site-granularity, then words in any order")
+        print_records(
+            catalogue.gate_records(),
+            "y ⊙ act(x W_g): site-granularity, then words in any order; weights a layer: d = d_model, H heads, G key/value "
+            "heads, K = head_dim",
+        )
         print("words: shared, static, add, bias, init=<value>, or an activation:")
         print_records(catalogue.activation_records())
     return 0
@@ -397,7 +404,17 @@ def doctor(*, json_: Json = False) -> int:
 
 def main() -> None:
     """The `gatelab` command."""
-    sys.exit(_status(sys.argv[1:]))
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that cannot show a mark gets a substitute, not an error.
+        stream.reconfigure(errors="replace")
+    status_ = _status(sys.argv[1:])
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        # What could not be written stays in the buffer, and the interpreter must not try it again on its way out.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status_ = 1 if isinstance(error, BrokenPipeError) else _fail(1, f"the output: {error.strerror}")
+    sys.exit(status_)
 
 
 def _status(words: list[str]) -> int:
@@ -413,6 +430,13 @@ def _status(words: list[str]) -> int:
         return _fail(130, "stopped; the runs were saved, the same command continues")
     except BrokenPipeError:
         return 1  # the reader of our output has gone, as in `| head`
+    except (MemoryError, RuntimeError) as error:
+        from .study.worker import classify
+
+        outcome, message = classify(error)
+        if outcome != "oom":
+            raise
+        return _fail(1, message)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return _fail(1, "the disk is full; what was there is unharmed: free space and give the same command again")
@@ -437,7 +461,16 @@ def _tell(message: str) -> None:
 
 def _print_json(records: list[dict[str, Any]]) -> None:
     for record in records:
-        print(json.dumps(record, ensure_ascii=False, default=str))
+        print(json.dumps(_json_ready(record), ensure_ascii=False, default=str, allow_nan=False))
+
+
+def _json_ready(value: Any) -> Any:
+    """Not-a-number and infinities as strings, as in rows.jsonl: JSON has none."""
+    if isinstance(value, float) and not isfinite(value):
+        return str(value)
+    if isinstance(value, dict):
+        return {k: _json_ready(v) for k, v in value.items()}
+    return [_json_ready(v) for v in value] if isinstance(value, list) else value
 
 
 def _stderr() -> Any:

@@ -7,16 +7,16 @@ page = lab.report(folder, lab.analyse(folder))
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from .analysis import Outcome, PairingGain, Share, effects, pairing_gain, shares
-from .config import Change, ConfigError, Execution, Run, canonical, nearest, override, validate
+from .config import Change, ConfigError, Execution, Run, canonical, fingerprint, nearest, override, validate
 from .data import check_lengths
 from .record import Finding, Metric, Row
 from .report import write_report
-from .store import RunFolder, StoreError, StudyFolder, query, read_json
+from .store import RunFolder, StoreError, StudyFolder, query, read_json, read_stored
 from .study.drive import Event, Summary, drive
 from .study.executor import Executor
 from .study.ledger import state_of
@@ -58,29 +58,42 @@ def save_plan(planned: Plan, out: str | Path) -> StudyFolder:
     out = Path(out)
     content = planned.as_json(out)
     if (out / "study.json").is_file():
-        content["plan"] = _extended(StudyFolder.open(out), content)
+        kept = _kept(StudyFolder.open(out), planned)
+        content["plan"] += kept
+        content["seeds"] = sorted({*content["seeds"], *(entry["seed"] for entry in kept)})
+        for run_folder in (StudyFolder(out).run(p.fingerprint) for p in planned.runs):
+            # Before anything is written: a run of another version refuses the whole plan.
+            if (run_folder.path / "run.json").exists():
+                run_folder.config()
     folder = StudyFolder.create(out, content)
     for p in planned.runs:
         folder.run(p.fingerprint).create(canonical(p.run))
     return folder
 
 
-def _extended(folder: StudyFolder, content: dict[str, Any]) -> list[dict[str, Any]]:
-    """The new plan, then the old plan's entries of cells and arms that are still in it: more seeds were asked for
-    before, or will be again. Entries whose configuration changed under the same label give way."""
+def _kept(folder: StudyFolder, planned: Plan) -> list[dict[str, Any]]:
+    """The old plan's finished runs with seeds that are not planned now: more seeds were asked for before. Only those
+    that the new plan would make the same; what was run with another configuration gives way."""
     there = folder.study()
-    if there["name"] != content["name"]:
-        return content["plan"]  # `create` refuses, in its own words
-    labels = {(e["cell"], e["arm"], e["seed"]) for e in content["plan"]}
-    shapes = {(e["cell"], e["arm"]): (e["d_ff"], e["steps"], e["n_parameters"]) for e in content["plan"]}
-    old = [
-        e
-        for e in there["plan"]
-        if (e["cell"], e["arm"], e["seed"]) not in labels
-        and shapes.get((e["cell"], e["arm"])) == (e["d_ff"], e["steps"], e["n_parameters"])
-        and folder.run(e["fingerprint"]).done() is not None
+    if there["name"] != planned.study.name:
+        return []  # `create` refuses, in its own words
+    planned_seeds = {(p.cell, p.arm, p.seed) for p in planned.runs}
+    example = {(p.cell, p.arm): p for p in planned.runs}
+
+    def would_be_the_same(entry: dict[str, Any]) -> bool:
+        like = example.get((entry["cell"], entry["arm"]))
+        if like is None:
+            return False
+        run = like.run.model_copy(update={"seed": entry["seed"]})
+        return fingerprint(run, planned.sources[like.cell].digest) == entry["fingerprint"]
+
+    return [
+        entry
+        for entry in there["plan"]
+        if (entry["cell"], entry["arm"], entry["seed"]) not in planned_seeds
+        and would_be_the_same(entry)
+        and folder.run(entry["fingerprint"]).done() is not None
     ]
-    return content["plan"] + old
 
 
 def run(
@@ -133,16 +146,17 @@ def outcomes(folder: StudyFolder) -> list[Outcome]:
     rows = folder.connect().execute(
         """SELECT run, metric, threshold, value FROM rows
            WHERE layer IS NULL AND head IS NULL AND domain IS NULL AND intervention IS NULL AND bin IS NULL
-             AND (site IS NULL OR site = 'sdpa')
+             AND stage IS NULL AND (site IS NULL OR site = 'sdpa')
            QUALIFY step = max(step) OVER (PARTITION BY run, metric)"""
     )
     values = {(fingerprint, metric, threshold): value for fingerprint, metric, threshold, value in rows.fetchall()}
+    measured = {fingerprint for fingerprint, _, _ in values}
     out = []
     for entry, folder_of_run in folder.planned():
         state = state_of(folder_of_run)
         for name, source in STUDY_METRICS.items():
             value = values.get((entry["fingerprint"], name, source.at))
-            if value is None and state == "done":
+            if value is None and state == "done" and entry["fingerprint"] in measured:
                 continue  # this kind of run does not have the metric: no gate, no gate mean
             out.append(
                 Outcome(
@@ -156,9 +170,12 @@ def analyse(folder: StudyFolder, *, fdr: float = 0.10, confidence: float = 0.95)
     """Effects, shares and the pairing check of a study's finished runs.
 
     Raises:
-        StoreError: when the folder holds no study.
+        StoreError: when the folder holds no study, or one that was edited.
     """
     study = folder.study()
+    missing = [key for key in ("metrics", "arms", "cells", "baseline") if key not in study]
+    if missing:
+        raise StoreError(f"{folder.path / 'study.json'}: {', '.join(missing)} missing; was it edited?")
     metrics = [Metric(**m) for m in study["metrics"]]
     arms = [a["name"] for a in study["arms"]]
     cells = [c["name"] for c in study["cells"]]
@@ -195,22 +212,21 @@ def single(assignments: dict[str, list[Any]], config: Path | None = None) -> Stu
     many = [path for path, values in assignments.items() if len(values) > 1]
     if many:
         raise ConfigError([f"{path}: one run takes one value; for a grid write a study file" for path in many])
-    base = Run()
-    if config is not None:
-        content = read_json(config)
-        base = validate(Run, content.get("run", content) if isinstance(content, dict) else {})
-    execution = {k.removeprefix("execution."): v[0] for k, v in assignments.items() if k.startswith("execution.")}
-    changes = {k: v[0] for k, v in assignments.items() if not k.startswith("execution.")}
-    run_config = override(base, changes)
-    return Study(
-        name="train",
-        question="One run.",
-        cells={run_config.data.kind: run_config},
-        arms=(Arm(run_config.model.model_dump()["gate"], {}),),
-        seeds=(run_config.seed,),
-        match=None,
-        execution=override(Execution(), execution, "execution."),
-    )
+    base = Run() if config is None else _run_in(config)
+    study = Study(
+        name="train", question="One run.", cells={"": base}, arms=(Arm("", {}),), seeds=(base.seed,), match=None
+    ).changed(assignments)
+    run_config = study.cells[""]
+    gate = run_config.model.model_dump()["gate"]
+    return replace(study, cells={run_config.data.kind: run_config}, arms=(Arm(gate, {}),))
+
+
+def _run_in(path: Path) -> Run:
+    """The run of a run.json, or of a file that holds nothing but a configuration."""
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise ConfigError([f"--config {path}: holds a {type(content).__name__}; expected a run.json"])
+    return validate(Run, read_stored(path)["run"] if "run" in content else content)
 
 
 def find_run(path: str | Path) -> RunFolder:
@@ -220,6 +236,13 @@ def find_run(path: str | Path) -> RunFolder:
         StoreError: when there is none, or it holds no run.
     """
     folder = RunFolder(Path(path))
+    if not (folder.path / "run.json").exists():
+        held = "no such folder" if not folder.path.exists() else "holds no run (no run.json)"
+        if (folder.path / "study.json").exists():
+            held = "is a whole study"
+        raise StoreError(
+            f"{path}: {held}; name a run's folder, STUDY/runs/FINGERPRINT (`gatelab status STUDY --json` lists them)"
+        )
     folder.config()
     return folder
 

@@ -5,6 +5,7 @@ never part of a metric's name, so one query serves all of them. `docs/metrics.md
 """
 
 from dataclasses import dataclass, field, fields
+from math import isfinite
 from typing import Any
 
 COORDINATES = (
@@ -60,9 +61,7 @@ class Row:
     def as_dict(self) -> dict[str, Any]:
         """The row without the coordinates it does not have; not-a-number and infinities become strings (JSON has none)."""
         out = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
-        if not -1e308 < self.value < 1e308:
-            out["value"] = str(self.value)
-        return out
+        return out | {"value": _json_number(self.value)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +77,11 @@ class Item:
     answer: str
     given: str
     factors: dict[str, Any] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Every field; a score that is no finite number becomes a string, as in `Row.as_dict`."""
+        out = {f.name: getattr(self, f.name) for f in fields(self)}
+        return out | {"score": _json_number(self.score)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,3 +159,7 @@ class Metric:
             raise ValueError(
                 f"Metric {self.name} is bimodal but has no threshold; a run shows it when its value is above one"
             )
+
+
+def _json_number(value: float) -> float | str:
+    return value if isfinite(value) else str(value)

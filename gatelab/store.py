@@ -15,11 +15,13 @@ Two processes never write one file: a run folder belongs to the holder of its le
 a temporary name, flushed to the disk and renamed, so a reader or a crash never sees half of one.
 """
 
+import errno
 import json
 import os
 import uuid
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, fields
+from contextlib import suppress
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +63,24 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise StoreError(f"{path}: no such file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise StoreError(f"{path}: not readable as JSON ({error}); was it cut or edited?") from None
+
+
+def read_stored(path: Path) -> dict[str, Any]:
+    """The content of a study.json or run.json.
+
+    Raises:
+        StoreError: when it is missing, cut, or from another version.
+    """
+    value = read_json(path)
+    found = value.get("schema") if isinstance(value, dict) else None
+    if found != SCHEMA:
+        raise StoreError(
+            f"{path}: written by another version of Gatelab (schema {found}, this one reads {SCHEMA}); "
+            "use that version, or run the study into a new folder"
+        )
+    return value
 
 
 class Appender:
@@ -70,9 +88,18 @@ class Appender:
 
     Opening at an `offset` forgets everything behind it: that is how a resumed run takes back the rows which its killed
     predecessor wrote after the checkpoint.
+
+    Raises:
+        StoreError: when the file does not reach to the offset: it is not the one that the checkpoint was made with.
     """
 
     def __init__(self, path: Path, offset: int = 0):
+        size = path.stat().st_size if path.exists() else 0
+        if size < offset:
+            raise StoreError(
+                f"{path}: has {size} bytes, and the checkpoint was made when it had {offset}; was it cut or edited? "
+                f"Remove {path.parent} to start this run from step 0"
+            )
         self._file = open(path, "ab")  # noqa: SIM115  (closed by close)
         self._file.truncate(offset)
         self._file.seek(0, os.SEEK_END)
@@ -80,9 +107,7 @@ class Appender:
     def write(self, records: Iterable[Row | Item | dict[str, Any]]) -> None:
         """Append one line a record."""
         for record in records:
-            value = (
-                record if isinstance(record, dict) else record.as_dict() if isinstance(record, Row) else asdict(record)
-            )
+            value = record if isinstance(record, dict) else record.as_dict()
             self._file.write(json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode() + b"\n")
 
     def flush(self) -> int:
@@ -92,9 +117,11 @@ class Appender:
         return self._file.tell()
 
     def close(self) -> None:
-        """Flush and close."""
-        self.flush()
-        self._file.close()
+        """Flush and close; closed it is even when the disk is full."""
+        try:
+            self.flush()
+        finally:
+            self._file.close()
 
 
 class RunFolder:
@@ -105,15 +132,14 @@ class RunFolder:
         self.fingerprint = path.name
 
     def create(self, config: dict[str, Any]) -> None:
-        """Make the folder and write run.json; an existing one is checked, not rewritten.
+        """Make the folder and write run.json. An existing one is checked, and rewritten where it differs: under the
+        same fingerprint that can only be where the data lies.
 
         Raises:
             StoreError: when the folder was written by another schema version.
         """
         (self.path / "attempts").mkdir(parents=True, exist_ok=True)
-        if (self.path / "run.json").exists():
-            self.config()
-        else:
+        if not (self.path / "run.json").exists() or self.config() != config:
             write_json(self.path / "run.json", {"schema": SCHEMA, "fingerprint": self.fingerprint, "run": config})
 
     def config(self) -> dict[str, Any]:
@@ -122,14 +148,24 @@ class RunFolder:
         Raises:
             StoreError: when it is missing, cut, or from another version.
         """
-        value = read_json(self.path / "run.json")
-        _check_schema(self.path / "run.json", value)
+        value = read_stored(self.path / "run.json")
+        _check_keys(self.path / "run.json", value, {"run": dict})
         return value["run"]
 
     def done(self) -> dict[str, Any] | None:
-        """What done.json says (`status`: done or diverged, steps, seconds), or None."""
+        """What done.json says (`status`: done or diverged, steps, seconds), or None.
+
+        Raises:
+            StoreError: when it is cut or edited.
+        """
         path = self.path / "done.json"
-        return read_json(path) if path.exists() else None
+        if not path.exists():
+            return None
+        value = read_json(path)
+        _check_keys(path, value, {"status": str})
+        if value["status"] not in ("done", "diverged"):
+            raise StoreError(f"{path}: status {value['status']!r}, expected done or diverged; was it edited?")
+        return value
 
     def attempts(self) -> list[dict[str, Any]]:
         """The attempts so far, oldest first: each with owner, started, ended, outcome, message."""
@@ -181,19 +217,36 @@ class StudyFolder:
                 raise StoreError(
                     f"--out {path}: holds the study {there['name']!r}, not {study['name']!r}; name another folder"
                 )
-        elif folder.path.exists() and any(folder.path.iterdir()):
-            held = sorted(p.name for p in folder.path.iterdir())[:3]
-            raise StoreError(
-                f"--out {path}: holds something else ({', '.join(held)} …) and is left alone; name a new or empty folder"
-            )
-        (folder.path / "runs").mkdir(parents=True, exist_ok=True)
-        write_json(folder.path / "study.json", {"schema": SCHEMA, **study})
+        elif folder.path.exists():
+            # What a first write that was killed leaves behind is nobody's.
+            held = sorted(p.name for p in folder.path.iterdir() if not _is_half_study(p))
+            if held:
+                some = ", ".join(held[:3]) + (" …" if len(held) > 3 else "")
+                raise StoreError(
+                    f"--out {path}: holds something else ({some}) and is left alone; name a new or empty folder"
+                )
+        try:
+            folder.path.mkdir(parents=True, exist_ok=True)
+            # Before anything else is in the folder: it is what tells it from a stranger's.
+            write_json(folder.path / "study.json", {"schema": SCHEMA, **study})
+            (folder.path / "runs").mkdir(exist_ok=True)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise StoreError(f"--out {path}: cannot be written ({error.strerror}); name another folder") from None
         return folder
 
     def study(self) -> dict[str, Any]:
-        """What study.json says."""
-        value = read_json(self.path / "study.json")
-        _check_schema(self.path / "study.json", value)
+        """What study.json says.
+
+        Raises:
+            StoreError: when it is missing, cut, edited, or from another version.
+        """
+        path = self.path / "study.json"
+        value = read_stored(path)
+        _check_keys(path, value, {"name": str, "plan": list})
+        for entry in value["plan"]:
+            _check_keys(path, entry, {"cell": str, "arm": str, "seed": int, "fingerprint": str})
         return value
 
     def run(self, fingerprint: str) -> RunFolder:
@@ -242,7 +295,7 @@ class StudyFolder:
             )
             if run.fingerprint not in seen and run.rows_path.exists() and run.rows_path.stat().st_size:
                 seen.add(run.fingerprint)
-                connection.execute(f"INSERT INTO measured BY NAME SELECT * FROM {_scan(connection, run)}")
+                _insert(connection, run)
         connection.execute(
             "CREATE VIEW rows AS SELECT runs.cell, runs.arm, runs.seed, measured.* FROM measured JOIN runs ON fingerprint = run"
         )
@@ -256,26 +309,36 @@ def query(folder: StudyFolder, sql: str, parameters: list[Any] | None = None) ->
     return [dict(zip(names, values, strict=True)) for values in cursor.fetchall()]
 
 
-def _scan(connection: Any, run: RunFolder) -> str:
-    """The SQL that reads one run's rows, through a Parquet cache when the run is done."""
-    types = ", ".join(f"'{f.name}': '{_sql_type(f.type)}'" for f in fields(Row))
-    # A line that a killed worker left half-written is skipped; its owner takes it back on resume.
-    lines = f"read_json({_quoted(run.rows_path)}, format='newline_delimited', ignore_errors=true, columns={{{types}}})"
-    if not (run.path / "done.json").exists():
-        return lines
+def _insert(connection: Any, run: RunFolder) -> None:
+    """Read one run's rows into the table `measured`, through a Parquet cache when the run is done."""
     import duckdb
 
-    cache = run.path / "rows.parquet"
-    if not cache.exists() or cache.stat().st_mtime < run.rows_path.stat().st_mtime:
-        temporary = cache.with_name(f".{cache.name}.{uuid.uuid4().hex[:8]}.tmp")
-        try:
-            connection.execute(f"COPY (SELECT * FROM {lines}) TO {_quoted(temporary)} (FORMAT parquet)")
-            os.replace(temporary, cache)
-        except (OSError, duckdb.Error):
-            # A read-only folder can be analysed too: the cache is a convenience.
-            temporary.unlink(missing_ok=True)
-            return lines
-    return f"read_parquet({_quoted(cache)})"
+    types = ", ".join(f"'{f.name}': '{_sql_type(f.type)}'" for f in fields(Row))
+    # A line that a killed worker left half-written is skipped; its owner takes it back on resume. So is what is no row.
+    # A folder called `lr=1` is a name, not a column.
+    lines = (
+        f"(SELECT * FROM read_json({_quoted(run.rows_path)}, format='newline_delimited', ignore_errors=true, "
+        f"hive_partitioning=false, columns={{{types}}}) WHERE run IS NOT NULL AND metric IS NOT NULL AND value IS NOT NULL)"
+    )
+    insert = "INSERT INTO measured BY NAME SELECT * FROM "
+    if run.done() is not None:
+        cache = run.path / "rows.parquet"
+        # A read-only folder and a damaged cache are no obstacles: the cache is a convenience.
+        with suppress(OSError, duckdb.Error):
+            if not cache.exists() or cache.stat().st_mtime < run.rows_path.stat().st_mtime:
+                _write_cache(connection, lines, cache)
+            connection.execute(f"{insert} read_parquet({_quoted(cache)}, hive_partitioning=false)")
+            return
+    connection.execute(insert + lines)
+
+
+def _write_cache(connection: Any, lines: str, cache: Path) -> None:
+    temporary = cache.with_name(f".{cache.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        connection.execute(f"COPY {lines} TO {_quoted(temporary)} (FORMAT parquet)")
+        os.replace(temporary, cache)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _quoted(path: Path) -> str:
@@ -286,10 +349,13 @@ def _sql_type(annotation: Any) -> str:
     return next(sql for kind, sql in _TYPES.items() if annotation in (kind, kind | None))
 
 
-def _check_schema(path: Path, value: Any) -> None:
-    found = value.get("schema") if isinstance(value, dict) else None
-    if found != SCHEMA:
-        raise StoreError(
-            f"{path}: written by another version of Gatelab (schema {found}, this one reads {SCHEMA}); "
-            "use that version, or run the study into a new folder"
-        )
+def _check_keys(path: Path, value: Any, kinds: dict[str, type]) -> None:
+    """Refuses what somebody edited into something else."""
+    found = value if isinstance(value, dict) else {}
+    missing = [key for key, kind in kinds.items() if not isinstance(found.get(key), kind)]
+    if missing:
+        raise StoreError(f"{path}: missing, or of another kind: {', '.join(missing)}; was it edited?")
+
+
+def _is_half_study(path: Path) -> bool:
+    return path.name.startswith(".study.json.") and path.name.endswith(".tmp")

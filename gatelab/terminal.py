@@ -26,6 +26,8 @@ STATES = {
     "stopped": ("‖", "yellow"),
     "disk-full": ("D", "red"),
 }
+_WORD = 30  # letters of a word that a column does not break
+_NO_EDGE = 1000
 _LINE_S = 10.0  # between two lines of progress where there is no terminal
 
 
@@ -118,20 +120,20 @@ def _grid(table: Any, entries: list[Any], states: dict[str, str]) -> Any:
         rows.setdefault((entry["cell"], entry["arm"]), {})[entry["seed"]] = Text(words, style=colour)
     last = None
     for (cell, arm), marks in rows.items():
-        table.add_row(cell if cell != last else "", arm, *(marks.get(seed, Text("")) for seed in seeds))
+        # Text, since rich would read a name like `lr=[1]` as markup.
+        table.add_row(Text(cell if cell != last else ""), Text(arm), *(marks.get(seed, Text("")) for seed in seeds))
         last = cell
     return table
 
 
 def print_status(folder: StudyFolder) -> dict[str, int]:
     """The grid as it stands, a legend, and what ended badly; returns the number of runs in each state."""
-    from rich.console import Console
     from rich.table import Table
 
     entries = list(folder.planned())
     states = {run.fingerprint: state_of(run) for _, run in entries}
     counts = {state: list(states.values()).count(state) for state in STATES if state in states.values()}
-    console = Console()
+    console = _console()
     console.print(_grid(Table(box=None, pad_edge=False), entries, states))
     console.print("  ".join(f"{STATES[s][0]} {s}: {n}" for s, n in counts.items()), highlight=False)
     for entry, run in entries:
@@ -150,23 +152,43 @@ def print_findings(findings: "list[Finding]", *, all_metrics: bool) -> None:
     console = Console(soft_wrap=True)
     shown = [f for f in findings if f.primary or all_metrics]
     for cell in dict.fromkeys(f.cell for f in shown):
-        console.print(f"\n[bold]{cell}[/bold]")
+        console.print(f"\n{cell}", style="bold", highlight=False, markup=False)
         for f in (f for f in shown if f.cell == cell):
             mark = "" if f.primary else "(exploratory) "
             console.print(f"  {f.verdict:<11} {mark}{f.sentence}", highlight=False, markup=False)
 
 
 def print_records(records: list[dict[str, Any]], title: str = "") -> None:
-    """A table of records with the same keys."""
-    from rich.console import Console
+    """A table of records with the same keys. Where it is narrower than its columns, text wraps between words."""
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=title or None, box=None, pad_edge=False, title_justify="left")
+    console = _console()
+    if title:
+        console.print(title, highlight=False, markup=False)
+    table = Table(box=None, pad_edge=False)
     for key in records[0] if records else ():
-        table.add_column(key.replace("_", " "), overflow="fold")
+        cells = [_cell(record[key]) for record in records]
+        numeric = any(isinstance(record[key], int | float) for record in records)
+        longest = max((len(word) for cell in (key, *cells) for word in cell.split()), default=0)
+        table.add_column(key, justify="right" if numeric else "left", no_wrap=numeric, min_width=min(longest, _WORD))
     for record in records:
-        table.add_row(*("" if v is None else f"{v:,}" if isinstance(v, int) else str(v) for v in record.values()))
-    Console().print(table)
+        table.add_row(*(Text(_cell(value)) for value in record.values()))
+    console.print(table)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return "" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _console() -> Any:
+    """Of stdout: as wide as a terminal, and as wide as the lines need where it is none, so that a file has whole rows."""
+    from rich.console import Console
+
+    console = Console()
+    return console if console.is_terminal else Console(width=_NO_EDGE)
 
 
 def duration(seconds: float) -> str:

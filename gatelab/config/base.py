@@ -64,6 +64,12 @@ def validate(kind: type[Config], value: dict[str, Any], prefix: str = "") -> Any
         raise ConfigError([_sentence(kind, e, prefix) for e in error.errors()]) from None
 
 
+def explain(error: ValidationError) -> list[str]:
+    """One sentence a mistake, for an error that pydantic raised because a configuration was built directly."""
+    kind = next((k for k in _descendants(Config) if k.__name__ == error.title), Config)
+    return [f"{kind.__name__}: {_sentence(kind, e, '')}" for e in error.errors()]
+
+
 def keys(kind: type[Config], prefix: str = "") -> list[str]:
     """Every dotted path that `kind` accepts, those of all members of a tagged union included."""
     out = []
@@ -86,42 +92,62 @@ def members(annotation: Any) -> list[type[Config]]:
     return []
 
 
+def _descendants(kind: type[Config]) -> list[type[Config]]:
+    return [d for k in kind.__subclasses__() for d in (k, *_descendants(k))]
+
+
 def _sentence(kind: type[Config], error: Any, prefix: str) -> str:
-    location = _without_tags(kind, error["loc"])
+    location, inside = _located(kind, error["loc"])
     path = prefix + ".".join(location)
     given = error.get("input")
     if error["type"] == "extra_forbidden":
-        *parent, last = location
-        allowed = sorted(k for k in _siblings(kind, parent))
-        return f"{path}: no such key; allowed here: {', '.join(allowed)}{nearest(last, allowed)}"
+        allowed = sorted({name for k in inside for name in k.model_fields})
+        return f"{path}: no such key; allowed here: {', '.join(allowed)}{nearest(location[-1], allowed)}"
+    if error["type"] == "union_tag_not_found":
+        kinds = ", ".join(repr(m.model_fields["kind"].default) for m in inside)
+        return f"{path}={_shown(given)}: say its kind, one of {kinds}"
     if error["type"] in ("union_tag_invalid", "literal_error"):
         context = error["ctx"]
         expected = context.get("expected_tags") or context.get("expected")
         words = [w.strip().strip("'") for w in expected.replace(" or ", ", ").split(",")]
         shown = context.get("tag", given)
-        return f"{path}={shown!r}: expected one of {', '.join(map(repr, words))}{nearest(str(shown), words)}"
+        return f"{path}={_shown(shown)}: expected one of {', '.join(map(repr, words))}{nearest(str(shown), words)}"
     if error["type"] == "value_error":
         message = str(error["ctx"]["error"])
         return f"{path}: {message}" if path else message
     if error["type"] == "missing":
         return f"{path}: required, and missing"
+    if error["type"] == "tuple_type":
+        return f"{path}={_shown(given)}: expected several parts in brackets, as in (a,b)"
+    if error["type"] == "int_parsing_size":
+        return f"{path}={_shown(given)}: too large"
     message = error["msg"]
-    return f"{path}={given!r}: {message[0].lower()}{message[1:]}"
+    absent = "; to switch it off write null" if given == "none" else ""
+    return f"{path}={_shown(given)}: {message[0].lower()}{message[1:]}{absent}"
 
 
-def _without_tags(kind: type[Config], location: tuple[str | int, ...]) -> list[str]:
-    """The path as the user writes it: a tagged union puts its tag, and a sequence its index, into the location."""
-    kinds, out = [kind], []
+def _shown(value: Any) -> str:
+    """A value as it came, long ones cut."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:60]}… ({len(text)} characters)"
+
+
+def _located(kind: type[Config], location: tuple[str | int, ...]) -> tuple[list[str], list[type[Config]]]:
+    """The path as the user writes it, and the configurations that its last name is looked up in.
+
+    A tagged union puts its tag into pydantic's location and a sequence its index: neither is part of the path, and the
+    tag says which member of the union is meant.
+    """
+    inside, kinds, out = [kind], [kind], []
     for i, name in enumerate(location):
-        inside = [k for k in kinds if name in k.model_fields]
-        if inside or (i == len(location) - 1 and isinstance(name, str)):
+        tagged = [k for k in kinds if "kind" in k.model_fields and k.model_fields["kind"].default == name]
+        holders = [k for k in kinds if name in k.model_fields]
+        if tagged and not holders:
+            inside = kinds = tagged
+        elif holders or (i == len(location) - 1 and isinstance(name, str)):
             out.append(str(name))
-            kinds = [m for k in inside for m in members(k.model_fields[str(name)].annotation)]
-    return out
-
-
-def _siblings(kind: type[Config], parent: list[str]) -> set[str]:
-    kinds = [kind]
-    for name in parent:
-        kinds = [m for k in kinds if name in k.model_fields for m in members(k.model_fields[name].annotation)]
-    return {name for k in kinds for name in k.model_fields}
+            inside = holders or kinds
+            kinds = [m for k in holders for m in members(k.model_fields[str(name)].annotation)]
+            if i == len(location) - 1 and len(kinds) > 1:
+                inside = kinds  # a union without a tag: what is asked for is one of its kinds
+    return out, inside

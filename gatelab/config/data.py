@@ -22,9 +22,9 @@ class BigramBackcopy(Config):
 
 
 class Text(Config):
-    """Real text: `paths` are files or folders of text, source code, .jsonl or .parquet (column `text_field`), or token
-    shards (.bin or .bin.xz of little-endian uint16 or uint32, `dtype`). The path `stdlib` is the running
-    interpreter's own standard library.
+    """Real text: `paths` (joined by commas on the command line) are files or folders of text, source code, .jsonl or
+    .parquet (column `text_field`), or token shards (.bin or .bin.xz of little-endian uint16 or uint32, `dtype`). The
+    path `stdlib` is the running interpreter's own standard library.
 
     `tokenizer`: `byte` (256 bytes + 3 special ids), `bpe:N` (byte-level BPE of N ids trained on the training text and
     cached), or the path of a tokenizer.json. Documents end with an end-of-document token; every training sequence
@@ -49,13 +49,15 @@ class Text(Config):
     @field_validator("paths", "val_paths", mode="before")
     @classmethod
     def _one_or_many(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str) else value
+        if isinstance(value, str):
+            return tuple(value.split(",")) if value else ()
+        return value
 
     @field_validator("paths")
     @classmethod
     def _some(cls, paths: tuple[str, ...]) -> tuple[str, ...]:
-        if not paths:
-            raise ValueError("no path was given; name a file or a folder, or 'stdlib'")
+        if not all(path.strip() for path in paths) or not paths:
+            raise ValueError("no path was given, or an empty one; name a file or a folder, or 'stdlib'")
         return paths
 
     @field_validator("tokenizer")

@@ -7,13 +7,14 @@ This file is free of torch: the table's functions use tensor methods only.
 """
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from pydantic import field_validator, model_serializer, model_validator
 
-from .base import Config, nearest
+from .base import Config, nearest, validate
 
 
 @dataclass(frozen=True)
@@ -131,18 +132,18 @@ class GateSpec(Config):
         Raises:
             ValueError: naming the word that is wrong, the words that are allowed and the nearest one.
         """
-        site, *words = slug.split("-")
+        # A word begins with a letter: the minus of init=-0.5 and of init=1e-05 separates nothing.
+        site, *words = re.split(r"-(?=[A-Za-z])", slug)
         if site not in SITES:
             raise ValueError(
-                f"gate {slug!r}: no site {site!r}; expected one of {', '.join(SITES)}{nearest(site, list(SITES))}"
+                f"gate {slug!r}: no site {site!r}; expected one of {', '.join(SITES)}{nearest(site, [*SITES, 'none'])}"
             )
         given: dict[str, Any] = {"site": site}
         for word in words:
             if word.startswith("init="):
-                try:
-                    given["init"] = float(word.removeprefix("init="))
-                except ValueError:
-                    raise ValueError(f"gate {slug!r}: {word!r} is not init=<number>") from None
+                given["init"] = _number(word.removeprefix("init="))
+                if given["init"] is None:
+                    raise ValueError(f"gate {slug!r}: {word!r} is not init=<number>")
                 continue
             axis = next((a for a, allowed in _WORDS.items() if word in allowed), None)
             if axis is None:
@@ -155,7 +156,7 @@ class GateSpec(Config):
             given[axis] = True if axis == "bias" else word
         if "granularity" not in given:
             raise ValueError(f"gate {slug!r}: say the granularity, {site}-elementwise or {site}-headwise")
-        return cls(**given)
+        return validate(cls, given)
 
     @property
     def slug(self) -> str:
@@ -168,7 +169,8 @@ class GateSpec(Config):
         if self.bias:
             words.append("bias")
         if self.init != "random":
-            words.append(f"init={self.init:g}")
+            # The shortest digits that give this very number back; without the plus, which joins gates.
+            words.append(f"init={self.init!r}".removesuffix(".0").replace("e+", "e"))
         return "-".join(words)
 
     def __str__(self) -> str:
@@ -184,6 +186,15 @@ class GateSpec(Config):
     @model_serializer
     def _to_slug(self) -> str:
         return self.slug
+
+
+def _number(text: str) -> float | None:
+    """The finite number that a text spells, or None."""
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
 
 
 def parse_gates(value: Any) -> Any:

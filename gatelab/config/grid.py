@@ -17,6 +17,8 @@ from .base import Config, ConfigError, keys, nearest, validate
 
 Change = dict[str, Any]
 
+_MOST_VALUES = 10_000
+
 
 def vary(path: str, values: Iterable[Any]) -> list[Change]:
     """One change a value."""
@@ -47,7 +49,7 @@ def parse_assignments(words: Iterable[str]) -> dict[str, list[Any]]:
     """`key=value` words as {path: values}; a list or a range has several values, anything else one.
 
     Raises:
-        ConfigError: for a word without `=`, an empty list, a range that runs backwards, a key given twice.
+        ConfigError: for a word without `=` or without a value, an empty list, a range that runs backwards, a key given twice.
     """
     out: dict[str, list[Any]] = {}
     problems = []
@@ -55,6 +57,9 @@ def parse_assignments(words: Iterable[str]) -> dict[str, list[Any]]:
         path, equals, text = word.partition("=")
         if not equals or not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", path):
             problems.append(f"{word!r}: expected key=value with a dotted key, as in optim.lr=1e-3")
+            continue
+        if not text:
+            problems.append(f"{path}=: the value is missing")
             continue
         if path in out:
             problems.append(f"{path}: given twice; for several values write {path}=[a,b]")
@@ -69,12 +74,12 @@ def parse_assignments(words: Iterable[str]) -> dict[str, list[Any]]:
 
 
 def _values(path: str, text: str) -> list[Any]:
-    if span := re.fullmatch(r"(-?\d+)\.\.(-?\d+)", text):
+    if span := re.fullmatch(r"(-?\d{1,18})\.\.(-?\d{1,18})", text):
         low, high = int(span[1]), int(span[2])
         if high < low:
             raise ConfigError([f"{path}={text}: the range runs backwards; write {high}..{low} or a list"])
-        if high - low > 100_000:
-            raise ConfigError([f"{path}={text}: {high - low + 1} values; at most 100001 fit in a range"])
+        if high - low >= _MOST_VALUES:
+            raise ConfigError([f"{path}={text}: {high - low + 1} values; a range has at most {_MOST_VALUES}"])
         return list(range(low, high + 1))
     if text.startswith("[") and text.endswith("]"):
         inner = [w.strip() for w in _split(text[1:-1])]
@@ -100,6 +105,8 @@ def _scalar(text: str) -> Any:
     words = {"true": True, "false": False, "null": None}
     if text.lower() in words:
         return words[text.lower()]
+    if len(text) > 2 and text[0] + text[-1] in ("()", "[]") and len(parts := _split(text[1:-1])) > 1:
+        return tuple(_scalar(part.strip()) for part in parts)
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError):
@@ -119,18 +126,24 @@ def override(config: Config, change: Change, path_prefix: str = "") -> Any:
     tree = _plain(tree)
     allowed = keys(type(config))
     problems = []
-    for path, value in change.items():
+    for path in sorted(change, key=outermost):
         if path not in allowed:
             parent = path.rpartition(".")[0]
             siblings = [k for k in allowed if k.rpartition(".")[0] == parent] or [k for k in allowed if "." not in k]
-            problems.append(
-                f"{path_prefix}{path}: no such key; allowed here: {', '.join(siblings)}{nearest(path, allowed)}"
-            )
+            # A name without its section is closer to what was meant than any word that looks like it.
+            meant = [k for k in allowed if k.endswith(f".{path}")]
+            hint = f"; did you mean {meant[0]!r}?" if meant else nearest(path, allowed)
+            problems.append(f"{path_prefix}{path}: no such key; allowed here: {', '.join(siblings)}{hint}")
             continue
-        _set(tree, path.split("."), value)
+        _set(tree, path.split("."), change[path])
     if problems:
         raise ConfigError(problems)
     return validate(type(config), tree, path_prefix)
+
+
+def outermost(path: str) -> tuple[int, bool]:
+    """The order in which paths are set: a whole before its parts, and a kind before what that kind has."""
+    return path.count("."), not path.endswith(".kind")
 
 
 def accepts(config: Config, path: str) -> bool:
@@ -152,6 +165,8 @@ def _plain(value: Any) -> Any:
 
 def _set(tree: dict[str, Any], path: list[str], value: Any) -> None:
     *parents, last = path
+    if last == "kind":
+        *parents, last = parents
     for name in parents:
         tree = tree[name]
     if isinstance(tree.get(last), dict) and isinstance(value, str):
@@ -159,4 +174,4 @@ def _set(tree: dict[str, Any], path: list[str], value: Any) -> None:
         if tree[last].get("kind") != value:
             tree[last] = {"kind": value}
         return
-    tree[last] = value
+    tree[last] = _plain(value)

@@ -7,7 +7,10 @@ from pydantic import Field, field_serializer, field_validator, model_validator
 from .base import Config
 from .gate import GateSpec, parse_gates
 
-Count = Annotated[int, Field(gt=0)]
+# What no computer holds is a slip of the keyboard, and planning would count its weights one layer at a time.
+Count = Annotated[int, Field(gt=0, le=10**15)]
+Width = Annotated[int, Field(gt=0, le=10**6)]
+Layers = Annotated[int, Field(gt=0, le=10**4)]
 
 
 class Softmax(Config):
@@ -40,11 +43,11 @@ class ModelConfig(Config):
     arch: Literal["decoder"] = "decoder"
     vocab_size: Count | None = None
     max_seq_len: Count | None = None
-    d_model: Count = 256
-    n_layers: Count = 4
-    n_heads: Count = 4
-    n_kv_heads: Count | None = None
-    head_dim: Count | None = None
+    d_model: Width = 256
+    n_layers: Layers = 4
+    n_heads: Width = 4
+    n_kv_heads: Width | None = None
+    head_dim: Width | None = None
     d_ff: Count | None = None
     gate: tuple[GateSpec, ...] = ()
     softmax: Normaliser = Softmax()

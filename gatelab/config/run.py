@@ -16,6 +16,7 @@ from .model import Count, ModelConfig
 
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class OptimConfig(Config):
@@ -26,7 +27,7 @@ class OptimConfig(Config):
     """
 
     lr: Positive = 1e-3
-    betas: tuple[Share, Share] = (0.9, 0.95)
+    betas: tuple[Beta, Beta] = (0.9, 0.95)
     eps: Positive = 1e-8
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
     schedule: Literal["constant", "cosine", "wsd"] = "cosine"
@@ -34,6 +35,14 @@ class OptimConfig(Config):
     decay: Share = 0.2
     final: Share = 0.1
     clip: Positive | None = 1.0
+
+    @model_validator(mode="after")
+    def _room(self) -> "OptimConfig":
+        if self.schedule == "wsd" and self.warmup + self.decay > 1:
+            raise ValueError(
+                f"warmup={self.warmup:g} and decay={self.decay:g} are shares of one run and sum to more than 1"
+            )
+        return self
 
 
 class TrainConfig(Config):
@@ -98,10 +107,10 @@ class Run(Config):
 
     @model_validator(mode="after")
     def _fits(self) -> "Run":
-        if self.model.positions == "learned" and (self.model.max_seq_len or self.train.seq_len) < self.train.seq_len:
+        if self.model.positions != "none" and (self.model.max_seq_len or self.train.seq_len) < self.train.seq_len:
             raise ValueError(
-                f"train.seq_len={self.train.seq_len} is longer than the learned positions of "
-                f"model.max_seq_len={self.model.max_seq_len}"
+                f"train.seq_len={self.train.seq_len} is longer than the {self.model.positions} positions of "
+                f"model.max_seq_len={self.model.max_seq_len}; leave model.max_seq_len out, or shorten train.seq_len"
             )
         if self.probe.skip_queries >= self.train.seq_len:
             raise ValueError(
@@ -127,7 +136,7 @@ class Execution(Config):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     slots: Annotated[int, Field(ge=0)] = 0
     group: Count = 1
-    threads: Count = 1
+    threads: Annotated[int, Field(gt=0, le=1024)] = 1
     micro_batch: Annotated[int, Field(ge=0)] = 0
     compile: Literal["auto", "on", "off"] = "auto"
     checkpoint_s: Annotated[float, Field(ge=0)] = 30.0
@@ -150,6 +159,9 @@ def fingerprint(run: Run, data_digest: str) -> str:
     content["data"] = {"kind": run.data.kind, **content.get("data", {})}
     if isinstance(run.data, Text):
         content["data"] = {k: v for k, v in content["data"].items() if k not in _PLACES}
+    if "softmax" in content.get("model", {}):
+        # A kind is its class's default, so it is left out above; two normalisers must not share a name.
+        content["model"]["softmax"]["kind"] = run.model.softmax.kind
     return digest({"schema": SCHEMA, "run": content, "data": data_digest})[:12]
 
 

@@ -38,8 +38,9 @@ def measure(model: Decoder, source: Source, run: Run, *, fingerprint: str, step:
     rows.insert(
         0, Row(fingerprint, step, "eval", "val_loss", means[0], "nats", split="heldout", length=run.train.seq_len)
     )
-    for domain, value in zip(source.domains, means[1:], strict=True):
-        rows.append(Row(fingerprint, step, "eval", "val_loss", value, "nats", split="heldout", domain=domain))
+    for domain, value, count in zip(source.domains, means[1:], counts[1:].tolist(), strict=True):
+        if count:
+            rows.append(Row(fingerprint, step, "eval", "val_loss", value, "nats", split="heldout", domain=domain))
     if source.bytes_per_token:
         bits = means[0] / math.log(2) / source.bytes_per_token
         rows.append(Row(fingerprint, step, "eval", "val_bpb", bits, "bits/byte", split="heldout"))

@@ -19,18 +19,14 @@ def initialise(model: nn.Module, config: ModelConfig, seed: int) -> None:
     """Draw every weight in place.
 
     `normal`: N(0, init_std²), biases 0. `fan-in`: linear layers uniform in ±1/√fan_in, biases too, embeddings N(0, 1).
-    Norms start at one, a gate whose spec states a starting value starts there with zero weights.
+    Norms, sink logits, static gates and gates whose spec states a starting value keep what their constructors gave.
     """
     fan_in = config.init == "fan-in"
     with torch.no_grad():
         for name, module in model.named_modules():
-            if isinstance(module, Gate) and module.spec.source == "static":
-                module.constant_HK.fill_(module.start_logit)
-            elif isinstance(module, Linear):
+            if isinstance(module, Linear):
                 gate = _gate_of(model, name)
                 if gate is not None and gate.spec.init != "random":
-                    module.weight.zero_()
-                    module.bias.fill_(gate.start_logit)
                     continue
                 bound = module.in_features**-0.5
                 weight = _draw(module.weight, f"{name}.weight", seed, fan_in, transposed=module.paired_side == "in")

@@ -27,16 +27,16 @@ def count_parameters(config: ModelConfig) -> int:
     return sum(prod(shape) for shape in parameter_shapes(config).values())
 
 
-def match_d_ff(config: ModelConfig, target: int) -> ModelConfig:
-    """The same model with the d_ff that brings its parameter count nearest to `target` (arXiv 2505.06708, Table 2,
+def match_d_ff(config: ModelConfig, target: int, unit: int = 1) -> ModelConfig:
+    """The same model with the d_ff, a multiple of `unit`, that brings its parameter count nearest to `target` (arXiv 2505.06708, Table 2,
     narrows the FFN). What remains is `count_parameters(result) − target`.
 
     Raises:
         ValueError: when no positive width comes near, naming the counts.
     """
     with_one, with_two = (count_parameters(config.model_copy(update={"d_ff": f})) for f in (1, 2))
-    unit = with_two - with_one
-    d_ff = round((target - with_one) / unit) + 1
+    weights = with_two - with_one
+    d_ff = round((target - with_one + weights) / (weights * unit)) * unit
     if d_ff < 1:
         raise ValueError(
             f"cannot match {target} parameters by narrowing the FFN: with d_ff=1 the model has {with_one}; "

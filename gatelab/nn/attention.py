@@ -37,7 +37,7 @@ class GatedAttention(nn.Module):
     The input is the pre-normed hidden state, which the gates read too (arXiv 2505.06708, section 2.2).
 
     Raises:
-        ValueError: for an impossible gate or heads that do not divide.
+        ValueError: for an impossible gate, heads that do not divide, an unknown qk_norm, rope on an odd head_dim.
     """
 
     def __init__(
@@ -64,6 +64,10 @@ class GatedAttention(nn.Module):
         if head_dim is None and d_model % n_heads:
             raise ValueError(f"d_model={d_model} is not a multiple of n_heads={n_heads}; state head_dim")
         head_dim = head_dim or d_model // n_heads
+        if rope_theta and head_dim % 2:
+            raise ValueError(f"head_dim={head_dim} is odd, and rope turns pairs of channels; take an even one")
+        if qk_norm not in (False, True, "rms", "rms-no-gain"):
+            raise ValueError(f"qk_norm={qk_norm!r}: expected False, True, 'rms' or 'rms-no-gain'")
         specs = [GateSpec.parse(g) if isinstance(g, str) else g for g in parse_gates(gate)]
         if len({s.site for s in specs}) < len(specs):
             raise ValueError(f"gate={[s.slug for s in specs]}: one gate a site is the limit")
@@ -100,7 +104,12 @@ class GatedAttention(nn.Module):
             segment_ids_BT: document numbers; attention stays within a document (not together with a cache).
             cache: keys and values so far; x then continues at position cache.length.
             is_causal: False lets every token see all others.
+
+        Raises:
+            ValueError: segment_ids_BT together with a cache; a sequence past the rotary table or the cache.
         """
+        if cache is not None and segment_ids_BT is not None:
+            raise ValueError("segment_ids_BT and cache do not go together; decode one document a row")
         start = cache.length if cache is not None else 0
         q_BTHK = self.q_proj(x_BTD).unflatten(-1, (self.n_heads, self.head_dim))
         k_BTGK = self.k_proj(x_BTD).unflatten(-1, (self.n_kv_heads, self.head_dim))

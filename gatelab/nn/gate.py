@@ -14,7 +14,8 @@ __all__ = ["Gate", "GateSpec"]
 class Gate(nn.Module):
     """Logits x W_g (+ b), [B, T, H, K] elementwise or [B, T, H, 1] headwise, from the pre-normed hidden state.
 
-    A static gate is a learned constant of shape [H, K] or [H, 1].
+    A static gate is a learned constant of shape [H, K] or [H, 1]. Where the spec states a starting value, the gate
+    starts there, with zero weights.
     """
 
     def __init__(self, spec: GateSpec, d_model: int, n_heads: int, head_dim: int):
@@ -22,9 +23,12 @@ class Gate(nn.Module):
         self.spec, self.n_heads = spec, n_heads
         self.width = head_dim if spec.granularity == "elementwise" else 1
         if spec.source == "static":
-            self.constant_HK = nn.Parameter(torch.zeros(n_heads, self.width))
+            self.constant_HK = nn.Parameter(torch.full((n_heads, self.width), self.start_logit))
         else:
             self.g_proj = Linear(d_model, n_heads * self.width, bias=spec.bias)
+            if spec.init != "random":
+                nn.init.zeros_(self.g_proj.weight)
+                nn.init.constant_(self.g_proj.bias, self.start_logit)
         self.tap_logits = Tap()
 
     @property

@@ -4,7 +4,8 @@
         model(tokens)
     rows = recorder.rows()
 
-Hooks on taps; nothing is kept but a few numbers a sequence, and no T×T matrix is built.
+Hooks on taps; nothing is kept but a few numbers a sequence, and no T×T matrix is built. Gradients flow as without it, so
+a training step may be watched.
 """
 
 from collections.abc import Iterator, Sequence
@@ -63,7 +64,7 @@ def capture(
     for name in names:
         if name not in PROBES:
             raise ValueError(f"no probe {name!r}: expected {', '.join(PROBES)}{nearest(name, list(PROBES))}")
-    if hasattr(model, "_orig_mod"):
+    if any(_is_compiled(m) for m in model.modules()):
         raise ValueError("this model is compiled and would ignore the probes; give the module that was compiled")
     layers = [m for m in model.modules() if isinstance(m, GatedAttention)]
     if not layers:
@@ -76,11 +77,15 @@ def capture(
         taps = [m.tap_residual for m in model.modules() if isinstance(getattr(m, "tap_residual", None), nn.Module)]
         for index, tap in enumerate(taps):
             handles.append(tap.register_forward_hook(_residual_hook(index, recorder)))
-        with torch.no_grad():
-            yield recorder
+        yield recorder
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    # torch.compile(module) wraps it; module.compile() replaces its call.
+    return hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
 
 
 def _watch(attention: GatedAttention, index: int, recorder: Recorder) -> list[Any]:
@@ -92,6 +97,7 @@ def _watch(attention: GatedAttention, index: int, recorder: Recorder) -> list[An
 
         return hook
 
+    @torch.no_grad()
     def finish(_module: nn.Module, _args: Any, keywords: dict[str, Any], _output: Tensor) -> None:
         if keywords.get("cache") is not None or not keywords.get("is_causal", True):
             raise ValueError("the probes read causal self-attention without a cache; run the whole sequence at once")
@@ -116,6 +122,7 @@ def _watch(attention: GatedAttention, index: int, recorder: Recorder) -> list[An
 
 
 def _residual_hook(index: int, recorder: Recorder) -> Any:
+    @torch.no_grad()
     def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
         for probe in recorder.probes:
             probe.residual(ResidualView(index, output))

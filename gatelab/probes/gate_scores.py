@@ -1,5 +1,7 @@
 """Gate scores: how open the gates are, and how that spreads."""
 
+from typing import ClassVar
+
 import torch
 
 from ..ops.gate_apply import gate_scores
@@ -17,7 +19,7 @@ class GateScores(Probe):
     """
 
     name = "gate_scores"
-    metrics = {"gate_mean": "1", "gate_below": "share", "gate_above": "share", "gate_histogram": "share"}
+    metrics: ClassVar = {"gate_mean": "1", "gate_below": "share", "gate_above": "share", "gate_histogram": "share"}
 
     def attention(self, view: AttentionView) -> None:
         """Every gate of one layer."""

@@ -1,5 +1,7 @@
 """Massive activations in the residual stream (arXiv 2402.17762): the largest magnitude, and against the median."""
 
+from typing import ClassVar
+
 from ..record import Row
 from .probe import Probe, ResidualView, over_layers
 
@@ -8,7 +10,7 @@ class Massive(Probe):
     """Per block: max |x| over tokens and channels of a sequence, and that over the sequence's median |x|."""
 
     name = "massive"
-    metrics = {"massive_max": "1", "massive_ratio": "ratio"}
+    metrics: ClassVar = {"massive_max": "1", "massive_ratio": "ratio"}
 
     def residual(self, view: ResidualView) -> None:
         """One block."""

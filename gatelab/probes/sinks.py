@@ -4,6 +4,8 @@ Definitions: docs/metrics.md. First-token mass as in arXiv 2505.06708 (F-Attn), 
 value drain as in arXiv 2410.13835 (as a ratio to the median).
 """
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -16,7 +18,7 @@ class Sinks(Probe):
     """Causal self-attention. Queries before `skip_queries` positions into their document are left out of the means."""
 
     name = "sinks"
-    metrics = {
+    metrics: ClassVar = {
         "first_token_mass": "share",
         "first_token_uniform": "share",
         "sink_rate": "share",

@@ -5,38 +5,44 @@ from collections.abc import Iterable, Sequence
 from ..record import Finding
 from .book import Book
 from .figures import forest
-from .markup import Html, span, tag
+from .markup import NONE, Html, span, tag
 from .tables import badge, effects_table
+
+_MANY = 12
 
 
 def facts(book: Book) -> Html:
     """A strip of what was run, where, and when."""
     study, runs = book.measured.study, book.measured.runs
-    done = sum(r.is_done for r in runs)
     dates = sorted({d for r in runs for d in r.dates})
-    versions = _distinct(
-        f"{name} {version}" for r in runs for name, version in sorted(r.environment.get("versions", {}).items())
-    )
+    versions = _distinct(f"{n} {v}" for r in runs for n, v in sorted(r.environment.get("versions", {}).items()))
+    commits = _distinct(_commit(r.environment["git"]) for r in runs if r.environment.get("git"))
     pairs = [
         ("Cells", len(study["cells"])),
         ("Arms", len(study["arms"])),
         ("Seeds", f"{len(study['seeds'])} ({', '.join(map(str, study['seeds']))})"),
-        ("Runs done", f"{done} of {len(runs)}"),
-        ("Parameters a run", span(r.entry["n_parameters"] for r in runs) if runs else "–"),
-        ("Tokens a run", span(r.entry["tokens"] for r in runs) if runs else "–"),
-        ("Device", _distinct(str(r.environment["device"]) for r in runs if "device" in r.environment) or "–"),
-        ("Data from", " to ".join(dict.fromkeys((dates[0], dates[-1]))) if dates else "–"),
-        ("Versions", versions or f"gatelab {study['version']}"),
+        ("Runs done", f"{sum(r.is_done for r in runs)} of {len(runs)}"),
+        ("Parameters a run", span(r.entry["n_parameters"] for r in runs)),
+        ("Tokens a run", span(r.entry["tokens"] for r in runs)),
+        ("Device", _distinct(str(r.environment["device"]) for r in runs if "device" in r.environment) or NONE),
+        ("Data from", " to ".join(dict.fromkeys((dates[0], dates[-1]))) if dates else NONE),
+        ("Versions", ", ".join(filter(None, (versions or f"gatelab {study['version']}", commits)))),
     ]
     return tag("dl", [tag("div", tag("dt", k), tag("dd", v)) for k, v in pairs], class_="facts")
 
 
+def _commit(git: dict) -> str:
+    return f"commit {git['commit'][:12]}{' with uncommitted changes' if git['modified'] else ''}"
+
+
 def legend(book: Book) -> Html:
-    """The one legend of the page: an arm and its colour, always in sight."""
+    """The one legend of the page: an arm and its colour, always in sight; its short name, which sentences use, behind."""
     entries = []
     for arm in book.measured.study["arms"]:
-        kind = " (baseline)" if arm["name"] == book.arms.baseline else " (control)" if arm["control"] else ""
-        entries.append(tag("li", book.swatch(arm["name"]), book.arms.labels[arm["name"]], kind))
+        name = arm["name"]
+        known = tag("span", f" {name}", class_="quiet name") if name != book.arms.labels[name] else None
+        kind = "baseline" if name == book.arms.baseline else "control" if arm["control"] else ""
+        entries.append(tag("li", book.arm(name), known, tag("span", f" ({kind})", class_="quiet") if kind else None))
     return tag("div", tag("ul", entries), class_="arms", role="note", aria_label="colours of the arms")
 
 
@@ -45,47 +51,44 @@ def missing(book: Book) -> Html | None:
     lost = [r for r in book.measured.runs if not r.is_done]
     if not lost:
         return None
-    items = [tag("li", f"{r.key[0]}, {book.arms.labels[r.key[1]]}, seed {r.key[2]}: {r.fate}") for r in lost[:12]]
-    more = tag("li", f"and {len(lost) - 12} more, in the table of runs") if len(lost) > 12 else None
-    text = f"{len(lost)} of {len(book.measured.runs)} runs are not done. They enter no verdict; where something was measured, it is drawn."
+    items = [tag("li", f"{r.key[0]}, {book.arms.labels[r.key[1]]}, seed {r.key[2]}: {r.fate}") for r in lost[:_MANY]]
+    more = tag("li", f"and {len(lost) - _MANY} more, in the table of runs") if len(lost) > _MANY else None
+    text = (
+        f"{len(lost)} of {len(book.measured.runs)} runs are not done. They enter no verdict; where something was"
+        " measured, it is drawn."
+    )
     return tag("div", tag("p", text), tag("ul", items, more), class_="notice")
 
 
 def verdicts(book: Book) -> Html:
     """One sentence a primary effect, beside the forest plot that it rests on, cell by cell."""
-    out = [_few(book)]
-    primary = [f for f in book.findings if f.primary]
+    lead = (
+        "What was declared before looking, arm by arm. Dot: the mean difference from the baseline. Bar: its interval."
+        " Ticks: single seeds. Shaded: differences that were declared to count as nothing."
+    )
+    out = [tag("p", lead), _few(book)]
     for cell in book.cells:
-        mine = [f for f in primary if f.cell == cell["name"]]
-        out += [book.heading(cell), tag("p", cell["about"], " ", tag("span", f"Data: {cell['data']}."), class_="about")]
-        for name in [n for n, m in book.metrics.items() if m["primary"]]:
-            out.append(_claim(book, cell["name"], name, [f for f in mine if f.metric == name]))
+        data = cell["data"].rstrip(".")
+        out += [book.heading(cell), tag("p", f"{cell['about']} Data: {data}.".strip(), class_="about")]
+        for name in [n for n, metric in book.metrics.items() if metric["primary"]]:
+            found = [f for f in book.findings if f.primary and (f.cell, f.metric) == (cell["name"], name)]
+            out.append(_claim(book, cell["name"], name, found))
     return tag("section", tag("h2", "Verdicts"), out, id="verdicts")
 
 
 def _claim(book: Book, cell: str, metric: str, findings: Sequence[Finding]) -> Html:
     about = book.metrics[metric]
-    better = {"lower-is-better": "; lower is better", "higher-is-better": "; higher is better"}.get(
-        about["direction"], ""
-    )
-    title = tag("h4", _capital(about["label"]), tag("span", better, class_="quiet small"))
-    absent = [a for a in book.measured.arms(cell) if a != book.arms.baseline and a not in {f.arm for f in findings}]
+    better = {"lower-is-better": ", lower is better", "higher-is-better": ", higher is better"}
+    aside = tag("span", better.get(about["direction"], ""), class_="aside")
+    title = tag("h4", about["label"][:1].upper(), about["label"][1:], aside)
     if not findings:
-        return tag(
-            "div",
-            title,
-            tag("p", "No finding: not measured in this cell, or no pair has finished.", class_="about"),
-            class_="claim",
-        )
-    figure = book.place(forest(findings, book.arms, absent), f"difference in {about['label']}")
-    said = [tag("li", badge(f.verdict), tag("span", _sentence(f))) for f in findings]
-    said += [
-        tag(
-            "li", tag("span", "no pair", class_="badge hole"), f"{book.arms.labels[arm]}: no pair of runs has finished."
-        )
-        for arm in absent
-    ]
-    return tag("div", title, figure, tag("ul", said), class_="claim")
+        text = "No finding: not measured in this cell, or no pair of runs has finished."
+        return tag("div", title, tag("p", text, class_="about"), class_="claim")
+    absent = [a for a in book.measured.arms(cell) if a != book.arms.baseline and a not in {f.arm for f in findings}]
+    said = [tag("li", tag("p", badge(f.verdict), book.arm(f.arm), class_="who"), _sentence(f)) for f in findings]
+    none = tag("span", "no pair", class_="badge hole")
+    said += [tag("li", tag("p", none, book.arm(a), class_="who"), "No pair of runs has finished.") for a in absent]
+    return tag("div", title, book.place(forest(findings, book.arms, absent)), tag("ul", said), class_="claim")
 
 
 def _sentence(f: Finding) -> Html:
@@ -93,8 +96,7 @@ def _sentence(f: Finding) -> Html:
     prefix = f"{f.cell}: "
     if not f.sentence.startswith(prefix):
         return tag("span", f.sentence)
-    rest = f.sentence[len(prefix) :]
-    return tag("span", tag("span", prefix, class_="unseen"), _capital(rest) if rest[:3] == "no " else rest)
+    return tag("span", tag("span", prefix, class_="unseen"), f.sentence[len(prefix) :])
 
 
 def _few(book: Book) -> Html | None:
@@ -103,9 +105,9 @@ def _few(book: Book) -> Html | None:
         return None
     few = f"{min(pairs)}" if min(pairs) == max(pairs) else f"{min(pairs)} to {max(pairs)}"
     text = (
-        f"Few seeds: these verdicts rest on {few} pairs of runs an arm. Intervals from so few are wide, only large effects can be"
-        " seen, and “unclear” says little. “Detectable” in the table below is the smallest true effect that had an"
-        " 80% chance of being seen. Small effects need more seeds: five at least, ten to be sure."
+        f"Few seeds: the verdicts rest on {few} pairs of runs an arm. Intervals from so few are wide, only large effects"
+        " can be seen, and “unclear” says little. “Detectable” in the table of effects is the smallest true effect that"
+        " had an 80% chance of being seen."
     )
     return tag("div", tag("p", text), class_="notice")
 
@@ -117,20 +119,13 @@ def effects(book: Book) -> Html:
         found = [f for f in book.findings if f.cell == cell["name"] and not f.primary]
         plots = []
         for metric in dict.fromkeys(f.metric for f in found):
-            label = book.words.get(metric, metric)
-            plots.append(
-                book.place(forest([f for f in found if f.metric == metric], book.arms), f"difference in {label}")
-            )
+            chart = forest([f for f in found if f.metric == metric], book.arms)
+            plots.append(book.place(chart, book.words.get(metric, metric)))
         if plots:
-            figures += [book.heading(cell), tag("div", plots, class_="small-multiples")]
+            figures += [book.heading(cell), tag("div", plots, class_="grid narrow")]
     fold = tag("details", tag("summary", "exploratory effects as plots"), figures, class_="print") if figures else None
-    return tag(
-        "section", tag("h2", "Effects"), effects_table(book.findings, book.words, book.arms.labels), fold, id="effects"
-    )
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
+    table = effects_table(book.findings, book.words, book.arms.labels)
+    return tag("section", tag("h2", "Effects"), table, fold, id="effects")
 
 
 def _distinct(words: Iterable[str]) -> str:

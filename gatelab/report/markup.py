@@ -23,10 +23,8 @@ def tag(name: str, /, *children: Any, **attributes: Any) -> Html:
     A trailing underscore is dropped from an attribute's name and other underscores become hyphens (`class_`,
     `aria_label`); True stands for an attribute without a value, None and False for none.
     """
-    pairs = ((key.rstrip("_").replace("_", "-"), value) for key, value in attributes.items())
-    words = [
-        key if value is True else f'{key}="{escape(str(value))}"' for key, value in pairs if value not in (None, False)
-    ]
+    pairs = [(k.rstrip("_").replace("_", "-"), v) for k, v in attributes.items() if v is not None and v is not False]
+    words = [key if value is True else f'{key}="{escape(str(value))}"' for key, value in pairs]
     head = " ".join([name, *words])
     return Html(f"<{head}>" if name in _VOID else f"<{head}>{join(children)}</{name}>")
 
@@ -96,6 +94,9 @@ def duration(seconds: float | None) -> str:
 
 
 def span(values: Iterable[float]) -> str:
-    """One quantity, or the smallest and the largest of several."""
-    low, high = min(values := list(values)), max(values)
+    """One quantity, or the smallest and the largest of several; a dash for none."""
+    values = list(values)
+    if not values:
+        return NONE
+    low, high = min(values), max(values)
     return quantity(low) if low == high else f"{quantity(low)} to {quantity(high)}"

@@ -57,8 +57,8 @@ class RunView:
 class Measured:
     """Keys are (cell, arm, seed), with the metric behind where several are kept.
 
-    `curves`: (step, value) points. `heads`: {(layer, head): first-token mass} at the run's last look. `layers`:
-    {layer: value} at its last look. `histograms`: {layer: {bin: share}} of gate scores at its last look.
+    `curves`: (step, value) points, not finite ones included; the tables leave those out. At a run's last look:
+    `heads`: {(layer, head): first-token mass}, `layers`: {layer: value}, `histograms`: {layer: {bin: share}} of gates.
     """
 
     study: dict[str, Any]
@@ -101,15 +101,18 @@ def measure(folder: StudyFolder, state: Callable[[RunFolder], str] = state_of) -
     for cell, arm, seed, _, layer, head, value in rows(
         "layer, head", f"{everywhere} AND head IS NOT NULL", ("first_token_mass",)
     ):
-        heads[cell, arm, seed][layer, head] = value
+        if isfinite(value):
+            heads[cell, arm, seed][layer, head] = value
     layers: dict[tuple, dict] = defaultdict(dict)
     for *key, layer, value in rows("layer", f"{everywhere} AND layer IS NOT NULL AND head IS NULL", LAYERS):
-        layers[tuple(key)][layer] = value
+        if isfinite(value):
+            layers[tuple(key)][layer] = value
     histograms: dict[tuple, dict] = defaultdict(lambda: defaultdict(dict))
     for cell, arm, seed, _, layer, bin_, value in rows(
         "layer, bin", f"{everywhere} AND layer IS NOT NULL AND bin IS NOT NULL", ("gate_histogram",)
     ):
-        histograms[cell, arm, seed][layer][bin_] = value
+        if isfinite(value):
+            histograms[cell, arm, seed][layer][bin_] = value
     reached = connection.execute("SELECT cell, arm, seed, max(step) FROM rows GROUP BY ALL").fetchall()
     steps = {tuple(key): step for *key, step in reached}
     runs = [_view(entry, run, state(run), steps, curves) for entry, run in folder.planned()]

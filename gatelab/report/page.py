@@ -18,11 +18,12 @@ from ..record import Finding
 from ..store import RunFolder, StudyFolder, write_text
 from . import claims, sections
 from .book import Book
-from .figures import Arms
+from .charts import Arms
 from .markup import Html, join, tag
 from .measured import measure, state_of
 from .script import DRAW, WATCH
-from .style import CSS, THEME, VERDICTS, arm_colours
+from .style import THEME, VERDICTS, arm_colours
+from .stylesheet import CSS
 from .tables import badge, curves_csv, effects_csv, pairing_table, runs_csv, runs_table, shares_table
 
 # A plain dot: a page without an icon of its own makes browsers ask for one.
@@ -31,20 +32,23 @@ _ICON = (
     "%3Ccircle cx='8' cy='8' r='6' fill='%230072b2'/%3E%3C/svg%3E"
 )
 
-_WORDS = (
-    ("Pair", "Two runs of one seed, one in the arm and one in the baseline: same data in the same order, same initial values of shared weights."),
-    ("Effect", "The mean over pairs of arm minus baseline, in the metric's unit."),
-    ("Interval", "Student's t over the pairs: in 95 of 100 such studies a 95% interval holds the true effect."),
-    ("p, q", "p: how often chance alone gives an effect this large. q: the share of false discoveries among primary effects with a q this small."),
-    ("Detectable", "The smallest true effect that had an 80% chance of being seen with this many pairs and this noise."),
-    ("Nothing", "The shaded band of a plot: differences that were declared, before looking, to count as nothing."),
-    ("Parameters, remainder", "Arms are matched in parameters by the width of the feed-forward layer, to the nearest unit; the remainder is what is left over."),
-    ("First-token mass", "Share of attention on the first token, mean over queries after the first; causal-uniform attention is the reference."),
-    ("Sink rate", "Share of heads whose first token gets more than a threshold of the attention of the queries that see it."),
-    ("Value drain", "Norm of the first token's value over the median of the others'; well below 1 is a drain."),
-    ("Massive activation", "Largest |entry| of the residual stream; its ratio is to the median |entry|."),
-    ("Gate score", "What the gate multiplies by: 0 is shut, 1 is open."),
-)  # fmt: skip
+_WORDS = {
+    "Pair": "Two runs of one seed, arm and baseline: same data in the same order, same initial values of shared weights.",
+    "Effect": "The mean over pairs of arm minus baseline, in the metric's unit.",
+    "Interval": "Student's t over the pairs: in 95 of 100 such studies a 95% interval holds the true effect.",
+    "p, q": "p: how often chance alone gives an effect this large. q: the share of false discoveries among the primary"
+    " effects whose q is as small. For a thing that is there or not, p is of an exact test on the seeds that changed.",
+    "Detectable": "The smallest true effect that had an 80% chance of being seen, with this many pairs and this noise.",
+    "Counts as nothing": "A difference inside the shaded band of a plot; its width was declared before looking.",
+    "Remainder": "Arms are matched in parameters by the width of the feed-forward layer, to the nearest unit; this is"
+    " what is left over, in parameters.",
+    "First-token mass": "Share of attention on the first token, mean over the queries after it. Causal-uniform: what"
+    " attention spread evenly over all visible tokens would give.",
+    "Sink rate": "Share of heads whose first token gets more than a threshold of the attention of the queries that see it.",
+    "Value drain": "Norm of the first token's value over the median of the others'; well below 1 is a drain.",
+    "Massive activation": "Largest |entry| of the residual stream; its ratio is to the median |entry|.",
+    "Gate score": "What the gate multiplies by: 0 is shut, 1 is open.",
+}
 
 
 def write_report(
@@ -113,15 +117,15 @@ def _body(book: Book, shares: Sequence[dict], pairing: Sequence[dict], note: str
     )
     footer = tag(
         "footer",
-        f"Made by Gatelab {study['version']} from this folder alone. Beside this page: effects.csv, runs.csv, curves.csv.",
+        f"Gatelab {study['version']}. Beside this page, every number of it: effects.csv, runs.csv, curves.csv.",
     )
     return join([header, claims.legend(book), tag("main", *parts.values()), footer])
 
 
 def _shares(book: Book, shares: Sequence[dict]) -> Html:
     lead = (
-        "Some things are there in a run or not: a mean over seeds would describe none of them. So they are counted, with exact"
-        " (Clopper–Pearson) intervals of the true share."
+        "Some things are there in a run or not, and a mean over seeds would describe no run. So they are counted, with"
+        " exact (Clopper–Pearson) intervals of the true share."
     )
     table = (
         shares_table(shares, book.metrics, book.arms.labels) if shares else tag("p", "None to report.", class_="about")
@@ -131,9 +135,9 @@ def _shares(book: Book, shares: Sequence[dict]) -> Html:
 
 def _pairing(book: Book, pairing: Sequence[dict]) -> Html:
     lead = (
-        "Runs of one seed see the same batches and start from the same shared weights. Where that makes them alike, their"
-        " difference varies less than that of two unrelated runs: above 1 ×, pairing helped. With three pairs the"
-        " correlation is a hint, not a measurement."
+        "Runs of one seed see the same batches and start from the same shared weights. Where that makes them alike,"
+        " their difference varies less than that of two unrelated runs. The variance ratio says how much less: above 1,"
+        " pairing helped. With three pairs the correlation is a hint, not a measurement."
     )
     table = (
         pairing_table(pairing, book.words, book.arms.labels) if pairing else tag("p", "None to report.", class_="about")
@@ -148,7 +152,7 @@ def _runs(book: Book) -> Html:
 
 def _how() -> Html:
     words = [(badge(verdict), meaning[:1].upper() + meaning[1:] + ".") for verdict, (_, meaning) in VERDICTS.items()]
-    entries = [(tag("dt", word), tag("dd", meaning)) for word, meaning in [*words, *_WORDS]]
+    entries = [(tag("dt", word), tag("dd", meaning)) for word, meaning in [*words, *_WORDS.items()]]
     more = "docs/metrics.md of the project defines every metric in full."
     return tag(
         "section", tag("h2", "How to read this page"), tag("dl", entries, class_="words"), tag("p", more), id="how"
@@ -164,7 +168,10 @@ def _labels(arms: Sequence[dict]) -> dict[str, str]:
 def _document(title: str, body: Html, charts: list[dict]) -> str:
     scripts = [WATCH, _library(), DRAW]
     hashes = " ".join(f"'sha256-{b64encode(sha256(s.encode()).digest()).decode()}'" for s in scripts)
-    policy = f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
+    policy = (
+        f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data:;"
+        " base-uri 'none'; form-action 'none'"
+    )
     # In a script element only `<` can end it.
     data = json.dumps({"theme": THEME, "charts": charts}, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     head = tag(

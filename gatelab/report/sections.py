@@ -4,11 +4,11 @@ Notable: where a run is missing, a figure says which one and why beneath it, or 
 """
 
 from collections.abc import Iterable
-from math import isfinite
 
 from .book import Book, absent
-from .figures import Line, curves, gate_histogram, map_top, mass_map
-from .markup import Html, number, tag
+from .charts import Line
+from .figures import curves, gate_histogram, map_top, mass_map
+from .markup import Html, decimal, number, tag
 from .measured import Points, RunView, mean_curve, mean_table, thin
 from .style import RAMP
 
@@ -17,146 +17,112 @@ def losses(book: Book) -> Html:
     """Training and held-out loss with every seed, and the paired difference in held-out loss."""
     out = []
     for cell in book.cells:
-        name = cell["name"]
-        lines, means = _lines(book, name, "loss")
-        if not lines:
-            out += [book.heading(cell), absent(f"No loss was measured yet.{book.holes(name)}")]
-            continue
-        held, _ = _lines(book, name, "val_loss")
-        highest = max(line.points[0][1] for line in [*lines, *held])
-        values = [y for line in [*lines, *held] for _, y in line.points]
-        domain = [min(values) - 0.02 * (highest - min(values)), highest + 0.02 * (highest - min(values))]
-        cut = f" Values above {number(highest)} are outside the frame." if max(values) > domain[1] else ""
-        alt = f"Training loss in {name}: " + "; ".join(
-            f"{book.arms.labels[arm]} ends at {number(points[-1][1], 4)}" for arm, points in means.items() if points
-        )
-        first = curves(
-            lines,
-            means,
-            book.arms,
-            alt_text=alt,
-            y_title="loss [nats a token]",
-            domain=domain,
-            along="log step",
-            marks=held,
-        )
-        caption = (
-            "Thin: one seed. Thick: the arm's mean, drawn where all measured seeds have a value. Circles: held-out loss. Cross: a run that stopped."
-            " Training loss is averaged over bins of steps that are equally wide on this logarithmic axis (at most 200 a line);"
-            f" curves.csv has every step.{cut}{book.holes(name)}"
-        )
-        grid = [book.place(first, "Training and held-out loss", caption)]
-        differences, mean_differences = _paired(book, held)
-        if differences:
-            alt = f"Held-out loss minus the baseline's, same seed, in {name}"
-            second = curves(
-                differences,
-                mean_differences,
-                book.arms,
-                alt_text=alt,
-                y_title="difference [nats a token]",
-                marks=differences,
-                zero=True,
-            )
-            grid.append(
-                book.place(
-                    second,
-                    "Held-out loss minus the baseline's, same seed",
-                    "Below zero: the arm predicts held-out data better than the baseline of the same seed. The verdict rests on the last points.",
-                )
-            )
-        out += [book.heading(cell), tag("div", grid, class_="grid")]
+        seeds, held = _lines(book, cell["name"], "loss"), _lines(book, cell["name"], "val_loss")
+        figures = [_loss(book, cell["name"], seeds, held), _difference(book, cell["name"], held)] if seeds else []
+        grid = tag("div", figures, class_="grid") if figures else absent(f"No loss yet.{book.holes(cell['name'])}")
+        out += [book.heading(cell), grid]
     return tag("section", tag("h2", "Loss"), out, id="loss")
 
 
+def _loss(book: Book, cell: str, seeds: list[Line], held: list[Line]) -> Html:
+    lowest = min(y for line in (*seeds, *held) for _, y in line.points)
+    # A run that diverges must not press all others flat: the frame ends at the highest start.
+    start = max(line.points[0][1] for line in (*seeds, *held))
+    margin = 0.03 * (start - lowest) or 1.0
+    cut = any(y > start + margin for line in (*seeds, *held) for _, y in line.points)
+    means = _means(book, cell, seeds)
+    chart = curves(
+        seeds, means, book.arms, marks=held, along="log step", domain=[lowest - margin, start + margin],
+        y_title="loss [nats a token]", alt_text=f"Training loss in {cell}. {_ends(book, means, 4)}",
+    )  # fmt: skip
+    caption = (
+        "Thin: one seed. Thick: the arm's mean, as far as all its measured seeds go. Circles: held-out loss. Cross: a"
+        " run that is not done. Training loss is averaged over bins of steps that are equally wide on this logarithmic"
+        f" axis, at most 200 a line; curves.csv has every step.{' What lies above the frame is cut off.' if cut else ''}"
+    )
+    return book.place(chart, "Training and held-out loss", caption + book.holes(cell))
+
+
+def _difference(book: Book, cell: str, held: list[Line]) -> Html:
+    base = {line.seed: dict(line.points) for line in held if line.arm == book.arms.baseline}
+    paired = []
+    for line in held:
+        points = [(x, y - base[line.seed][x]) for x, y in line.points if x in base.get(line.seed, {})]
+        if line.arm != book.arms.baseline and points:
+            paired.append(Line(line.arm, line.seed, points, line.cut))
+    title = "Held-out loss minus the baseline's, same seed"
+    if not paired:
+        return absent(f"No held-out loss of a pair yet.{book.holes(cell)}", tag("span", title))
+    means = _means(book, cell, paired)
+    chart = curves(
+        paired, means, book.arms, marks=paired, y_title="difference [nats a token]",
+        alt_text=f"{title}, in {cell}. {_ends(book, means, 3)}",
+    )  # fmt: skip
+    caption = "Below zero: the arm predicts held-out data better. The verdict rests on the last points."
+    return book.place(chart, title, caption)
+
+
 def masses(book: Book) -> Html:
-    """First-token mass over training."""
-    out = []
-    tables = [mean for cell in book.cells for mean in _lines(book, cell["name"], "first_token_mass")[0]]
-    top = map_top([y for line in tables for _, y in line.points])
+    """First-token mass over training, on one scale for all cells."""
+    lines = {cell["name"]: _lines(book, cell["name"], "first_token_mass") for cell in book.cells}
+    top = map_top([y for seeds in lines.values() for line in seeds for _, y in line.points])
     figures = []
     for cell in book.cells:
-        name = cell["name"]
-        lines, means = _lines(book, name, "first_token_mass")
-        if not lines:
-            figures.append(absent(f"{cell.get('title') or name}: not measured yet.{book.holes(name)}"))
+        name, seeds = cell["name"], lines[cell["name"]]
+        if not seeds:
+            figures.append(absent(f"Not measured yet.{book.holes(name)}", tag("span", cell["title"])))
             continue
-        uniform = _uniform(book, name)
-        alt = f"First-token mass over training in {name}: " + "; ".join(
-            f"{book.arms.labels[arm]} ends at {number(points[-1][1])}" for arm, points in means.items() if points
-        )
+        uniform, means = _uniform(book, name), _means(book, name, seeds)
         chart = curves(
-            lines,
-            means,
-            book.arms,
-            alt_text=alt,
-            y_title="first-token mass [share]",
-            domain=[0, top],
-            marks=lines,
-            reference=uniform,
-        )
-        dotted = f"Dotted: causal-uniform attention, {number(uniform[-1][1])}. " if uniform else ""
-        figures.append(
-            book.place(
-                chart, cell.get("title") or name, f"{dotted}Thin: one seed; thick: the arm's mean.{book.holes(name)}"
-            )
-        )
-    out.append(tag("div", figures, class_="grid"))
-    lead = "Share of attention that goes to the first token, mean over layers, heads, and queries after the first, on held-out data."
-    return tag("section", tag("h2", "First-token mass over training"), tag("p", lead), out, id="mass")
+            seeds, means, book.arms, marks=seeds, reference=uniform, domain=[0, top],
+            y_title="first-token mass [share]", alt_text=f"First-token mass in {name}. {_ends(book, means, 3)}",
+        )  # fmt: skip
+        dotted = f"Dotted: causal-uniform attention, {number(uniform[-1][1])}." if uniform else ""
+        figures.append(book.place(chart, cell["title"], dotted + book.holes(name)))
+    lead = (
+        "Share of attention that goes to the first token: mean over layers, heads, and queries after the first, on"
+        " held-out data. Thin: one seed. Thick: the arm's mean. Cross: a run that is not done."
+    )
+    heading = tag("h2", "First-token mass over training")
+    return tag("section", heading, tag("p", lead), tag("div", figures, class_="grid"), id="mass")
 
 
 def maps(book: Book) -> Html:
     """Layer by head maps of first-token mass, all on one scale."""
     top = map_top([v for table in book.measured.heads.values() for v in table.values()])
     ramp = tag("i", style=f"background:linear-gradient(90deg,{','.join(RAMP)})", role="img", aria_label="colour scale")
-    scale = tag(
-        "div",
-        "0",
-        ramp,
-        f"{top:g}",
-        tag("span", "first-token mass; every map of this page is on this one scale", class_="quiet"),
-        class_="ramp",
-    )
-    out = [
-        tag(
-            "p",
-            "Where the first token is attended to, head by head, at each run's last look. Layers run down, heads across.",
-        ),
-        scale,
-    ]
+    words = tag("span", "first-token mass; all maps of this page are on this one scale", class_="quiet")
+    lead = "Where the first token is attended to, head by head, at each run's last look. Layers run down, heads across."
+    out = [tag("p", lead), tag("div", "0", ramp, f"{top:g}", words, class_="ramp")]
     for cell in book.cells:
         name = cell["name"]
-        means, each = [], []
-        for arm in book.measured.arms(name):
-            runs = book.measured.of(name, arm)
-            done = [r for r in runs if r.is_done and r.key in book.measured.heads]
-            means.append(_mean_map(book, arm, done, len(runs), top))
-            each.append(tag("h4", book.swatch(arm), book.arms.labels[arm]))
-            each.append(tag("div", [_seed_map(book, run, top) for run in runs], class_="small-multiples"))
+        arms = {arm: book.measured.of(name, arm) for arm in book.measured.arms(name)}
+        means = [_mean_map(book, arm, runs, top) for arm, runs in arms.items()]
+        each = []
+        for arm, runs in arms.items():
+            each += [tag("h4", book.arm(arm)), tag("div", [_seed_map(book, r, top) for r in runs], class_="row")]
         uniform = _uniform(book, name)
-        caption = (
-            f"Causal-uniform attention would give {number(uniform[-1][1])} in every cell of these maps."
-            if uniform
-            else ""
-        )
+        given = f"Causal-uniform attention would give {number(uniform[-1][1])} in every head." if uniform else ""
         out += [
             book.heading(cell),
-            tag("div", means, class_="small-multiples"),
-            tag("p", caption + book.holes(name), class_="about"),
-            tag("details", tag("summary", f"every seed, {cell.get('title') or name}"), each, class_="print"),
+            tag("div", means, class_="row"),
+            tag("p", given + book.holes(name), class_="about"),
+            tag("details", tag("summary", f"every seed of {cell['title']}"), each, class_="print"),
         ]
     return tag("section", tag("h2", "First-token mass by layer and head"), out, id="maps")
 
 
-def _mean_map(book: Book, arm: str, runs: list[RunView], planned: int, top: float) -> Html:
-    if not runs:
-        return absent("no finished run with a map", book, arm)
-    table = mean_table([book.measured.heads[r.key] for r in runs])
-    overall, peak = sum(table.values()) / len(table), max(table, key=table.__getitem__)
-    seeds = f"mean of {len(runs)} of {planned} seeds" if len(runs) < planned else f"mean of {planned} seeds"
-    caption = f"{seeds}; all heads {number(overall)}; highest {number(table[peak])} (layer {peak[0]}, head {peak[1]})"
-    return book.place(mass_map(table, top, f"{book.arms.labels[arm]}, {caption}"), caption=caption, arm=arm)
+def _mean_map(book: Book, arm: str, runs: list[RunView], top: float) -> Html:
+    tables = [book.measured.heads[r.key] for r in runs if r.is_done and r.key in book.measured.heads]
+    if not tables:
+        return absent("no finished run with a map", book.arm(arm))
+    table = mean_table(tables)
+    overall, (layer, head) = sum(table.values()) / len(table), max(table, key=table.__getitem__)
+    seeds = f"mean of {len(tables)}{f' of {len(runs)}' if len(tables) < len(runs) else ''} seeds"
+    peak = f"highest {decimal(table[layer, head], 2)} (layer {layer}, head {head})"
+    caption = f"{seeds}; all heads {decimal(overall, 2)}; {peak}"
+    alt_text = f"First-token mass by layer and head, {book.arms.labels[arm]}: {caption}"
+    return book.place(mass_map(table, top, alt_text, side=36), book.arm(arm), caption)
 
 
 def _seed_map(book: Book, run: RunView, top: float) -> Html:
@@ -164,108 +130,100 @@ def _seed_map(book: Book, run: RunView, top: float) -> Html:
     seed = f"seed {run.key[2]}" + ("" if run.is_done else f": {run.fate}")
     if not table:
         return absent(seed)
-    return book.place(mass_map(table, top, f"{book.arms.labels[run.key[1]]}, {seed}", small=True), seed)
+    alt_text = f"First-token mass by layer and head, {book.arms.labels[run.key[1]]}, {seed}"
+    return book.place(mass_map(table, top, alt_text, side=28), seed)
 
 
 def gates(book: Book) -> Html:
     """Histograms of gate scores, layer by layer, for the arms that have gates."""
     out = []
     for cell in book.cells:
-        name = cell["name"]
-        pooled = {}
-        for arm in book.measured.arms(name):
-            done = [r.key for r in book.measured.of(name, arm) if r.is_done and r.key in book.measured.histograms]
-            layers = sorted({layer for key in done for layer in book.measured.histograms[key]})
-            for layer in layers:
-                shares = mean_table([book.measured.histograms[key].get(layer, {}) for key in done])
-                values = [book.measured.layers.get((*key, "gate_mean"), {}).get(layer) for key in done]
-                pooled.setdefault(layer, {})[arm] = (shares, [v for v in values if v is not None])
+        pooled = _pooled(book, cell["name"])
         out.append(book.heading(cell))
         if not pooled:
-            out.append(absent(f"No gated arm has a finished run with gate scores.{book.holes(name)}"))
+            out.append(absent(f"No finished run with gate scores.{book.holes(cell['name'])}"))
             continue
         peaks = [max(shares.values()) for arms in pooled.values() for shares, _ in arms.values()]
-        log = max(peaks) > 8 * min(peaks)
+        # One arm may sit on a spike that would hide all others.
+        is_log = max(peaks) > 8 * min(peaks)
         figures = []
         for layer, arms in sorted(pooled.items()):
-            means = {arm: sum(values) / len(values) for arm, (_, values) in arms.items() if values}
-            said = "; ".join(f"{book.arms.labels[arm]}: mean gate {number(mean)}" for arm, mean in means.items())
-            shares = {arm: s for arm, (s, _) in arms.items()}
-            chart = gate_histogram(
-                shares, means, book.arms, f"Gate scores of layer {layer}. {said}", top=1.05 * max(peaks), log=log
-            )
-            figures.append(book.place(chart, f"layer {layer}", said))
-        scale = "The upright axis is logarithmic and starts at 0.0001; smaller shares lie on its floor." if log else ""
-        lead = f"Shares of all gate scores of a layer in bins over 0 to 1, the finished seeds pooled; dashed: the mean gate. {scale}"
-        out += [
-            tag("p", lead + book.holes(name), class_="about"),
-            tag("div", figures, class_="small-multiples wide-captions"),
-        ]
-    return tag("section", tag("h2", "Gate scores"), out, id="gates")
+            means = {arm: mean for arm, (_, mean) in arms.items() if mean is not None}
+            said = "; ".join(f"{book.arms.labels[arm]} {decimal(mean, 2)}" for arm, mean in means.items())
+            shares, caption = {arm: shares for arm, (shares, _) in arms.items()}, f"mean gate: {said}"
+            alt_text = f"Gate scores of layer {layer} in {cell['name']}; {caption}"
+            chart = gate_histogram(shares, means, book.arms, alt_text, top=1.05 * max(peaks), is_log=is_log)
+            figures.append(book.place(chart, f"layer {layer}", caption))
+        floor = " The upright axis is logarithmic; shares below 0.0001 lie on its floor." if is_log else ""
+        out += [tag("p", floor + book.holes(cell["name"]), class_="about"), tag("div", figures, class_="grid narrow")]
+    lead = (
+        "Shares of all gate scores of a layer, in bins over 0 (shut) to 1 (open), at the last look; finished seeds are"
+        " pooled. Dashed: the mean gate."
+    )
+    return tag("section", tag("h2", "Gate scores"), tag("p", lead), out, id="gates")
+
+
+def _pooled(book: Book, cell: str) -> dict[int, dict[str, tuple[dict[int, float], float | None]]]:
+    """{layer: {arm: (histogram, mean gate)}} over an arm's finished seeds."""
+    out: dict = {}
+    for arm in book.measured.arms(cell):
+        keys = [r.key for r in book.measured.of(cell, arm) if r.is_done and r.key in book.measured.histograms]
+        means = mean_table([book.measured.layers.get((*key, "gate_mean"), {}) for key in keys])
+        for layer in sorted({layer for key in keys for layer in book.measured.histograms[key]}):
+            shares = mean_table([book.measured.histograms[key].get(layer, {}) for key in keys])
+            out.setdefault(layer, {})[arm] = (shares, means.get(layer))
+    return out
 
 
 def massive(book: Book) -> Html:
-    """Massive activations, layer by layer."""
+    """Massive activations, layer by layer, of the finished runs."""
+    titles = {"massive_max": "Largest |activation|", "massive_ratio": "Largest |activation| over the median"}
     out = []
     for cell in book.cells:
-        grid = []
-        for metric, title in (
-            ("massive_max", "Largest |activation|"),
-            ("massive_ratio", "Largest |activation| over the median"),
-        ):
-            lines = [
-                Line(r.key[1], r.key[2], sorted(table.items()))
-                for r in book.measured.runs
-                if r.key[0] == cell["name"] and (table := book.measured.layers.get((*r.key, metric)))
+        figures = []
+        for metric, title in titles.items():
+            seeds = [
+                Line(run.key[1], run.key[2], sorted(book.measured.layers[*run.key, metric].items()))
+                for run in book.measured.runs
+                if run.key[0] == cell["name"] and run.is_done and (*run.key, metric) in book.measured.layers
             ]
-            lines = [Line(n.arm, n.seed, [(x, y) for x, y in n.points if isfinite(y)]) for n in lines]
-            lines = [n for n in lines if n.points]
-            if lines:
-                means = {
-                    arm: mean_curve([n.points for n in lines if n.arm == arm])
-                    for arm in book.measured.arms(cell["name"])
-                }
-                alt = f"{title} by layer in {cell['name']}"
-                chart = curves(lines, means, book.arms, alt_text=alt, y_title=title.lower(), along="layer", marks=lines)
-                grid.append(book.place(chart, title))
+            if seeds:
+                means, alt_text = _means(book, cell["name"], seeds), f"{title} by layer in {cell['name']}"
+                chart = curves(
+                    seeds, means, book.arms, marks=seeds, along="layer", y_title=title.lower(), alt_text=alt_text
+                )
+                figures.append(book.place(chart, title))
+        missing = tag("p", book.holes(cell["name"]), class_="about")
         out += [
             book.heading(cell),
-            tag("div", grid, class_="grid") if grid else absent(f"Not measured yet.{book.holes(cell['name'])}"),
+            tag("div", figures, class_="grid") if figures else absent("Not measured yet."),
+            missing,
         ]
-    lead = "Residual stream after each layer, at each run's last look. Thin: one seed; thick: the arm's mean."
+    lead = "Residual stream after each layer, at the last look of finished runs. Thin: one seed. Thick: the arm's mean."
     return tag("section", tag("h2", "Massive activations"), tag("p", lead), out, id="massive")
 
 
-def _lines(book: Book, cell: str, metric: str) -> tuple[list[Line], dict[str, Points]]:
-    """Every measured seed's curve of a metric, thinned, and the arms' means."""
-    lines = []
+def _lines(book: Book, cell: str, metric: str) -> list[Line]:
+    """Every measured seed's curve of a metric, thinned."""
+    out = []
     for run in (r for r in book.measured.runs if r.key[0] == cell):
         points = thin(book.measured.curves.get((*run.key, metric), []), run.entry["steps"])
         if points:
-            lines.append(Line(run.key[1], run.key[2], points, "" if run.is_done else run.state))
-    return lines, {arm: mean_curve([n.points for n in lines if n.arm == arm]) for arm in book.measured.arms(cell)}
+            out.append(Line(run.key[1], run.key[2], points, "" if run.is_done else run.state))
+    return out
 
 
-def _paired(book: Book, lines: Iterable[Line]) -> tuple[list[Line], dict[str, Points]]:
-    """Arm minus baseline of the same seed, where both have a point."""
+def _means(book: Book, cell: str, lines: Iterable[Line]) -> dict[str, Points]:
     lines = list(lines)
-    base = {n.seed: dict(n.points) for n in lines if n.arm == book.arms.baseline}
-    out = []
-    for n in lines:
-        points = [(x, y - base[n.seed][x]) for x, y in n.points if x in base.get(n.seed, {})]
-        if n.arm != book.arms.baseline and points:
-            out.append(Line(n.arm, n.seed, points, n.cut))
-    return out, {arm: mean_curve([n.points for n in out if n.arm == arm]) for arm in dict.fromkeys(n.arm for n in out)}
+    return {arm: mean_curve([n.points for n in lines if n.arm == arm]) for arm in book.measured.arms(cell)}
+
+
+def _ends(book: Book, means: dict[str, Points], digits: int) -> str:
+    """Where the mean curves end, for those who cannot see them."""
+    return "; ".join(f"{book.arms.labels[a]} ends at {number(p[-1][1], digits)}" for a, p in means.items() if p)
 
 
 def _uniform(book: Book, cell: str) -> Points:
     """What causal-uniform attention would give: a property of the context, the same for every run of the cell."""
-    kept = book.measured.curves
-    return next(
-        (
-            kept[(*r.key, "first_token_uniform")]
-            for r in book.measured.runs
-            if r.key[0] == cell and (*r.key, "first_token_uniform") in kept
-        ),
-        [],
-    )
+    keys = [(*run.key, "first_token_uniform") for run in book.measured.runs if run.key[0] == cell]
+    return next((book.measured.curves[key] for key in keys if key in book.measured.curves), [])

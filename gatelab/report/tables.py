@@ -8,6 +8,7 @@ import io
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields
+from math import isfinite
 from typing import Any
 
 from ..record import Finding
@@ -24,93 +25,81 @@ def badge(verdict: str) -> Html:
 
 def effects_table(findings: Sequence[Finding], words: dict[str, str], labels: dict[str, str]) -> Html:
     """Primary effects first, exploratory ones after and marked so. `words` names metrics, `labels` arms."""
-    columns = [
-        "arm",
-        "metric",
-        "baseline",
-        "arm mean",
-        "effect",
-        "interval",
-        "p",
-        "q",
-        "pairs",
-        "detectable",
-        "verdict",
-    ]
-    numeric = set(columns[2:10])
-    head = tag("tr", [tag("th", c, scope="col", class_="num" if c in numeric else None) for c in columns])
+    confidences = sorted({f"{f.confidence:.3g}" for f in findings})
+    interval = f"{float(confidences[0]):.0%} interval" if len(confidences) == 1 else "interval"
+    columns = ["arm", "metric", "baseline", "arm mean", "effect", interval, "p", "q", "pairs", "detectable", "verdict"]
+    kinds = [None, None, *["num"] * 8, None]
+    head = tag("tr", [tag("th", c, scope="col", class_=kind) for c, kind in zip(columns, kinds, strict=True)])
     bodies = []
-    for primary, heading in (
-        (True, "Primary: declared before looking, judged together by q"),
-        (False, "Exploratory: p alone, not corrected for the number of tests; a hint for the next study"),
-    ):
+    for primary, heading in ((True, "Primary"), (False, "Exploratory")):
         chosen = [f for f in findings if f.primary == primary]
-        cells = list(dict.fromkeys(f.cell for f in chosen))
-        for cell in cells:
-            title = f"{heading.split(':')[0]}, {cell}"
-            rows = [_effect_row(f, words, labels, columns[1:]) for f in chosen if f.cell == cell]
-            group = tag("tr", tag("th", title, colspan=len(columns), scope="rowgroup"), class_="group")
-            bodies.append(tag("tbody", group, rows))
+        for cell in dict.fromkeys(f.cell for f in chosen):
+            title = tag("tr", tag("th", f"{heading}, {cell}", colspan=len(columns), scope="rowgroup"), class_="group")
+            rows = [_effect_row(f, words, labels, columns, kinds) for f in chosen if f.cell == cell]
+            bodies.append(tag("tbody", title, rows))
         if not chosen:
-            bodies.append(
-                tag("tbody", tag("tr", tag("td", f"{heading.split(':')[0]}: none yet", colspan=len(columns))))
-            )
+            bodies.append(tag("tbody", tag("tr", tag("td", f"{heading}: none yet", colspan=len(columns)))))
     caption = (
-        "Effect: mean over seeds of arm minus baseline. Interval: Student t over paired seeds, at the confidence it names."
-        " Primary effects were declared before looking and are judged together by q; exploratory ones have p alone,"
-        " not corrected for the number of tests."
+        "Effect: mean over pairs of arm minus baseline. Primary effects were declared before looking and are judged"
+        " together by q. Exploratory ones have p alone, not corrected for the number of tests: hints for the next study."
     )
-    return scrolling(tag("table", tag("caption", caption), tag("thead", head), bodies, class_="cards"))
+    return scrolling(
+        tag("table", tag("caption", caption), tag("thead", head), bodies, class_="cards effects"), "effects"
+    )
 
 
-def _effect_row(f: Finding, words: dict[str, str], labels: dict[str, str], columns: list[str]) -> Html:
-    digits = places(max((abs(x) for x in (f.effect, f.low, f.high) if x == x and abs(x) != float("inf")), default=1.0))
+def _effect_row(
+    f: Finding, words: dict[str, str], labels: dict[str, str], columns: list[str], kinds: list[str | None]
+) -> Html:
+    digits = places(max((abs(x) for x in (f.effect, f.low, f.high) if isfinite(x)), default=1.0))
     unit = "" if f.unit in ("", "1") else f" [{f.unit}]"
     values = [
+        labels.get(f.arm, f.arm),
         f"{words.get(f.metric, f.metric)}{unit}",
         number(f.baseline_mean),
         number(f.arm_mean),
         decimal(f.effect, digits),
-        f"{decimal(f.low, digits)} to {decimal(f.high, digits)} ({f.confidence:.0%})" if f.low == f.low else NONE,
+        f"{decimal(f.low, digits)} to {decimal(f.high, digits)}" if isfinite(f.high - f.low) else NONE,
         probability(f.p),
         probability(f.q),
         f.n_pairs,
         number(f.detectable, 2),
         badge(f.verdict),
     ]
-    cells = [
-        tag("td", value, data_label=column, class_="num" if column not in ("metric", "verdict") else None)
-        for column, value in zip(columns, values, strict=True)
-    ]
-    return tag("tr", tag("th", labels.get(f.arm, f.arm), scope="row"), cells, title="; ".join(f.notes) or None)
+    return _row(values, columns, kinds, title="; ".join(f.notes) or None)
 
 
-def shares_table(shares: Iterable[dict[str, Any]], metrics: dict[str, dict], labels: dict[str, str]) -> Html:
-    """In how many runs a thing that is there or not there was there, with exact intervals."""
+def shares_table(shares: Sequence[dict[str, Any]], metrics: dict[str, dict], labels: dict[str, str]) -> Html:
+    """In how many runs of each arm a thing that is there or not was there, with exact intervals; arms side by side."""
+    found = {(s["cell"], s["metric"], s["arm"]): s for s in shares}
+    rows = []
+    for cell, name in dict.fromkeys((s["cell"], s["metric"]) for s in shares):
+        event = metrics[name]["event"] or f"{metrics[name]['label']} above {metrics[name]['threshold']:g}"
+        counts = [found.get((cell, name, arm)) for arm in labels]
+        said = [f"{s['k']} of {s['n']} ({s['low']:.0%} to {s['high']:.0%})" if s else NONE for s in counts]
+        rows.append([f"{event}, {cell}", *said])
+    return table(
+        ["runs in which the model", *labels.values()], rows, numeric=set(range(1, len(labels) + 1)), name="shares"
+    )
 
-    def row(s: dict[str, Any]) -> list[Any]:
-        metric = metrics.get(s["metric"], {})
-        event = metric.get("event") or f"{metric.get('label', s['metric'])} above {metric.get('threshold')}"
-        arm = labels.get(s["arm"], s["arm"])
-        return [s["cell"], event, arm, f"{s['k']} of {s['n']}", f"{s['low']:.0%} to {s['high']:.0%}"]
 
-    return table(["cell", "what", "arm", "runs", "exact interval"], [row(s) for s in shares], numeric={3, 4})
+def pairing_table(pairing: Sequence[dict[str, Any]], words: dict[str, str], labels: dict[str, str]) -> Html:
+    """What comparing runs of one seed bought, arms side by side: correlation, unpaired over paired variance, pairs."""
+    found = {(row["metric"], row["cell"], row["arm"]): row for row in pairing}
+    arms = [arm for arm in labels if any(row["arm"] == arm for row in pairing)]
 
+    def said(row: dict[str, Any] | None) -> str:
+        if row is None:
+            return NONE
+        gain = f"{number(row['gain'], 2)}\u00a0×" if isfinite(row["gain"]) else NONE
+        return f"{decimal(row['correlation'], 2)}; {gain} (n = {row['n']})"
 
-def pairing_table(pairing: Iterable[dict[str, Any]], words: dict[str, str], labels: dict[str, str]) -> Html:
-    """What comparing runs of one seed bought: the correlation, and the variance of the difference without and with it."""
     rows = [
-        [
-            row["cell"],
-            labels.get(row["arm"], row["arm"]),
-            words.get(row["metric"], row["metric"]),
-            row["n"],
-            decimal(row["correlation"], 2),
-            f"{number(row['gain'], 2)} ×" if row["gain"] == row["gain"] else NONE,
-        ]
-        for row in pairing
+        [f"{words.get(metric, metric)}, {cell}", *(said(found.get((metric, cell, arm))) for arm in arms)]
+        for metric, cell in dict.fromkeys((row["metric"], row["cell"]) for row in pairing)
     ]
-    return table(["cell", "arm", "metric", "pairs", "correlation", "variance removed"], rows, numeric={3, 4, 5})
+    columns = ["correlation; variance ratio", *(labels[arm] for arm in arms)]
+    return table(columns, rows, numeric=set(range(1, len(columns))), name="pairing")
 
 
 def runs_table(measured: Measured, labels: dict[str, str]) -> Html:
@@ -119,7 +108,7 @@ def runs_table(measured: Measured, labels: dict[str, str]) -> Html:
     numeric = {2, 4, 5, 7, 8, 9}
     head = tag("tr", [tag("th", c, scope="col", class_="num" if i in numeric else None) for i, c in enumerate(columns)])
     body = [_run_rows(run, labels, columns, numeric) for run in measured.runs]
-    return scrolling(tag("table", tag("thead", head), tag("tbody", body)))
+    return scrolling(tag("table", tag("thead", head), tag("tbody", body), class_="runs"), "runs")
 
 
 def _run_rows(run: RunView, labels: dict[str, str], columns: list[str], numeric: set[int]) -> list[Html]:
@@ -150,20 +139,29 @@ def _run_rows(run: RunView, labels: dict[str, str], columns: list[str], numeric:
         ),
         tag("pre", config),
     )
-    return [tag("tr", cells, class_="of-more"), tag("tr", tag("td", details, colspan=len(columns)), class_="more")]
+    return [tag("tr", cells, class_="entry"), tag("tr", tag("td", details, colspan=len(columns)), class_="more")]
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, numeric: set[int]) -> Html:
-    """A plain table in a container of its own that scrolls sideways; `numeric` columns are set to the right."""
+def table(columns: list[str], rows: Iterable[list[Any]], *, numeric: set[int], name: str) -> Html:
+    """A table whose first column heads its rows; `numeric` columns are set to the right."""
     kinds = ["num" if i in numeric else None for i in range(len(columns))]
-    head = tag("tr", [tag("th", c, scope="col", class_=k) for c, k in zip(columns, kinds, strict=True)])
-    body = [tag("tr", [tag("td", v, class_=k) for v, k in zip(row, kinds, strict=True)]) for row in rows]
-    return scrolling(tag("table", tag("thead", head), tag("tbody", body)))
+    head = tag("tr", [tag("th", c, scope="col", class_=kind) for c, kind in zip(columns, kinds, strict=True)])
+    body = [_row(row, columns, kinds) for row in rows]
+    return scrolling(tag("table", tag("thead", head), tag("tbody", body), class_="cards"), name)
 
 
-def scrolling(inner: Html) -> Html:
+def _row(values: list[Any], columns: list[str], kinds: list[str | None], title: str | None = None) -> Html:
+    """A row; each cell knows its column's name, which a narrow screen shows beside it."""
+    cells = [
+        tag("td", value, class_=kind, data_label=column)
+        for value, column, kind in zip(values[1:], columns[1:], kinds[1:], strict=True)
+    ]
+    return tag("tr", tag("th", values[0], scope="row"), cells, title=title)
+
+
+def scrolling(inner: Html, name: str) -> Html:
     """`inner` in a container that scrolls by itself, with the keyboard too."""
-    return tag("div", inner, class_="wide", tabindex="0", role="region", aria_label="table")
+    return tag("div", inner, class_="wide", tabindex="0", role="region", aria_label=f"table of {name}")
 
 
 def effects_csv(findings: Iterable[Finding]) -> str:

@@ -15,8 +15,8 @@ toy = Run(
 text = Run(
     model=ModelConfig(d_model=96, n_layers=3, n_heads=3),
     data=Text(paths="stdlib", tokenizer="bpe:1024"),
-    optim=OptimConfig(lr=3e-3),
-    train=TrainConfig(tokens=600_000, batch_size=8, seq_len=128),
+    optim=OptimConfig(lr=2e-3),
+    train=TrainConfig(tokens=480_000, batch_size=8, seq_len=128),
     probe=ProbeConfig(times=5),
 )
 

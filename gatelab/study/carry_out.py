@@ -1,15 +1,15 @@
 """Carry out a group of runs: train, look, write, save; resume where the last checkpoint stands.
 
 Notable: rows written after a checkpoint by a worker that died are taken back on resume, so that a killed and resumed
-run leaves the same bytes as an uninterrupted one. Times are kept apart, in clock.jsonl. torch is imported inside, so
-that the study layer stays light.
+run leaves the same bytes as an uninterrupted one. Times are kept apart, in clock.jsonl. Where several processes share
+the group, the first writes and the others only train. torch is imported inside, so that the study layer stays light.
 """
 
 import math
 import platform
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,24 +24,33 @@ if TYPE_CHECKING:
 
 _PACKAGES = ("gatelab", "torch", "numpy", "pydantic", "safetensors", "tokenizers", "triton")
 _PROGRESS_S = 1.0
+_CHECKPOINT, _WEIGHTS = "checkpoint.safetensors", "weights.safetensors"
 
 
 def carry_out(runs: list[RunFolder], execution: Execution, *, should_stop: Callable[[], bool]) -> None:
     """Train a group to its end, or until `should_stop()`; writes everything of store.py but attempts and leases.
 
     Raises:
-        ValueError: when the data is not what the fingerprint was made of, or a checkpoint cannot be used.
+        ValueError: when the data is not what the fingerprint was made of, or weights or a checkpoint cannot be used.
     """
+    import torch
+
     from ..train.group import Group
     from ..train.loop import train
 
+    # The sums of a CPU run depend on the number of threads, so it is ours and not the machine's.
+    torch.set_num_threads(execution.threads)
     group = Group([validate(Run, run.config()) for run in runs], execution)
     for folder, member in zip(runs, group.members, strict=True):
         _check_fingerprint(folder, member.run, member.source.digest)
     offsets = _restore(group, runs)
-    if group.ranks.is_writer:
-        for folder in runs:
-            write_json(folder.path / "environment.json", environment(group.facts()))
+    group.ranks.wait()  # all have read before the writer changes anything
+    if not group.ranks.is_writer:
+        _accompany(group, train(group), should_stop)
+        return
+    for folder in runs:
+        _sweep(folder)
+        write_json(folder.path / "environment.json", environment(group.facts()))
     writers = [_Writer(folder, offset) for folder, offset in zip(runs, offsets, strict=True)]
     try:
         _follow(group, train(group), runs, writers, should_stop)
@@ -63,8 +72,19 @@ class _Writer:
         self.clock.close()
 
 
+def _accompany(group: "Group", steps: Iterator[Step], should_stop: Callable[[], bool]) -> None:
+    """A process that does not write: it takes every step, and stops when any of them is asked to."""
+    for _ in steps:
+        if group.ranks.any_says(should_stop(), group.device):
+            return
+
+
 def _follow(
-    group: "Group", steps: Any, runs: list[RunFolder], writers: list[_Writer], should_stop: Callable[[], bool]
+    group: "Group",
+    steps: Iterator[Step],
+    runs: list[RunFolder],
+    writers: list[_Writer],
+    should_stop: Callable[[], bool],
 ) -> None:
     probe_steps = set(group.run.probe_steps())
     started = saved = shown = time.monotonic()
@@ -81,7 +101,7 @@ def _follow(
             seconds = (now - last_clock) / max(1, step.step - first)
             _show_progress(step, group, runs, writers, now - started, first, seconds)
             shown = now
-        stopping = should_stop()
+        stopping = group.ranks.any_says(should_stop(), group.device)
         if stopping or now - saved >= group.execution.checkpoint_s:
             _save(group, runs, writers)
             saved = now
@@ -103,8 +123,6 @@ def _write_step(step: Step, group: "Group", runs: list[RunFolder], writers: list
 def _look(group: "Group", runs: list[RunFolder], writers: list[_Writer]) -> None:
     from ..evals.heldout import measure
 
-    if not group.ranks.is_writer:
-        return
     for folder, member, writer in zip(runs, group.members, writers, strict=True):
         if member.alive:
             writer.rows.write(
@@ -128,18 +146,14 @@ def _show_progress(
 
 
 def _save(group: "Group", runs: list[RunFolder], writers: list[_Writer]) -> None:
-    """One checkpoint for the group, in the folder of its first run; the rows' offsets go with it."""
+    """One checkpoint a run, in its folder; the offset of its rows goes with it."""
     from ..train.checkpoint import write_tensors
 
-    if not group.ranks.is_writer:
-        return
-    offsets = [w.rows.flush() for w in writers]
     tensors, state = group.state()
-    state |= {"offsets": offsets, "runs": [r.fingerprint for r in runs]}
-    for run, prefix in zip(runs, range(len(runs)), strict=True):
-        own = {n.partition(".")[2]: t for n, t in tensors.items() if n.startswith(f"{prefix}.")}
-        mine = {"step": state["step"], "alive": state["alive"][prefix], "offset": offsets[prefix]}
-        write_tensors(run.path / "checkpoint.safetensors", own, mine)
+    for i, (run, writer) in enumerate(zip(runs, writers, strict=True)):
+        own = {n.partition(".")[2]: t for n, t in tensors.items() if n.startswith(f"{i}.")}
+        mine = {"step": state["step"], "alive": state["alive"][i], "offset": writer.rows.flush()}
+        write_tensors(run.path / _CHECKPOINT, own, mine)
 
 
 def _restore(group: "Group", runs: list[RunFolder]) -> list[int]:
@@ -148,13 +162,15 @@ def _restore(group: "Group", runs: list[RunFolder]) -> list[int]:
     Members are saved one after the other, so a kill in between leaves them one checkpoint apart: then the group starts
     over, which costs time and no correctness.
     """
-    from ..train.checkpoint import read_tensors
+    from ..train.checkpoint import CheckpointError, read_tensors
 
-    paths = [run.path / "checkpoint.safetensors" for run in runs]
-    if not all(p.exists() for p in paths):
-        return [0] * len(runs)
-    loaded = [read_tensors(p, group.device) for p in paths]
-    if len({state["step"] for _, state in loaded}) > 1:
+    paths = [run.path / _CHECKPOINT for run in runs]
+    loaded = [read_tensors(p, group.device) for p in paths] if all(p.exists() for p in paths) else []
+    for path, (_, state) in zip(paths, loaded, strict=False):
+        if "offset" not in state:
+            raise CheckpointError(f"{path}: holds weights only, no training state. Delete it to start from step 0")
+    if len({state["step"] for _, state in loaded}) != 1:
+        _start(group, runs)
         return [0] * len(runs)
     tensors = {f"{i}.{name}": t for i, (own, _) in enumerate(loaded) for name, t in own.items()}
     state = {"step": loaded[0][1]["step"], "alive": [s["alive"] for _, s in loaded]}
@@ -163,14 +179,28 @@ def _restore(group: "Group", runs: list[RunFolder]) -> list[int]:
     return [s["offset"] for _, s in loaded]
 
 
+def _start(group: "Group", runs: list[RunFolder]) -> None:
+    """Take the weights that runs start from, where their configurations name some."""
+    from ..train.checkpoint import load_weights
+
+    for folder, member in zip(runs, group.members, strict=True):
+        if member.run.init_from is not None:
+            load_weights(member.model, folder.path.parent / member.run.init_from / _WEIGHTS)
+
+
+def _sweep(folder: RunFolder) -> None:
+    """Remove what a writer that was killed in the middle of a file left behind."""
+    for name in (_CHECKPOINT, _WEIGHTS):
+        for temporary in folder.path.glob(f".{name}.*.tmp"):
+            temporary.unlink(missing_ok=True)
+
+
 def _finish(group: "Group", runs: list[RunFolder], writers: list[_Writer], seconds: float) -> None:
     import numpy as np
 
     from ..train.checkpoint import write_tensors
     from ..train.spikes import spikes_above_median, spikes_by_mad
 
-    if not group.ranks.is_writer:
-        return
     for folder, member, writer in zip(runs, group.members, writers, strict=True):
         losses = np.asarray(member.losses)
         last = int(np.isfinite(losses).sum())
@@ -180,11 +210,11 @@ def _finish(group: "Group", runs: list[RunFolder], writers: list[_Writer], secon
         )
         writer.rows.flush()
         weights = dict(member.model.named_parameters())
-        write_tensors(folder.path / "weights.safetensors", weights, {"step": last, "fingerprint": folder.fingerprint})
+        write_tensors(folder.path / _WEIGHTS, weights, {"step": last, "fingerprint": folder.fingerprint})
         status = "done" if member.alive else "diverged"
         folder.mark_done(status, {"steps": last, "seconds": round(seconds, 2)})
         # The final weights stand in for it; a checkpoint is three times their size.
-        (folder.path / "checkpoint.safetensors").unlink(missing_ok=True)
+        (folder.path / _CHECKPOINT).unlink(missing_ok=True)
 
 
 def _check_fingerprint(folder: RunFolder, run: Run, data_digest: str) -> None:
@@ -206,8 +236,7 @@ def environment(facts: dict[str, Any]) -> dict[str, Any]:
             continue
     return {
         "python": sys.version.split()[0],
-        "platform": platform.platform(),
-        "machine": platform.machine(),
+        "platform": f"{platform.system()} {platform.machine()}",
         "versions": versions,
         "git": git_state(Path(__file__).resolve().parent),
         **facts,

@@ -25,13 +25,13 @@ _ALL = (
     Source(
         Metric(
             "first_token_mass", "share", NEUTRAL, "first-token mass",
-            bimodal=True, threshold=0.3, event="puts more than 0.3 of its attention on the first token",
+            bimodal=True, threshold=0.3, event="more than 0.3 of the attention goes to the first token",
         )
     ),
     Source(
         Metric(
             "sink_rate", "share", NEUTRAL, "sink rate",
-            bimodal=True, threshold=0.0, event="has a head with a first-token sink",
+            bimodal=True, threshold=0.0, event="some head has a first-token sink",
         ),
         at=0.3,
     ),

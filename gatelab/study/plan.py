@@ -1,5 +1,6 @@
 """From a study to runs: resolve, match parameters, name. The plan is what study.json holds and the ledger works on."""
 
+import shlex
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,8 @@ class Planned:
     remainder: int
 
     def entry(self, out: Path) -> dict[str, Any]:
-        """What study.json keeps; `command` reproduces this one run from the study's folder."""
+        """What study.json keeps; `command` reproduces this one run, given where the study was run."""
+        config = shlex.quote(str(out / "runs" / self.fingerprint / "run.json"))
         return {
             "cell": self.cell,
             "arm": self.arm,
@@ -39,7 +41,7 @@ class Planned:
             "tokens": self.run.train.steps * self.run.train.tokens_per_step,
             "flops": run_flops(self.run),
             "state_bytes": state_bytes(self.run),
-            "command": f"gatelab train --config {out / 'runs' / self.fingerprint / 'run.json'} --out runs/reproduced",
+            "command": f"gatelab train --config {config} --out runs/reproduced",
         }
 
 
@@ -104,12 +106,16 @@ def make_plan(study: Study) -> Plan:
         except ValueError as error:
             problems += [p for p in [f"cell {cell}: {error}"] if p not in problems]
             continue
-        target = count_parameters(_resolved(base, study.baseline, source).model)
+        target = None
         for arm in study.arms:
             try:
-                resolved = _matched(_resolved(base, arm, source), study.match, target)
+                resolved = _resolved(base, arm, source)
+                # The baseline comes first and keeps its width; so does an arm whose width is what it is about.
+                target = target or count_parameters(resolved.model)
+                if study.match is not None and study.match not in arm.changes:
+                    resolved = _matched(resolved, target, study.match_unit)
             except ValueError as error:
-                problems.append(f"cell {cell}, arm {arm.name}: {error}")
+                problems += [f"cell {cell}, arm {arm.name}: {p}" for p in str(error).splitlines()]
                 continue
             n = count_parameters(resolved.model)
             for seed in study.seed_values:
@@ -122,6 +128,7 @@ def make_plan(study: Study) -> Plan:
 
 def _resolved(base: Run, arm: Arm, source: Source) -> Run:
     run = override(base, arm.changes)
+    check_lengths(source, run.train.seq_len)
     if run.model.vocab_size is not None and run.model.vocab_size < source.vocab_size:
         raise ConfigError(
             [f"model.vocab_size={run.model.vocab_size} is less than the data's {source.vocab_size} ids; leave it out"]
@@ -129,8 +136,8 @@ def _resolved(base: Run, arm: Arm, source: Source) -> Run:
     return run.model_copy(update={"model": run.model.resolved(source.vocab_size, run.train.seq_len)})
 
 
-def _matched(run: Run, match: str | None, target: int) -> Run:
-    # Only what differs is narrowed: the baseline keeps its width to the unit.
-    if match is None or count_parameters(run.model) == target:
+def _matched(run: Run, target: int, unit: int) -> Run:
+    # Only what differs is narrowed: a width that fits is not rounded to the unit.
+    if count_parameters(run.model) == target:
         return run
-    return run.model_copy(update={"model": match_d_ff(run.model, target)})
+    return run.model_copy(update={"model": match_d_ff(run.model, target, unit)})

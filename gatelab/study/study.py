@@ -5,20 +5,48 @@ path. Nothing in this file reads data or plans; see plan.py.
 """
 
 import difflib
+import re
 import runpy
+import sys
 import traceback
+from collections import Counter
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field, replace
 from importlib import resources
+from math import prod
 from pathlib import Path
 from typing import Any
 
-from ..config import Change, ConfigError, Execution, GateSpec, Run, accepts, cross, nearest, override, validate, vary
+from pydantic import ValidationError
+
+from ..config import (
+    Change,
+    ConfigError,
+    Execution,
+    GateSpec,
+    Run,
+    accepts,
+    cross,
+    keys,
+    nearest,
+    override,
+    validate,
+    vary,
+)  # fmt: skip
+from ..config.base import explain
 from .metrics import choose
+
+# A plan of more runs takes minutes to make and to look at.
+MOST_RUNS = 20_000
 
 
 @dataclass(frozen=True)
 class Arm:
-    """What an arm changes in every cell; `label` is for the page; a `control` is not a gate."""
+    """What an arm changes in every cell; `label` is for the page; a `control` is not a gate.
+
+    Arms share data and seeds, which is what pairs their runs, so neither can be changed. An arm that sets the study's
+    `match` key itself (a wider feed-forward layer as a control) is not matched.
+    """
 
     name: str
     changes: Change
@@ -37,6 +65,7 @@ class Study:
         arms: the first is the baseline.
         seeds: a number n (0 … n − 1) or the seeds themselves.
         match: the key that is narrowed until each arm has the baseline's parameters (`model.d_ff`), or None.
+        match_unit: widths are multiples of it; 8 where tensor cores would slow down at odd ones.
         primary: metrics (docs/metrics.md) that form the family of the false-discovery control.
         equivalence: bounds within which a difference counts as nothing, by metric; see study/metrics.py for defaults.
         about: a sentence a cell for the page.
@@ -52,31 +81,32 @@ class Study:
     arms: tuple[Arm, ...]
     seeds: int | tuple[int, ...] = 3
     match: str | None = "model.d_ff"
+    match_unit: int = 1
     primary: tuple[str, ...] = ("val_loss", "first_token_mass", "value_drain", "massive_max")
     equivalence: dict[str, float] = field(default_factory=dict)
     about: dict[str, str] = field(default_factory=dict)
     execution: Execution = field(default_factory=Execution)
 
     def __post_init__(self) -> None:
-        problems = []
-        if not self.cells or not self.arms:
-            problems.append("a study needs at least one cell and one arm")
+        problems = _misshapen(self) or _too_many(self)
+        if problems:
+            raise ConfigError(problems)
         names = [a.name for a in self.arms]
         problems += [f"arms: {n!r} is there twice" for n in sorted(set(names)) if names.count(n) > 1]
         if self.match not in (None, "model.d_ff"):
             problems.append(f"match={self.match!r}: expected 'model.d_ff' or None")
-        if not self.seed_values:
-            problems.append(f"seeds={self.seeds!r}: expected a positive number or a list of seeds")
+        if self.match_unit < 1:
+            problems.append(f"match_unit={self.match_unit}: expected 1 or more")
+        problems += _seed_problems(self.seeds)
         problems += [f"about: no cell {n!r}{nearest(n, list(self.cells))}" for n in self.about if n not in self.cells]
         for cell, run in self.cells.items():
-            for arm in self.arms:
-                try:
-                    override(run, arm.changes)
-                except ConfigError as error:
-                    problems += [f"cell {cell}, arm {arm.name}: {p}" for p in error.problems]
+            problems += _arm_problems(cell, run, self.arms)
+        try:
+            choose(self.primary, self.equivalence)
+        except ConfigError as error:
+            problems += error.problems
         if problems:
             raise ConfigError(problems)
-        choose(self.primary, self.equivalence)
 
     @property
     def baseline(self) -> Arm:
@@ -97,56 +127,162 @@ class Study:
         Raises:
             ConfigError: listing every mistake; a key that no cell has is one.
         """
-        study, problems = self, []
-        for path, values in assignments.items():
+        known = {path for arm in self.arms for path in arm.changes}
+        of_execution = {p: v for p, v in assignments.items() if p.startswith("execution.")}
+        of_arms = {p: v for p, v in assignments.items() if p in known}
+        of_cells = {p: v for p, v in assignments.items() if p not in {"seed", *of_execution, *of_arms}}
+        cells = {name: _Cell(name, run) for name, run in self.cells.items()}
+        fields: dict[str, Any] = {}
+        problems: list[str] = []
+        try:
+            cells = _changed_cells(_changed_cells(cells, of_cells, kinds=True), of_cells, kinds=False)
+        except ConfigError as error:
+            problems += error.problems
+        for name, make in (
+            ("seeds", lambda: _changed_seeds(self.seeds, assignments)),
+            ("execution", lambda: _changed_execution(self.execution, of_execution)),
+            ("arms", lambda: _changed_arms(self.arms, of_arms, [cell.run for cell in cells.values()])),
+        ):
             try:
-                study = _apply(study, path, values)
+                fields[name] = make()
             except ConfigError as error:
-                problems += [p for p in error.problems if p not in problems]
+                problems += error.problems
         if problems:
-            raise ConfigError(problems)
-        return study
+            raise ConfigError(list(dict.fromkeys(problems)))
+        about = {name: self.about[cell.origin] for name, cell in cells.items() if cell.origin in self.about}
+        return replace(self, cells={name: cell.run for name, cell in cells.items()}, about=about, **fields)
 
 
-def _apply(study: Study, path: str, values: list[Any]) -> Study:
-    if path == "seed":
-        return replace(study, seeds=tuple(validate(Run, {"seed": v}).seed for v in values))
-    if path.startswith("execution."):
-        if len(values) > 1:
-            raise ConfigError([f"{path}: takes one value; it does not change results, so it is no axis"])
-        changed = override(study.execution, {path.removeprefix("execution."): values[0]}, "execution.")
-        return replace(study, execution=changed)
-    if any(path in arm.changes for arm in study.arms):
-        return replace(study, arms=(study.baseline, *_arms_of(study, path, values)))
-    cells: dict[str, Run] = {}
-    accepted = False
-    for name, run in study.cells.items():
-        grid = cross(vary(path, values)) if accepts(run, path) else [{}]
-        accepted |= grid != [{}]
-        for change in grid:
-            label = f"{name}, {path}={change[path]}" if len(values) > 1 and change else name
-            cells[label] = override(run, change)
-    if not accepted:
-        # No cell has it: let one of them say what exists.
-        for run in study.cells.values():
-            override(run, {path: values[0]})
-        raise ConfigError([f"{path}: no cell of {study.name} has this key"])
-    about = {
-        new: study.about[old] for new in cells for old in study.cells if new.startswith(old) and old in study.about
-    }
-    return replace(study, cells=cells, about=about)
+@dataclass(frozen=True)
+class _Cell:
+    """A cell on its way through `Study.changed`: its run, and the cell of the study that it comes from."""
+
+    origin: str
+    run: Run
 
 
-def _arms_of(study: Study, path: str, values: list[Any]) -> list[Arm]:
-    arms = []
-    for value in values:
-        known = next((a for a in study.arms if a.changes == {path: value}), None)
-        if known == study.baseline or (known is None and study.baseline.changes.get(path) == value):
+def _changed_cells(cells: dict[str, _Cell], assignments: dict[str, list[Any]], *, kinds: bool) -> dict[str, _Cell]:
+    """The cells with all assignments applied together to those that have the keys: first, as another step, those that
+    choose a `kind`, since it decides which keys there are."""
+    unions = {path.removesuffix(".kind") for path in keys(Run) if path.endswith(".kind")}
+    chosen = {p: v for p, v in assignments.items() if (p.removesuffix(".kind") in unions) == kinds}
+    n = len(cells) * prod(len(values) for values in chosen.values())
+    if n > MOST_RUNS:
+        raise ConfigError([f"{n} cells; a study has at most {MOST_RUNS} runs"])
+    out: dict[str, _Cell] = {}
+    problems: list[str] = []
+    for name, cell in cells.items():
+        own = {path: values for path, values in chosen.items() if accepts(cell.run, path)}
+        for change in cross(*(vary(path, values) for path, values in own.items())):
+            words = [f"{path}={value}" for path, value in change.items() if len(own[path]) > 1]
+            label = ", ".join([name, *words])
+            if label in out:
+                problems.append(f"{', '.join(words)}: is there twice")
+            out[label] = _Cell(cell.origin, _tried(cell.run, change, problems))
+    for path, values in chosen.items():
+        if not any(accepts(cell.run, path) for cell in cells.values()):
+            _tried(next(iter(cells.values())).run, {path: values[0]}, problems)
+    if problems:
+        raise ConfigError(problems)
+    return out
+
+
+def _tried(run: Run, change: Change, problems: list[str]) -> Run:
+    """The changed run; or the same one, with the mistakes added to `problems`."""
+    try:
+        return override(run, change)
+    except ConfigError as error:
+        problems += [p for p in error.problems if p not in problems]
+        return run
+
+
+def _changed_seeds(seeds: int | tuple[int, ...], assignments: dict[str, list[Any]]) -> int | tuple[int, ...]:
+    values = assignments.get("seed")
+    return seeds if values is None else tuple(validate(Run, {"seed": value}).seed for value in values)
+
+
+def _changed_execution(execution: Execution, assignments: dict[str, list[Any]]) -> Execution:
+    many = [path for path, values in assignments.items() if len(values) > 1]
+    if many:
+        raise ConfigError([f"{path}: takes one value; it does not change results, so it is no axis" for path in many])
+    changes = {path.removeprefix("execution."): values[0] for path, values in assignments.items()}
+    return override(execution, changes, "execution.")
+
+
+def _changed_arms(arms: tuple[Arm, ...], assignments: dict[str, list[Any]], runs: list[Run]) -> tuple[Arm, ...]:
+    """The baseline, and one arm a value that makes a difference to it."""
+    if not assignments:
+        return arms
+    baseline, problems = arms[0], []
+    out = [baseline]
+    for path, values in assignments.items():
+        for value in values:
+            changed = [_tried(run, {path: value}, problems) for run in runs]
+            if changed != [_tried(run, baseline.changes, problems) for run in runs]:
+                known = next((a for a in arms if a.changes == {path: value}), None)
+                out.append(known or Arm(str(value), {path: value}, label=str(value)))
+    if problems:
+        raise ConfigError(problems)
+    return tuple(out)
+
+
+def _misshapen(study: Study) -> list[str]:
+    """What makes a study no study, before its parts are looked at."""
+    problems = []
+    if not re.fullmatch(r"\w[\w.-]*", study.name):
+        problems.append(f"name={study.name!r}: it names a folder; use letters, digits, '-', '_' and '.'")
+    if not study.cells or not study.arms:
+        problems.append("a study needs at least one cell and one arm")
+    problems += [
+        f"cells: {n!r} is a {type(r).__name__}, not a Run" for n, r in study.cells.items() if type(r) is not Run
+    ]
+    problems += [f"arms: {a!r} is no Arm" for a in study.arms if not isinstance(a, Arm)]
+    if isinstance(study.primary, str):
+        problems.append(f"primary={study.primary!r}: expected names in a tuple, as in ({study.primary!r},)")
+    return problems
+
+
+def _too_many(study: Study) -> list[str]:
+    n_seeds = study.seeds if isinstance(study.seeds, int) else len(study.seeds)
+    n = len(study.cells) * len(study.arms) * n_seeds
+    return [f"{n} runs; a study has at most {MOST_RUNS}"] if n > MOST_RUNS else []
+
+
+def _seed_problems(seeds: int | tuple[int, ...]) -> list[str]:
+    if isinstance(seeds, int):
+        return [] if seeds > 0 else [f"seeds={seeds}: expected a positive number, or the seeds themselves"]
+    if not seeds:
+        return ["seeds=(): expected a positive number or a list of seeds"]
+    problems = []
+    for seed in dict.fromkeys(seeds):
+        try:
+            validate(Run, {"seed": seed})
+        except ConfigError as error:
+            problems += error.problems
+    return problems + [f"seeds: {seed} is there twice" for seed, n in Counter(seeds).items() if n > 1]
+
+
+def _arm_problems(cell: str, run: Run, arms: tuple[Arm, ...]) -> list[str]:
+    """Arms that cannot be, and arms that are the same run, which would be compared with itself."""
+    problems: list[str] = []
+    resulting: dict[str, Run] = {}
+    for arm in arms:
+        where = f"cell {cell}, arm {arm.name}"
+        problems += [
+            f"{where}: {path} is the same for all arms of a cell, since their runs are pairs; vary it over cells or seeds"
+            for path in arm.changes
+            if path.partition(".")[0] in ("data", "seed")
+        ]
+        try:
+            changed = override(run, arm.changes)
+        except ConfigError as error:
+            problems += [f"{where}: {p}" for p in error.problems]
             continue
-        for run in study.cells.values():
-            override(run, {path: value})
-        arms.append(known or Arm(str(value), {path: value}, label=str(value)))
-    return arms
+        twin = next((name for name, other in resulting.items() if other == changed and name != arm.name), None)
+        if twin is not None:
+            problems.append(f"{where}: is the same run as arm {twin}; leave one out")
+        resulting[arm.name] = changed
+    return problems
 
 
 def label_of(arm: Arm) -> str:
@@ -180,19 +316,31 @@ def load_study(name: str) -> Study:
             [f"no study {name!r}: expected one of {', '.join(known)}, or the path of a Python file{hint}"]
         )
     if not path.is_file():
-        beside = [p.name for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
+        beside = [p.name for p in path.parent.glob("*.py") if p.is_file()] if path.parent.is_dir() else []
         close = difflib.get_close_matches(path.name, beside, n=1)
         raise ConfigError([f"{name}: no such file" + (f"; did you mean {path.parent / close[0]}?" if close else "")])
     try:
-        found = runpy.run_path(str(path)).get("study")
-    except ConfigError as error:
-        raise ConfigError([f"{path}: {p}" for p in error.problems]) from None
+        # What a study file prints is for people; stdout may be for a program that reads records.
+        with redirect_stdout(sys.stderr):
+            found = runpy.run_path(str(path)).get("study")
     except SyntaxError as error:
-        raise ConfigError([f"{path}, line {error.lineno}: {error.msg}"]) from None
-    except Exception as error:
+        where = f", line {error.lineno}" if error.lineno else ""
+        raise ConfigError([f"{error.filename or path}{where}: {error.msg}"]) from None
+    except (Exception, SystemExit) as error:
         lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
-        where = f", line {lines[-1]}" if lines else ""
-        raise ConfigError([f"{path}{where}: {type(error).__name__}: {error}"]) from None
+        where = f"{path}, line {lines[-1]}" if lines else str(path)
+        raise ConfigError([f"{where}: {problem}" for problem in _said(error)]) from None
     if not isinstance(found, Study):
         raise ConfigError([f"{path}: defines no `study = Study(...)`; docs/guide.md shows one of thirty lines"])
     return found
+
+
+def _said(error: BaseException) -> list[str]:
+    """What went wrong in a study file, a sentence a mistake."""
+    if isinstance(error, ConfigError):
+        return error.problems
+    if isinstance(error, ValidationError):
+        return explain(error)
+    if isinstance(error, SystemExit):
+        return ["calls sys.exit(); a study file only defines `study`"]
+    return [f"{type(error).__name__}: {error}"]

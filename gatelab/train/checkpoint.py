@@ -39,8 +39,10 @@ def read_tensors(path: Path, device: torch.device | str = "cpu") -> tuple[dict[s
     """What `write_tensors` wrote.
 
     Raises:
-        CheckpointError: when the file is cut or damaged, is no Gatelab file, or comes from another version.
+        CheckpointError: when the file is missing, cut or damaged, is no Gatelab file, or comes from another version.
     """
+    if not path.exists():
+        raise CheckpointError(f"{path}: no such file")
     try:
         with safe_open(path, framework="pt", device=str(device)) as f:
             state = json.loads((f.metadata() or {}).get("gatelab", "null"))
@@ -51,8 +53,10 @@ def read_tensors(path: Path, device: torch.device | str = "cpu") -> tuple[dict[s
         ) from None
     if not isinstance(state, dict):
         raise CheckpointError(f"{path}: safetensors, but not written by Gatelab (no state in its header)")
-    if state["schema"] != SCHEMA:
-        raise CheckpointError(f"{path}: written by another version (schema {state['schema']}, this one reads {SCHEMA})")
+    if state.get("schema") != SCHEMA:
+        raise CheckpointError(
+            f"{path}: written by another version (schema {state.get('schema')}, this one reads {SCHEMA})"
+        )
     return tensors, state
 
 
@@ -72,8 +76,14 @@ def unpack(
     """Load what `pack` gave, in place.
 
     Raises:
-        CheckpointError: when a tensor is missing or has another shape, naming it.
+        CheckpointError: when a tensor is missing, has another shape, or is none of the model's, naming it.
     """
+    own = {f"{prefix}model.{name}" for name, _ in model.named_parameters()}
+    for name in tensors:
+        if name.startswith(f"{prefix}model.") and name not in own:
+            raise CheckpointError(
+                f"{path}: {name.removeprefix(f'{prefix}model.')} is no parameter here; it belongs to another model"
+            )
     for name, parameter in model.named_parameters():
         stored = tensors.get(f"{prefix}model.{name}")
         if stored is None or stored.shape != parameter.shape:

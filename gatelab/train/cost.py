@@ -5,10 +5,11 @@ from ..models.sizes import count_parameters
 
 
 def flops_per_token(run: Run) -> float:
-    """Training operations a token of a resolved run: 6 a weight that multiplies (the input embedding does not), and
-    causal attention's 2 products over half of the context, three times for forward and backward."""
+    """Training operations a token of a resolved run: 6 a weight that multiplies (the tables of tokens and positions
+    do not), and causal attention's 2 products over half of the context, three times for forward and backward."""
     m = run.model
-    multiplying = count_parameters(m) - (0 if m.tied_embeddings else m.vocab_size * m.d_model)
+    rows = (0 if m.tied_embeddings else m.vocab_size) + (m.max_seq_len if m.positions == "learned" else 0)
+    multiplying = count_parameters(m) - rows * m.d_model
     attention = 12 * m.n_layers * m.n_heads * m.head_dim * (run.train.seq_len / 2)
     return 6 * multiplying + attention
 

@@ -1,4 +1,4 @@
-"""Which process this is among those that share a run, and the two sums they exchange.
+"""Which process this is among those that share a run, and the sums they exchange.
 
 Data parallel: every rank takes its rows of each batch; gradients and losses are summed; rank 0 writes. One process is
 the case of one rank, with nothing exchanged.
@@ -38,6 +38,19 @@ class Ranks:
         if self.world > 1:
             torch.distributed.all_reduce(values)
 
+    def wait(self) -> None:
+        """Until every rank is here."""
+        if self.world > 1:
+            torch.distributed.barrier()
+
+    def any_says(self, flag: bool, device: torch.device) -> bool:
+        """Whether any rank says so: what all must decide alike."""
+        if self.world == 1:
+            return flag
+        said = torch.tensor(float(flag), device=device)
+        self.sum_(said)
+        return bool(said.item() > 0)
+
     def sum_gradients(self, model: nn.Module) -> None:
         """Sum every gradient over all ranks, in one flat exchange."""
         if self.world == 1:
@@ -54,6 +67,8 @@ def join(device: torch.device) -> Ranks:
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
         return Ranks()
+    if device.type == "cuda":
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     if not torch.distributed.is_initialized():
         torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     return Ranks(torch.distributed.get_rank(), world)

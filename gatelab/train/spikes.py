@@ -1,20 +1,26 @@
 """Loss spikes in a finished curve, by two rules. NumPy only."""
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
 WINDOW = 201
+_PIECE = 4096
 
 
 def rolling_median(values: NDArray[np.float64], window: int = WINDOW) -> NDArray[np.float64]:
     """Median of the `window` values up to and including each one; the first window − 1 use what there is."""
-    out = np.empty_like(values)
-    head = min(window - 1, len(values))
-    for i in range(head):
-        out[i] = np.median(values[: i + 1])
-    if len(values) >= window:
-        out[window - 1 :] = np.median(np.lib.stride_tricks.sliding_window_view(values, window), axis=1)
-    return out
+    return _over_windows(values, window, lambda part_NW: np.median(part_NW, axis=-1))
+
+
+def rolling_mad(values: NDArray[np.float64], window: int = WINDOW) -> NDArray[np.float64]:
+    """Median absolute deviation of the same values from their median."""
+
+    def mad(part_NW: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.median(np.abs(part_NW - np.median(part_NW, axis=-1, keepdims=True)), axis=-1)
+
+    return _over_windows(values, window, mad)
 
 
 def spikes_above_median(losses: NDArray[np.float64], height: float = 0.1) -> int:
@@ -28,11 +34,25 @@ def spikes_above_median(losses: NDArray[np.float64], height: float = 0.1) -> int
 
 def spikes_by_mad(losses: NDArray[np.float64], k: float = 7.0, hits: int = 3) -> int:
     """Steps more than `k` robust deviations (1.4826 MAD of the window's residuals) above the rolling median, counted
-    only when there are at least `hits`: one alone is a false alarm in a third of clean curves."""
+    only when there are at least `hits`: one alone is a false alarm in a third of clean curves. The residuals' own median
+    is taken off for the MAD: while the loss falls, all of them lie below the rolling median, which comes late."""
     losses = losses[np.isfinite(losses)]
     if len(losses) <= WINDOW:
         return 0
     residual = losses - rolling_median(losses)
-    scale = 1.4826 * rolling_median(np.abs(residual))
-    found = int((residual > k * scale)[WINDOW:].sum())
+    found = int((residual > k * 1.4826 * rolling_mad(residual))[WINDOW:].sum())
     return found if found >= hits else 0
+
+
+def _over_windows(
+    values: NDArray[np.float64], window: int, statistic: Callable[[NDArray[np.float64]], NDArray[np.float64]]
+) -> NDArray[np.float64]:
+    out = np.empty_like(values)
+    head = min(window - 1, len(values))
+    for i in range(head):
+        out[i] = statistic(values[: i + 1])
+    # In pieces, because each window is copied.
+    for i in range(head, len(values), _PIECE):
+        part = values[i - window + 1 : i + _PIECE]
+        out[i : i + _PIECE] = statistic(np.lib.stride_tricks.sliding_window_view(part, window))
+    return out

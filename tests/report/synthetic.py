@@ -119,7 +119,12 @@ def _make_run(entry: dict, run: RunFolder, config: dict, state: str, last: int) 
     run.create(config)
     write_json(
         run.path / "environment.json",
-        {"python": "3.11.2", "versions": {"gatelab": "0.1.0", "torch": "2.13.0"}, "device": "cpu", "threads": 1},
+        {
+            "python": "3.11.2",
+            "versions": {"gatelab": "0.1.0", "torch": "2.13.0"},
+            "device": "cpu",
+            "git": {"commit": "5eed" * 10, "modified": True},
+        },
     )
     write_json(
         run.path / "attempts" / "0001.json",

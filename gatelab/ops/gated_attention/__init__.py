@@ -45,12 +45,18 @@ def gated_attention(
         impl: `reference`, `sdpa` or `auto`; never replaced silently.
 
     Raises:
-        ValueError: shapes that do not fit, a gate without logits, an unknown implementation.
+        ValueError: shapes that do not fit, more causal queries than keys, a gate without logits, an unknown
+            implementation.
     """
     H, G = q_BTHK.shape[2], k_BSGK.shape[2]
     if H % G or k_BSGK.shape[:3] != v_BSGK.shape[:3] or q_BTHK.shape[3] != k_BSGK.shape[3]:
         shapes = ", ".join(str(tuple(t.shape)) for t in (q_BTHK, k_BSGK, v_BSGK))
         raise ValueError(f"q, k, v of shapes {shapes}: expected [B,T,H,K], [B,S,G,K], [B,S,G,K] with G dividing H")
+    if is_causal and q_BTHK.shape[1] > k_BSGK.shape[1]:
+        raise ValueError(
+            f"{q_BTHK.shape[1]} causal queries and {k_BSGK.shape[1]} keys: the first queries would see no key; give at "
+            "least as many keys, or is_causal=False"
+        )
     if (gate is None) != (gate_logits_BTHK is None):
         raise ValueError("a gate and its logits come together: give both, or neither")
     return IMPLEMENTATIONS[choose(impl)](

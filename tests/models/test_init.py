@@ -1,0 +1,125 @@
+"""Initial values are paired: keyed by seed and name, so that arms share what they have in common."""
+
+import math
+
+import pytest
+import tiny
+import torch
+from torch import Tensor
+
+from gatelab.models import build_model
+from gatelab.ops.gate_apply import gate_scores
+
+
+def weights(seed: int = 0, **changes: object) -> dict[str, Tensor]:
+    return dict(build_model(tiny.model(**changes), seed=seed).named_parameters())
+
+
+ARMS = [
+    {"gate": "sdpa-headwise"},
+    {"gate": "sdpa-elementwise+value-headwise"},
+    {"softmax": "sink-logit"},
+    {"norm_position": "sandwich"},
+    {"qk_norm": "rms"},
+    {"n_layers": 3},
+    {"positions": "learned"},
+]
+
+
+@pytest.mark.parametrize("arm", ARMS, ids=str)
+@pytest.mark.parametrize("init", ["normal", "fan-in"])
+def test_shared_parameters_are_equal_across_arms(init: str, arm: dict[str, object]) -> None:
+    baseline, other = weights(init=init, bias=True), weights(init=init, bias=True, **arm)
+    assert baseline.keys() < other.keys()
+    assert all(torch.equal(baseline[n], other[n]) for n in baseline)
+
+
+NARROWED = {"w1": ("out", {"d_ff": 10}), "w3": ("out", {"d_ff": 10}), "w2": ("in", {"d_ff": 10})}
+FEWER_HEADS = {
+    f"{p}_proj": (side, {"n_heads": 1, "head_dim": 8}) for p, side in zip("qkvo", ("out",) * 3 + ("in",), strict=True)
+}
+
+
+@pytest.mark.parametrize("layer", [*NARROWED, *FEWER_HEADS])
+@pytest.mark.parametrize("init", ["normal", "fan-in"])
+def test_a_narrower_layer_is_a_slice_of_the_wider_one(init: str, layer: str) -> None:
+    side, changes = {**NARROWED, **FEWER_HEADS}[layer]
+    part = "mlp" if layer in NARROWED else "attention"
+    name = f"blocks.1.{part}.{layer}.weight"
+    wide, narrow = weights(init=init)[name], weights(init=init, **changes)[name]
+    assert wide.shape != narrow.shape
+    cut = wide[:, : narrow.shape[1]] if side == "in" else wide[: narrow.shape[0]]
+    if init == "normal":
+        assert torch.equal(narrow, cut)
+    else:
+        torch.testing.assert_close(narrow, cut * math.sqrt(wide.shape[1] / narrow.shape[1]))
+
+
+def test_other_names_and_other_seeds_give_other_values() -> None:
+    matrices = {n: p for n, p in weights().items() if p.ndim == 2}
+    square = [p for p in matrices.values() if p.shape == (16, 16)]
+    assert len(square) == 8 and len({tuple(p.flatten().tolist()) for p in square}) == 8
+    other = weights(seed=1)
+    assert not any(torch.equal(p, other[n]) for n, p in matrices.items())
+
+
+def test_the_same_seed_gives_the_same_values() -> None:
+    assert all(torch.equal(p, q) for p, q in zip(weights(3).values(), weights(3).values(), strict=True))
+
+
+def test_tied_embeddings_are_one_table_drawn_as_the_embedding() -> None:
+    model = build_model(tiny.model(tied_embeddings=True, gate="sdpa-headwise"))
+    assert model.head.weight is model.embedding.weight
+    assert torch.equal(model.embedding.weight, weights()["embedding.weight"])
+
+
+def test_normal_draws_have_the_stated_spread_and_no_bias() -> None:
+    drawn = weights(init_std=0.05, d_model=64, n_heads=4, d_ff=256, bias=True)
+    for name, parameter in drawn.items():
+        if "norm" in name:
+            assert torch.equal(parameter, torch.ones_like(parameter)), name
+        elif name.endswith("bias"):
+            assert not parameter.any(), name
+        else:
+            assert abs(parameter.std().item() / 0.05 - 1) < 0.05 and abs(parameter.mean()) < 0.005, name
+
+
+def test_fan_in_draws_have_the_spread_of_torch_layers() -> None:
+    drawn = weights(init="fan-in", d_model=64, n_heads=4, d_ff=256, bias=True)
+    for name, fan_in in (("w1", 64), ("w2", 256)):
+        for kind in ("weight", "bias"):
+            parameter = drawn[f"blocks.0.mlp.{name}.{kind}"]
+            bound = fan_in**-0.5
+            assert parameter.abs().max() <= bound and parameter.abs().max() > 0.9 * bound
+            assert abs(parameter.std().item() / (bound / math.sqrt(3)) - 1) < 0.15
+    assert abs(drawn["embedding.weight"].std().item() - 1) < 0.05
+
+
+@pytest.mark.parametrize(
+    ("gate", "value"),
+    [
+        ("sdpa-headwise-bias-init=0.9", 0.9),
+        ("sdpa-elementwise-static-init=0.25", 0.25),
+        ("sdpa-headwise-static", 0.5),
+        ("sdpa-headwise-two_sigmoid-bias-init=1", 1.0),
+        ("value-headwise-softplus-bias-init=1", 1.0),
+    ],
+)
+@pytest.mark.parametrize("init", ["normal", "fan-in"])
+def test_a_gate_starts_where_its_spec_says(init: str, gate: str, value: float) -> None:
+    model = build_model(tiny.model(gate=gate, init=init))
+    for block in model.blocks:
+        (module,) = block.attention.gates.values()
+        scores_BTHK = gate_scores(module.logits(torch.randn(2, 3, 16)), module.spec)
+        torch.testing.assert_close(scores_BTHK, torch.full_like(scores_BTHK, value))
+
+
+def test_a_sink_logit_starts_where_it_is_told() -> None:
+    model = build_model(tiny.model(softmax={"kind": "sink-logit", "init": -1.5}))
+    assert model.blocks[0].attention.sink.sink_logit_H.tolist() == [-1.5, -1.5]
+
+
+def test_the_first_drawn_numbers_are_these() -> None:
+    """Fixed for good: every stored run names its result by its seed."""
+    first = weights()["blocks.0.attention.q_proj.weight"][0, :3]
+    torch.testing.assert_close(first, torch.tensor([-0.0213884749, -0.0038018280, -0.0179101508]))

@@ -1,0 +1,18 @@
+"""One synthetic study and its page for all tests that only read it."""
+
+from types import SimpleNamespace
+
+import pytest
+from reading import Page
+from synthetic import analysed, make_study
+
+from gatelab.report import write_report
+
+
+@pytest.fixture(scope="session")
+def reported(tmp_path_factory):
+    """A study with holes, its findings, and its page: `.folder .findings .shares .pairing .path .page`."""
+    folder = make_study(tmp_path_factory.mktemp("report") / "quickstart")
+    findings, shares, pairing = analysed(folder)
+    path = write_report(folder, findings, shares=shares, pairing=pairing, note="Made for a test.")
+    return SimpleNamespace(folder=folder, findings=findings, shares=shares, pairing=pairing, path=path, page=Page(path))

@@ -1,0 +1,92 @@
+"""Tables show the findings' numbers, and numbers are written as a reader wants them."""
+
+import math
+from dataclasses import replace
+
+import pytest
+from synthetic import ARMS
+
+from gatelab.report.markup import Html, decimal, duration, number, probability, quantity, span, tag
+from gatelab.report.tables import effects_table
+
+
+def as_number(text):
+    return float(text.replace("−", "-").replace(",", ""))
+
+
+def test_the_table_of_effects_holds_the_findings_numbers(reported):
+    rows = [row for row in reported.page.rows if len(row) == 11 and row[-1].endswith(("lower", "higher", "unclear"))]
+    order = [f for primary in (True, False) for f in reported.findings if f.primary == primary]
+    assert len(rows) == len(order)
+    for row, finding in zip(rows, order, strict=True):
+        scale = max(abs(finding.effect), abs(finding.low), abs(finding.high))
+        low, high = row[5].split(" to ")
+        assert row[0] == ARMS[finding.arm][0]
+        assert as_number(row[2]) == pytest.approx(finding.baseline_mean, rel=0.01)
+        assert as_number(row[4]) == pytest.approx(finding.effect, abs=0.01 * scale)
+        assert as_number(low) == pytest.approx(finding.low, abs=0.01 * scale)
+        assert as_number(high) == pytest.approx(finding.high, abs=0.01 * scale)
+        assert int(row[8]) == finding.n_pairs
+        assert row[10].endswith(finding.verdict)
+
+
+def test_primary_effects_come_before_exploratory_ones(reported):
+    heads = [row[0] for row in reported.page.rows if len(row) == 1 and row[0].startswith(("Primary", "Exploratory"))]
+    assert heads == [f"{kind}, {cell}" for kind in ("Primary", "Exploratory") for cell in ("bigram-backcopy", "stdlib")]
+
+
+def test_what_cannot_be_tested_has_dashes_and_its_word(reported):
+    f = reported.findings[0]
+    nothing = replace(f, low=math.nan, high=math.nan, p=math.nan, q=math.nan, detectable=math.nan, verdict="untestable")
+    html = effects_table([nothing], {}, {})
+    assert "untestable" in html and html.count(">–<") == 4
+    assert "nan" not in html
+
+
+def test_shares_and_pairing_are_shown_as_given(reported):
+    share = next(s for s in reported.shares if s["cell"] == "stdlib" and s["arm"] == "none")
+    event = "puts more than 0.3 of its attention on the first token, stdlib"
+    (row,) = (row for row in reported.page.rows if row and row[0] == event)
+    assert row[1] == f"{share['k']} of {share['n']} ({share['low']:.0%} to {share['high']:.0%})"
+    gain = reported.pairing[0]
+    (row,) = (row for row in reported.page.rows if row and row[0] == "held-out loss, bigram-backcopy")
+    correlation, ratio = row[1].split("; ")
+    assert as_number(correlation) == pytest.approx(gain["correlation"], abs=0.005)
+    assert as_number(ratio.split("\u00a0")[0]) == pytest.approx(gain["gain"], rel=0.05)
+    assert row[1].endswith(f"(n = {gain['n']})")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.0123456, "0.0123"),
+        (-3.14159, "−3.14"),
+        (1234.5, "1,234"),
+        (0.0, "0"),
+        (5.2e-9, "5.2e−09"),
+        (math.nan, "–"),
+    ],
+)
+def test_numbers_have_three_significant_digits_and_a_true_minus(value, text):
+    assert number(value) == text
+
+
+def test_no_negative_zero():
+    assert decimal(-0.0004, 2) == "0.00"
+
+
+def test_small_probabilities_are_not_spelt_out():
+    assert probability(0.00004) == "< 0.001"
+    assert probability(0.0432) == "0.043"
+    assert probability(None) == "–"
+
+
+def test_quantities_and_times_are_rounded_to_what_one_reads():
+    assert [quantity(n) for n in (812, 101_568, 3_400_000, 2e9)] == ["812", "102 k", "3.4 M", "2 G"]
+    assert [duration(s) for s in (4.25, 200, 7500)] == ["4.25 s", "3 min 20 s", "2 h 5 min"]
+    assert (span([1000, 1000]), span([1000, 2000]), span([])) == ("1 k", "1 k to 2 k", "–")
+
+
+def test_text_is_escaped_and_markup_is_not():
+    assert tag("b", "a<b&c", Html("<i></i>"), title='"<') == '<b title="&quot;&lt;">a&lt;b&amp;c<i></i></b>'
+    assert tag("td", 0, None, ["x", 1], hidden=True, id=None) == "<td hidden>0x1</td>"
