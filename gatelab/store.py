@@ -161,8 +161,11 @@ class RunFolder:
         path = self.path / "done.json"
         if not path.exists():
             return None
-        value = read_json(path)
-        _check_keys(path, value, {"status": str})
+        try:
+            value = read_json(path)
+            _check_keys(path, value, {"status": str})
+        except StoreError as error:
+            raise StoreError(f"{error} Remove it, and `gatelab run` carries this run out again") from None
         if value["status"] not in ("done", "diverged"):
             raise StoreError(f"{path}: status {value['status']!r}, expected done or diverged; was it edited?")
         return value
@@ -329,7 +332,11 @@ def _insert(connection: Any, run: RunFolder) -> None:
                 _write_cache(connection, lines, cache)
             connection.execute(f"{insert} read_parquet({_quoted(cache)}, hive_partitioning=false)")
             return
-    connection.execute(insert + lines)
+    try:
+        connection.execute(insert + lines)
+    except duckdb.Error as error:
+        reason = str(error).partition("\n")[0]
+        raise StoreError(f"{run.rows_path}: cannot be read ({reason})") from None
 
 
 def _write_cache(connection: Any, lines: str, cache: Path) -> None:

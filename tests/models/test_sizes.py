@@ -51,6 +51,12 @@ def test_the_matched_width_is_the_nearest(mlp: str, bias: bool) -> None:
         assert widths[matched.d_ff] == min(widths.values())
 
 
+def test_a_matched_width_may_be_kept_to_multiples() -> None:
+    target, config = count_parameters(tiny.model(d_ff=32)), tiny.model(gate="sdpa-elementwise", d_ff=32)
+    away = {f: abs(count_parameters(config.model_copy(update={"d_ff": f})) - target) for f in range(4, 33, 4)}
+    assert match_d_ff(config, target, 4).d_ff == min(away, key=away.__getitem__)
+
+
 def test_a_model_that_is_matched_already_stays() -> None:
     config = tiny.model()
     assert match_d_ff(config, count_parameters(config)) == config

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from gatelab.config import Execution, OptimConfig, Run
-from gatelab.data import open_source
+from gatelab.data import IGNORED, Batch, open_source
 from gatelab.models import build_model
 from gatelab.record import Step
 from gatelab.train.group import Group, pick_dtype, resolve
@@ -98,6 +98,31 @@ def test_accumulation_equals_the_whole_batch(micro_batch: int) -> None:
         torch.testing.assert_close(weights(other)[name], parameter, rtol=1e-3, atol=1e-4)
 
 
+class Uneven:
+    """A source whose rows have different numbers of targets that count."""
+
+    def train_batch(self, seed: int, step: int, batch_size: int, seq_len: int) -> Batch:
+        batch = open_source(tiny.run().data).train_batch(seed, step, batch_size, seq_len)
+        for row, n_ignored in enumerate((0, 7, 3, 8)):
+            batch.targets_BT[row, :n_ignored] = IGNORED
+        return batch
+
+
+@pytest.mark.parametrize("micro_batch", [0, 1, 2])
+def test_every_target_counts_the_same_in_whichever_micro_batch_it_is(micro_batch: int) -> None:
+    group = Group([tiny.run(steps=1)], Execution(micro_batch=micro_batch))
+    model = build_model(group.run.model)
+    group.members[0].source = Uneven()
+    batch = Uneven().train_batch(0, 0, 4, 8)
+    logits_BTV = model(torch.from_numpy(batch.inputs_BT))
+    mean = F.cross_entropy(logits_BTV.flatten(0, 1), torch.from_numpy(batch.targets_BT).flatten())
+    mean.backward()
+    (step,) = train(group)
+    assert step.loss[0] == pytest.approx(mean.item(), rel=1e-6)
+    norm = torch.sqrt(sum(p.grad.square().sum() for p in model.parameters()))
+    assert step.grad_norm[0] == pytest.approx(norm.item(), rel=1e-5)
+
+
 @pytest.mark.parametrize("clip", [0.01, None])
 def test_clipping_bounds_the_gradient_that_the_optimiser_sees(clip: float | None) -> None:
     group = Group([tiny.run(steps=1, optim=OptimConfig(lr=1e-2, clip=clip))])
@@ -175,7 +200,7 @@ def test_runs_of_two_shapes_make_no_group() -> None:
 
 def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ValueError, match="torch sees no CUDA device here; use execution.device=cpu or auto"):
+    with pytest.raises(ValueError, match=r"torch sees no CUDA device here; use execution.device=cpu or auto"):
         Group([tiny.run()], Execution(device="cuda"))
 
 

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 import tiny
 
@@ -28,7 +30,7 @@ def test_cosine_falls_from_the_rate_to_the_final_share() -> None:
     found = rates(101, schedule="cosine", final=0.1)
     assert (found[0], found[50], found[100]) == pytest.approx((2.0, 1.1, 0.2))
     assert found[25] == pytest.approx(0.2 + 1.8 * (1 + 0.5**0.5) / 2)
-    assert all(a > b for a, b in zip(found, found[1:], strict=False))
+    assert all(a > b for a, b in pairwise(found))
 
 
 def test_wsd_stays_and_then_falls_linearly_to_the_final_share() -> None:
