@@ -23,6 +23,8 @@ app = App(
     result_action="return_value",
 )
 
+_MOST_LINES = 20  # of one error; a grid can be wrong in thousands of cells
+
 Json = Annotated[bool, Parameter(name="--json", negative="")]
 
 
@@ -450,7 +452,8 @@ def _status(words: list[str]) -> int:
 
 
 def _fail(status_: int, *lines: str) -> int:
-    for line in "\n".join(lines).splitlines():
+    said = "\n".join(lines).splitlines()
+    for line in [*said[:_MOST_LINES], *([f"… and {len(said) - _MOST_LINES} more"] if len(said) > _MOST_LINES else [])]:
         print(f"gatelab: {line}", file=sys.stderr)
     return status_
 
