@@ -21,6 +21,7 @@ app = App(
     version=__version__,
     help_flags=["--help", "-h"],
     result_action="return_value",
+    suppress_keyboard_interrupt=False,  # it would leave without a word
 )
 
 _MOST_LINES = 20  # of one error; a grid can be wrong in thousands of cells

@@ -42,11 +42,12 @@ class LiveGrid(AbstractContextManager["LiveGrid"]):
         self._entries = [(entry, run) for entry, run in folder.planned()]
         self._states = {run.fingerprint: state_of(run) for _, run in self._entries}
         self._console = Console(stderr=True)
-        self._live = None
-        if self._console.is_terminal:
-            self._live = Live(get_renderable=self.table, console=self._console, refresh_per_second=2, transient=True)
         self._last_line = 0.0
         self._started = time.monotonic()
+        self._live = None
+        if self._console.is_terminal:
+            # Last: it draws the grid at once.
+            self._live = Live(get_renderable=self.table, console=self._console, refresh_per_second=2, transient=True)
 
     def __enter__(self) -> "LiveGrid":
         if self._live is not None:
@@ -78,14 +79,11 @@ class LiveGrid(AbstractContextManager["LiveGrid"]):
                 print(self.summary(), file=sys.stderr, flush=True)
 
     def table(self) -> Any:
-        """The grid: a row a cell and arm, a column a seed, and the time to finish."""
+        """The time to finish, and the grid: a row a cell and arm, a column a seed."""
+        from rich.console import Group
         from rich.table import Table
 
-        return _grid(
-            Table(title=self.summary(), title_justify="left", title_style="", box=None, pad_edge=False),
-            self._entries,
-            self._states,
-        )
+        return Group(self.summary(), _grid(Table(box=None, pad_edge=False), self._entries, self._states))
 
     def summary(self) -> str:
         """How many are done, and an estimate of the time that is left."""

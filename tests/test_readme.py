@@ -33,7 +33,9 @@ def test_the_guide_study_is_a_study_of_thirty_lines():
 def test_every_command_in_the_documents_exists():
     from gatelab.cli import app
 
-    known = set(app.resolved_commands()) if hasattr(app, "resolved_commands") else {c for c in app if not c.startswith("-")}
+    known = (
+        set(app.resolved_commands()) if hasattr(app, "resolved_commands") else {c for c in app if not c.startswith("-")}
+    )
     for page in PAGES:
         for command in re.findall(r"(?:^|\n|`)(?:\.venv/bin/)?gatelab ([a-z]+)", (ROOT / page).read_text()):
             assert command in known, f"{page} shows `gatelab {command}`"
@@ -51,7 +53,9 @@ def test_make_has_the_two_commands():
     assert {"demo", "test"} <= set(targets)
 
 
-@pytest.mark.parametrize("name, arguments", [("drop_in", {"steps": 2}), ("one_run", {"tokens": 2_048}), ("where_it_looks", {"tokens": 512})])
+@pytest.mark.parametrize(
+    "name, arguments", [("drop_in", {"steps": 2}), ("one_run", {"tokens": 2_048}), ("where_it_looks", {"tokens": 512})]
+)
 def test_the_examples_run(name, arguments, capsys):
     spec = importlib.util.spec_from_file_location(name, ROOT / "examples" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)

@@ -26,7 +26,8 @@ study = Study(
     "against no gate and against a control that is not a gate?",
     cells={"bigram-backcopy": toy, "text": text},
     about={
-        "bigram-backcopy": "A one-layer, one-head toy whose control is known to form a sink: most tokens need nothing from attention.",
+        "bigram-backcopy": "A one-layer, one-head toy whose control is known to form a sink: "
+        "most tokens need nothing from attention.",
         "text": "A small language model on real code and prose.",
     },
     arms=(

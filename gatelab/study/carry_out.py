@@ -190,7 +190,7 @@ def _start(group: "Group", runs: list[RunFolder]) -> None:
 
 def _sweep(folder: RunFolder) -> None:
     """Remove what a writer that was killed in the middle of a file left behind."""
-    for name in (_CHECKPOINT, _WEIGHTS):
+    for name in (_CHECKPOINT, _WEIGHTS, "environment.json", "progress.json", "done.json"):
         for temporary in folder.path.glob(f".{name}.*.tmp"):
             temporary.unlink(missing_ok=True)
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -16,33 +15,12 @@ from gatelab.train.loop import train
 from gatelab.train.parallel import Ranks, join
 
 
-def two_processes(*command: str) -> list[str]:
-    """Standard outputs of ranks 0 and 1 of a Python script."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    ranks = []
-    for rank in range(2):
-        environ = os.environ | {
-            "RANK": str(rank),
-            "WORLD_SIZE": "2",
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-            "PYTHONPATH": str(Path(tiny.__file__).parent),
-        }
-        ranks.append(
-            subprocess.Popen(
-                [sys.executable, *command], env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-            )
-        )
-    ended = [process.communicate(timeout=300) for process in ranks]
-    assert [p.returncode for p in ranks] == [0, 0], [error for _, error in ended]
-    return [out for out, _ in ended]
-
-
-def test_two_processes_train_as_one() -> None:
+def test_two_processes_train_as_one(tmp_path: Path) -> None:
     """Each takes half of the batch, one sequence at a time."""
-    first, second = (json.loads(out) for out in two_processes(str(Path(__file__).with_name("rank.py"))))
+    script = Path(__file__).with_name("train_as_two.py")
+    environ = os.environ | {"PYTHONPATH": str(Path(tiny.__file__).parent)}
+    subprocess.run([sys.executable, script, tmp_path], env=environ, check=True, timeout=300)
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     group = Group([tiny.run(steps=4, seed=s) for s in (0, 1)])
     alone = list(train(group))
     assert first["steps"] == second["steps"] and first["weights"] == second["weights"]

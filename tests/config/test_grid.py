@@ -1,0 +1,135 @@
+"""The dotted grammar: what words mean, and what is said when they mean nothing."""
+
+import pytest
+
+from gatelab.config import (
+    BigramBackcopy,
+    ConfigError,
+    Execution,
+    Run,
+    SinkLogit,
+    Text,
+    accepts,
+    cross,
+    override,
+    parse_assignments,
+    together,
+    vary,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "text, values",
+    [
+        ("3", [3]),
+        ("1e-3", [1e-3]),
+        ("true", [True]),
+        ("null", [None]),
+        ("sdpa-headwise", ["sdpa-headwise"]),
+        ("0..3", [0, 1, 2, 3]),
+        ("-1..1", [-1, 0, 1]),
+        ("[none,sdpa-headwise]", ["none", "sdpa-headwise"]),
+        ("[1, 2]", [1, 2]),
+        ("(0.9,0.95)", [(0.9, 0.95)]),
+        ("(a.txt,b.txt)", [("a.txt", "b.txt")]),
+        ("[(0.9,0.95),(0.8,0.9)]", [(0.9, 0.95), (0.8, 0.9)]),
+        ("[[a,b],c]", [("a", "b"), "c"]),
+        ("'12'", ["12"]),
+        ("a=b", ["a=b"]),
+        ("__import__('os')", ["__import__('os')"]),
+    ],
+)
+def test_words_are_values(text: str, values: list):
+    assert parse_assignments([f"key={text}"]) == {"key": values}
+
+
+@pytest.mark.parametrize(
+    "word, says",
+    [
+        ("optim.lr", "expected key=value"),
+        ("=3", "expected key=value"),
+        ("optim..lr=3", "expected key=value"),
+        ("seed=", "the value is missing"),
+        ("seed=[]", "a list needs values"),
+        ("seed=[1,]", "a list needs values"),
+        ("seed=3..1", "write 1..3"),
+        ("seed=0..999999999", "at most 10000"),
+    ],
+)
+def test_a_word_without_meaning_is_refused(word: str, says: str):
+    with pytest.raises(ConfigError) as caught:
+        parse_assignments([word])
+    (problem,) = caught.value.problems
+    assert says in problem
+
+
+def test_all_bad_words_are_listed_at_once():
+    with pytest.raises(ConfigError) as caught:
+        parse_assignments(["a", "b=[]", "c=1", "c=2", "d=2..1"])
+    assert len(caught.value.problems) == 4
+
+
+def test_the_verbs_of_grids():
+    ab = vary("a", [1, 2])
+    assert cross(ab, vary("b", [3, 4])) == [{"a": 1, "b": 3}, {"a": 1, "b": 4}, {"a": 2, "b": 3}, {"a": 2, "b": 4}]
+    assert cross() == [{}]
+    assert together(ab, vary("b", [3, 4])) == [{"a": 1, "b": 3}, {"a": 2, "b": 4}]
+    with pytest.raises(ValueError, match="2, 3 values"):
+        together(ab, vary("b", [3, 4, 5]))
+
+
+def test_an_override_changes_what_it_names_and_nothing_else():
+    run = Run()
+    changed = override(run, {"optim.lr": 3e-4, "model.gate": "sdpa-headwise"})
+    assert (changed.optim.lr, changed.model.gate[0].slug) == (3e-4, "sdpa-headwise")
+    assert override(changed, {"optim.lr": run.optim.lr, "model.gate": "none"}) == run
+    assert override(run, {}) is run
+
+
+def test_the_order_of_changes_does_not_matter():
+    change = {"model.softmax.init": 1.5, "model.softmax": "sink-logit", "model.n_heads": 3, "model.d_model": 36}
+    backwards = dict(reversed(change.items()))
+    assert override(Run(), change) == override(Run(), backwards)
+    assert override(Run(), change).model.softmax == SinkLogit(init=1.5)
+
+
+@pytest.mark.parametrize("key", ["data", "data.kind"])
+def test_another_kind_drops_the_fields_of_the_first(key: str):
+    assert override(Run(data=Text(paths="a.txt")), {key: "bigram-backcopy"}).data == BigramBackcopy()
+    assert override(Run(), {key: "bigram-backcopy", "data.n_triggers": 5}).data == BigramBackcopy(n_triggers=5)
+
+
+def test_the_same_kind_keeps_its_fields():
+    assert override(Run(data=Text(paths="a.txt")), {"data": "text"}).data == Text(paths="a.txt")
+
+
+def test_a_whole_part_may_be_replaced_by_a_value():
+    assert override(Run(), {"data": BigramBackcopy(n_triggers=5), "data.vocab_size": 16}).data == BigramBackcopy(
+        n_triggers=5, vocab_size=16
+    )
+
+
+def test_a_run_accepts_the_keys_of_the_kinds_it_holds():
+    assert accepts(Run(), "data.paths") and not accepts(Run(data=BigramBackcopy()), "data.paths")
+    assert not accepts(Run(), "data.path") and not accepts(Run(), "optim.lr.x")
+
+
+@pytest.mark.parametrize(
+    "key, says",
+    [
+        ("optim.lrr", "did you mean 'optim.lr'?"),
+        ("lr", "did you mean 'optim.lr'?"),
+        ("train.tokns", "did you mean 'train.tokens'?"),
+        ("optim.zzz", "optim.schedule"),
+    ],
+)
+def test_an_unknown_key_is_answered_with_those_that_exist(key: str, says: str):
+    with pytest.raises(ConfigError) as caught:
+        override(Run(), {key: 1})
+    (problem,) = caught.value.problems
+    assert problem.startswith(f"{key}: no such key") and says in problem
+
+
+def test_the_keys_of_an_execution_carry_its_name():
+    with pytest.raises(ConfigError, match=r"^execution.slot: no such key; .*did you mean 'slots'"):
+        override(Execution(), {"slot": 1}, "execution.")
