@@ -16,7 +16,13 @@ RUNS = 300
 def study(folder: Path) -> None:
     """A study of 300 planned runs."""
     plan = [
-        {"cell": f"cell {i // 12}", "arm": f"arm {i // 3 % 4}", "seed": i % 3, "fingerprint": f"{i:012x}", "n_parameters": 1}
+        {
+            "cell": f"cell {i // 12}",
+            "arm": f"arm {i // 3 % 4}",
+            "seed": i % 3,
+            "fingerprint": f"{i:012x}",
+            "n_parameters": 1,
+        }
         for i in range(RUNS)
     ]
     StudyFolder.create(folder, {"name": "benchmark", "plan": plan})
@@ -40,7 +46,9 @@ def main() -> None:
         for words in (["--help"], ["status", str(folder)]):
             times = seconds(words)
             shown = words[0] if words[0] == "--help" else f"status ({RUNS} runs)"
-            print(f"gatelab {shown}: median {statistics.median(times):.3f} s, {min(times):.3f} to {max(times):.3f} (goal 0.5)")
+            print(
+                f"gatelab {shown}: median {statistics.median(times):.3f} s, {min(times):.3f} to {max(times):.3f} (goal 0.5)"
+            )
 
 
 if __name__ == "__main__":

@@ -30,9 +30,11 @@ def main(steps: int = 30) -> list:
     """Train on the bytes of this file; returns the rows of the last step."""
     torch.manual_seed(0)
     text = torch.frombuffer(bytearray(Path(__file__).read_bytes()), dtype=torch.uint8).long()
-    model = nn.Sequential(nn.Embedding(256, 64), Layer(64, "sdpa-elementwise"), Layer(64, "sdpa-headwise"), nn.Linear(64, 256))
+    model = nn.Sequential(
+        nn.Embedding(256, 64), Layer(64, "sdpa-elementwise"), Layer(64, "sdpa-headwise"), nn.Linear(64, 256)
+    )
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    for step in range(steps):
+    for _ in range(steps):
         start = torch.randint(0, len(text) - 65, (8,))
         batch = torch.stack([text[i : i + 65] for i in start])
         with capture(model, ["sinks", "gate_scores"]) as recorder:  # the probes may watch a training step
@@ -40,7 +42,7 @@ def main(steps: int = 30) -> list:
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-    rows = recorder.rows(step=step)
+    rows = recorder.rows(step=steps)
     for row in rows:
         if row.metric in ("gate_mean", "first_token_mass") and row.head is None and row.layer is not None:
             print(f"layer {row.layer}: {row.metric} {row.value:.3f}")

@@ -30,7 +30,7 @@ _PUBLIC = {
     "GatedAttention": "nn.attention",
     "build_model": "models",
     "generate": "models.generate",
-    "train": "train.loop",
+    "train": "train",
     "capture": "probes.capture",
     "probe": "probes",
     "Arm": "study.study",
@@ -44,7 +44,7 @@ def __getattr__(name: str) -> Any:
     if name not in _PUBLIC:
         raise AttributeError(f"module 'gatelab' has no attribute {name!r}")
     module = import_module(f"gatelab.{_PUBLIC[name]}")
-    return module if name == "probe" else getattr(module, name)
+    return module if name in ("probe", "train") else getattr(module, name)
 
 
 def __dir__() -> list[str]:

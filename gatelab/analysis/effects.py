@@ -2,8 +2,9 @@
 
 Per comparison: Student's t on the differences between runs of one seed, with variances shrunk across cells where there
 are ten or more; where a bimodal metric has runs in both its regimes, McNemar's exact test on the seeds that changed
-regime instead, because three runs that happen to agree would make t certain. Over the study: Benjamini-Hochberg on the primary metrics, all cells and arms as one family. Beside
-each: equivalence within the declared bound, and the smallest effect that this test could have seen.
+regime instead, because three runs that happen to agree would make t certain. Over the study: Benjamini-Hochberg on the
+primary metrics, all cells and arms as one family. Beside each: equivalence within the declared bound, and the smallest
+effect that this test could have seen.
 """
 
 from collections.abc import Iterable, Sequence
@@ -175,9 +176,8 @@ def _cautions(f: Finding, test: _Test) -> list[str]:
             f"bimodal over seeds: p is McNemar's exact test on the seeds that changed ({lost} lost it, {gained} gained"
             " it); the mean describes no single run, and its t interval trusts few seeds too much"
         )
-    if test.pairs.metric.bimodal:
-        if test.pairs.metric.equivalence is not None:
-            notes.append("equivalence is not tested on a bimodal metric")
+    if test.pairs.metric.bimodal and test.pairs.metric.equivalence is not None:
+        notes.append("equivalence is not tested on a bimodal metric")
     if f.n_pairs >= 2 and test.pairs.is_constant:
         notes.append("the differences of all seeds are identical")
     if f.verdict in ("lower", "higher") and f.low <= 0 <= f.high:

@@ -28,8 +28,9 @@ def count_parameters(config: ModelConfig) -> int:
 
 
 def match_d_ff(config: ModelConfig, target: int, unit: int = 1) -> ModelConfig:
-    """The same model with the d_ff, a multiple of `unit`, that brings its parameter count nearest to `target` (arXiv 2505.06708, Table 2,
-    narrows the FFN). What remains is `count_parameters(result) − target`.
+    """The same model with the d_ff, a multiple of `unit`, whose parameter count is nearest to `target`.
+
+    The paper narrows the FFN in the same way (arXiv 2505.06708, Table 2). What remains is `count_parameters(result) − target`.
 
     Raises:
         ValueError: when no positive width comes near, naming the counts.

@@ -21,7 +21,9 @@ study = Study(
     question="On real text, does softmax attention form a first-token sink, and does an elementwise gate after attention "
     "change that, the largest activations and the held-out loss?",
     cells={"text": text},
-    about={"text": "A decoder of 33 million weights, 8 layers, 4 heads of 128, context 1024, BOS at position 0, no q/k-norm."},
+    about={
+        "text": "A decoder of 33 million weights, 8 layers, 4 heads of 128, context 1024, BOS at position 0, no q/k-norm."
+    },
     arms=(
         Arm("none", {"model.gate": "none"}, "no gate"),
         Arm("sdpa-elementwise", {"model.gate": "sdpa-elementwise"}, "elementwise gate"),

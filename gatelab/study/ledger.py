@@ -302,7 +302,11 @@ def _path(run: RunFolder, number: int) -> Path:
 
 def _read(path: Path) -> Attempt:
     known = {f.name for f in fields(Attempt)}
-    return Attempt(**{k: v for k, v in read_json(path).items() if k in known})
+    value = read_json(path)
+    try:
+        return Attempt(**{k: v for k, v in value.items() if k in known})
+    except (AttributeError, TypeError) as error:
+        raise StoreError(f"{path}: is no attempt of a run ({error}); was it edited?") from None
 
 
 def _write(run: RunFolder, attempt: Attempt) -> None:

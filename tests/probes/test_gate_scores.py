@@ -39,6 +39,12 @@ def test_a_clamped_gate_is_seen(gate: str) -> None:
     assert {r.threshold for r in rows if r.metric == "gate_above"} == {0.9}
 
 
+@pytest.mark.parametrize(("score", "below", "above"), [(0.09, 1, 0), (0.11, 0, 0), (0.89, 0, 0), (0.91, 0, 1)])
+def test_shut_is_below_a_tenth_and_open_above_nine_tenths(score: float, below: float, above: float) -> None:
+    rows = looked_at(clamped((score, 0.5)), "gate_scores")
+    assert values(rows, "gate_below")[0, None] == below and values(rows, "gate_above")[0, None] == above
+
+
 def test_the_histogram_has_the_clamped_scores_in_their_bin() -> None:
     rows = looked_at(clamped((0.05, 0.97)), "gate_scores")
     histogram = {(r.layer, r.bin): r.value for r in rows if r.metric == "gate_histogram"}
