@@ -13,8 +13,8 @@ from ..probes import capture
 from ..record import Row
 from ..train.objectives import IGNORED
 
-# Sequences a forward pass; bounds the memory of a probe pass, not its result.
-_AT_ONCE = 16
+# Bounds the memory of a look, not its result: at most so many sequences, and float32 logits (1 GiB), a forward pass.
+_AT_ONCE, _LOGITS = 16, 2**28
 
 
 @torch.no_grad()
@@ -27,13 +27,14 @@ def measure(model: Decoder, source: Source, run: Run, *, fingerprint: str, step:
     sums = torch.zeros(1 + len(source.domains), dtype=torch.float64)
     counts = torch.zeros_like(sums)
     rows: list[Row] = []
+    at_once = max(1, min(_AT_ONCE, _LOGITS // (run.train.seq_len * model.config.vocab_size)))
     with capture(model, config=run.probe, domains=source.domains) as recorder:
         probed = min(run.probe.sequences, total)
-        for first in range(0, probed, _AT_ONCE):
-            _losses(model, source, run, first, min(_AT_ONCE, probed - first), sums, counts, recorder)
+        for first in range(0, probed, at_once):
+            _losses(model, source, run, first, min(at_once, probed - first), sums, counts, recorder)
         rows += recorder.rows(fingerprint, step)
-    for first in range(probed, min(run.probe.eval_sequences, total), _AT_ONCE):
-        _losses(model, source, run, first, min(_AT_ONCE, total - first), sums, counts, None)
+    for first in range(probed, min(run.probe.eval_sequences, total), at_once):
+        _losses(model, source, run, first, min(at_once, total - first), sums, counts, None)
     means = (sums / counts).tolist()
     rows.insert(
         0, Row(fingerprint, step, "eval", "val_loss", means[0], "nats", split="heldout", length=run.train.seq_len)

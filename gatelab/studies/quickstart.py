@@ -13,9 +13,9 @@ toy = Run(
     probe=ProbeConfig(times=5, skip_queries=8),
 )
 text = Run(
-    model=ModelConfig(d_model=96, n_layers=3, n_heads=3),
+    model=ModelConfig(d_model=64, n_layers=3, n_heads=2),
     data=Text(paths="stdlib", tokenizer="bpe:1024"),
-    optim=OptimConfig(lr=2e-3),
+    optim=OptimConfig(lr=3e-3),
     train=TrainConfig(tokens=480_000, batch_size=8, seq_len=128),
     probe=ProbeConfig(times=5),
 )

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ..config import Execution, Run, fingerprint, validate
 from ..record import Row, Step
 from ..store import Appender, RunFolder, write_json
+from . import ledger
 from .git import git_state
 
 if TYPE_CHECKING:
@@ -49,6 +50,8 @@ def carry_out(runs: list[RunFolder], execution: Execution, *, should_stop: Calla
         _accompany(group, train(group), should_stop)
         return
     for folder in runs:
+        if group.step:
+            ledger.note_resume(folder, group.step)
         _sweep(folder)
         write_json(folder.path / "environment.json", environment(group.facts()))
     writers = [_Writer(folder, offset) for folder, offset in zip(runs, offsets, strict=True)]

@@ -183,13 +183,17 @@ def reset(run: RunFolder) -> bool:
 def note_resume(run: RunFolder, step: int) -> None:
     """Record in this process's own running attempt that the run goes on from a checkpoint of `step`.
 
+    A run that is carried out by a plain call, without a worker, has no attempt to record it in.
+
     Raises:
-        ValueError: when the run is not leased by this process.
+        ValueError: when another process holds the run.
     """
     last = last_attempt(run)
+    if last is None or last.outcome != "running":
+        return
     mine = _begin(None, "", "running", driver=None)
-    key = attrgetter("outcome", "host", "machine", "pid", "process")
-    if last is None or key(last) != key(mine):
+    key = attrgetter("host", "machine", "pid", "process")
+    if key(last) != key(mine):
         raise ValueError(f"run {run.fingerprint}: not leased by this process; only the owner records where it resumed")
     _write(run, replace(last, resumed_from_step=step))
 

@@ -48,9 +48,7 @@ def read_tensors(path: Path, device: torch.device | str = "cpu") -> tuple[dict[s
             state = json.loads((f.metadata() or {}).get("gatelab", "null"))
             tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118  (not a dict)
     except (SafetensorError, json.JSONDecodeError, OSError, RuntimeError) as error:
-        raise CheckpointError(
-            f"{path}: cannot be read ({error}); it was cut or damaged. Delete it to start this run from step 0"
-        ) from None
+        raise CheckpointError(f"{path}: cannot be read ({error}); it was cut or damaged. {_remedy(path)}") from None
     if not isinstance(state, dict):
         raise CheckpointError(f"{path}: safetensors, but not written by Gatelab (no state in its header)")
     if state.get("schema") != SCHEMA:
@@ -58,6 +56,12 @@ def read_tensors(path: Path, device: torch.device | str = "cpu") -> tuple[dict[s
             f"{path}: written by another version (schema {state.get('schema')}, this one reads {SCHEMA})"
         )
     return tensors, state
+
+
+def _remedy(path: Path) -> str:
+    if (path.parent / "done.json").exists():
+        return "Delete done.json beside it and run the study again to make these weights anew"
+    return "Delete it to start this run from step 0"
 
 
 def pack(model: nn.Module, optimizer: torch.optim.Optimizer, prefix: str) -> dict[str, Tensor]:

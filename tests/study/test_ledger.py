@@ -197,8 +197,8 @@ def test_resets_forget_for_the_policies_and_keep_the_record(run: RunFolder) -> N
 
 
 def test_only_the_owner_notes_where_it_resumed(run: RunFolder) -> None:
-    with pytest.raises(ValueError, match="not leased by this process"):
-        ledger.note_resume(run, 120)
+    ledger.note_resume(run, 120)  # a plain call without a worker: there is no attempt to write it into
+    assert run.attempts() == []
     ledger.claim(run, "me")
     ledger.note_resume(run, 120)
     assert run.attempts()[-1]["resumed_from_step"] == 120

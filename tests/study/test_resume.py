@@ -47,14 +47,15 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory, carrier: Carrier) ->
     return out
 
 
-def test_killed_at_every_operation_on_a_file_and_resumed_is_the_same(
-    tmp_path: Path, carrier: Carrier, uninterrupted: dict[str, dict[str, bytes]]
+@pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.slow), 3])
+def test_killed_at_an_operation_on_a_file_and_resumed_is_the_same(
+    tmp_path: Path, carrier: Carrier, uninterrupted: dict[str, dict[str, bytes]], every: int
 ) -> None:
     """Before each flush, rename and removal, and in the middle of each file of tensors; it saves after every step."""
     n_killed = 0
     while True:
         run = folder(tmp_path / str(n_killed), SHORT)
-        ended = carrier.carry_out(run, die_at=n_killed + 1, checkpoint_s=0)
+        ended = carrier.carry_out(run, die_at=every * n_killed + 1, checkpoint_s=0)
         if ended == 0:
             break
         assert ended == KILLED
@@ -64,7 +65,7 @@ def test_killed_at_every_operation_on_a_file_and_resumed_is_the_same(
             assert finished(run) == uninterrupted[run.fingerprint], n_killed
         else:  # it died after the last word; nobody comes to clear away the checkpoint
             assert result(run) == uninterrupted[run.fingerprint], n_killed
-    assert n_killed > 20
+    assert n_killed > 20 // every
 
 
 def test_killed_at_random_moments_and_resumed_is_the_same(
@@ -109,13 +110,14 @@ def test_asked_to_stop_at_the_last_step_is_done(tmp_path: Path, carrier: Carrier
     assert run.done()["status"] == "done"
 
 
+@pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.slow), 7])
 def test_a_group_that_is_killed_between_two_checkpoints_is_the_same(
-    tmp_path: Path, carrier: Carrier, uninterrupted: dict[str, dict[str, bytes]]
+    tmp_path: Path, carrier: Carrier, uninterrupted: dict[str, dict[str, bytes]], every: int
 ) -> None:
     n_killed = 0
     while True:
         runs = [folder(tmp_path / str(n_killed), run) for run in PAIR]
-        ended = carrier.carry_out(*runs, die_at=3 * n_killed + 1, checkpoint_s=0)
+        ended = carrier.carry_out(*runs, die_at=every * n_killed + 1, checkpoint_s=0)
         n_killed += ended == KILLED
         left = [run for run in runs if run.done() is None]
         if left:
@@ -124,7 +126,7 @@ def test_a_group_that_is_killed_between_two_checkpoints_is_the_same(
             assert result(run) == uninterrupted[run.fingerprint]
         if ended == 0:
             break
-    assert n_killed > 8
+    assert n_killed > 30 // every
 
 
 def test_rows_behind_the_checkpoint_are_taken_back(tmp_path: Path, carrier: Carrier) -> None:
