@@ -39,17 +39,22 @@ def sentence(
     shares: Sequence[Share | None] = (),
     needed: int | None = None,
 ) -> str:
-    """The finding in plain English; for a bimodal metric the shares of (baseline, arm) come first.
+    """The finding in plain English; for a bimodal metric with the shares of (baseline, arm).
 
-    `needed` says that the test was one of seeds changing regime, and how many of them would have decided.
+    `needed` says that the test was one of seeds changing regime, and how many of them would have decided; the shares
+    then come first, else after the means.
     """
     left_out = f" Left out: {', '.join(excluded)}." if excluded else ""
     if needed is not None and f.verdict != "untestable":
         return f"{f.cell}: {_shares(f, metric, shares)}; {_regimes(f, needed)}{left_out}"
     say = {"untestable": _untestable, "equivalent": _equivalent, "unclear": _unclear}.get(f.verdict, _seen)
-    lead = f"{_shares(f, metric, shares)}; " if any(shares) else ""
     label = f"mean {metric.label}" if metric.bimodal else metric.label
-    return f"{f.cell}: {lead}{say(f, label)}{left_out}"
+    after = f" {_capital(_shares(f, metric, shares))}." if any(shares) else ""
+    return f"{f.cell}: {say(f, label)}{after}{left_out}"
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _seen(f: Finding, label: str) -> str:

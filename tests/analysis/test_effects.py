@@ -269,15 +269,15 @@ def test_a_cell_without_spread_borrows_variance_and_says_so():
     assert "the differences of all seeds are identical" in f.notes
 
 
-def test_a_bimodal_metric_leads_with_shares_and_is_never_called_equivalent():
+def test_a_bimodal_metric_comes_with_shares_and_is_never_called_equivalent():
     sink = Metric("first_token_mass", "fraction", "neutral", "first-token mass", 0.1, True, 0.5, event="shows a sink")
     (f,) = find(
         outcomes("none", [0.95, 0.94, 0.96], sink),
         outcomes("gated", [0.951, 0.939, 0.960], sink),
         metrics=[sink],
     )
-    assert f.sentence.startswith(
-        "stdlib: shows a sink in 3 of 3 seeds of none (exact 95% interval 29% to 100%), in 3 of 3 seeds of gated"
+    assert f.sentence.endswith(
+        "Shows a sink in 3 of 3 seeds of none (exact 95% interval 29% to 100%), in 3 of 3 seeds of gated (29% to 100%)."
     )
     assert (f.verdict, f.equivalence) == ("unclear", None)
     assert any("not tested on a bimodal metric" in note for note in f.notes)

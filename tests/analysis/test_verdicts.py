@@ -64,9 +64,9 @@ def test_a_share_is_said_even_for_an_arm_that_never_finished():
     sink = Metric("first_token_mass", "fraction", "neutral", "first-token mass", bimodal=True, threshold=0.5)
     f = finding(n_pairs=0, p=nan, q=nan, effect=nan, verdict="untestable")
     said = sentence(f, sink, shares=(Share("recall", "none", sink.name, 2, 3, 0.094, 0.992), None))
-    assert said.startswith(
-        "recall: first-token mass is above 0.5 in 2 of 3 seeds of none (exact 95% interval 9% to 99.2%), in no finished"
-        " run of gated; the effect of gated on the mean first-token mass cannot be tested"
+    assert said.startswith("recall: the effect of gated on the mean first-token mass cannot be tested")
+    assert said.endswith(
+        "First-token mass is above 0.5 in 2 of 3 seeds of none (exact 95% interval 9% to 99.2%), in no finished run of gated."
     )
 
 
