@@ -1,4 +1,4 @@
-"""The first study: two cells, four arms, three seeds, three to four minutes on two CPU cores. Copy it to write your own."""
+"""The first study: two cells, four arms, three seeds, about three minutes on two CPU cores. Copy it to write your own."""
 
 from gatelab import Arm, BigramBackcopy, ModelConfig, OptimConfig, ProbeConfig, Run, Study, Text, TrainConfig
 
