@@ -3,13 +3,15 @@
     OUT/study.json                     what was asked: cells, arms, seeds, metrics, and the plan (one entry a run)
     OUT/runs/<fingerprint>/run.json    the run's canonical configuration
                            environment.json  versions, git state, device, what was really used
-                           rows.jsonl  items.jsonl   measurements, append-only; only the run's owner writes
-                           clock.jsonl   step times: they differ between machines and are kept apart from results
-                           checkpoint/   resumable state       weights.safetensors   the final weights
-                           attempts/0001.json …  one file an attempt: who, when, how it ended
-                           lease.json    who is at it now      log.txt   what the worker printed
+                           rows.jsonl    measurements, append-only; only the run's owner writes
+                           clock.jsonl  progress.json  step times: they differ between machines, so they stand apart
+                           checkpoint.safetensors      resumable state, gone when done
+                           weights.safetensors         the final weights
+                           attempts/0001.json …  one file an attempt: who, when, how it ended; the newest is the lease
+                           log.txt       what the workers printed
+                           rows.parquet  derived from the rows of a finished run
                            done.json     written last: the result is complete
-    OUT/report.html  effects.csv       derived, rewritten at will
+    OUT/report.html  *.csv             derived, rewritten at will
 
 Two processes never write one file: a run folder belongs to the holder of its lease. Every other file is written under
 a temporary name, flushed to the disk and renamed, so a reader or a crash never sees half of one.
