@@ -27,10 +27,10 @@ class Text(Config):
     path `stdlib` is the running interpreter's own standard library.
 
     `tokenizer`: `byte` (256 bytes + 3 special ids), `bpe:N` (byte-level BPE of N ids trained on the training text and
-    cached), or the path of a tokenizer.json. Documents end with an end-of-document token; every training sequence
-    starts with BOS if `bos`. Held out are whole documents: `val_paths`, or a share `val_share` of the documents chosen
-    by a hash of their content. `document_mask` keeps attention within a document.
-    For shards, `vocab_size`, `bos_id` and `eos_id` come from a meta.json beside them, or from here.
+    cached), or the path of a tokenizer.json; shards are tokens already and do not use it. Documents end with an
+    end-of-document token; every training sequence starts with BOS if `bos`. Held out are whole documents: `val_paths`,
+    or a share `val_share` of the documents chosen by a hash of their content. `document_mask` keeps attention within a
+    document. For shards, `vocab_size`, `bos_id` and `eos_id` come from a meta.json beside them, or from here.
     """
 
     kind: Literal["text"] = "text"

@@ -41,10 +41,8 @@ def open_shards(config: Text, train: list[File], heldout: list[File], cache: Pat
 
     Raises:
         DataError: for a length that is no whole number of ids, ids outside of the vocabulary, an unknown vocabulary, a
-            damaged .xz file, the same shard on both sides, or a tokenizer, which shards have no use for.
+            damaged .xz file, or the same shard on both sides.
     """
-    if config.tokenizer != "byte":
-        raise DataError(f"data.tokenizer={config.tokenizer}: token shards are tokens already; leave it out")
     dtype = {"uint16": "<u2", "uint32": "<u4"}[config.dtype]
     vocabulary = _vocabulary(config, train + heldout)
     checked = {file.path: _check(file.path, dtype, vocabulary["vocab_size"], cache) for file in train + heldout}

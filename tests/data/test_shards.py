@@ -102,7 +102,6 @@ def test_bytes_per_token_is_counted_with_the_tokenizer_beside_the_shards(tmp_pat
         ({"bos_id": None}, "name it in data.bos_id, or set data.bos=false"),
         ({"document_mask": True}, "needs the end-of-document token; name it in data.eos_id"),
         ({"eos_id": 5000}, "eos_id=5000 is no id of a vocabulary of 5000"),
-        ({"tokenizer": "bpe:300"}, "token shards are tokens already"),
     ],
 )
 def test_settings_that_do_not_fit_the_shard_are_refused(tmp_path, settings, said):
@@ -145,3 +144,10 @@ def test_folders_that_disagree_about_the_vocabulary_are_refused(tmp_path):
     (tmp_path / "b" / "meta.json").write_text("{")
     with pytest.raises(DataError, match="is not a JSON object"):
         open_source(Text(paths=paths, bos=False), cache=tmp_path / "cache")
+
+
+def test_the_tokenizer_of_a_study_of_text_does_not_keep_shards_out(tmp_path):
+    path = write_shard(tmp_path / "a.bin", np.arange(100))
+    settings = {"paths": str(path), "vocab_size": 5000, "bos_id": 1}
+    with_bpe, without = (open_source(Text(**settings, tokenizer=t), cache=tmp_path) for t in ("bpe:1024", "byte"))
+    assert with_bpe.digest == without.digest
