@@ -194,9 +194,7 @@ def retry(folder: Path, *, json_: Json = False) -> int:
     if json_:
         _print_json([{"fingerprint": f, "state": "planned"} for f in again])
     elif again:
-        print(
-            f"{len(again)} runs are planned again: {', '.join(again)}; start them with `gatelab run {there.study()['name']}`"
-        )
+        print(f"{len(again)} runs are planned again: {', '.join(again)}; the same `gatelab run …` command starts them")
     else:
         print("no run has failed, run out of memory, timed out or been lost")
     return 0

@@ -53,12 +53,13 @@ def save_plan(planned: Plan, out: str | Path) -> StudyFolder:
     """Write study.json and the configuration of every run; runs of an earlier, smaller plan of the study stay.
 
     Raises:
-        StoreError: when `out` holds something else.
+        StoreError: when `out` holds something else, or finished runs that are not in the new plan.
     """
     out = Path(out)
     content = planned.as_json(out)
     if (out / "study.json").is_file():
         kept = _kept(StudyFolder.open(out), planned)
+        _refuse_to_drop(StudyFolder(out), planned, kept)
         content["plan"] += kept
         content["seeds"] = sorted({*content["seeds"], *(entry["seed"] for entry in kept)})
         for run_folder in (StudyFolder(out).run(p.fingerprint) for p in planned.runs):
@@ -73,7 +74,7 @@ def save_plan(planned: Plan, out: str | Path) -> StudyFolder:
 
 def _kept(folder: StudyFolder, planned: Plan) -> list[dict[str, Any]]:
     """The old plan's finished runs with seeds that are not planned now: more seeds were asked for before. Only those
-    that the new plan would make the same; what was run with another configuration gives way."""
+    that the new plan would make the same."""
     there = folder.study()
     if there["name"] != planned.study.name:
         return []  # `create` refuses, in its own words
@@ -94,6 +95,23 @@ def _kept(folder: StudyFolder, planned: Plan) -> list[dict[str, Any]]:
         and would_be_the_same(entry)
         and folder.run(entry["fingerprint"]).done() is not None
     ]
+
+
+def _refuse_to_drop(folder: StudyFolder, planned: Plan, kept: list[dict[str, Any]]) -> None:
+    """A page must not lose runs without a word: what is finished stays in the plan, or the plan goes elsewhere."""
+    there = folder.study()
+    if there["name"] != planned.study.name:
+        return  # `create` refuses, in its own words
+    stay = {p.fingerprint for p in planned.runs} | {entry["fingerprint"] for entry in kept}
+    lost = [
+        e for e in there["plan"] if e["fingerprint"] not in stay and folder.run(e["fingerprint"]).done() is not None
+    ]
+    if lost:
+        e = lost[0]
+        raise StoreError(
+            f"--out {folder.path}: holds {len(lost)} finished runs of another configuration (such as"
+            f" {e['cell']}/{e['arm']}/{e['seed']}), which this plan would drop from its page; name another --out"
+        )
 
 
 def run(
@@ -293,6 +311,10 @@ def probe(path: str | Path, *, length: int | None = None) -> list[Row]:
 
 def _at_length(run_config: Run, length: int) -> Run:
     """The same run with another context; only rotary positions reach further than they were trained for."""
+    if run_config.model.positions == "learned" and length > run_config.model.max_seq_len:
+        raise ValueError(
+            f"--length {length}: this model has learned positions for {run_config.model.max_seq_len} tokens; take at most as many"
+        )
     at_least = max(run_config.train.tokens, length * run_config.train.batch_size)
     changes: Change = {"train.seq_len": length, "train.tokens": at_least}
     if run_config.model.positions == "rope":

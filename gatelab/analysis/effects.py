@@ -122,7 +122,10 @@ def _discover(family: list[_Test], fdr: float) -> None:
 
 def _finding(test: _Test, table: Outcomes, baseline: str, confidence: float, fdr: float) -> Finding:
     pairs, metric, e = test.pairs, test.pairs.metric, test.estimate
-    low, high = interval(e, confidence) if e else (nan, nan)
+    # Where runs change regime the t interval would contradict the exact test: none is given.
+    low, high = interval(e, confidence) if e and pairs.changes is None else (nan, nan)
+    widest = 1.0 if metric.unit == "share" else inf  # two shares differ by 1 at most
+    low, high = max(low, -widest), min(high, widest)
     # Seeds that all fell into one group spread little, so the t test would call bimodal arms equivalent by luck.
     bound = None if metric.bimodal else metric.equivalence
     n = len(pairs.seeds)
@@ -145,7 +148,9 @@ def _finding(test: _Test, table: Outcomes, baseline: str, confidence: float, fdr
         q=test.q,
         equivalence=bound,
         p_equivalence=None if bound is None else p_equivalent(e, bound) if e else nan,
-        detectable=detectable_effect(e.sigma, e.n, test.level, _POWER, e.df) if e and pairs.changes is None else nan,
+        detectable=_within(widest, detectable_effect(e.sigma, e.n, test.level, _POWER, e.df))
+        if e and pairs.changes is None
+        else nan,
         verdict="",
         sentence="",
         seeds=pairs.seeds,
@@ -160,6 +165,11 @@ def _finding(test: _Test, table: Outcomes, baseline: str, confidence: float, fdr
         sentence=sentence(found, metric, excluded=pairs.excluded, shares=both, needed=_needed(test)),
         notes=[*pairs.excluded, *_cautions(found, test), *test.notes],
     )
+
+
+def _within(widest: float, effect: float) -> float:
+    """nan for an effect that cannot exist: no true difference would have been seen."""
+    return effect if effect <= widest else nan
 
 
 def _needed(test: _Test) -> int | None:

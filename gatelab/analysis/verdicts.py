@@ -66,7 +66,11 @@ def _seen(f: Finding, label: str) -> str:
 
 
 def _unclear(f: Finding, label: str) -> str:
-    smallest = f"the smallest effect that could have been seen with 80% power is {compact(f.detectable)}{_unit(f)}"
+    smallest = (
+        "no effect of any size could have been seen with 80% power"
+        if isnan(f.detectable)
+        else f"the smallest effect that could have been seen with 80% power is {compact(f.detectable)}{_unit(f)}"
+    )
     if f.primary and f.p < 1 - f.confidence:
         verb = "lower" if f.effect < 0 else "raise"
         return (

@@ -13,13 +13,14 @@ from .block import Block
 class Decoder(nn.Module):
     """Token ids [B, T] to logits [B, T, V].
 
-    Computes in `compute_dtype`; parameters stay float32. `config` is resolved (no None left).
+    Computes in `compute_dtype`; None is the type of its weights. A trainer may compute in bfloat16 over float32 weights.
+    `config` is resolved (no None left).
     """
 
     def __init__(self, config: ModelConfig):
         super().__init__()
         c = self.config = config
-        self.compute_dtype = torch.float32
+        self.compute_dtype: torch.dtype | None = None
         self.embedding = Embedding(c.vocab_size, c.d_model)
         self.position_embedding = Embedding(c.max_seq_len, c.d_model) if c.positions == "learned" else None
         self.blocks = nn.ModuleList(Block(c, layer) for layer in range(c.n_layers))
@@ -47,7 +48,7 @@ class Decoder(nn.Module):
             if end > self.config.max_seq_len:
                 raise ValueError(f"{end} tokens are more than max_seq_len={self.config.max_seq_len} learned positions")
             x_BTD = x_BTD + self.position_embedding.weight[start:end]
-        x_BTD = x_BTD.to(self.compute_dtype)
+        x_BTD = x_BTD.to(self.compute_dtype or x_BTD.dtype)
         for block in self.blocks:
             x_BTD = block(x_BTD, segment_ids_BT=segment_ids_BT, cache=cache)
         if cache is not None:
@@ -63,6 +64,6 @@ class Decoder(nn.Module):
             max_seq_len=max_seq_len or c.max_seq_len,
             n_kv_heads=c.n_kv_heads,
             head_dim=c.head_dim,
-            dtype=self.compute_dtype,
+            dtype=self.compute_dtype or self.head.weight.dtype,
             device=self.head.weight.device,
         )

@@ -37,16 +37,26 @@ class Recorder:
     def __init__(self, probes: list[Probe]):
         self.probes = probes
         self.domain_BT: Tensor | None = None
+        self.n_layers_seen = 0
 
     def rows(self, run: str = "", step: int = 0) -> list[Row]:
-        """Everything measured so far, averaged over all sequences seen."""
+        """Everything measured so far, averaged over all sequences seen.
+
+        Raises:
+            ValueError: when no forward pass was seen: none was run inside the block, or a compiled one, which ignores
+                hooks that came after it.
+        """
+        if not self.n_layers_seen:
+            raise ValueError(
+                "no forward pass was seen: run the model inside the block, and the uncompiled module if it was compiled"
+            )
         return [row for probe in self.probes for row in probe.rows(run, step)]
 
 
 @contextmanager
 def capture(
     model: nn.Module,
-    names: Sequence[str] = tuple(PROBES),
+    names: Sequence[str] | None = None,
     *,
     config: ProbeConfig | None = None,
     domains: tuple[str, ...] = (),
@@ -54,27 +64,38 @@ def capture(
     """Watch every GatedAttention inside `model`, numbered in order; residual taps too.
 
     Args:
-        names: of probes; see `gatelab probes`.
+        names: of probes, see `gatelab probes`; None takes all that the model allows (`massive` needs a `Tap` called
+            `tap_residual` at the end of each block).
         config: thresholds and queries left out.
         domains: names of the domains that `Recorder.domain_BT` numbers.
 
     Raises:
-        ValueError: an unknown probe, a compiled model (it would ignore the hooks), a model without gated attention.
+        ValueError: an unknown probe, a compiled model (it would ignore the hooks), a model without gated attention,
+            `massive` of a model without residual taps.
     """
-    for name in names:
+    for name in names or ():
         if name not in PROBES:
             raise ValueError(f"no probe {name!r}: expected {', '.join(PROBES)}{nearest(name, list(PROBES))}")
     if any(_is_compiled(m) for m in model.modules()):
-        raise ValueError("this model is compiled and would ignore the probes; give the module that was compiled")
+        raise ValueError(
+            "this model is compiled and would ignore the probes; give and run the module that was compiled"
+        )
     layers = [m for m in model.modules() if isinstance(m, GatedAttention)]
     if not layers:
         raise ValueError(f"{type(model).__name__} holds no GatedAttention layer, so there is nothing to probe")
+    taps = [m.tap_residual for m in model.modules() if isinstance(getattr(m, "tap_residual", None), nn.Module)]
+    if names is None:
+        names = [name for name in PROBES if taps or name != "massive"]
+    elif "massive" in names and not taps:
+        raise ValueError(
+            "massive: this model has no residual taps; give each block `self.tap_residual = gatelab.nn.tap.Tap()` and "
+            "return self.tap_residual(x)"
+        )
     recorder = Recorder([PROBES[name](config or ProbeConfig(), domains) for name in names])
     handles: list[Any] = []
     try:
         for index, attention in enumerate(layers):
             handles += _watch(attention, index, recorder)
-        taps = [m.tap_residual for m in model.modules() if isinstance(getattr(m, "tap_residual", None), nn.Module)]
         for index, tap in enumerate(taps):
             handles.append(tap.register_forward_hook(_residual_hook(index, recorder)))
         yield recorder
@@ -112,6 +133,7 @@ def _watch(attention: GatedAttention, index: int, recorder: Recorder) -> list[An
             domain_BT=recorder.domain_BT,
         )
         seen.clear()
+        recorder.n_layers_seen += 1
         for probe in recorder.probes:
             probe.attention(view)
 

@@ -28,6 +28,8 @@ class Sinks(Probe):
 
     def attention(self, view: AttentionView) -> None:
         """One layer: per head, and the layer's mean over heads."""
+        if view.q_BTHK.shape[1] < 2:
+            return  # one token: every query is left out, and an importance of 1 says nothing
         stats = attention_stats(
             view.q_BTHK, view.k_BSGK, segment_ids_BT=view.segment_ids_BT, sink_logit_H=view.sink_logit_H
         )
@@ -49,10 +51,9 @@ class Sinks(Probe):
             self._heads("sink_rate", is_sink_BH, where | {"threshold": threshold})
         if view.sink_logit_H is not None:
             self._heads("sink_slot_mass", _mean(stats.slot_mass_BHT, counted_BT), where)
-        if length > 1:
-            norm_BSG = view.v_BSGK.float().norm(dim=-1)
-            drain_BG = norm_BSG[:, 0] / norm_BSG[:, 1:].median(dim=1).values
-            self._heads("value_drain", drain_BG, where)
+        norm_BSG = view.v_BSGK.float().norm(dim=-1)
+        drain_BG = norm_BSG[:, 0] / norm_BSG[:, 1:].median(dim=1).values
+        self._heads("value_drain", drain_BG, where)
 
     def summaries(self, rows: list[Row]) -> list[Row]:
         """Means over layers."""

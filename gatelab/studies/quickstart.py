@@ -27,7 +27,8 @@ study = Study(
     cells={"bigram-backcopy": toy, "text": text},
     about={
         "bigram-backcopy": "A one-layer, one-head toy whose control is known to form a sink: "
-        "most tokens need nothing from attention.",
+        "most tokens need nothing from attention. Batch and steps were chosen on these very seeds so that the control "
+        "forms one in each; confirm with seed=8..15.",
         "text": "A small language model on real code and prose.",
     },
     arms=(

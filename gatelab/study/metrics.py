@@ -31,7 +31,7 @@ _ALL = (
     Source(
         Metric(
             "sink_rate", "share", NEUTRAL, "sink rate",
-            bimodal=True, threshold=0.0, event="some head has a first-token sink",
+            bimodal=True, threshold=0.5, event="most heads have a first-token sink",
         ),
         at=0.3,
     ),

@@ -308,6 +308,7 @@ def test_three_seeds_that_all_lose_a_sink_are_not_called_an_effect_and_eight_are
 
     few, many = gone(3), gone(8)
     assert (few.verdict, few.p) == ("unclear", 0.25)
+    assert isnan(few.low) and isnan(few.high)  # an interval of means would contradict the exact test
     assert "at least 6 seeds that all change the same way would be needed" in few.sentence
     assert (many.verdict, many.p) == ("lower", 2 * 0.5**8)
     assert "fewer such runs than chance explains" in many.sentence
@@ -346,3 +347,10 @@ def test_findings_come_cell_by_cell_metric_by_metric_arm_by_arm_as_asked():
     assert [(f.cell, f.metric, f.arm) for f in found] == [
         (cell, metric, arm) for cell in ("b", "a") for metric in ("massive_max", "val_loss") for arm in ("y", "x")
     ]
+
+
+def test_differences_of_shares_stay_within_one():
+    share = Metric("sink_rate", "share", "neutral", "sink rate")
+    (f,) = find(outcomes("none", [0.1, 0.9, 0.2], share), outcomes("gated", [0.9, 0.1, 0.3], share), metrics=[share])
+    assert -1 <= f.low < f.high <= 1
+    assert isnan(f.detectable) and "no effect of any size" in f.sentence

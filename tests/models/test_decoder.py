@@ -4,6 +4,7 @@ import pytest
 import tiny
 import torch
 
+from gatelab.config import ModelConfig
 from gatelab.models import build_model
 from gatelab.models.generate import generate
 from gatelab.train.objectives import next_token_loss
@@ -113,3 +114,9 @@ def test_ignored_targets_do_not_count() -> None:
         next_token_loss(model, ids_BT[:1], targets_BT[:1], None),
     )
     torch.testing.assert_close(both, first)
+
+
+def test_a_model_turned_to_float64_computes_in_float64():
+    model = build_model(ModelConfig(vocab_size=11, max_seq_len=8, d_model=16, n_layers=1, n_heads=2)).double()
+    assert model(torch.zeros(1, 4, dtype=torch.long)).dtype == torch.float64
+    assert model.new_cache(1).k_LBSGK.dtype == torch.float64

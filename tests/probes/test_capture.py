@@ -164,4 +164,31 @@ def test_one_sequence_of_one_token_has_no_mass_to_tell() -> None:
     model = planting.model()
     with capture(model, ["sinks"]) as recorder:
         model(torch.zeros(1, 1, dtype=torch.long))
-    assert {r.metric for r in recorder.rows()} == {"sink_rate"}
+    assert recorder.rows() == []
+
+
+def test_an_unseen_forward_pass_is_an_error_and_not_an_empty_result() -> None:
+    model = planting.model()
+    with capture(model, ["sinks"]) as recorder:
+        pass
+    with pytest.raises(ValueError, match="no forward pass was seen"):
+        recorder.rows()
+
+
+def test_a_module_compiled_before_is_noticed() -> None:
+    model = planting.model()
+    compiled = torch.compile(model, backend="eager")
+    compiled(torch.zeros(1, 4, dtype=torch.long))
+    with capture(model, ["sinks"]) as recorder:
+        compiled(torch.zeros(1, 4, dtype=torch.long))
+    with pytest.raises(ValueError, match="uncompiled module"):
+        recorder.rows()
+
+
+def test_massive_asks_for_the_taps_it_reads() -> None:
+    attention = GatedAttention(d_model=16, n_heads=2)
+    with pytest.raises(ValueError, match="no residual taps"), capture(attention, ["massive"]):
+        pass
+    with capture(attention) as recorder:
+        attention(torch.zeros(1, 4, 16))
+    assert {r.source for r in recorder.rows()} == {"sinks"}
