@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from ..config.model import ModelConfig
 from ..nn.cache import KVCache
-from ..nn.linear import Embedding, Linear
+from ..nn.linear import Linear
 from ..nn.norm import Norm
 from .block import Block
 
@@ -21,8 +21,8 @@ class Decoder(nn.Module):
         super().__init__()
         c = self.config = config
         self.compute_dtype: torch.dtype | None = None
-        self.embedding = Embedding(c.vocab_size, c.d_model)
-        self.position_embedding = Embedding(c.max_seq_len, c.d_model) if c.positions == "learned" else None
+        self.embedding = nn.Embedding(c.vocab_size, c.d_model)
+        self.position_embedding = nn.Embedding(c.max_seq_len, c.d_model) if c.positions == "learned" else None
         self.blocks = nn.ModuleList(Block(c, layer) for layer in range(c.n_layers))
         self.final_norm = Norm(c.d_model, c.norm, c.norm_eps) if c.norm_position != "post" else nn.Identity()
         self.head = Linear(c.d_model, c.vocab_size, bias=False)

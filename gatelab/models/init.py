@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..config.model import ModelConfig
 from ..nn.gate import Gate
-from ..nn.linear import Embedding, Linear
+from ..nn.linear import Linear
 
 
 def initialise(model: nn.Module, config: ModelConfig, seed: int) -> None:
@@ -35,7 +35,7 @@ def initialise(model: nn.Module, config: ModelConfig, seed: int) -> None:
                     module.bias.copy_(
                         _draw(module.bias, f"{name}.bias", seed, True) * bound if fan_in else module.bias * 0
                     )
-            elif isinstance(module, Embedding):
+            elif isinstance(module, nn.Embedding):
                 weight = _draw(module.weight, f"{name}.weight", seed, uniform=False)
                 module.weight.copy_(weight * (1.0 if fan_in else config.init_std))
         if config.tied_embeddings:

@@ -1,4 +1,4 @@
-"""Linear maps and embeddings with float32 master weights, computing in the type of their input."""
+"""Linear maps with float32 master weights, computing in the type of their input."""
 
 from typing import Literal
 
@@ -21,7 +21,3 @@ class Linear(nn.Linear):
         """[..., d_in] to [..., d_out]."""
         bias = None if self.bias is None else self.bias.to(x.dtype)
         return F.linear(x, self.weight.to(x.dtype), bias)
-
-
-class Embedding(nn.Embedding):
-    """A table of rows; float32."""
