@@ -28,7 +28,7 @@ def look(seed: int, tokens: int = toy.train.tokens) -> dict[str, float]:
         tap.register_forward_hook(lambda _module, _inputs, output, name=name: seen.__setitem__(name, output))
     with torch.no_grad():
         member.model(tokens_BT)
-    weights_BHTS = attention_weights(seen["q"], seen["k"], is_causal=True, mask_BTS=None, sink_logit_H=None)
+    weights_BHTS, _ = attention_weights(seen["q"], seen["k"])
     dormant_BT = torch.from_numpy(batch.domain_BT) == 0
     dormant_BT[:, :8] = False
     norm_BS = seen["v"][:, :, 0].norm(dim=-1)
@@ -37,7 +37,7 @@ def look(seed: int, tokens: int = toy.train.tokens) -> dict[str, float]:
     kinds = {"BOS": is_bos, "triggers": is_trigger, "others": ~is_bos & ~is_trigger}
     found = {}
     for kind, is_kind_BS in kinds.items():
-        mass_BT = (weights_BHTS[:, 0, :, :-1] * is_kind_BS[:, None, :]).sum(-1)
+        mass_BT = (weights_BHTS[:, 0] * is_kind_BS[:, None, :]).sum(-1)
         found[f"mass on {kind}"] = mass_BT[dormant_BT].mean().item()
         found[f"value norm of {kind}"] = norm_BS[is_kind_BS].mean().item()
     return found

@@ -336,27 +336,44 @@ def probe(model: str, *, length: int | None = None, json_: Json = False) -> int:
 
 
 @app.command
-def gates(*, json_: Json = False) -> int:
-    """List the gates: sites, granularities, activations, and the slugs they make.
+def gates(name: str | None = None, /, *, json_: Json = False) -> int:
+    """List the gates: sites, words, activations, sources, normalisers, presets, and what cannot be.
 
     Parameters
     ----------
+    name:
+        One of them in detail: a preset (qwen3-next), a gate (sdpa-headwise, or several joined by +), or any word listed.
     json_:
-        One JSON record a gate.
+        One JSON record an entry, with its kind.
     """
     from . import catalogue
     from .terminal import print_records
 
+    sections = catalogue.gate_catalogue() if name is None else {}
+    records = [r for section in sections.values() for r in section] if name is None else catalogue.gate_detail(name)
     if json_:
-        _print_json(catalogue.gate_records())
-    else:
-        print_records(
-            catalogue.gate_records(),
-            "y ⊙ act(x W_g): site-granularity, then words in any order; weights a layer: d = d_model, H heads, G key/value "
-            "heads, K = head_dim",
+        _print_json(records)
+        return 0
+    if name is None:
+        print(
+            "y ⊙ act(z), z = x W_g: a gate is site-granularity, then words in any order, as in sdpa-elementwise-silu-add"
         )
-        print("words: shared, static, add, bias, init=<value>, or an activation:")
-        print_records(catalogue.activation_records())
+        print("weights: a layer, with d = d_model, H heads, G key/value heads, K = head_dim; a number: 24 layers,")
+        print("d = 2048, H = 32, G = 4, K = 128 (arXiv 2505.06708)")
+        for title, section in sections.items():
+            columns = [key for key in section[0] if key != "kind"]
+            if section[0]["kind"] == "preset":
+                columns = ["name", "formula", "adds", "weights"]
+            print_records([{key: r[key] for key in columns} for r in section], f"\n{title}")
+        known = [{key: r[key] for key in ("name", "results", "source")} for r in records if r["kind"] == "preset"]
+        print_records(known, "\nwhat is printed of the presets, and where")
+        return 0
+    for record in records:
+        shapes = record.pop("parameters", {})
+        shown = {key: f"{v:,}" if isinstance(v, int) else str(v) for key, v in record.items() if v not in ("", None)}
+        print_records([{"": key, " ": value} for key, value in shown.items()])
+        if shapes:
+            print_records([{"parameter": n, "shape": " × ".join(map(str, s))} for n, s in shapes.items()])
     return 0
 
 
@@ -375,6 +392,66 @@ def probes(*, json_: Json = False) -> int:
     records = catalogue.probe_records()
     _print_json(records) if json_ else print_records(records, "docs/metrics.md defines each metric")
     return 0
+
+
+@app.command
+def sizes(name: str | None = None, /, *assignments: str, json_: Json = False) -> int:
+    """List the ladder of model sizes, or show one, and what a change of it adds.
+
+    Parameters
+    ----------
+    name:
+        One size, such as paper/1.7b-28l.
+    assignments:
+        key=value words, to see what they add and the d_ff that takes it away again: model.gate=sdpa-elementwise
+    json_:
+        One JSON record a size, with all its numbers.
+    """
+    from . import catalogue
+    from .config import ConfigError, parse_assignments
+    from .terminal import print_records
+
+    given = parse_assignments(assignments)
+    if many := [path for path, values in given.items() if len(values) > 1]:
+        raise ConfigError([f"{path}: one size takes one value; ask once for each" for path in many])
+    records = catalogue.size_records(name, {path: values[0] for path, values in given.items()})
+    if json_:
+        _print_json(records)
+        return 0
+    print_records(
+        [_size_row(r, is_one=name is not None) for r in records],
+        "GFLOP: of training, a token at this context; GiB: float32 weights, gradients and AdamW's moments; act. and logits: "
+        "what one\nsequence keeps in bfloat16 until the backward pass, an estimate",
+    )
+    if name is not None:
+        first = records[0]
+        print(f"{first['what']} ({first['source']})")
+        if printed := first["printed"]:
+            active = f", {printed['n_active']:,.0f} active" if printed["n_active"] else ""
+            beyond = "".join(f"; {what}: {n:+,}" for what, n in first["differences"].items())
+            print(f"printed there: {printed['n_parameters']:,.0f}{active}{beyond}")
+    return 0
+
+
+def _size_row(record: dict[str, Any], *, is_one: bool) -> dict[str, Any]:
+    """A size's row of the table: heads as query/kv×channels; `over` are weights beyond the unchanged size's."""
+    r, encoder = record, record["n_encoder_layers"]
+    row = {
+        "name": r["name"],
+        "arch": r["arch"],
+        "layers": f"{encoder}+{r['n_layers']}" if encoder else str(r["n_layers"]),
+        "width": r["d_model"],
+        "heads": f"{r['n_heads']}/{r['n_kv_heads']}×{r['head_dim']}",
+        "d_ff": r["d_ff"],
+        "context": r["seq_len"],
+        "weights": r["n_parameters"],
+        "active": r["n_active"],
+        "GFLOP": round(r["flops_per_token"] / 1e9, 3),
+        "GiB": round(r["state_bytes"] / 2**30, 2),
+        "act.": round(r["activation_bytes"] / 2**30, 2),
+        "logits": round(r["logit_bytes"] / 2**30, 2),
+    }
+    return row | ({"over": r["over"]} if is_one else {"source": r["source"]})
 
 
 @app.command

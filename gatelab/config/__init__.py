@@ -2,29 +2,49 @@
 
 from .base import Config, ConfigError, canonical, digest, keys, nearest, validate
 from .data import BigramBackcopy, Data, Text
-from .gate import ACTIVATIONS, SITES, Activation, GateSpec
+from .gate import ACTIVATIONS, REFUSALS, SITES, SOURCES, Activation, GateSpec, Site
 from .grid import Change, accepts, cross, override, parse_assignments, together, vary
-from .model import ModelConfig, Normaliser, SinkLogit, Softmax
+from .kv_experts import KVExperts
+from .model import ModelConfig
+from .moe import MoE
+from .normaliser import NORMALISERS, Normaliser, SinkLogit, Softmax
+from .objective import Continuation, MaskedTokens, NextToken, Objective, SpanCorruption
+from .output_map import OUTPUT_MAPS
+from .presets import PRESETS, Preset
 from .run import Execution, OptimConfig, ProbeConfig, Run, TrainConfig, fingerprint
 
 __all__ = [
     "ACTIVATIONS",
+    "NORMALISERS",
+    "OUTPUT_MAPS",
+    "PRESETS",
+    "REFUSALS",
     "SITES",
+    "SOURCES",
     "Activation",
     "BigramBackcopy",
     "Change",
     "Config",
     "ConfigError",
+    "Continuation",
     "Data",
     "Execution",
     "GateSpec",
+    "KVExperts",
+    "MaskedTokens",
+    "MoE",
     "ModelConfig",
+    "NextToken",
     "Normaliser",
+    "Objective",
     "OptimConfig",
+    "Preset",
     "ProbeConfig",
     "Run",
     "SinkLogit",
+    "Site",
     "Softmax",
+    "SpanCorruption",
     "Text",
     "TrainConfig",
     "accepts",

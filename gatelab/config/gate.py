@@ -1,9 +1,8 @@
 """GateSpec: one point of the gate space, as a value that prints as a slug and parses back.
 
-    sdpa-headwise      value-elementwise-shared      sdpa-elementwise-silu-add      sdpa-headwise-bias-init=0.9
+    sdpa-headwise      value-elementwise-shared      sdpa-elementwise-silu-add      sdpa-headwise-first:12-init=0.5
 
-An activation is one entry of `ACTIVATIONS`; a site is one name in `SITES` and one line in `GatedAttention.forward`.
-This file is free of torch: the table's functions use tensor methods only.
+The axes are the tables of gate_axes.py; what cannot be combined is refused in one table, `REFUSALS`.
 """
 
 import math
@@ -15,82 +14,62 @@ from typing import Any, Literal
 from pydantic import field_validator, model_serializer, model_validator
 
 from .base import Config, nearest, validate
+from .gate_axes import ACTIVATIONS, SITES, SOURCES, Activation, Site, checked_share, resolve_share
+from .presets import PRESETS
 
+__all__ = ["ACTIVATIONS", "REFUSALS", "SITES", "SOURCES", "Activation", "GateShape", "GateSpec", "Site", "parse_gates"]
 
-@dataclass(frozen=True)
-class Activation:
-    """A gate's activation: how it is applied to float32 logits, its inverse at a starting value, its range."""
-
-    formula: str
-    range: str
-    apply: Callable[[Any], Any]
-    inverse: Callable[[float], float]
-
-
-def _logit(p: float) -> float:
-    return math.log(p / (1 - p))
-
-
-def _inverse_silu(value: float) -> float:
-    # Increasing for z >= -1.27; bisection, since SiLU has no closed inverse.
-    low, high = -1.278, max(value, 1.0) + 1.0
-    if value < low / (1 + math.exp(-low)):
-        raise ValueError("below the minimum of SiLU")
-    for _ in range(200):
-        middle = (low + high) / 2
-        low, high = (middle, high) if middle / (1 + math.exp(-middle)) < value else (low, middle)
-    return low
-
-
-ACTIVATIONS: dict[str, Activation] = {
-    "sigmoid": Activation("σ(z)", "(0, 1)", lambda z: z.sigmoid(), _logit),
-    "ns_sigmoid": Activation("½ + ½σ(z)", "(½, 1)", lambda z: 0.5 + 0.5 * z.sigmoid(), lambda v: _logit(2 * v - 1)),
-    "two_sigmoid": Activation("2σ(z)", "(0, 2)", lambda z: 2 * z.sigmoid(), lambda v: _logit(v / 2)),
-    "silu": Activation("z σ(z)", "(−0.28, ∞)", lambda z: z * z.sigmoid(), _inverse_silu),
-    "identity": Activation("z", "(−∞, ∞)", lambda z: z, lambda v: v),
-    "softplus": Activation(
-        "ln(1 + eᶻ)", "(0, ∞)", lambda z: z.logaddexp(z.new_zeros(())), lambda v: math.log(math.expm1(v))
-    ),
-    "tanh": Activation("tanh z", "(−1, 1)", lambda z: z.tanh(), math.atanh),
-}
-
-# site -> (the paper's name, what it multiplies, the granularities that make sense there)
-SITES: dict[str, tuple[str, str, tuple[str, ...]]] = {
-    "sdpa": ("G1", "the attention output of each query head, before W_O", ("elementwise", "headwise")),
-    "value": ("G2", "the values of each key/value head", ("elementwise", "headwise")),
-    "key": ("G3", "the keys of each key/value head, after q/k-norm, before RoPE", ("elementwise", "headwise")),
-    "query": ("G4", "the queries of each query head, after q/k-norm, before RoPE", ("elementwise", "headwise")),
-    "out": ("G5", "the layer's output, after W_O", ("elementwise",)),
-}
 
 _WORDS = {
     "granularity": ("elementwise", "headwise"),
     "sharing": ("specific", "shared"),
-    "form": ("mul", "add"),
+    "form": ("mul", "add", "forget"),
     "activation": tuple(ACTIVATIONS),
-    "source": ("hidden", "static"),
+    "source": tuple(s for s in SOURCES if s != "first"),
     "bias": ("bias",),
 }
+_NUMBERS = ("rank", "mlp", "init", "around")
+
+
+@dataclass(frozen=True)
+class GateShape:
+    """Heads and channels of the logits, and channels of what they are read from."""
+
+    heads: int
+    width: int
+    d_in: int
 
 
 class GateSpec(Config):
-    """One gate: `y ⊙ act(x W_g)` (form `mul`) or `y + act(x W_g)` (form `add`) at a site of the attention layer.
+    """One gate: `y ⊙ act(z)` (form `mul`) or `y + act(z)` (form `add`) at a site of the attention layer, z = source W_g.
 
     `granularity` headwise has one score a head, elementwise one a channel. `sharing` shared averages the scores over
-    the heads and keeps the parameters (the paper's row 12). `source` hidden is the attention input after the pre-norm,
-    at the position of the tensor that is gated; static is a learned constant (the paper's input-independent control).
-    `init` is `random` (the layer's initialisation) or the value at which the gate starts, which needs a bias and
-    starts with zero weights. Source: arXiv 2505.06708, section 2.2.
+    the heads and keeps the parameters (the paper's row 12). `form` forget, at the scores alone, adds Σ ln act(z) of the
+    tokens after the key, up to the query, to a logit (Forgetting Transformer, arXiv 2503.02130). `source`: see
+    `SOURCES`. `rank` r factors W_g into d×r and r×…; `mlp` n puts a hidden layer of n ReLU channels, with bias, before
+    it; both are numbers, or a share of the source's width such as 1/16. `init` is `random` (the layer's initialisation)
+    or the value at which the gate starts, with zero weights; `around` the value around which it starts, with random
+    weights. Either needs a bias unless its logit is zero. Source: arXiv 2505.06708, section 2.2.
     """
 
-    site: Literal["sdpa", "value", "key", "query", "out"]
+    site: str
     granularity: Literal["elementwise", "headwise"]
     sharing: Literal["specific", "shared"] = "specific"
-    form: Literal["mul", "add"] = "mul"
+    form: Literal["mul", "add", "forget"] = "mul"
     activation: str = "sigmoid"
-    source: Literal["hidden", "static"] = "hidden"
+    source: str = "hidden"
+    rank: int | str | None = None
+    mlp: int | str | None = None
     bias: bool = False
     init: Literal["random"] | float = "random"
+    around: float | None = None
+
+    @field_validator("site")
+    @classmethod
+    def _there(cls, name: str) -> str:
+        if name not in SITES:
+            raise ValueError(f"{name!r}: expected one of {', '.join(SITES)}{nearest(name, list(SITES))}")
+        return name
 
     @field_validator("activation")
     @classmethod
@@ -99,63 +78,136 @@ class GateSpec(Config):
             raise ValueError(f"{name!r}: expected one of {', '.join(ACTIVATIONS)}{nearest(name, list(ACTIVATIONS))}")
         return name
 
+    @field_validator("source")
+    @classmethod
+    def _exists(cls, name: str) -> str:
+        word, colon, channels = name.partition(":")
+        if word not in SOURCES or (word == "first") != bool(colon):
+            allowed = [*_WORDS["source"], "first:<channels>"]
+            raise ValueError(f"{name!r}: expected one of {', '.join(allowed)}{nearest(name, allowed)}")
+        if colon:
+            checked_share(name, channels)
+        return name
+
+    @field_validator("rank", "mlp")
+    @classmethod
+    def _positive(cls, value: int | str | None) -> int | str | None:
+        return value if value is None else checked_share(f"{value}", value)
+
     @model_validator(mode="after")
     def _possible(self) -> "GateSpec":
-        name, what, granularities = SITES[self.site]
-        if self.granularity not in granularities:
-            raise ValueError(
-                f"gate {self.site}-{self.granularity} is impossible: site {self.site!r} ({name}) is {what}, which has "
-                f"no heads; use {self.site}-{granularities[0]}"
-            )
-        if self.site == "out" and self.sharing == "shared":
-            raise ValueError(
-                "gate out-elementwise-shared is impossible: the layer's output has no heads to average over"
-            )
-        if self.source == "static" and self.bias:
-            raise ValueError("a static gate is a bias already: leave out the word 'bias'")
-        if self.init != "random":
-            if self.source == "hidden" and not self.bias:
-                raise ValueError(f"init={self.init} needs a bias to start from: add the word 'bias'")
-            try:
-                logit = ACTIVATIONS[self.activation].inverse(self.init)
-            except (ValueError, ZeroDivisionError, OverflowError):
-                logit = math.nan
-            if not math.isfinite(logit):
-                allowed = ACTIVATIONS[self.activation].range
-                raise ValueError(f"init={self.init} is not a value of {self.activation}: its range is {allowed}")
+        for is_nonsense, sentence in REFUSALS.values():
+            if is_nonsense(self):
+                sources = ", ".join(name for name, (_, sites) in SOURCES.items() if self.site in sites)
+                why = sentence.format(spec=self, site=SITES[self.site], source=self.source_kind, sources=sources)
+                raise ValueError(f"gate {self.slug} is impossible: {why}")
+        start = self.start_logit  # refuses a value outside of the activation's range
+        if start not in (None, 0.0) and self.has_projection and not self.bias:
+            word = f"init={self.init}" if self.around is None else f"around={self.around}"
+            raise ValueError(f"{word} needs a bias to start from: add the word 'bias'")
         return self
+
+    @property
+    def source_kind(self) -> str:
+        """The source without its number of channels."""
+        return self.source.partition(":")[0]
+
+    @property
+    def has_projection(self) -> bool:
+        """Whether the logits are a map of something; a static gate and one on the log-sum-exp have a constant alone."""
+        return self.source not in ("static", "lse")
+
+    @property
+    def start_logit(self) -> float | None:
+        """The logit at which the spec says the gate starts, or around which; None when it says nothing.
+
+        Raises:
+            ValueError: for a value that the activation does not take.
+        """
+        value = self.init if self.around is None else self.around
+        if value == "random":
+            return None
+        try:
+            logit = ACTIVATIONS[self.activation].inverse(value)
+        except (ValueError, ZeroDivisionError, OverflowError):
+            logit = math.nan
+        if not math.isfinite(logit):
+            word, allowed = "init" if self.around is None else "around", ACTIVATIONS[self.activation].range
+            raise ValueError(f"{word}={value} is not a value of {self.activation}: its range is {allowed}")
+        return logit
+
+    def shape(self, d_model: int, n_heads: int, n_kv_heads: int, head_dim: int) -> GateShape:
+        """What the gate's logits and its source measure in a layer of these widths.
+
+        Raises:
+            ValueError: when the source does not fit: more channels than there are, heads that do not divide d_model.
+        """
+        site = SITES[self.site]
+        heads = {"H": n_heads, "G": n_kv_heads, "1": 1}[site.heads]
+        width = {"K": head_dim, "D": d_model}[site.width] if self.granularity == "elementwise" else 1
+        kind = self.source_kind
+        if kind == "head_slice" and d_model % heads:
+            raise ValueError(f"gate {self.slug}: d_model={d_model} does not divide into {heads} slices, one a head")
+        if kind == "first":
+            d_in = resolve_share(self.source.partition(":")[2], d_model)
+            if d_in > d_model:
+                raise ValueError(
+                    f"gate {self.slug} reads {d_in} channels, and d_model={d_model} has no more; take fewer"
+                )
+        else:
+            d_in = {
+                "hidden": d_model,
+                "value": n_kv_heads * head_dim,
+                "output": n_heads * head_dim,
+                "hybrid": d_model + n_heads * head_dim,
+                "head_slice": d_model // heads,
+            }.get(kind, 0)
+        return GateShape(heads, width, d_in)
+
+    def parameter_shapes(
+        self, d_model: int, n_heads: int, n_kv_heads: int, head_dim: int
+    ) -> dict[str, tuple[int, ...]]:
+        """Name and shape of the gate's parameters in a layer of these widths."""
+        s = self.shape(d_model, n_heads, n_kv_heads, head_dim)
+        if not self.has_projection:
+            return {"constant_HK": (s.heads, s.width)}
+        shapes, d_in = {}, s.d_in
+        each = (s.heads,) if self.source == "head_slice" else ()
+        inner = self.mlp if self.rank is None else self.rank
+        if inner is not None:
+            d_in = resolve_share(inner, s.d_in)
+            shapes["g_down.weight"] = (*each, d_in, s.d_in)
+            if self.mlp is not None:
+                shapes["g_down.bias"] = (*each, d_in)
+        d_out = s.width if each else s.heads * s.width
+        shapes["g_proj.weight"] = (*each, d_out, d_in)
+        return shapes | ({"g_proj.bias": (*each, d_out)} if self.bias else {})
 
     @classmethod
     def parse(cls, slug: str) -> "GateSpec":
-        """The gate that a slug names.
+        """The gate that a slug, or the name of a preset that is one gate, stands for.
 
         Raises:
             ValueError: naming the word that is wrong, the words that are allowed and the nearest one.
         """
+        if slug in PRESETS:
+            slug = PRESETS[slug].gate_alone(slug)
         # A word begins with a letter: the minus of init=-0.5 and of init=1e-05 separates nothing.
         site, *words = re.split(r"-(?=[A-Za-z])", slug)
         if site not in SITES:
+            hint = nearest(site, [*SITES, "none"]) or nearest(slug, list(PRESETS))
             raise ValueError(
-                f"gate {slug!r}: no site {site!r}; expected one of {', '.join(SITES)}{nearest(site, [*SITES, 'none'])}"
+                f"gate {slug!r}: no site {site!r}; expected one of {', '.join(SITES)}, or a preset of `gatelab gates`{hint}"
             )
         given: dict[str, Any] = {"site": site}
         for word in words:
-            if word.startswith("init="):
-                given["init"] = _number(word.removeprefix("init="))
-                if given["init"] is None:
-                    raise ValueError(f"gate {slug!r}: {word!r} is not init=<number>")
-                continue
-            axis = next((a for a, allowed in _WORDS.items() if word in allowed), None)
-            if axis is None:
-                allowed = [w for group in _WORDS.values() for w in group] + ["init=<number>"]
-                raise ValueError(
-                    f"gate {slug!r}: no word {word!r}; expected {', '.join(allowed)}{nearest(word, allowed)}"
-                )
+            axis, value = _axis(slug, word)
             if axis in given:
                 raise ValueError(f"gate {slug!r}: {given[axis]!r} and {word!r} are both a {axis}; keep one")
-            given[axis] = True if axis == "bias" else word
+            given[axis] = value
         if "granularity" not in given:
-            raise ValueError(f"gate {slug!r}: say the granularity, {site}-elementwise or {site}-headwise")
+            choices = " or ".join(f"{site}-{g}" for g in SITES[site].granularities)
+            raise ValueError(f"gate {slug!r}: say the granularity, {choices}")
         return validate(cls, given)
 
     @property
@@ -166,11 +218,13 @@ class GateSpec(Config):
             value = getattr(self, axis)
             if value != type(self).model_fields[axis].default:
                 words.append(value)
+        words += [f"{axis}={value}" for axis in ("rank", "mlp") if (value := getattr(self, axis)) is not None]
         if self.bias:
             words.append("bias")
-        if self.init != "random":
-            # The shortest digits that give this very number back; without the plus, which joins gates.
-            words.append(f"init={self.init!r}".removesuffix(".0").replace("e+", "e"))
+        for axis, value in (("init", self.init), ("around", self.around)):
+            if value not in ("random", None):
+                # The shortest digits that give this very number back; without the plus, which joins gates.
+                words.append(f"{axis}={value!r}".removesuffix(".0").replace("e+", "e"))
         return "-".join(words)
 
     def __str__(self) -> str:
@@ -188,6 +242,92 @@ class GateSpec(Config):
         return self.slug
 
 
+# What cannot be, each with a sentence that says why and what to write instead.
+REFUSALS: dict[str, tuple[Callable[[GateSpec], bool], str]] = {
+    "headwise out": (
+        lambda s: s.granularity not in SITES[s.site].granularities,
+        "site {spec.site!r} ({site.paper}) is {site.what}, which is gated {site.granularities[0]}; use "
+        "{spec.site}-{site.granularities[0]}",
+    ),
+    "shared out": (
+        lambda s: s.site == "out" and s.sharing == "shared",
+        "the layer's output has no heads to average over; leave out the word 'shared'",
+    ),
+    "shared headwise": (
+        lambda s: s.granularity == "headwise" and s.sharing == "shared",
+        "one score a head, averaged over the heads, is one number a token; use {spec.site}-elementwise-shared, or leave "
+        "out the word 'shared'",
+    ),
+    "source at site": (
+        lambda s: s.site not in SOURCES[s.source_kind][1],
+        "the source {source!r} is not there at site {spec.site!r}; expected one of {sources}",
+    ),
+    "static bias": (
+        lambda s: not s.has_projection and s.bias,
+        "source {source!r} has a learned constant already: leave out the word 'bias'",
+    ),
+    "static rank": (
+        lambda s: not s.has_projection and (s.rank is not None or s.mlp is not None),
+        "source {source!r} has no projection that rank or mlp could change; leave it out",
+    ),
+    "elementwise lse": (
+        lambda s: s.source == "lse" and s.granularity != "headwise",
+        "the log-sum-exp is one number a head; use sdpa-headwise-lse",
+    ),
+    "lse start": (
+        lambda s: s.source == "lse" and (s.init != "random" or s.around is not None),
+        "a gate on the log-sum-exp has no one value to start at; leave out init and around",
+    ),
+    "rank and mlp": (
+        lambda s: s.rank is not None and s.mlp is not None,
+        "rank and mlp both say what lies between source and logits; keep one",
+    ),
+    "low-rank slice": (
+        lambda s: s.source == "head_slice" and s.rank is not None,
+        "a head's slice of x is narrow already; use mlp, or leave out rank",
+    ),
+    "init and around": (
+        lambda s: s.init != "random" and s.around is not None,
+        "init starts with zero weights and around with random ones; keep one",
+    ),
+    "static around": (
+        lambda s: s.source == "static" and s.around is not None,
+        "a static gate has no random weights to vary it; use init={spec.around:g}",
+    ),
+    "forget elsewhere": (
+        lambda s: s.form == "forget" and s.site != "scores",
+        "only attention scores can be forgotten; use scores-headwise-forget",
+    ),
+    "forget activation": (
+        lambda s: s.form == "forget" and s.activation not in ("sigmoid", "ns_sigmoid"),
+        "what is kept of a score is a share between 0 and 1; use the activation sigmoid or ns_sigmoid",
+    ),
+    "static scores": (
+        lambda s: s.site == "scores" and s.source == "static" and s.form != "forget",
+        "a constant is the same at every key: added to the logits the softmax ignores it, and as a factor it is "
+        "sdpa-headwise-static",
+    ),
+}
+
+
+def _axis(slug: str, word: str) -> tuple[str, Any]:
+    """The axis and the value that one word of a slug states."""
+    name, equals, text = word.partition("=")
+    if equals and name in _NUMBERS:
+        value: Any = text if name in ("rank", "mlp") else _number(text)
+        if value is None:
+            raise ValueError(f"gate {slug!r}: {word!r} is not {name}=<number>")
+        return name, value
+    if word.startswith("first:"):
+        return "source", word
+    axis = next((a for a, allowed in _WORDS.items() if word in allowed), None)
+    if axis is None:
+        allowed = [w for group in _WORDS.values() for w in group] + ["first:<channels>"]
+        allowed += [f"{n}=<number>" for n in _NUMBERS]
+        raise ValueError(f"gate {slug!r}: no word {word!r}; expected {', '.join(allowed)}{nearest(word, allowed)}")
+    return axis, True if axis == "bias" else word
+
+
 def _number(text: str) -> float | None:
     """The finite number that a text spells, or None."""
     try:
@@ -198,7 +338,8 @@ def _number(text: str) -> float | None:
 
 
 def parse_gates(value: Any) -> Any:
-    """`none`, one slug, slugs joined by `+`, or a sequence of specs or slugs, as a tuple for GateSpec validation."""
+    """`none`, one slug or preset, slugs joined by `+`, or a sequence of specs or slugs, as a tuple for GateSpec
+    validation."""
     if value is None or value == "none" or value == "":
         return ()
     if isinstance(value, str):

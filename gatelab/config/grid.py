@@ -3,9 +3,11 @@
     model.gate=sdpa-headwise          one value        -> override
     model.gate=[none,sdpa-headwise]   several values   -> vary
     seed=0..4                         0, 1, 2, 3, 4    -> vary
+    model.preset=paper/q48            a name for a point -> the fields that it changes
 
 `vary(path, values)` is one axis; `cross(a, b)` every combination; `together(a, b)` pairs them in order. A grid is a
-list of changes, a change a dictionary {dotted path: value}.
+list of changes, a change a dictionary {dotted path: value}. A preset is written out where it is applied: no
+configuration keeps its name, so that a model has one fingerprint however it was asked for.
 """
 
 import ast
@@ -14,10 +16,13 @@ from collections.abc import Iterable
 from typing import Any
 
 from .base import Config, ConfigError, keys, nearest, validate
+from .model import ModelConfig
+from .presets import PRESETS
 
 Change = dict[str, Any]
 
 _MOST_VALUES = 10_000
+_GATES = ("gate", "cross_gate", "encoder_gate")
 
 
 def vary(path: str, values: Iterable[Any]) -> list[Change]:
@@ -117,14 +122,19 @@ def _scalar(text: str) -> Any:
 def override(config: Config, change: Change, path_prefix: str = "") -> Any:
     """`config` with some dotted paths replaced; a union's `kind` may be replaced, which drops the other kind's fields.
 
+    `preset` in a model is a name of `PRESETS`, or `none`, which changes nothing. What is stated beside it wins over it; a
+    control that depends on the model (`paper/q48`) changes the model as stated.
+
     Raises:
         ConfigError: listing every mistake, unknown keys with the keys that exist and the nearest match.
     """
+    change = _without_presets(config, change, path_prefix)
     if not change:
         return config
     tree = config.model_dump(mode="python")
     tree = _plain(tree)
     allowed = keys(type(config))
+    allowed += [path for path in ("preset", "model.preset") if accepts(config, path)]
     problems = []
     for path in sorted(change, key=outermost):
         if path not in allowed:
@@ -147,12 +157,62 @@ def outermost(path: str) -> tuple[int, bool]:
 
 
 def accepts(config: Config, path: str) -> bool:
-    """Whether this very value (with the union members it holds) has the dotted path."""
-    node: Any = config
+    """Whether this very value (with the union members it holds) has the dotted path; a model has a `preset` too. What is
+    optional and absent has every path that it could have."""
     *parents, last = path.split(".")
+    node = _at(config, parents)
+    if node is None:
+        return path in keys(type(config)) and None in [_at(config, parents[:i]) for i in range(1, len(parents) + 1)]
+    if last == "preset" and isinstance(node, ModelConfig):
+        return True
+    return isinstance(node, Config) and last in type(node).model_fields
+
+
+def _at(config: Config, parents: list[str]) -> Any:
+    node: Any = config
     for name in parents:
         node = getattr(node, name, None)
-    return isinstance(node, Config) and last in type(node).model_fields
+    return node
+
+
+def _without_presets(config: Config, change: Change, path_prefix: str) -> Change:
+    """The change with the fields of its presets in their place."""
+    for path in [p for p in change if p.rpartition(".")[2] == "preset" and accepts(config, p)]:
+        name, rest = change[path], {p: v for p, v in change.items() if p != path}
+        if name in (None, "none"):
+            change = rest
+            continue
+        if not isinstance(name, str) or name not in PRESETS:
+            problem = f"{path_prefix}{path}={name!r}: no such preset; `gatelab gates` lists them{nearest(str(name), list(PRESETS))}"
+            raise ConfigError([problem, *_mistakes(config, rest, path_prefix)])
+        change = _written_out(config, path.removesuffix("preset"), name, rest, path_prefix)
+    return change
+
+
+def _written_out(config: Config, prefix: str, name: str, rest: Change, path_prefix: str) -> Change:
+    """`rest` and the fields that a preset changes; `prefix` is the model's place, as in `model.`."""
+    preset, gates = PRESETS[name], [prefix + field for field in _GATES]
+    where = f"{path_prefix}{prefix}preset={name!r}"
+    if not callable(preset.changes):
+        return {prefix + field: value for field, value in preset.changes.items()} | rest
+    try:
+        stated = override(config, {p: v for p, v in rest.items() if p not in gates}, path_prefix)
+        changes = preset.of(_at(stated, prefix.split(".")[:-1]))
+    except ConfigError as error:
+        raise ConfigError(_mistakes(config, rest, path_prefix) or error.problems) from None
+    except ValueError as error:
+        raise ConfigError([f"{where}: {error}"]) from None
+    found = {prefix + field: value for field, value in changes.items()}
+    kept = {p: v for p, v in rest.items() if p in gates or not any(p == f or p.startswith(f"{f}.") for f in found)}
+    return found | kept
+
+
+def _mistakes(config: Config, change: Change, path_prefix: str) -> list[str]:
+    try:
+        override(config, change, path_prefix)
+    except ConfigError as error:
+        return error.problems
+    return []
 
 
 def _plain(value: Any) -> Any:
@@ -163,11 +223,18 @@ def _plain(value: Any) -> Any:
     return value
 
 
+# The fields that hold one of several kinds, wherever they are.
+_KINDS = {"data", "objective", "rope_scaling", "softmax"}
+
+
 def _set(tree: dict[str, Any], path: list[str], value: Any) -> None:
     *parents, last = path
     if last == "kind":
         *parents, last = parents
     for name in parents:
+        if not isinstance(tree.get(name), dict):
+            # Absent so far, or written as one word, which is a kind where there are kinds.
+            tree[name] = {"kind": tree[name]} if tree.get(name) and name in _KINDS else {}
         tree = tree[name]
     if isinstance(tree.get(last), dict) and isinstance(value, str):
         # The whole union is replaced by its kind; when it is that kind already, its settings stay.

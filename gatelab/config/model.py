@@ -4,78 +4,117 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_serializer, field_validator, model_validator
 
-from .base import Config
+from .architecture import ARCHITECTURES, Architecture, Stack
+from .base import Config, nearest
 from .gate import GateSpec, parse_gates
+from .kv_experts import KVExperts
+from .moe import MoE
+from .normaliser import Normalisers, Softmax
+from .output_map import OUTPUT_MAPS
+from .rope import RopeScaling, Unscaled, rotary_dim
 
 # What no computer holds is a slip of the keyboard, and planning would count its weights one layer at a time.
 Count = Annotated[int, Field(gt=0, le=10**15)]
 Width = Annotated[int, Field(gt=0, le=10**6)]
 Layers = Annotated[int, Field(gt=0, le=10**4)]
-
-
-class Softmax(Config):
-    """The ordinary softmax."""
-
-    kind: Literal["softmax"] = "softmax"
-
-
-class SinkLogit(Config):
-    """A learned logit a head in the softmax's denominator, with no value (gpt-oss).
-
-    Equal to a headwise gate σ(lse − s) on the ordinary softmax's output; `init` is the logit's start. A control here.
-    """
-
-    kind: Literal["sink-logit"] = "sink-logit"
-    init: float = 0.0
-
-
-Normaliser = Annotated[Softmax | SinkLogit, Field(discriminator="kind")]
+Positive = Annotated[float, Field(gt=0)]
 
 
 class ModelConfig(Config):
-    """A decoder. None means: derived from the rest (`resolve_run` fills it in and says what with).
+    """A model of one architecture. None means: derived from the rest (`resolved` fills it in and says what with).
 
-    Widths are in channels. `init`: `normal` draws weights from N(0, init_std²); `fan-in` is PyTorch's default
-    (linear layers uniform in ±1/√fan_in, embeddings N(0, 1)). `bias` puts biases into the projections and the MLP;
-    a gate's bias is the gate's own. `positions` learned adds a table of max_seq_len rows at the bottom.
+    Widths are in channels. `gate` are the gates of self-attention; `cross_gate` and `encoder_gate` those of an
+    encoder-decoder's cross-attention and encoder, None: the same. `window`: a query sees the last so many keys, except
+    in every `global_every`-th layer. `registers` learned tokens stand before every sequence (arXiv 2309.16588).
+    `residual_clip` bounds what attention and the feed-forward layer add to the residual stream. `moe` takes the place
+    of a SwiGLU `mlp`. `norm` gated-rms is GatedNorm (arXiv 2601.22966) of rank `norm_rank`. `positions` learned adds a
+    table of max_seq_len rows at the bottom, relative is T5's bias. `rope_fraction` of a head's channels turn. `init`:
+    `normal` draws weights from N(0, init_std²); `fan-in` is PyTorch's default (linear layers uniform in ±1/√fan_in,
+    embeddings N(0, 1)). `bias` puts biases into the projections and the MLP; a gate's bias is the gate's own.
     """
 
-    arch: Literal["decoder"] = "decoder"
+    arch: str = "decoder"
     vocab_size: Count | None = None
     max_seq_len: Count | None = None
     d_model: Width = 256
     n_layers: Layers = 4
+    n_encoder_layers: Layers | None = None
     n_heads: Width = 4
     n_kv_heads: Width | None = None
     head_dim: Width | None = None
     d_ff: Count | None = None
     gate: tuple[GateSpec, ...] = ()
-    softmax: Normaliser = Softmax()
-    norm: Literal["rms", "layer"] = "rms"
+    cross_gate: tuple[GateSpec, ...] | None = None
+    encoder_gate: tuple[GateSpec, ...] | None = None
+    output_map: str = "none"
+    kv_experts: KVExperts | None = None
+    softmax: Normalisers = Softmax()
+    window: Count | None = None
+    global_every: Annotated[int, Field(ge=0)] = 0
+    registers: Annotated[int, Field(ge=0, le=4096)] = 0
+    residual_clip: Positive | None = None
+    norm: Literal["rms", "layer", "gated-rms"] = "rms"
     norm_position: Literal["pre", "post", "sandwich"] = "pre"
-    norm_eps: Annotated[float, Field(gt=0)] = 1e-6
+    norm_eps: Positive = 1e-6
+    norm_rank: Width = 16
     qk_norm: Literal["none", "rms", "rms-no-gain"] = "none"
-    positions: Literal["rope", "learned", "none"] = "rope"
-    rope_theta: Annotated[float, Field(gt=0)] = 10_000.0
+    positions: Literal["rope", "learned", "relative", "none"] = "rope"
+    rope_theta: Positive = 10_000.0
+    rope_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
+    rope_scaling: RopeScaling = Unscaled()
     mlp: Literal["swiglu", "gelu", "relu"] = "swiglu"
+    moe: MoE | None = None
     bias: bool = False
     tied_embeddings: bool = False
     init: Literal["normal", "fan-in"] = "normal"
-    init_std: Annotated[float, Field(gt=0)] = 0.02
+    init_std: Positive = 0.02
 
     @field_validator("gate", mode="before")
     @classmethod
     def _gates(cls, value: Any) -> Any:
         return parse_gates(value)
 
+    @field_validator("cross_gate", "encoder_gate", mode="before")
+    @classmethod
+    def _other_gates(cls, value: Any) -> Any:
+        return None if value is None else parse_gates(value)
+
     @field_serializer("gate")
     def _slugs(self, gates: tuple[GateSpec, ...]) -> str:
         return "+".join(g.slug for g in gates) or "none"
 
-    @field_validator("softmax", mode="before")
+    @field_serializer("cross_gate", "encoder_gate")
+    def _other_slugs(self, gates: tuple[GateSpec, ...] | None) -> str | None:
+        return None if gates is None else self._slugs(gates)
+
+    @field_validator("softmax", "rope_scaling", mode="before")
     @classmethod
-    def _softmax_by_kind(cls, value: Any) -> Any:
+    def _by_kind(cls, value: Any) -> Any:
         return {"kind": value} if isinstance(value, str) else value
+
+    @field_validator("arch")
+    @classmethod
+    def _known_arch(cls, name: str) -> str:
+        return _one_of(name, list(ARCHITECTURES))
+
+    @field_validator("output_map")
+    @classmethod
+    def _known_map(cls, name: str) -> str:
+        return _one_of(name, list(OUTPUT_MAPS))
+
+    @property
+    def architecture(self) -> Architecture:
+        """The stacks that `arch` names."""
+        return ARCHITECTURES[self.arch]
+
+    def depth(self, stack: Stack) -> int:
+        """Blocks of one of the architecture's stacks."""
+        return getattr(self, stack.depth) or self.n_layers
+
+    def gates(self, stack: Stack, *, is_cross: bool = False) -> tuple[GateSpec, ...]:
+        """The gates of a stack's self- or cross-attention."""
+        own = self.cross_gate if is_cross else getattr(self, stack.gates)
+        return self.gate if own is None else own
 
     @model_validator(mode="after")
     def _fits(self) -> "ModelConfig":
@@ -89,19 +128,41 @@ class ModelConfig(Config):
             raise ValueError(
                 f"d_model={self.d_model} is not a multiple of n_heads={self.n_heads}; change one, or state head_dim"
             )
-        head_dim = self.head_dim or self.d_model // self.n_heads
-        if self.positions == "rope" and head_dim % 2:
-            raise ValueError(f"head_dim={head_dim} is odd, and rope turns pairs of channels; take an even one")
-        sites = [g.site for g in self.gate]
-        for site in sites:
-            if sites.count(site) > 1:
-                raise ValueError(f"gate: two gates at site {site!r}; one a site is the limit")
+        if self.positions == "rope":
+            turning = rotary_dim(self.head_dim or self.d_model // self.n_heads, self.rope_fraction)
+            self.rope_scaling.frequencies(turning, self.rope_theta)  # refuses what it cannot stretch
+        self.softmax.check(self.n_heads, self.n_kv_heads or self.n_heads)
+        if self.moe is not None and (self.mlp != "swiglu" or self.d_ff not in (None, self.moe.d_expert)):
+            raise ValueError(
+                "moe takes the place of the feed-forward layer: leave out mlp and d_ff, and state moe.d_expert"
+            )
+        if self.global_every and self.window is None:
+            raise ValueError(f"global_every={self.global_every} needs a window, which the other layers have")
+        self._gates_fit()
         return self
+
+    def _gates_fit(self) -> None:
+        if self.arch != "encoder-decoder":
+            for name in ("n_encoder_layers", "cross_gate", "encoder_gate"):
+                if getattr(self, name) is not None:
+                    raise ValueError(
+                        f"{name} belongs to arch=encoder-decoder, and this is arch={self.arch}; leave it out"
+                    )
+        for stack in self.architecture.stacks:
+            check_gates(self.gates(stack), is_causal=stack.is_causal, is_cross=False, output_map=self.output_map)
+            if stack.has_cross:
+                gates = self.gates(stack, is_cross=True)
+                check_gates(gates, is_causal=False, is_cross=True, output_map=self.output_map)
+            for spec in {*self.gates(stack), *(self.gates(stack, is_cross=True) if stack.has_cross else ())}:
+                heads = self.n_kv_heads or self.n_heads
+                spec.shape(self.d_model, self.n_heads, heads, self.head_dim or self.d_model // self.n_heads)
 
     def resolved(self, vocab_size: int, seq_len: int) -> "ModelConfig":
         """The same model with every None replaced: kv heads = heads, head_dim = d_model / heads, d_ff = 4 d_model
-        (SwiGLU: 8/3 d_model up to a multiple of 32), and the data's vocabulary and context."""
+        (SwiGLU: 8/3 d_model up to a multiple of 32; experts: d_expert), and the data's vocabulary and context."""
         d_ff = 4 * self.d_model if self.mlp != "swiglu" else -(-8 * self.d_model // 96) * 32
+        if self.moe is not None:
+            d_ff = self.moe.d_expert
         return self.model_copy(
             update={
                 "vocab_size": self.vocab_size or vocab_size,
@@ -111,3 +172,36 @@ class ModelConfig(Config):
                 "d_ff": self.d_ff or d_ff,
             }
         )
+
+
+def check_gates(gates: tuple[GateSpec, ...], *, is_causal: bool, is_cross: bool, output_map: str = "none") -> None:
+    """Refuses gates that do not go together, or not with this attention.
+
+    Raises:
+        ValueError: two gates at a site; forgetting without a causal order; a query's own value in cross-attention; a gate
+            on the log-sum-exp, which belongs to the softmax, after an output map.
+    """
+    sites = [g.site for g in gates]
+    for spec in gates:
+        if sites.count(spec.site) > 1:
+            raise ValueError(f"gate: two gates at site {spec.site!r}; one a site is the limit")
+        if spec.form == "forget" and not is_causal:
+            raise ValueError(
+                f"gate {spec.slug} forgets what lies before, and this attention is not causal; state another gate for it"
+            )
+        if spec.source == "lse" and output_map != "none":
+            raise ValueError(
+                f"gate {spec.slug} belongs to the softmax and comes before output_map={output_map!r}, which comes before all "
+                "gates; leave one of the two out"
+            )
+        if is_cross and spec.source == "value" and spec.site == "sdpa":
+            raise ValueError(
+                f"gate {spec.slug} reads the value of the query's own token, which cross-attention does not have; state "
+                "another cross_gate"
+            )
+
+
+def _one_of(name: str, allowed: list[str]) -> str:
+    if name not in allowed:
+        raise ValueError(f"{name!r}: expected one of {', '.join(map(repr, allowed))}{nearest(name, allowed)}")
+    return name

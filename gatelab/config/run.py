@@ -10,9 +10,11 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from .. import SCHEMA
-from .base import Config, digest
+from .base import Config, ConfigError, digest, members
 from .data import BigramBackcopy, Data, Text
+from .gate import GateSpec
 from .model import Count, ModelConfig
+from .objective import Objective
 
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -24,6 +26,8 @@ class OptimConfig(Config):
 
     `warmup` and `decay` are shares of the run's steps. `cosine` falls from lr to `final` · lr; `wsd` stays at lr and
     falls linearly over the last `decay`; `constant` stays. `clip` bounds the global gradient norm (None: never).
+    `qk_clip` bounds the attention logits: after a step in which a head's largest exceeded it, the head's query weights
+    are scaled down (QK-Clip, arXiv 2507.20534, where it is 100; None: never).
     """
 
     lr: Positive = 1e-3
@@ -35,6 +39,7 @@ class OptimConfig(Config):
     decay: Share = 0.2
     final: Share = 0.1
     clip: Positive | None = 1.0
+    qk_clip: Positive | None = None
 
     @model_validator(mode="after")
     def _room(self) -> "OptimConfig":
@@ -46,20 +51,21 @@ class OptimConfig(Config):
 
 
 class TrainConfig(Config):
-    """Budget and batch: `tokens` in all, `batch_size` sequences of `seq_len` tokens a step.
+    """Budget and batch: `tokens` in all, `batch_size` sequences of `seq_len` tokens a step; 0 tokens only look at weights
+    that a run starts from.
 
     `precision`: `auto` computes in bfloat16 on GPUs that have it and in float32 elsewhere; master weights and the
     optimiser are float32 always. What was used is written beside the run.
     """
 
-    tokens: Count = 1_000_000
+    tokens: Annotated[int, Field(ge=0, le=10**15)] = 1_000_000
     batch_size: Count = 16
     seq_len: Annotated[int, Field(ge=2)] = 128
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
 
     @model_validator(mode="after")
     def _one_step(self) -> "TrainConfig":
-        if self.tokens < self.batch_size * self.seq_len:
+        if 0 < self.tokens < self.batch_size * self.seq_len:
             raise ValueError(
                 f"tokens={self.tokens} is less than one step of batch_size × seq_len = {self.batch_size * self.seq_len}"
             )
@@ -90,33 +96,99 @@ class ProbeConfig(Config):
 
 
 class Run(Config):
-    """What to do. `init_from` is the fingerprint of a finished run of the same folder, whose weights this one starts from."""
+    """What to do. `objective` None is the first that the model's architecture has. `init_from` is the fingerprint of a
+    finished run of the same folder, whose weights this one starts from."""
 
     model: ModelConfig = ModelConfig()
     data: Data = Text()
+    objective: Objective | None = None
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
     probe: ProbeConfig = ProbeConfig()
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     init_from: Annotated[str, Field(pattern="^[0-9a-f]{12}$")] | None = None
 
-    @field_validator("data", mode="before")
+    @field_validator("data", "objective", mode="before")
     @classmethod
-    def _data_by_kind(cls, value: Any) -> Any:
+    def _by_kind(cls, value: Any) -> Any:
         return {"kind": value} if isinstance(value, str) else value
+
+    @property
+    def resolved_objective(self) -> Objective:
+        """What is predicted, stated or not."""
+        return _default_objective(self.model) if self.objective is None else self.objective
 
     @model_validator(mode="after")
     def _fits(self) -> "Run":
-        if self.model.positions != "none" and (self.model.max_seq_len or self.train.seq_len) < self.train.seq_len:
+        objective, allowed = self.resolved_objective, self.model.architecture.objectives
+        if objective.kind not in allowed:
             raise ValueError(
-                f"train.seq_len={self.train.seq_len} is longer than the {self.model.positions} positions of "
-                f"model.max_seq_len={self.model.max_seq_len}; leave model.max_seq_len out, or shorten train.seq_len"
+                f"objective={objective.kind!r} does not train arch={self.model.arch!r}, which takes "
+                f"{' or '.join(map(repr, allowed))}; change one, or leave objective out"
             )
-        if self.probe.skip_queries >= self.train.seq_len:
+        read, spoken = objective.lengths(self.train.seq_len)
+        longest = max(read, spoken or 0)
+        if self.model.positions != "none" and (self.model.max_seq_len or longest) < longest:
             raise ValueError(
-                f"probe.skip_queries={self.probe.skip_queries} leaves no query of train.seq_len={self.train.seq_len}"
+                f"train.seq_len={self.train.seq_len} makes sequences of {longest} tokens, longer than the "
+                f"{self.model.positions} positions of model.max_seq_len={self.model.max_seq_len}; leave "
+                f"model.max_seq_len out, or shorten train.seq_len"
             )
+        if self.probe.skip_queries >= (spoken or read):
+            raise ValueError(
+                f"probe.skip_queries={self.probe.skip_queries} leaves no query of the {spoken or read} that "
+                f"train.seq_len={self.train.seq_len} makes; lower it"
+            )
+        if isinstance(self.data, Text) and self.data.document_mask:
+            self._refuse_document_mask(has_decoder=spoken is not None)
+        if self.optim.qk_clip is not None:
+            self._refuse_qk_clip()
         return self
+
+    def _refuse_document_mask(self, *, has_decoder: bool) -> None:
+        if has_decoder:
+            raise ValueError(
+                f"data.document_mask keeps attention within a document, and the two sequences of "
+                f"{self.resolved_objective.kind!r} are not cut alike; set data.document_mask=false"
+            )
+        if self.model.registers:
+            raise ValueError(
+                f"model.registers={self.model.registers} belong to no document, and data.document_mask keeps attention "
+                f"within one; leave one of the two out"
+            )
+
+    def _refuse_qk_clip(self) -> None:
+        if self.model.qk_norm != "none":
+            raise ValueError(
+                f"optim.qk_clip={self.optim.qk_clip:g} scales queries, which model.qk_norm={self.model.qk_norm!r} scales "
+                f"back; leave one of the two out"
+            )
+        for gate in _gates(self.model):
+            if gate.site == "query" and gate.form == "add":
+                raise ValueError(
+                    f"optim.qk_clip={self.optim.qk_clip:g} scales the query weights, and gate {gate.slug} adds to the "
+                    f"queries after them; leave one of the two out"
+                )
+
+    def resolved(self, vocab_size: int) -> "Run":
+        """The same run with its model's open fields filled in; `vocab_size` counts the ids of its source.
+
+        The objective's own ids come after the source's, and the model's positions reach as far as the objective does.
+
+        Raises:
+            ConfigError: when the model's stated vocabulary has no room for these ids.
+        """
+        objective, seq_len = self.resolved_objective, self.train.seq_len
+        extra = objective.extra_ids(seq_len)
+        if self.model.vocab_size is not None and self.model.vocab_size < vocab_size + extra:
+            more = f" and the {extra} that {objective.kind!r} adds at train.seq_len={seq_len}" if extra else ""
+            raise ConfigError(
+                [
+                    f"model.vocab_size={self.model.vocab_size} is less than the data's {vocab_size} ids{more}; leave it out"
+                ]
+            )
+        longest = max(seq_len, *(n for n in objective.lengths(seq_len) if n is not None))
+        return self.model_copy(update={"model": self.model.resolved(vocab_size + extra, longest)})
 
     def probe_steps(self) -> list[int]:
         """The steps after which the probes look, 0 (before training) and the last among them."""
@@ -151,18 +223,45 @@ _PLACES = {"paths", "val_paths", "tokenizer", "text_field", "dtype", "val_share"
 def fingerprint(run: Run, data_digest: str) -> str:
     """Twelve hexadecimal digits that name a resolved run: same digits, same result.
 
+    An objective that is stated and is the default anyway counts as not stated.
+
     Args:
         run: with its model resolved.
         data_digest: of the content of its data (`gatelab.data.data_digest`), an empty string for a stream.
     """
     content = run.model_dump(mode="json", exclude_defaults=True)
-    content["data"] = {"kind": run.data.kind, **content.get("data", {})}
+    content.setdefault("data", {})
+    if run.objective == _default_objective(run.model):
+        content.pop("objective", None)
+    _state_kinds(run, content)
     if isinstance(run.data, Text):
         content["data"] = {k: v for k, v in content["data"].items() if k not in _PLACES}
-    if "softmax" in content.get("model", {}):
-        # A kind is its class's default, so it is left out above; two normalisers must not share a name.
-        content["model"]["softmax"]["kind"] = run.model.softmax.kind
     return digest({"schema": SCHEMA, "run": content, "data": data_digest})[:12]
+
+
+def _default_objective(model: ModelConfig) -> Objective:
+    kinds = {m.model_fields["kind"].default: m for m in members(Objective)}
+    return kinds[model.architecture.objectives[0]]()
+
+
+def _gates(model: ModelConfig) -> set[GateSpec]:
+    """Every gate of any attention of the model."""
+    stacks = model.architecture.stacks
+    return {g for s in stacks for is_cross in {False, s.has_cross} for g in model.gates(s, is_cross=is_cross)}
+
+
+def _state_kinds(config: Config, content: dict[str, Any]) -> None:
+    """A kind is its class's default, so it is left out above; two normalisers must not share a name. And pydantic writes
+    fields that have a serialiser of their own even at their default, which leaves them out of no old name but `gate`'s."""
+    for name, value in list(content.items()):
+        if value is None and type(config).model_fields[name].default is None:
+            del content[name]
+            continue
+        part = getattr(config, name)
+        if isinstance(part, Config) and isinstance(value, dict):
+            _state_kinds(part, value)
+            if "kind" in type(part).model_fields:
+                value["kind"] = part.kind
 
 
 __all__ = ["BigramBackcopy", "Execution", "OptimConfig", "ProbeConfig", "Run", "Text", "TrainConfig", "fingerprint"]

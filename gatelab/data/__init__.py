@@ -10,6 +10,7 @@ from gatelab.config import BigramBackcopy, Text
 from .batch import IGNORED, Batch, DataError, Source, check_lengths
 from .cache import default_cache
 from .corpus import open_text
+from .objectives import objective_batch, objective_heldout
 from .streams import BigramBackcopySource
 from .tokenizer import ByteTokenizer, LoadedTokenizer
 
@@ -23,6 +24,8 @@ __all__ = [
     "Source",
     "check_lengths",
     "default_cache",
+    "objective_batch",
+    "objective_heldout",
     "open_source",
 ]
 

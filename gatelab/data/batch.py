@@ -27,12 +27,15 @@ class Batch:
     segment_ids_BT: int32, the number of the document within its row, from 0 (with a document mask; else None). An
         end-of-document token belongs to the document it ends, BOS to the first one of the row.
     domain_BT: int8 index into `Source.domains`, of the query position; None for a source without domains.
+    decoder_inputs_BT: int64 ids that a decoder reads while an encoder reads `inputs_BT`, which may then be longer or
+        shorter than `targets_BT`; None for models of one stack.
     """
 
     inputs_BT: np.ndarray
     targets_BT: np.ndarray
     segment_ids_BT: np.ndarray | None = None
     domain_BT: np.ndarray | None = None
+    decoder_inputs_BT: np.ndarray | None = None
 
 
 class Source(Protocol):

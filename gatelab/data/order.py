@@ -9,7 +9,7 @@ import math
 import numpy as np
 
 # Each use has a key space of its own: no two of them ever see the same bits.
-TABLE, TRAIN, HELDOUT, ORDER = range(4)
+TABLE, TRAIN, HELDOUT, ORDER, TRAIN_OBJECTIVE, HELDOUT_OBJECTIVE = range(6)
 
 _ROUNDS = 6
 

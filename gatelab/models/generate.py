@@ -1,9 +1,14 @@
-"""Greedy or sampled continuation with a key/value cache."""
+"""Greedy or sampled continuation with a key/value cache, of a decoder or of an encoder-decoder's targets."""
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from ..nn.cache import KVCache
 from .decoder import Decoder
+from .encoder_decoder import EncoderDecoder
+from .model import Model
 
 
 @torch.no_grad()
@@ -15,16 +20,58 @@ def generate(model: Decoder, tokens_BT: Tensor, n_tokens: int, *, temperature: f
         seed: of the sampling.
 
     Raises:
-        ValueError: when the whole does not fit into the model's positions.
+        ValueError: when the whole does not fit into the model's positions, or the model is no decoder.
     """
+    if not isinstance(model, Decoder):
+        remedy = "call generate_target" if isinstance(model, EncoderDecoder) else "take model.arch=decoder"
+        raise ValueError(f"arch={model.config.arch!r} does not continue the tokens that it reads; {remedy}")
+    cache = _cache(model, tokens_BT, n_tokens)
+    return _continued(lambda new_BT: model(new_BT, cache=cache), tokens_BT, n_tokens, temperature, seed)
+
+
+@torch.no_grad()
+def generate_target(
+    model: EncoderDecoder,
+    tokens_BS: Tensor,
+    decoder_tokens_BT: Tensor,
+    n_tokens: int,
+    *,
+    temperature: float = 0.0,
+    seed: int = 0,
+) -> Tensor:
+    """`decoder_tokens_BT` continued by `n_tokens` targets, [B, T + n_tokens].
+
+    Args:
+        tokens_BS: what the encoder reads, once.
+        decoder_tokens_BT: the targets so far, the start token first (`gatelab.data.objective_batch` says which it is).
+        temperature, seed: as in `generate`.
+
+    Raises:
+        ValueError: when a sequence does not fit into the model's positions, or the model is no encoder-decoder.
+    """
+    if not isinstance(model, EncoderDecoder):
+        remedy = "call generate" if isinstance(model, Decoder) else "take model.arch=encoder-decoder"
+        raise ValueError(f"arch={model.config.arch!r} has no decoder that looks at what an encoder read; {remedy}")
+    cache = _cache(model, decoder_tokens_BT, n_tokens)
+    return _continued(
+        lambda new_BT: model(tokens_BS, new_BT, cache=cache), decoder_tokens_BT, n_tokens, temperature, seed
+    )
+
+
+def _cache(model: Model, tokens_BT: Tensor, n_tokens: int) -> KVCache:
     total = tokens_BT.shape[1] + n_tokens
     if total > model.config.max_seq_len:
         raise ValueError(f"{total} tokens do not fit into max_seq_len={model.config.max_seq_len}")
+    return model.new_cache(tokens_BT.shape[0], total)
+
+
+def _continued(
+    logits_of: Callable[[Tensor], Tensor], tokens_BT: Tensor, n_tokens: int, temperature: float, seed: int
+) -> Tensor:
     generator = torch.Generator(tokens_BT.device).manual_seed(seed)
-    cache = model.new_cache(tokens_BT.shape[0], total)
     new_BT = tokens_BT
     for _ in range(n_tokens):
-        logits_BV = model(new_BT, cache=cache)[:, -1].float()
+        logits_BV = logits_of(new_BT)[:, -1].float()
         if temperature == 0.0:
             new_BT = logits_BV.argmax(dim=-1, keepdim=True)
         else:

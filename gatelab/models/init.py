@@ -12,41 +12,56 @@ from torch import Tensor, nn
 
 from ..config.model import ModelConfig
 from ..nn.gate import Gate
-from ..nn.linear import Linear
+from ..nn.linear import HeadLinear, Linear
+from ..nn.moe import Experts
+from ..nn.softmax import LearnedNormaliser
+from .model import Model
 
 
-def initialise(model: nn.Module, config: ModelConfig, seed: int) -> None:
+def initialise(model: Model, config: ModelConfig, seed: int) -> None:
     """Draw every weight in place.
 
     `normal`: N(0, init_std²), biases 0. `fan-in`: linear layers uniform in ±1/√fan_in, biases too, embeddings N(0, 1).
-    Norms, sink logits, static gates and gates whose spec states a starting value keep what their constructors gave.
+    Registers are embeddings. Norms, constant gates and what a gate or a normaliser states about its start stay.
     """
-    fan_in = config.init == "fan-in"
     with torch.no_grad():
         for name, module in model.named_modules():
-            if isinstance(module, Linear):
-                gate = _gate_of(model, name)
-                if gate is not None and gate.spec.init != "random":
-                    continue
-                bound = module.in_features**-0.5
-                weight = _draw(module.weight, f"{name}.weight", seed, fan_in, transposed=module.paired_side == "in")
-                module.weight.copy_(weight * (bound if fan_in else config.init_std))
-                if module.bias is not None:
-                    module.bias.copy_(
-                        _draw(module.bias, f"{name}.bias", seed, True) * bound if fan_in else module.bias * 0
-                    )
+            if isinstance(module, Linear | HeadLinear | Experts):
+                _draw_map(module, name, config, seed)
             elif isinstance(module, nn.Embedding):
-                weight = _draw(module.weight, f"{name}.weight", seed, uniform=False)
-                module.weight.copy_(weight * (1.0 if fan_in else config.init_std))
+                _draw_table(module.weight, f"{name}.weight", config, seed)
+            elif isinstance(module, LearnedNormaliser):
+                for word, learned in module.normaliser.learned(module.heads).items():
+                    if learned.std:
+                        drawn = _draw(getattr(module, word), f"{name}.{word}", seed, uniform=False)
+                        getattr(module, word).copy_(learned.init + learned.std * drawn)
+        for name, parameter in model.named_parameters():
+            if name.endswith("registers_RD"):
+                _draw_table(parameter, name, config, seed)
         if config.tied_embeddings:
             # The head was drawn last; the shared table belongs to the embedding.
-            weight = _draw(model.embedding.weight, "embedding.weight", seed, uniform=False)
-            model.embedding.weight.copy_(weight * (1.0 if fan_in else config.init_std))
+            _draw_table(model.embedding.weight, "embedding.weight", config, seed)
+        for module in model.modules():
+            if isinstance(module, Gate):
+                module.start()
 
 
-def _gate_of(model: nn.Module, name: str) -> Gate | None:
-    parent = model.get_submodule(name.rpartition(".")[0]) if "." in name else None
-    return parent if isinstance(parent, Gate) else None
+def _draw_map(module: Linear | HeadLinear | Experts, name: str, config: ModelConfig, seed: int) -> None:
+    fan_in, bound = config.init == "fan-in", module.in_features**-0.5
+    is_narrowed_in = getattr(module, "paired_side", "out") == "in"
+    # Each expert by its own number, so that fewer of them, and narrower ones, start as a part of more.
+    parts = enumerate(module.weight) if isinstance(module, Experts) else [(None, module.weight)]
+    for number, part in parts:
+        key = f"{name}.weight" if number is None else f"{name}.weight.{number}"
+        weight = _draw(part, key, seed, fan_in, transposed=is_narrowed_in)
+        part.copy_(weight * (bound if fan_in else config.init_std))
+    if getattr(module, "bias", None) is not None:
+        module.bias.copy_(_draw(module.bias, f"{name}.bias", seed, True) * bound if fan_in else module.bias * 0)
+
+
+def _draw_table(table: Tensor, name: str, config: ModelConfig, seed: int) -> None:
+    scale = 1.0 if config.init == "fan-in" else config.init_std
+    table.copy_(_draw(table, name, seed, uniform=False) * scale)
 
 
 def _draw(like: Tensor, name: str, seed: int, uniform: bool, transposed: bool = False) -> Tensor:

@@ -1,35 +1,45 @@
 """GatedAttention: the one attention layer of every architecture, with a list of gates.
 
-Notable: the gate sites are five lines of `forward`; projections are separate modules, so that weights are easy to
-read, to probe and to remove; taps mark q, k, v as they enter the softmax.
+Notable: the gate sites are six lines of `forward`; projections are separate modules, so that weights are easy to read,
+to probe and to remove, and may still run as one product (`is_packed`); taps mark q, k, v as they enter the softmax.
 """
 
 from collections.abc import Sequence
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config.gate import GateSpec, parse_gates
-from ..config.model import Normaliser, SinkLogit, Softmax
+from ..config.kv_experts import KVExperts
+from ..config.model import check_gates
+from ..config.normaliser import Heads, Normaliser, Softmax
+from ..config.output_map import OUTPUT_MAPS
+from ..config.rope import RopeScaling, Unscaled
 from ..ops.gated_attention import gated_attention
-from .cache import KVCache
+from .cache import Keys, KVCache
 from .gate import Gate
+from .kv_experts import RoutedHeads
 from .linear import Linear
 from .norm import Norm
 from .rope import Rope
-from .softmax import SinkLogitHeads
+from .softmax import LearnedNormaliser
 from .tap import Tap
 
 
 class GatedAttention(nn.Module):
-    """Causal self-attention with grouped queries and any list of gates; y_BTD = attn(x_BTD).
+    """Attention with grouped queries and any list of gates; causal self-attention is y_BTD = attn(x_BTD).
 
     Args:
         d_model, n_heads, n_kv_heads, head_dim: widths; kv heads default to n_heads, head_dim to d_model / n_heads.
-        gate: a slug (`sdpa-headwise`), slugs joined by `+`, a GateSpec, a sequence of them, or None.
+        gate: a slug (`sdpa-headwise`), a preset (`qwen3-next`), slugs joined by `+`, a GateSpec, a sequence, or None.
         qk_norm: False, True (RMSNorm with gain per head), or "rms-no-gain".
-        rope_theta: base of the rotary positions; None for none.
+        rope_theta, rope_fraction, rope_scaling: rotary positions; theta None for none.
         max_seq_len: length of the rotary tables.
-        softmax: `Softmax()` or `SinkLogit(init)`.
+        softmax: a normaliser of `gatelab.config.normaliser`, such as `Softmax()` or `SinkLogit(init)`.
+        output_map: a name in `OUTPUT_MAPS`; comes before the gate. `xsa` acts in self-attention only.
+        kv_experts: `v-8top2`, or None.
+        window: a query sees the last so many keys; None for all.
         bias: biases in q, k, v and o projections.
         layer: index in the model's cache.
         impl: implementation of the attention op; see `gatelab.ops.gated_attention`.
@@ -37,7 +47,8 @@ class GatedAttention(nn.Module):
     The input is the pre-normed hidden state, which the gates read too (arXiv 2505.06708, section 2.2).
 
     Raises:
-        ValueError: for an impossible gate, heads that do not divide, an unknown qk_norm, rope on an odd head_dim.
+        ValueError: for an impossible gate, heads that do not divide, an unknown word, rope on odd channels, a gate on the
+            log-sum-exp together with an output map.
     """
 
     def __init__(
@@ -50,8 +61,13 @@ class GatedAttention(nn.Module):
         gate: str | GateSpec | Sequence[GateSpec | str] | None = None,
         qk_norm: bool | str = False,
         rope_theta: float | None = 10_000.0,
+        rope_fraction: float = 1.0,
+        rope_scaling: RopeScaling = Unscaled(),  # noqa: B008  (a frozen value)
         max_seq_len: int = 4096,
         softmax: Normaliser | None = None,
+        output_map: str = "none",
+        kv_experts: KVExperts | str | None = None,
+        window: int | None = None,
         norm_eps: float = 1e-6,
         bias: bool = False,
         layer: int = 0,
@@ -64,86 +80,182 @@ class GatedAttention(nn.Module):
         if head_dim is None and d_model % n_heads:
             raise ValueError(f"d_model={d_model} is not a multiple of n_heads={n_heads}; state head_dim")
         head_dim = head_dim or d_model // n_heads
-        if rope_theta and head_dim % 2:
-            raise ValueError(f"head_dim={head_dim} is odd, and rope turns pairs of channels; take an even one")
         if qk_norm not in (False, True, "rms", "rms-no-gain"):
             raise ValueError(f"qk_norm={qk_norm!r}: expected False, True, 'rms' or 'rms-no-gain'")
-        specs = [GateSpec.parse(g) if isinstance(g, str) else g for g in parse_gates(gate)]
-        if len({s.site for s in specs}) < len(specs):
-            raise ValueError(f"gate={[s.slug for s in specs]}: one gate a site is the limit")
+        if output_map not in OUTPUT_MAPS:
+            raise ValueError(f"output_map={output_map!r}: expected one of {', '.join(OUTPUT_MAPS)}")
+        specs = tuple(GateSpec.parse(g) if isinstance(g, str) else g for g in parse_gates(gate))
+        # Whether it is causal or crosses is said at each call; here only what holds for all of them.
+        check_gates(specs, is_causal=True, is_cross=False, output_map=output_map)
+        self.normaliser = softmax or Softmax()
+        self.normaliser.check(n_heads, n_kv_heads)
         self.n_heads, self.n_kv_heads, self.head_dim, self.layer, self.impl = n_heads, n_kv_heads, head_dim, layer, impl
+        self.window, self.eps, self.is_packed = window, norm_eps, False
+        self.output_map = OUTPUT_MAPS[output_map]
+        self.heads = Heads(n_heads, n_kv_heads, head_dim, layer, max_seq_len)
 
         self.q_proj = Linear(d_model, n_heads * head_dim, bias=bias)
-        self.k_proj = Linear(d_model, n_kv_heads * head_dim, bias=bias)
-        self.v_proj = Linear(d_model, n_kv_heads * head_dim, bias=bias)
+        experts = KVExperts.model_validate(kv_experts) if isinstance(kv_experts, str) else kv_experts
+        routed = [] if experts is None else list(experts.what)
+        self.k_proj, self.v_proj = (
+            RoutedHeads(d_model, n_kv_heads, head_dim, n_experts=experts.n, top=experts.top, bias=bias)
+            if name in routed
+            else Linear(d_model, n_kv_heads * head_dim, bias=bias)
+            for name in ("k", "v")
+        )
         self.o_proj = Linear(n_heads * head_dim, d_model, bias=bias, paired_side="in")
-        heads = {"key": n_kv_heads, "value": n_kv_heads, "out": 1}
-        width = {"out": d_model}
         self.gates = nn.ModuleDict(
-            {s.site: Gate(s, d_model, heads.get(s.site, n_heads), width.get(s.site, head_dim)) for s in specs}
+            {s.site: Gate(s, d_model=d_model, n_heads=n_heads, n_kv_heads=n_kv_heads, head_dim=head_dim) for s in specs}
         )
         kind = "rms" if qk_norm is True else qk_norm or None
         self.q_norm = Norm(head_dim, kind, norm_eps) if kind else None
         self.k_norm = Norm(head_dim, kind, norm_eps) if kind else None
-        self.rope = Rope(head_dim, rope_theta, max_seq_len) if rope_theta else None
-        softmax = softmax or Softmax()
-        self.sink = SinkLogitHeads(n_heads, softmax.init) if isinstance(softmax, SinkLogit) else None
+        self.rope = Rope(head_dim, rope_theta, max_seq_len, rope_fraction, rope_scaling) if rope_theta else None
+        self.sink = LearnedNormaliser(self.normaliser, self.heads) if self.normaliser.learned(self.heads) else None
         self.tap_q, self.tap_k, self.tap_v = Tap(), Tap(), Tap()
 
     def forward(
         self,
         x_BTD: Tensor,
         *,
+        context_BSD: Tensor | None = None,
         segment_ids_BT: Tensor | None = None,
         cache: KVCache | None = None,
         is_causal: bool = True,
+        is_cross: bool = False,
+        bias_BHTS: Tensor | None = None,
     ) -> Tensor:
         """[B, T, D] to [B, T, D].
 
         Args:
-            segment_ids_BT: document numbers; attention stays within a document (not together with a cache).
-            cache: keys and values so far; x then continues at position cache.length.
+            context_BSD: cross-attention: keys and values, and their gates, read this instead; every query sees all.
+            segment_ids_BT: document numbers; attention stays within a document.
+            cache: keys and values so far; x then continues at position cache.length. With a context it keeps the keys
+                and values of the context, which is read once.
             is_causal: False lets every token see all others.
+            is_cross: cross-attention, as any call with a context is; says so where the cache has kept the context and
+                context_BSD is left out.
+            bias_BHTS: added to the logits, such as a relative position's.
 
         Raises:
-            ValueError: segment_ids_BT together with a cache; a sequence past the rotary table or the cache.
+            ValueError: segment_ids_BT together with a cache or a context; cross-attention without a context; a sequence
+                past the rotary table or the cache; a gate that this call has no source for.
         """
-        if cache is not None and segment_ids_BT is not None:
-            raise ValueError("segment_ids_BT and cache do not go together; decode one document a row")
-        start = cache.length if cache is not None else 0
-        q_BTHK = self.q_proj(x_BTD).unflatten(-1, (self.n_heads, self.head_dim))
-        k_BTGK = self.k_proj(x_BTD).unflatten(-1, (self.n_kv_heads, self.head_dim))
-        v_BTGK = self.v_proj(x_BTD).unflatten(-1, (self.n_kv_heads, self.head_dim))
-        if self.q_norm is not None:
-            q_BTHK, k_BTGK = self.q_norm(q_BTHK), self.k_norm(k_BTGK)
-        q_BTHK, k_BTGK, v_BTGK = (
-            self._gate("query", q_BTHK, x_BTD),
-            self._gate("key", k_BTGK, x_BTD),
-            self._gate("value", v_BTGK, x_BTD),
-        )
-        if self.rope is not None:
-            q_BTHK, k_BTGK = self.rope(q_BTHK, start), self.rope(k_BTGK, start)
-        q_BTHK, k_BSGK, v_BSGK = self.tap_q(q_BTHK), self.tap_k(k_BTGK), self.tap_v(v_BTGK)
-        if cache is not None:
-            k_BSGK, v_BSGK = cache.append(self.layer, k_BSGK, v_BSGK)
-        mask_BTS = None if segment_ids_BT is None else segment_ids_BT[:, :, None] == segment_ids_BT[:, None, :]
-        gate = self.gates["sdpa"] if "sdpa" in self.gates else None  # noqa: SIM401  (ModuleDict has no get)
+        is_cross = is_cross or context_BSD is not None
+        if segment_ids_BT is not None and (cache is not None or is_cross):
+            raise ValueError("segment_ids_BT does not go together with a cache or a context; decode one document a row")
+        start = 0 if cache is None or is_cross else cache.length
+        kept = cache.context.get(self.layer) if is_cross and cache is not None else None
+        if is_cross and context_BSD is None and kept is None:
+            raise ValueError("cross-attention has nothing to look at: give context_BSD, or a cache that has kept it")
+        source_BSD = context_BSD if is_cross else x_BTD
+        products = self._products(x_BTD, source_BSD if kept is None else None)
+        q_BTHK = self._gated("query", self._heads(products["q"], self.n_heads, self.q_norm), x_BTD, products)
+        q_BTHK = self.tap_q(q_BTHK if self.rope is None or is_cross else self.rope(q_BTHK, start))
+        if kept is not None:
+            keys = kept
+        else:
+            keys = self._keys(source_BSD, products, None if is_cross else start)
+            if cache is not None:
+                keys = cache.keep_context(self.layer, keys) if is_cross else cache.append(self.layer, keys)
+        gate, scores = self._gate("sdpa"), self._gate("scores")
+        reads_value = gate is not None and gate.spec.source == "value"
+        if reads_value and is_cross:
+            raise ValueError(f"gate {gate.spec.slug} reads the query's own value, which cross-attention does not have")
+        # As the values are before their own gate.
+        raw_v_BTGK = self._heads(products["v"], self.n_kv_heads, None) if reads_value else None
+        is_mapped = self.output_map is not OUTPUT_MAPS["none"] and not (self.output_map.needs_value and is_cross)
+        # A gate that reads the output, or follows a map of it, comes after the op.
+        is_inside = gate is not None and not is_mapped and gate.spec.source not in ("output", "hybrid")
         y_BTHK = gated_attention(
             q_BTHK,
-            k_BSGK,
-            v_BSGK,
-            None if gate is None else gate.logits(x_BTD),
-            None if gate is None else gate.spec,
-            is_causal=is_causal,
-            mask_BTS=mask_BTS,
-            sink_logit_H=None if self.sink is None else self.sink.sink_logit_H,
+            keys.k_BSGK,
+            keys.v_BSGK,
+            gate.logits(x_BTD, v_BTGK=raw_v_BTGK, product=products.get("sdpa")) if is_inside else None,
+            gate.spec if is_inside else None,
+            normaliser=self.normaliser,
+            learned=None if self.sink is None else self.sink.learned(),
+            heads=self.heads,
+            score_logits_BSH=keys.score_logits_BSH,
+            score_gate=None if scores is None else scores.spec,
+            bias_BHTS=bias_BHTS,
+            is_causal=is_causal and not is_cross,
+            window=None if is_cross else self.window,
+            mask_BTS=None if segment_ids_BT is None else segment_ids_BT[:, :, None] == segment_ids_BT[:, None, :],
             impl=self.impl,
         )
+        if is_mapped:
+            y_BTHK = self._map(y_BTHK, keys.v_BSGK, start)
+        if gate is not None and not is_inside:
+            logits = gate.logits(x_BTD, v_BTGK=raw_v_BTGK, y_BTHK=y_BTHK, product=products.get("sdpa"))
+            y_BTHK = gate(y_BTHK, logits)
         out_BTD = self.o_proj(y_BTHK.flatten(-2))
-        return self._gate("out", out_BTD.unsqueeze(2), x_BTD).squeeze(2) if "out" in self.gates else out_BTD
+        if "out" not in self.gates:
+            return out_BTD
+        return self._gated("out", out_BTD.unsqueeze(2), x_BTD, products).squeeze(2)
 
-    def _gate(self, site: str, y_BTHK: Tensor, x_BTD: Tensor) -> Tensor:
-        return self.gates[site](y_BTHK, x_BTD) if site in self.gates else y_BTHK
+    def _keys(self, source_BSD: Tensor, products: dict[str, Tensor], start: int | None) -> Keys:
+        """Keys, values and score logits of the source's tokens; rotated from position `start`, None for not at all."""
+        k_BSGK = self._heads(products["k"], self.n_kv_heads, self.k_norm)
+        v_BSGK = self._heads(products["v"], self.n_kv_heads, None)
+        k_BSGK = self._gated("key", k_BSGK, source_BSD, products)
+        v_BSGK = self._gated("value", v_BSGK, source_BSD, products, v_BSGK)
+        scores = self._gate("scores")
+        logits_BSH = None
+        if scores is not None:
+            logits_BSH1 = scores.logits(source_BSD, product=products.get("scores"))
+            logits_BSH = logits_BSH1.squeeze(-1).expand(*source_BSD.shape[:2], -1)
+        k_BSGK = k_BSGK if self.rope is None or start is None else self.rope(k_BSGK, start)
+        return Keys(self.tap_k(k_BSGK), self.tap_v(v_BSGK), logits_BSH)
+
+    def _products(self, x_BTD: Tensor, source_BSD: Tensor | None) -> dict[str, Tensor]:
+        """x times each projection, and what keys are made of times theirs (None: they are there already); in one product
+        where that was asked for and both are x, gates that read x included."""
+        if self.is_packed and source_BSD is x_BTD:
+            return self._packed(x_BTD)
+        products = {"q": self.q_proj(x_BTD)}
+        if source_BSD is not None:
+            products |= {"k": self.k_proj(source_BSD), "v": self.v_proj(source_BSD)}
+        return products
+
+    def _packed(self, x_BTD: Tensor) -> dict[str, Tensor]:
+        """One matrix product of all linear maps of x; what cannot join it is computed apart."""
+        gates = {s: g.g_proj for s, g in self.gates.items() if g.spec.source == "hidden" and g.g_down is None}
+        maps = {"q": self.q_proj, "k": self.k_proj, "v": self.v_proj, **gates}
+        joined = {name: m for name, m in maps.items() if isinstance(m, Linear)}
+        weight = torch.cat([m.weight.to(x_BTD.dtype) for m in joined.values()])
+        pieces = F.linear(x_BTD, weight).split([m.out_features for m in joined.values()], dim=-1)
+        products = {
+            name: piece if m.bias is None else piece + m.bias.to(x_BTD.dtype)
+            for (name, m), piece in zip(joined.items(), pieces, strict=True)
+        }
+        return products | {name: m(x_BTD) for name, m in maps.items() if name not in joined}
+
+    def _gate(self, site: str) -> Gate | None:
+        return self.gates[site] if site in self.gates else None  # noqa: SIM401  (ModuleDict has no get)
+
+    def _gated(
+        self,
+        site: str,
+        y_BTHK: Tensor,
+        x_BTD: Tensor,
+        products: dict[str, Tensor],
+        v_BTGK: Tensor | None = None,
+    ) -> Tensor:
+        gate = self._gate(site)
+        return y_BTHK if gate is None else gate(y_BTHK, gate.logits(x_BTD, v_BTGK=v_BTGK, product=products.get(site)))
+
+    def _heads(self, product: Tensor, n_heads: int, norm: Norm | None) -> Tensor:
+        heads_BTHK = product.unflatten(-1, (n_heads, self.head_dim))
+        return heads_BTHK if norm is None else norm(heads_BTHK)
+
+    def _map(self, y_BTHK: Tensor, v_BSGK: Tensor, start: int) -> Tensor:
+        wide = torch.promote_types(y_BTHK.dtype, torch.float32)
+        v_BTHK = None
+        if self.output_map.needs_value:
+            # The queries' own, as they entered the softmax.
+            v_BTHK = v_BSGK[:, start:].repeat_interleave(self.n_heads // self.n_kv_heads, dim=2).to(wide)
+        return self.output_map.apply(y_BTHK.to(wide), v_BTHK, self.eps).to(y_BTHK.dtype)
 
     def extra_repr(self) -> str:
         """Heads, and the gates' slugs."""

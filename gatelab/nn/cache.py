@@ -1,13 +1,24 @@
 """Keys and values of the tokens so far, for decoding; memory is taken once."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
+
+
+class Keys(NamedTuple):
+    """What queries look at: keys and values [B, S, G, K], and a score gate's logits [B, S, H] where there is one."""
+
+    k_BSGK: Tensor
+    v_BSGK: Tensor
+    score_logits_BSH: Tensor | None = None
 
 
 class KVCache:
     """Room for `max_seq_len` tokens of `batch` sequences in every layer.
 
-    `length` is the number of tokens stored; it moves when the model's last layer has run (`advance`).
+    `length` is the number of tokens stored; it moves when the model's last layer has run (`advance`). `context` keeps
+    what cross-attention layers made of their context, by layer. A layer whose scores are gated stores a logit a head.
     """
 
     def __init__(
@@ -18,28 +29,48 @@ class KVCache:
         max_seq_len: int,
         n_kv_heads: int,
         head_dim: int,
+        n_score_heads: int = 0,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ):
         shape = (n_layers, batch, max_seq_len, n_kv_heads, head_dim)
         self.k_LBSGK = torch.zeros(shape, dtype=dtype, device=device)
         self.v_LBSGK = torch.zeros(shape, dtype=dtype, device=device)
+        self.score_logits_LBSH = torch.zeros((*shape[:3], n_score_heads), dtype=dtype, device=device)
+        self.context: dict[int, Keys] = {}
         self.length = 0
 
-    def append(self, layer: int, k_BTGK: Tensor, v_BTGK: Tensor) -> tuple[Tensor, Tensor]:
-        """Store the new tokens of one layer; returns all keys and values so far, [B, S, G, K].
+    def append(self, layer: int, new: Keys) -> Keys:
+        """Store the new tokens of one layer; returns all so far.
 
         Raises:
-            ValueError: when they do not fit.
+            ValueError: when they do not fit, are of another number of sequences, or have score logits and the cache no
+                room for them.
         """
-        end = self.length + k_BTGK.shape[1]
+        batch, given = self.k_LBSGK.shape[1], new.k_BSGK.shape[0]
+        if given != batch:
+            raise ValueError(f"{given} sequences, and the cache is for {batch}; make it with batch={given}")
+        start, end = self.length, self.length + new.k_BSGK.shape[1]
         if end > self.k_LBSGK.shape[2]:
             raise ValueError(
                 f"{end} tokens do not fit into a cache for {self.k_LBSGK.shape[2]}; make it with a larger max_seq_len"
             )
-        self.k_LBSGK[layer, :, self.length : end] = k_BTGK
-        self.v_LBSGK[layer, :, self.length : end] = v_BTGK
-        return self.k_LBSGK[layer, :, :end], self.v_LBSGK[layer, :, :end]
+        stores = [self.k_LBSGK, self.v_LBSGK]
+        if new.score_logits_BSH is not None:
+            if self.score_logits_LBSH.shape[3] != new.score_logits_BSH.shape[2]:
+                raise ValueError(
+                    f"this layer gates the scores of {new.score_logits_BSH.shape[2]} heads and the cache has room for "
+                    f"{self.score_logits_LBSH.shape[3]}; make it with n_score_heads, or with the model's new_cache"
+                )
+            stores.append(self.score_logits_LBSH)
+        for store, value in zip(stores, new, strict=False):
+            store[layer, :, start:end] = value
+        return Keys(*(store[layer, :, :end] for store in stores))
+
+    def keep_context(self, layer: int, keys: Keys) -> Keys:
+        """Keep what a cross-attention layer made of its context; returns it."""
+        self.context[layer] = keys
+        return keys
 
     def advance(self, n_tokens: int) -> None:
         """Count the tokens that all layers have stored."""

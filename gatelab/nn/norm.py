@@ -1,4 +1,4 @@
-"""RMSNorm and LayerNorm, by kind."""
+"""RMSNorm, LayerNorm and GatedNorm, by kind."""
 
 from typing import Literal
 
@@ -6,22 +6,37 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .linear import Linear
+
 
 class Norm(nn.Module):
-    """`rms`: x/rms(x) · weight; `rms-no-gain`: without weight; `layer`: (x − mean)/std · weight + bias. Last axis."""
+    """`rms`: x/rms(x) · weight; `rms-no-gain`: without weight; `layer`: (x − mean)/std · weight + bias; `gated-rms`: n ⊙
+    σ(SiLU(n W_down) W_up) of the RMS-normed n, with `rank` channels between (GatedNorm, arXiv 2601.22966). Last axis."""
 
-    def __init__(self, width: int, kind: Literal["rms", "rms-no-gain", "layer"], eps: float):
+    def __init__(
+        self,
+        width: int,
+        kind: Literal["rms", "rms-no-gain", "layer", "gated-rms"],
+        eps: float,
+        *,
+        rank: int = 16,
+    ):
         super().__init__()
         self.kind, self.eps = kind, eps
         if kind != "rms-no-gain":
             self.weight = nn.Parameter(torch.ones(width))
         if kind == "layer":
             self.bias = nn.Parameter(torch.zeros(width))
+        if kind == "gated-rms":
+            self.down, self.up = Linear(width, rank, bias=False), Linear(rank, width, bias=False)
         self.width = width
 
     def forward(self, x: Tensor) -> Tensor:
         """Same shape and type; torch's kernels accumulate in float32."""
         if self.kind == "layer":
             return F.layer_norm(x, (self.width,), self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
-        weight = self.weight.to(x.dtype) if self.kind == "rms" else None
-        return F.rms_norm(x, (self.width,), weight, self.eps)
+        weight = None if self.kind == "rms-no-gain" else self.weight.to(x.dtype)
+        normed = F.rms_norm(x, (self.width,), weight, self.eps)
+        if self.kind != "gated-rms":
+            return normed
+        return normed * self.up(F.silu(self.down(normed))).sigmoid()

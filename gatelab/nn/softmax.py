@@ -1,16 +1,31 @@
-"""Normalisers other than the plain softmax. A learned sink logit a head, so far: the control that is not a gate."""
+"""LearnedNormaliser: the parameters that a normaliser of `gatelab.config.normaliser` learns in one attention layer."""
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from ..config.normaliser import Heads, Normaliser
 
 
-class SinkLogitHeads(nn.Module):
-    """One learned logit a head in the softmax's denominator, without a value; starts at `init`.
+class LearnedNormaliser(nn.Module):
+    """Holds `normaliser.learned(heads)` as parameters under the same names: a sink logit is `sink_logit_H`.
 
-    softmax with sink s = softmax · σ(lse − s): a headwise gate in disguise, which a test holds.
+    Each starts as its entry says: at `init`, or normal around it.
     """
 
-    def __init__(self, n_heads: int, init: float):
+    def __init__(self, normaliser: Normaliser, heads: Heads):
         super().__init__()
-        self.init = init
-        self.sink_logit_H = nn.Parameter(torch.full((n_heads,), init))
+        self.normaliser, self.heads = normaliser, heads
+        self.names = tuple(normaliser.learned(heads))
+        for name, start in normaliser.learned(heads).items():
+            values = (
+                start.init + start.std * torch.randn(start.shape) if start.std else torch.full(start.shape, start.init)
+            )
+            self.register_parameter(name, nn.Parameter(values))
+
+    def learned(self) -> dict[str, Tensor]:
+        """The parameters by name, as the attention op takes them."""
+        return {name: getattr(self, name) for name in self.names}
+
+    def extra_repr(self) -> str:
+        """The kind."""
+        return self.normaliser.kind

@@ -13,10 +13,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config.base import nearest
 from ..config.run import ProbeConfig
+from ..models.model import Model
 from ..nn.attention import GatedAttention
 from ..record import Row
 from .gate_scores import GateScores
@@ -61,7 +63,8 @@ def capture(
     config: ProbeConfig | None = None,
     domains: tuple[str, ...] = (),
 ) -> Iterator[Recorder]:
-    """Watch every GatedAttention inside `model`, numbered in order; residual taps too.
+    """Watch every GatedAttention inside `model`, numbered in order (in a stack of a Gatelab model, by block); residual
+    taps too. What an attention layer is, causal, seeing both ways or crossing, it shows at each call.
 
     Args:
         names: of probes, see `gatelab probes`; None takes all that the model allows (`massive` needs a `Tap` called
@@ -94,10 +97,12 @@ def capture(
     recorder = Recorder([PROBES[name](config or ProbeConfig(), domains) for name in names])
     handles: list[Any] = []
     try:
-        for index, attention in enumerate(layers):
+        for index, attention in _numbered(model, layers):
             handles += _watch(attention, index, recorder)
-        for index, tap in enumerate(taps):
-            handles.append(tap.register_forward_hook(_residual_hook(index, recorder)))
+        encoder = {id(m) for name, m in model.named_modules() if name.startswith("encoder_blocks.")}
+        for index, tap in _numbered(model, taps):
+            stack = "encoder" if id(tap) in encoder else None
+            handles.append(tap.register_forward_hook(_residual_hook(index, stack, recorder)))
         yield recorder
     finally:
         for handle in handles:
@@ -120,17 +125,23 @@ def _watch(attention: GatedAttention, index: int, recorder: Recorder) -> list[An
 
     @torch.no_grad()
     def finish(_module: nn.Module, _args: Any, keywords: dict[str, Any], _output: Tensor) -> None:
-        if keywords.get("cache") is not None or not keywords.get("is_causal", True):
-            raise ValueError("the probes read causal self-attention without a cache; run the whole sequence at once")
+        if keywords.get("cache") is not None:
+            raise ValueError("the probes read whole sequences without a cache; run the whole sequence at once")
+        is_cross = keywords.get("context_BSD") is not None
         view = AttentionView(
             layer=index,
+            stack="cross" if is_cross else None if keywords.get("is_causal", True) else "encoder",
             q_BTHK=seen["q"],
             k_BSGK=seen["k"],
             v_BSGK=seen["v"],
             gates={site: (gate.spec, seen[site]) for site, gate in attention.gates.items()},
-            sink_logit_H=None if attention.sink is None else attention.sink.sink_logit_H,
+            normaliser=attention.normaliser,
+            learned=None if attention.sink is None else attention.sink.learned(),
+            heads=attention.heads,
+            window=attention.window,
+            bias_BHTS=keywords.get("bias_BHTS"),
             segment_ids_BT=keywords.get("segment_ids_BT"),
-            domain_BT=recorder.domain_BT,
+            domain_BT=_domains(recorder.domain_BT, seen["q"].shape[1]),
         )
         seen.clear()
         recorder.n_layers_seen += 1
@@ -143,10 +154,25 @@ def _watch(attention: GatedAttention, index: int, recorder: Recorder) -> list[An
     return [*handles, attention.register_forward_hook(finish, with_kwargs=True)]
 
 
-def _residual_hook(index: int, recorder: Recorder) -> Any:
+def _domains(domain_BT: Tensor | None, n_queries: int) -> Tensor | None:
+    """The domain of each query; registers stand before the tokens and have none. None where the queries are others."""
+    if domain_BT is None or n_queries < domain_BT.shape[1]:
+        return None
+    return F.pad(domain_BT, (n_queries - domain_BT.shape[1], 0), value=-1)
+
+
+def _residual_hook(index: int, stack: str | None, recorder: Recorder) -> Any:
     @torch.no_grad()
     def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
         for probe in recorder.probes:
-            probe.residual(ResidualView(index, output))
+            probe.residual(ResidualView(index, stack, output))
 
     return hook
+
+
+def _numbered(model: nn.Module, modules: list[nn.Module]) -> list[tuple[int, nn.Module]]:
+    """Modules with their layer: the order in which they stand, or in a Gatelab model their block's place in its stack."""
+    if not isinstance(model, Model):
+        return list(enumerate(modules))
+    names = {id(module): name for name, module in model.named_modules()}
+    return [(int(names[id(m)].split(".")[1]), m) for m in modules]

@@ -25,7 +25,7 @@ class GateScores(Probe):
         """Every gate of one layer."""
         for site, (spec, logits_BTHK) in view.gates.items():
             scores_BTHK = gate_scores(logits_BTHK, spec).float()
-            where = {"layer": view.layer, "site": site}
+            where = view.where | {"site": site}
             measures = {
                 ("gate_mean", None): scores_BTHK,
                 ("gate_below", 0.1): (scores_BTHK < 0.1).float(),

@@ -16,8 +16,9 @@ class Massive(Probe):
         """One block."""
         magnitude_BN = view.x_BTD.float().abs().flatten(1)
         largest_B = magnitude_BN.max(dim=1).values
-        self.add("massive_max", largest_B, layer=view.layer)
-        self.add("massive_ratio", largest_B / magnitude_BN.median(dim=1).values, layer=view.layer)
+        where = {"layer": view.layer} | ({} if view.stack is None else {"stack": view.stack})
+        self.add("massive_max", largest_B, **where)
+        self.add("massive_ratio", largest_B / magnitude_BN.median(dim=1).values, **where)
 
     def summaries(self, rows: list[Row]) -> list[Row]:
         """M-Act, the mean over layers of the maximum; the largest ratio of any layer."""

@@ -9,32 +9,47 @@ import torch
 from torch import Tensor
 
 from ..config.gate import GateSpec
+from ..config.normaliser import Heads, Normaliser
 from ..config.run import ProbeConfig
 from ..record import Row
 
 
 @dataclass(frozen=True)
 class AttentionView:
-    """One attention layer's tensors in one forward pass, as they entered the softmax.
+    """One attention layer's tensors in one forward pass, as they entered the softmax, and what they were scored with.
 
-    `gates` holds (spec, logits [B, T, H, K or 1]) by site. `domain_BT` numbers the domain of each query, or is None.
+    `stack` is None for causal self-attention, `encoder` for one that sees both ways, `cross` for one that looks at a
+    context of other tokens. `gates` holds (spec, logits [B, T, H, K or 1]; 1 in the place of B and T for a constant) by
+    site; a gate on the log-sum-exp gives what is added to it. `domain_BT` numbers the domain of each query (−1: none),
+    or is None.
     """
 
     layer: int
+    stack: str | None
     q_BTHK: Tensor
     k_BSGK: Tensor
     v_BSGK: Tensor
     gates: dict[str, tuple[GateSpec, Tensor]]
-    sink_logit_H: Tensor | None
+    normaliser: Normaliser
+    learned: dict[str, Tensor] | None
+    heads: Heads
+    window: int | None
+    bias_BHTS: Tensor | None
     segment_ids_BT: Tensor | None
     domain_BT: Tensor | None
+
+    @property
+    def where(self) -> dict[str, object]:
+        """The coordinates of the layer."""
+        return {"layer": self.layer} | ({} if self.stack is None else {"stack": self.stack})
 
 
 @dataclass(frozen=True)
 class ResidualView:
-    """The residual stream after one block, [B, T, D]."""
+    """The residual stream after one block, [B, T, D]; `stack` is None, or `encoder` in an encoder-decoder."""
 
     layer: int
+    stack: str | None
     x_BTD: Tensor
 
 

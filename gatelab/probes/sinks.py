@@ -4,6 +4,7 @@ Definitions: docs/metrics.md. First-token mass as in arXiv 2505.06708 (F-Attn), 
 value drain as in arXiv 2410.13835 (as a ratio to the median).
 """
 
+import math
 from typing import ClassVar
 
 import torch
@@ -15,7 +16,8 @@ from .probe import AttentionView, Probe, over_layers
 
 
 class Sinks(Probe):
-    """Causal self-attention. Queries before `skip_queries` positions into their document are left out of the means."""
+    """Attention of any kind. In causal self-attention, queries before `skip_queries` positions into their document are
+    left out of the means; elsewhere the first key is the first of the context, and every query counts."""
 
     name = "sinks"
     metrics: ClassVar = {
@@ -28,16 +30,28 @@ class Sinks(Probe):
 
     def attention(self, view: AttentionView) -> None:
         """One layer: per head, and the layer's mean over heads."""
-        if view.q_BTHK.shape[1] < 2:
+        if min(view.q_BTHK.shape[1], view.k_BSGK.shape[1]) < 2:
             return  # one token: every query is left out, and an importance of 1 says nothing
+        score_gate, score_logits_BSH1 = view.gates.get("scores", (None, None))
         stats = attention_stats(
-            view.q_BTHK, view.k_BSGK, segment_ids_BT=view.segment_ids_BT, sink_logit_H=view.sink_logit_H
+            view.q_BTHK,
+            view.k_BSGK,
+            normaliser=view.normaliser,
+            learned=view.learned,
+            heads=view.heads,
+            is_causal=view.stack is None,
+            window=view.window,
+            segment_ids_BT=view.segment_ids_BT,
+            bias_BHTS=view.bias_BHTS,
+            score_logits_BSH=None if score_logits_BSH1 is None else score_logits_BSH1.squeeze(-1),
+            score_gate=score_gate,
         )
-        # 1/visible keys counts the position within the document: skip the first ones.
-        counted_BT = stats.first_uniform_BT < 1.0 / self.config.skip_queries - 1e-9
+        counted_BT = stats.first_uniform_BT < math.inf
+        if view.stack is None:
+            # 1/visible keys counts the position within the document: skip the first ones.
+            counted_BT = stats.first_uniform_BT < 1.0 / self.config.skip_queries - 1e-9
         counted_BT = counted_BT.expand(view.q_BTHK.shape[0], -1)
-        length = view.q_BTHK.shape[1]
-        where = {"layer": view.layer, "length": length}
+        where = view.where | {"length": view.q_BTHK.shape[1]}
 
         self._heads("first_token_mass", _mean(stats.first_mass_BHT, counted_BT), where)
         uniform_BT = stats.first_uniform_BT.expand_as(counted_BT)
@@ -49,7 +63,7 @@ class Sinks(Probe):
         for threshold in self.config.thresholds:
             is_sink_BH = (stats.importance_BHS[..., 0] > threshold).float()
             self._heads("sink_rate", is_sink_BH, where | {"threshold": threshold})
-        if view.sink_logit_H is not None:
+        if view.normaliser.slot_logits(view.q_BTHK, view.learned or {}) is not None:
             self._heads("sink_slot_mass", _mean(stats.slot_mass_BHT, counted_BT), where)
         norm_BSG = view.v_BSGK.float().norm(dim=-1)
         drain_BG = norm_BSG[:, 0] / norm_BSG[:, 1:].median(dim=1).values

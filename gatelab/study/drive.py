@@ -9,6 +9,8 @@ and each run is still carried out once. What happens next to a run depends on ho
     timeout     left; the next drive resumes it
     failed      left until `retry`: the same configuration would fail again
     disk-full   left, and nothing more is started; the next drive resumes it
+
+A run that starts from another's weights waits until that one has them.
 """
 
 import signal
@@ -163,9 +165,14 @@ class _Driver:
             if len(interrupts) > 1:
                 self._kill(self._running.values())
             while self._pending and not self._halted and len(self._running) < self._executor.slots:
-                self._submit()
-            if not self._running and (interrupts or self._halted or not self._take_back()):
-                return
+                if not self._submit():
+                    break
+            if not self._running:
+                self._drop_orphans()
+                if interrupts or self._halted or not self._take_back():
+                    return
+                if not any(self._is_ready(f) for f in self._pending):
+                    time.sleep(POLL_S)  # another driver is at what these runs start from
             if time.monotonic() > self._look_at:
                 self._take_back()
             for ended in self._executor.poll(POLL_S) if self._running else []:
@@ -212,10 +219,28 @@ class _Driver:
             return micro_batch_of(run, self._execution) is not None
         return state in ("planned", "stopped") or (is_first and state in ("lost", "timeout", "disk-full"))
 
-    def _submit(self) -> None:
-        """Start the next group: pending runs of one cell and arm (one shape) with one micro-batch."""
+    def _is_ready(self, fingerprint: str) -> bool:
+        """Whether the run that this one starts from, if any, has its weights."""
+        source = self._entries[fingerprint].get("init_from")
+        return source is None or self._state_of(self._folder.run(source)) in ledger.FINISHED
+
+    def _drop_orphans(self) -> None:
+        """Leave runs whose source ended without weights; they stay planned, and `retry` of the source frees them."""
+        alive = self._elsewhere | {f for f in self._pending if self._is_ready(f)}
+        while more := {f for f in self._pending if self._entries[f].get("init_from") in alive} - alive:
+            alive |= more
+        for fingerprint in [f for f in self._pending if f not in alive]:
+            self._pending.remove(fingerprint)
+            source = self._entries[fingerprint]["init_from"]
+            state = self._state_of(self._folder.run(source))
+            self._tell("state", fingerprint, "planned", f"not started: it starts from run {source}, which is {state}")
+
+    def _submit(self) -> bool:
+        """Start the next group: pending runs of one cell and arm (one shape) with one micro-batch. False: none is ready."""
         first, group = None, []
         for fingerprint in list(self._pending):
+            if not self._is_ready(fingerprint):
+                continue
             run, entry = self._folder.run(fingerprint), self._entries[fingerprint]
             shape = (entry["cell"], entry["arm"], micro_batch_of(run, self._execution))
             if first not in (None, shape):
@@ -231,7 +256,7 @@ class _Driver:
             if len(group) == self._execution.group:
                 break
         if first is None:
-            return
+            return False
         execution = {**self._execution.model_dump(mode="json"), "micro_batch": first[2] or 0}
         names = tuple(run.fingerprint for run in group)
         task = Task(str(self._folder.path), names, execution, target=self._target, grace_s=self._grace_s)
@@ -240,6 +265,7 @@ class _Driver:
         self._running[self._executor.submit(task)] = _Running(task, group, known, stop_at)
         for name in names:
             self._tell("submitted", name, "running")
+        return True
 
     def _settle(self, ended: Ended) -> None:
         """Close what an ended task left open, and decide how its runs go on."""

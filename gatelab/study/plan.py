@@ -8,7 +8,7 @@ from typing import Any
 from .. import __version__
 from ..config import ConfigError, Run, canonical, fingerprint, override
 from ..data import Source, check_lengths, open_source
-from ..models.sizes import count_parameters, match_d_ff
+from ..models.sizes import count_parameters, match_d_ff, parameter_shapes
 from ..train.cost import run_flops, state_bytes
 from .metrics import choose
 from .study import Arm, Study, label_of
@@ -25,6 +25,7 @@ class Planned:
     fingerprint: str
     n_parameters: int
     remainder: int
+    is_planned_source: bool = False  # whether what it starts from is a run of the same plan
 
     def entry(self, out: Path) -> dict[str, Any]:
         """What study.json keeps; `command` reproduces this one run, given where the study was run."""
@@ -41,6 +42,7 @@ class Planned:
             "tokens": self.run.train.steps * self.run.train.tokens_per_step,
             "flops": run_flops(self.run),
             "state_bytes": state_bytes(self.run),
+            "init_from": self.run.init_from if self.is_planned_source else None,
             "command": f"gatelab train --config {config} --out runs/reproduced",
         }
 
@@ -99,7 +101,9 @@ def make_plan(study: Study) -> Plan:
         ConfigError: parameters that cannot be matched, a text that is too short (`DataError`), listing all.
     """
     runs, sources, problems = [], {}, []
-    for cell, base in study.cells.items():
+    planned: dict[tuple[str, str, int], Planned] = {}
+    for cell in _in_order(study):
+        base = study.cells[cell]
         try:
             source = sources[cell] = open_source(base.data)
             check_lengths(source, base.train.seq_len)
@@ -120,20 +124,52 @@ def make_plan(study: Study) -> Plan:
             n = count_parameters(resolved.model)
             for seed in study.seed_values:
                 run = resolved.model_copy(update={"seed": seed})
-                runs.append(Planned(cell, arm.name, seed, run, fingerprint(run, source.digest), n, n - target))
+                before = study.source_of(cell, arm.name)
+                first = planned.get((*before, seed)) if before else None
+                if first is not None:
+                    problems += [
+                        f"cell {cell}, arm {arm.name}: {p}"
+                        for p in _misfits(first, run)
+                        if seed == study.seed_values[0]
+                    ]
+                    run = run.model_copy(update={"init_from": first.fingerprint})
+                name = fingerprint(run, source.digest)
+                entry = Planned(cell, arm.name, seed, run, name, n, n - target, first is not None)
+                planned[cell, arm.name, seed] = entry
+                runs.append(entry)
     if problems:
         raise ConfigError(problems)
     return Plan(study, runs, sources)
 
 
+def _in_order(study: Study) -> list[str]:
+    """The cells as they stand, each after what it goes on from."""
+    order: list[str] = []
+    for cell in study.cells:
+        chain = [cell]
+        while (source := study.source_of(chain[-1], "")) is not None:
+            chain.append(source[0])
+        order += [c for c in reversed(chain) if c not in order]
+    return order
+
+
+def _misfits(source: Planned, run: Run) -> list[str]:
+    """Weights of the source that this run has in another shape, or not at all."""
+    there, here = parameter_shapes(source.run.model), parameter_shapes(run.model)
+    wrong = [n for n, shape in there.items() if here.get(n) != shape]
+    if not wrong:
+        return []
+    match = "; set match=None, which narrows no weights" if any("mlp" in n for n in wrong) else ""
+    return [
+        f"starts from cell {source.cell}, arm {source.arm}, whose {wrong[0]} has shape {there[wrong[0]]} and here "
+        f"{here.get(wrong[0], 'is not')}{match}"
+    ]
+
+
 def _resolved(base: Run, arm: Arm, source: Source) -> Run:
     run = override(base, arm.changes)
     check_lengths(source, run.train.seq_len)
-    if run.model.vocab_size is not None and run.model.vocab_size < source.vocab_size:
-        raise ConfigError(
-            [f"model.vocab_size={run.model.vocab_size} is less than the data's {source.vocab_size} ids; leave it out"]
-        )
-    return run.model_copy(update={"model": run.model.resolved(source.vocab_size, run.train.seq_len)})
+    return run.resolved(source.vocab_size)
 
 
 def _matched(run: Run, target: int, unit: int) -> Run:

@@ -44,7 +44,7 @@ def remaining_seconds(
         if expected is None:
             return None
         stands = progress[entry["fingerprint"]]
-        left = expected * (1 - stands["step"] / stands["steps"])
+        left = expected * (1 - stands["step"] / max(1, stands["steps"]))
         (running if state == "running" else waiting[shape]).append(left)
     tasks = [max(runs[i : i + group]) for runs in waiting.values() for i in range(0, len(runs), group)]
     return _makespan(running, tasks, slots, group)
@@ -59,7 +59,7 @@ def _progress(folder: StudyFolder, fingerprint: str) -> dict[str, float]:
 
 def _trained(progress: dict[str, float]) -> float:
     """The share of a run's steps that its `seconds` were spent on."""
-    return (progress["step"] - progress["first_step"]) / progress["steps"]
+    return (progress["step"] - progress["first_step"]) / max(1, progress["steps"])
 
 
 def _rates(entries: list[dict[str, Any]], whole: dict[str, float]) -> dict[tuple[str, ...], float]:
@@ -68,7 +68,7 @@ def _rates(entries: list[dict[str, Any]], whole: dict[str, float]) -> dict[tuple
     for entry in entries:
         if entry["fingerprint"] in whole:
             for key in _kin(entry):
-                samples[key].append(whole[entry["fingerprint"]] / entry["flops"])
+                samples[key].append(whole[entry["fingerprint"]] / max(1, entry["flops"]))
     return {key: mean(values) for key, values in samples.items()}
 
 

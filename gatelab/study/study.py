@@ -69,6 +69,9 @@ class Study:
         primary: metrics (docs/metrics.md) that form the family of the false-discovery control.
         equivalence: bounds within which a difference counts as nothing, by metric; see study/metrics.py for defaults.
         about: a sentence a cell for the page.
+        follows: cells that go on from others, `{cell: source}`: each of its runs starts from the weights of the same arm
+            and seed in the source; `{cell: (source, arm)}`: of that arm, whichever its own is (a gate inserted later).
+            Where arms differ in gates, set match to None: narrowed weights do not fit.
         execution: how the runs are carried out unless the command line says otherwise.
 
     Raises:
@@ -85,6 +88,7 @@ class Study:
     primary: tuple[str, ...] = ("val_loss", "first_token_mass", "value_drain", "massive_max")
     equivalence: dict[str, float] = field(default_factory=dict)
     about: dict[str, str] = field(default_factory=dict)
+    follows: dict[str, str | tuple[str, str]] = field(default_factory=dict)
     execution: Execution = field(default_factory=Execution)
 
     def __post_init__(self) -> None:
@@ -99,6 +103,7 @@ class Study:
             problems.append(f"match_unit={self.match_unit}: expected 1 or more")
         problems += _seed_problems(self.seeds)
         problems += [f"about: no cell {n!r}{nearest(n, list(self.cells))}" for n in self.about if n not in self.cells]
+        problems += _follow_problems(self)
         for cell, run in self.cells.items():
             problems += _arm_problems(cell, run, self.arms)
         try:
@@ -118,6 +123,11 @@ class Study:
         """The seeds, written out."""
         return tuple(range(self.seeds)) if isinstance(self.seeds, int) else tuple(self.seeds)
 
+    def source_of(self, cell: str, arm: str) -> tuple[str, str] | None:
+        """The cell and arm whose weights an arm of a cell starts from; None: it starts afresh."""
+        source = self.follows.get(cell)
+        return (source, arm) if isinstance(source, str) else source
+
     def changed(self, assignments: dict[str, list[Any]]) -> "Study":
         """The study with `key=value` words applied.
 
@@ -128,6 +138,8 @@ class Study:
             ConfigError: listing every mistake; a key that no cell has is one.
         """
         known = {path for arm in self.arms for path in arm.changes}
+        if "model.gate" in known:
+            known.add("model.preset")  # a name for what these arms are
         of_execution = {p: v for p, v in assignments.items() if p.startswith("execution.")}
         of_arms = {p: v for p, v in assignments.items() if p in known}
         of_cells = {p: v for p, v in assignments.items() if p not in {"seed", *of_execution, *of_arms}}
@@ -150,6 +162,9 @@ class Study:
         if problems:
             raise ConfigError(list(dict.fromkeys(problems)))
         about = {name: self.about[cell.origin] for name, cell in cells.items() if cell.origin in self.about}
+        if self.follows and set(cells) != set(self.cells):
+            split = ", ".join(path for path, values in of_cells.items() if len(values) > 1)
+            raise ConfigError([f"{split}: takes one value, since cells of this study go on from one another"])
         return replace(self, cells={name: cell.run for name, cell in cells.items()}, about=about, **fields)
 
 
@@ -162,10 +177,14 @@ class _Cell:
 
 
 def _changed_cells(cells: dict[str, _Cell], assignments: dict[str, list[Any]], *, kinds: bool) -> dict[str, _Cell]:
-    """The cells with all assignments applied together to those that have the keys: first, as another step, those that
-    choose a `kind`, since it decides which keys there are."""
+    """The cells with all assignments applied together to those that have the keys: first, as another step, all but the
+    parts of a union whose `kind` is chosen here, since the kind decides which parts there are."""
     unions = {path.removesuffix(".kind") for path in keys(Run) if path.endswith(".kind")}
-    chosen = {p: v for p, v in assignments.items() if (p.removesuffix(".kind") in unions) == kinds}
+    decided = {f"{p.removesuffix('.kind')}." for p in assignments if p.removesuffix(".kind") in unions}
+    if "model.preset" in assignments:
+        decided |= {f"{union}." for union in unions if union.startswith("model.")}  # a preset may choose a kind
+    parts = {p for p in assignments if not p.endswith(".kind") and p.startswith(tuple(decided))}
+    chosen = {p: v for p, v in assignments.items() if (p not in parts) == kinds}
     n = len(cells) * prod(len(values) for values in chosen.values())
     if n > MOST_RUNS:
         raise ConfigError([f"{n} cells; a study has at most {MOST_RUNS} runs"])
@@ -260,6 +279,31 @@ def _seed_problems(seeds: int | tuple[int, ...]) -> list[str]:
         except ConfigError as error:
             problems += error.problems
     return problems + [f"seeds: {seed} is there twice" for seed, n in Counter(seeds).items() if n > 1]
+
+
+def _follow_problems(study: Study) -> list[str]:
+    """Cells that go on from what is not there, or from themselves."""
+    problems, arms = [], [a.name for a in study.arms]
+    for cell in study.follows:
+        if cell not in study.cells:
+            problems.append(f"follows: no cell {cell!r}{nearest(cell, list(study.cells))}")
+            continue
+        source, arm = study.source_of(cell, arms[0])
+        if source not in study.cells:
+            problems.append(
+                f"follows: {cell} goes on from {source!r}, which is no cell{nearest(source, list(study.cells))}"
+            )
+        if arm not in arms:
+            problems.append(f"follows: {cell} goes on from arm {arm!r}, which is none{nearest(arm, arms)}")
+        if study.cells[cell].init_from is not None:
+            problems.append(f"follows: {cell} has an init_from of its own; keep one")
+        seen = {cell}
+        while source in study.follows and source not in seen:
+            seen.add(source)
+            source, _ = study.source_of(source, arms[0])
+        if source in seen:
+            problems.append(f"follows: {cell} goes on from itself, in the end")
+    return problems
 
 
 def _arm_problems(cell: str, run: Run, arms: tuple[Arm, ...]) -> list[str]:

@@ -75,7 +75,7 @@ def pack(model: nn.Module, optimizer: torch.optim.Optimizer, prefix: str) -> dic
 
 
 def unpack(
-    model: nn.Module, optimizer: torch.optim.Optimizer | None, tensors: dict[str, Tensor], prefix: str, path: Path
+    model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], prefix: str, path: Path
 ) -> None:
     """Load what `pack` gave, in place.
 
@@ -97,18 +97,42 @@ def unpack(
             )
         with torch.no_grad():
             parameter.copy_(stored)
-        if optimizer is not None:
-            keys = [k for k in ("step", "exp_avg", "exp_avg_sq") if f"{prefix}optim.{k}.{name}" in tensors]
-            if keys:
-                optimizer.state[parameter] = {k: tensors[f"{prefix}optim.{k}.{name}"].clone() for k in keys}
+        keys = [k for k in ("step", "exp_avg", "exp_avg_sq") if f"{prefix}optim.{k}.{name}" in tensors]
+        if keys:
+            optimizer.state[parameter] = {k: tensors[f"{prefix}optim.{k}.{name}"].clone() for k in keys}
 
 
 def load_weights(model: nn.Module, path: Path) -> int:
     """Load the final weights of a run, in place; returns the step they belong to.
 
+    The model may have gates, registers and what a normaliser learns besides: these keep the values they have (a gate
+    inserted into a finished model).
+
     Raises:
-        CheckpointError: as `read_tensors` and `unpack` do.
+        CheckpointError: as `read_tensors` does, and when any other weight is missing, has another shape, or is none of
+            the model's, naming the first three.
     """
     tensors, state = read_tensors(path)
-    unpack(model, None, {f"model.{name}": t for name, t in tensors.items()}, "", path)
+    own = dict(model.named_parameters())
+    problems = [f"{name} is no parameter here" for name in tensors if name not in own]
+    for name, parameter in own.items():
+        stored = tensors.get(name)
+        if stored is None and not _may_be_inserted(name):
+            problems.append(f"{name} is missing, expected {tuple(parameter.shape)}")
+        elif stored is not None and stored.shape != parameter.shape:
+            problems.append(f"{name} has shape {tuple(stored.shape)}, expected {tuple(parameter.shape)}")
+    if problems:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise CheckpointError(
+            f"{path}: {'; '.join(problems[:3])}{more}: it belongs to another model; take the configuration of its run, "
+            f"to which only gates, registers and a normaliser may be added"
+        )
+    with torch.no_grad():
+        for name, stored in tensors.items():
+            own[name].copy_(stored)
     return state["step"]
+
+
+def _may_be_inserted(name: str) -> bool:
+    parts = name.split(".")
+    return "gates" in parts or "sink" in parts or parts[-1].endswith("registers_RD")

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..config.run import Execution, Run
 from ..data import Source, open_source
 from ..models import build_model
-from ..models.decoder import Decoder
+from ..models.model import Model
 from .checkpoint import pack, unpack
 from .optim import build_optimizer
 from .parallel import Ranks, join
@@ -25,7 +25,7 @@ class Member:
 
     run: Run
     source: Source
-    model: Decoder
+    model: Model
     optimizer: torch.optim.AdamW
     losses: list[float] = field(default_factory=list)
     alive: bool = True
@@ -39,7 +39,8 @@ class Group:
         execution: device, threads, micro-batch, compilation.
 
     Raises:
-        ValueError: runs of different shapes; a device that is not there.
+        ValueError: runs of different shapes; a device that is not there; compilation together with `optim.qk_clip`, whose
+            hooks compiled code leaves out.
     """
 
     def __init__(self, runs: list[Run], execution: Execution | None = None):
@@ -49,8 +50,15 @@ class Group:
         runs = [resolve(run) for run in runs]
         first = runs[0]
         for run in runs[1:]:
-            if run.model != first.model or run.train != first.train:
-                raise ValueError("runs of a group must share model and train; these differ: put them into two groups")
+            if any(getattr(run, name) != getattr(first, name) for name in ("model", "objective", "train")):
+                raise ValueError(
+                    "runs of a group must share model, objective and train; these differ: put them into two groups"
+                )
+        if self.execution.compile == "on" and any(run.optim.qk_clip is not None for run in runs):
+            raise ValueError(
+                "optim.qk_clip reads attention logits by hooks, which compiled code leaves out; set "
+                "execution.compile=auto, which then does not compile, or off"
+            )
         self.dtype = pick_dtype(first.train.precision, self.device)
         self.members = [self._member(run) for run in runs]
         self.step = 0
@@ -67,7 +75,9 @@ class Group:
 
     @property
     def is_compiled(self) -> bool:
-        return self.execution.compile == "on" or (self.execution.compile == "auto" and self.device.type == "cuda")
+        if self.execution.compile == "auto":
+            return self.device.type == "cuda" and all(m.run.optim.qk_clip is None for m in self.members)
+        return self.execution.compile == "on"
 
     def facts(self) -> dict[str, Any]:
         """What was really used, for the run's environment.json."""
@@ -78,7 +88,7 @@ class Group:
             "device": name,
             "compute_dtype": str(self.dtype).removeprefix("torch."),
             "compiled": self.is_compiled,
-            "attention": choose("auto"),
+            "attention": choose("auto", self.run.model.softmax),
             "threads": torch.get_num_threads(),
             "micro_batch": self.micro_batch,
             "processes": self.ranks.world,
@@ -102,9 +112,11 @@ class Group:
         self.step = state["step"]
 
     def _member(self, run: Run) -> Member:
+        source = open_source(run.data)
+        run = run.resolved(source.vocab_size)
         model = build_model(run.model, seed=run.seed).to(self.device)
         model.compute_dtype = self.dtype
-        return Member(run, open_source(run.data), model, build_optimizer(model, run.optim))
+        return Member(run, source, model, build_optimizer(model, run.optim))
 
 
 def resolve(run: Run) -> Run:
@@ -117,8 +129,7 @@ def resolve(run: Run) -> Run:
         run.model.n_kv_heads,
     ):
         return run
-    model = run.model.resolved(open_source(run.data).vocab_size, run.train.seq_len)
-    return run.model_copy(update={"model": model})
+    return run.resolved(open_source(run.data).vocab_size)
 
 
 def pick_device(name: str) -> torch.device:

@@ -7,15 +7,18 @@ for step in train(group):
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
 
 from ..config.run import Run
-from ..data import Batch
+from ..data import IGNORED, Batch, objective_batch
+from ..nn.moe import Routing
 from ..record import Step
 from .group import Group, Member
-from .objectives import IGNORED, next_token_loss
+from .objectives import choices, router_loss, target_loss
+from .qk_clip import clip_queries, largest_logits
 from .schedule import learning_rate
 
 Loss = Callable[..., Tensor]
@@ -29,7 +32,7 @@ def train(group: Group | Run) -> Iterator[Step]:
     """
     group = Group([group]) if isinstance(group, Run) else group
     steps = group.run.train.steps
-    loss_function = torch.compile(next_token_loss, dynamic=False) if group.is_compiled else next_token_loss
+    loss_function = torch.compile(target_loss, dynamic=False) if group.is_compiled else target_loss
     batches = [_batch(group, m) for m in group.members]
     while group.step < steps and any(m.alive for m in group.members):
         index = group.step
@@ -55,20 +58,46 @@ def train(group: Group | Run) -> Iterator[Step]:
 
 
 def _optimise(group: Group, member: Member, batch: "DeviceBatch", rate: float, loss_function: Loss) -> Tensor:
-    """One optimiser step; returns (loss, gradient norm) on the device."""
+    """One optimiser step; returns (cross-entropy, gradient norm) on the device."""
+    optim = member.run.optim
     member.optimizer.zero_grad(set_to_none=True)
-    total = torch.zeros((), device=group.device)
-    for inputs_BT, targets_BT, segment_ids_BT in batch.micro_batches(group.micro_batch):
-        loss = loss_function(member.model, inputs_BT, targets_BT, segment_ids_BT) / batch.n_targets
-        loss.backward()
-        total = total + loss.detach()
+    with nullcontext({}) if optim.qk_clip is None else largest_logits(member.model) as logits_H:
+        total = _backward(group, member, batch, loss_function)
     group.ranks.sum_(total)
     group.ranks.sum_gradients(member.model)
-    norm = torch.nn.utils.clip_grad_norm_(member.model.parameters(), member.run.optim.clip or math.inf)
+    norm = torch.nn.utils.clip_grad_norm_(member.model.parameters(), optim.clip or math.inf)
     for parameters in member.optimizer.param_groups:
         parameters["lr"] = rate
     member.optimizer.step()
+    if optim.qk_clip is not None:
+        clip_queries(logits_H, optim.qk_clip, group.ranks)
     return torch.stack([total, norm])
+
+
+def _backward(group: Group, member: Member, batch: "DeviceBatch", loss_function: Loss) -> Tensor:
+    """Gradients of this rank's share; returns its part of the mean cross-entropy, without the routers' losses.
+
+    How often each expert was chosen is counted over the global batch ("Demons in the Detail", arXiv 2501.11873), which
+    several micro-batches know only when all have been seen: then every one is run forward twice, first without gradient.
+    """
+    model, moe, parts = member.model, member.run.model.moe, list(batch.micro_batches(group.micro_batch))
+    chosen = None
+    if moe is not None and len(parts) > 1:
+        passes: list[list[Routing]] = [[] for _ in parts]
+        with torch.no_grad():
+            for part, routed in zip(parts, passes, strict=True):
+                loss_function(model, *part, routed)
+        chosen = choices(passes, group.ranks)
+    total = torch.zeros((), device=group.device)
+    for part in parts:
+        routed = None if moe is None else []
+        loss = loss_function(model, *part, routed) / batch.n_targets
+        total = total + loss.detach()
+        if moe is not None:
+            chosen = choices([routed], group.ranks) if chosen is None else chosen
+            loss = loss + router_loss(routed, moe, chosen)
+        loss.backward()
+    return total
 
 
 class DeviceBatch:
@@ -77,20 +106,19 @@ class DeviceBatch:
     def __init__(self, batch: Batch, group: Group):
         share = group.ranks.share(batch.inputs_BT.shape[0])
         self.n_targets = int((batch.targets_BT != IGNORED).sum())
-        arrays = (batch.inputs_BT, batch.targets_BT, batch.segment_ids_BT)
+        arrays = (batch.inputs_BT, batch.targets_BT, batch.segment_ids_BT, batch.decoder_inputs_BT)
         self.tensors = [None if a is None else _to(a[share], group.device) for a in arrays]
 
-    def micro_batches(self, size: int) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
-        """Slices of at most `size` sequences."""
-        inputs_BT, targets_BT, segment_ids_BT = self.tensors
-        for i in range(0, inputs_BT.shape[0], size):
-            part = slice(i, i + size)
-            yield inputs_BT[part], targets_BT[part], None if segment_ids_BT is None else segment_ids_BT[part]
+    def micro_batches(self, size: int) -> Iterator[tuple[Tensor | None, ...]]:
+        """Inputs, targets, segment ids and a decoder's inputs of at most `size` sequences at a time."""
+        for i in range(0, self.tensors[0].shape[0], size):
+            yield tuple(None if t is None else t[i : i + size] for t in self.tensors)
 
 
 def _batch(group: Group, member: Member) -> DeviceBatch:
-    t = member.run.train
-    return DeviceBatch(member.source.train_batch(member.run.seed, group.step, t.batch_size, t.seq_len), group)
+    run, t = member.run, member.run.train
+    objective = run.resolved_objective
+    return DeviceBatch(objective_batch(member.source, objective, run.seed, group.step, t.batch_size, t.seq_len), group)
 
 
 def _to(array: object, device: torch.device) -> Tensor:

@@ -1,15 +1,67 @@
-"""Losses. Next-token cross-entropy, so far."""
+"""Losses: the cross-entropy of what any architecture says about a batch, and what an experts' router adds to it.
 
+Notable: all are sums over a part of a batch divided by numbers of the whole, so that micro-batches and ranks add up.
+"""
+
+from dataclasses import dataclass
+
+import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-IGNORED = -100  # a target that does not count
+from ..config.moe import MoE
+from ..data import IGNORED
+from ..models.model import Model
+from ..nn.moe import Routing, router_losses
+from .parallel import Ranks
 
 
-def next_token_loss(model: nn.Module, inputs_BT: Tensor, targets_BT: Tensor, segment_ids_BT: Tensor | None) -> Tensor:
-    """Sum over positions of the cross-entropy in nats, float32; targets of −100 do not count."""
-    logits_BTV = model(inputs_BT, segment_ids_BT=segment_ids_BT)
+def logits_of(
+    model: Model,
+    inputs_BT: Tensor,
+    segment_ids_BT: Tensor | None = None,
+    decoder_inputs_BT: Tensor | None = None,
+    routed: list[Routing] | None = None,
+) -> Tensor:
+    """Logits for every target of a batch, of a model of any architecture; a decoder's inputs are for one of two stacks."""
+    if decoder_inputs_BT is None:
+        return model(inputs_BT, segment_ids_BT=segment_ids_BT, routed=routed)
+    return model(inputs_BT, decoder_inputs_BT, routed=routed)
+
+
+def target_loss(
+    model: Model,
+    inputs_BT: Tensor,
+    targets_BT: Tensor,
+    segment_ids_BT: Tensor | None = None,
+    decoder_inputs_BT: Tensor | None = None,
+    routed: list[Routing] | None = None,
+) -> Tensor:
+    """Sum over targets of the cross-entropy in nats, float32; targets that are IGNORED do not count."""
+    logits_BTV = logits_of(model, inputs_BT, segment_ids_BT, decoder_inputs_BT, routed)
     # The log-sum-exp over the vocabulary needs float32.
     return F.cross_entropy(
         logits_BTV.flatten(0, 1).float(), targets_BT.flatten(), ignore_index=IGNORED, reduction="sum"
     )
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What the routers chose in the global batch: choices of each expert, and tokens, a layer."""
+
+    counts_LX: Tensor
+    n_tokens_L: tuple[int, ...]
+
+
+def choices(passes: list[list[Routing]], ranks: Ranks) -> Choices:
+    """The sum over one forward pass each of this rank's micro-batches, and over all ranks."""
+    counts_LX = torch.stack([torch.stack([r.counts_X for r in routed]) for routed in passes]).sum(dim=0)
+    ranks.sum_(counts_LX)
+    n_tokens_L = tuple(ranks.world * sum(r.n_tokens for r in layer) for layer in zip(*passes, strict=True))
+    return Choices(counts_LX, n_tokens_L)
+
+
+def router_loss(routed: list[Routing], moe: MoE, chosen: Choices) -> Tensor:
+    """A micro-batch's part of the load-balancing loss and the z-loss, times their coefficients (arXiv 2501.11873)."""
+    balance, z = router_losses(routed, moe, chosen.counts_LX, chosen.n_tokens_L)
+    return moe.balance * balance + moe.z * z

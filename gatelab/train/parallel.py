@@ -38,6 +38,11 @@ class Ranks:
         if self.world > 1:
             torch.distributed.all_reduce(values)
 
+    def max_(self, values: Tensor) -> None:
+        """The largest of all ranks, in place, element by element."""
+        if self.world > 1:
+            torch.distributed.all_reduce(values, torch.distributed.ReduceOp.MAX)
+
     def wait(self) -> None:
         """Until every rank is here."""
         if self.world > 1:

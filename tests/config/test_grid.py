@@ -6,6 +6,7 @@ from gatelab.config import (
     BigramBackcopy,
     ConfigError,
     Execution,
+    ModelConfig,
     Run,
     SinkLogit,
     Text,
@@ -133,3 +134,82 @@ def test_an_unknown_key_is_answered_with_those_that_exist(key: str, says: str):
 def test_the_keys_of_an_execution_carry_its_name():
     with pytest.raises(ConfigError, match=r"^execution.slot: no such key; .*did you mean 'slots'"):
         override(Execution(), {"slot": 1}, "execution.")
+
+
+def test_a_preset_is_the_fields_it_changes():
+    changed = override(Run(), {"model.preset": "marin/two-sigmoid"})
+    spelled = {"model.gate": "sdpa-headwise-two_sigmoid-init=1", "model.output_map": "xsa"}
+    assert changed == override(Run(), spelled) != Run()
+    assert override(ModelConfig(), {"preset": "marin/two-sigmoid"}) == changed.model
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model.preset": "qwen3-next", "model.gate": "none"},
+        {"model.preset": "gpt-oss", "model.softmax": "softmax"},
+        {"model.preset": "gpt-oss", "model.softmax.kind": "softmax"},
+        {"model.preset": "xsa", "model.output_map": "none"},
+        {"model.preset": "none"},
+        {"model.preset": None},
+        {"model.preset": "paper/base"},
+    ],
+)
+@pytest.mark.parametrize("is_backwards", [False, True])
+def test_what_is_stated_beside_a_preset_wins(change: dict, is_backwards: bool):
+    change = dict(reversed(change.items())) if is_backwards else change
+    assert override(Run(), change) == Run()
+
+
+def test_the_settings_of_a_kind_that_a_preset_chooses_may_be_stated():
+    changed = override(Run(), {"model.preset": "bondarenko/clipped-softmax", "model.softmax.gamma": -0.1})
+    assert (changed.model.softmax.kind, changed.model.softmax.gamma) == ("clipped", -0.1)
+
+
+def test_a_relative_control_changes_the_model_as_it_is_stated():
+    change = {"model.preset": "paper/q48", "model.n_heads": 8, "model.d_model": 64, "model.gate": "value-headwise"}
+    model = override(Run(), change).model
+    assert (model.n_heads, model.head_dim, model.gate[0].slug) == (12, 8, "value-headwise")
+    change = {"preset": "paper/more-experts", "moe": {"n_experts": 8, "top_k": 2, "d_expert": 32}, "moe.top_k": 3}
+    moe = override(ModelConfig(), change).moe
+    assert (moe.n_experts, moe.top_k, moe.d_expert) == (12, 7, 32)
+
+
+def test_presets_are_the_values_of_an_axis():
+    (path, names), *_ = parse_assignments(["model.preset=[none,paper/base,paper/g1-elementwise]"]).items()
+    gates = [override(Run(), change).model.gate for change in vary(path, names)]
+    assert [len(g) for g in gates] == [0, 0, 1] and gates[2][0].slug == "sdpa-elementwise"
+
+
+def test_a_run_accepts_a_preset_where_it_has_a_model():
+    assert accepts(Run(), "model.preset") and accepts(ModelConfig(), "preset")
+    assert not accepts(Run(), "preset") and not accepts(Run(), "optim.preset")
+
+
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        ({"model.preset": "qwen3-nxt"}, "did you mean 'qwen3-next'?"),
+        ({"model.preset": 3}, "model.preset=3: no such preset"),
+        ({"model.preset": ["xsa"]}, "no such preset"),
+        ({"preset": "xsa"}, "did you mean 'model.preset'?"),
+        ({"model.prest": "xsa"}, "did you mean 'model.preset'?"),
+        ({"optim.preset": "xsa"}, "optim.preset: no such key"),
+        ({"model.preset": "paper/kv8"}, "model.preset='paper/kv8': the kv heads are doubled"),
+        ({"model.preset": "paper/q48", "model.n_heads": 7}, "not a multiple of n_heads=7"),
+    ],
+)
+def test_a_preset_that_is_not_there_is_refused_in_one_sentence(change: dict, says: str):
+    with pytest.raises(ConfigError) as caught:
+        override(Run(), change)
+    (problem,) = caught.value.problems
+    assert says in problem
+
+
+def test_a_wrong_preset_hides_no_other_mistake():
+    with pytest.raises(ConfigError) as caught:
+        override(Run(), {"model.preset": "qwen4", "optim.lrr": 1, "model.d_modle": 3})
+    assert len(caught.value.problems) == 3
+    with pytest.raises(ConfigError) as caught:
+        override(Run(), {"model.preset": "paper/q48", "model.gate": "sdpa", "model.d_model": "wide"})
+    assert len(caught.value.problems) == 2

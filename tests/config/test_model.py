@@ -32,6 +32,28 @@ def test_what_is_stated_is_not_derived():
         ({"n_layers": 10**6}, "n_layers=1000000"),
         ({"d_model": 10**12}, "d_model=1000000000000"),
         ({"softmax": "sink"}, "'sink-logit'"),
+        ({"arch": "decodr"}, "did you mean 'decoder'?"),
+        ({"output_map": "xsaa"}, "did you mean 'xsa'?"),
+        ({"global_every": 2}, "global_every=2 needs a window"),
+        ({"window": 0}, "window=0"),
+        ({"kv_experts": "v-2top4"}, "4 of 2 experts cannot be active; take 2 at most"),
+        ({"kv_experts": "q-2top2"}, "expected v-<experts>top<active> or kv-…"),
+        ({"moe": {"n_experts": 4, "top_k": 2, "d_expert": 8}, "mlp": "relu"}, "leave out mlp and d_ff"),
+        ({"cross_gate": "sdpa-headwise"}, "cross_gate belongs to arch=encoder-decoder"),
+        ({"arch": "encoder", "n_encoder_layers": 2}, "n_encoder_layers belongs to arch=encoder-decoder"),
+        ({"gate": "sdpa-headwise-first:300"}, "d_model=256 has no more; take fewer"),
+        (
+            {"d_model": 10, "n_heads": 4, "head_dim": 2, "gate": "sdpa-headwise-head_slice"},
+            "does not divide into 4 slices",
+        ),
+        ({"arch": "encoder", "gate": "scores-headwise-forget"}, "this attention is not causal"),
+        (
+            {"gate": "sdpa-headwise-lse", "output_map": "xsa"},
+            "belongs to the softmax and comes before output_map='xsa'",
+        ),
+        ({"arch": "encoder-decoder", "gate": "scores-headwise-forget"}, "this attention is not causal"),
+        ({"arch": "encoder-decoder", "gate": "vga/output"}, "cross-attention does not have; state another cross_gate"),
+        ({"arch": "encoder-decoder", "encoder_gate": "sdpa-headwise+sdpa-elementwise"}, "two gates at site 'sdpa'"),
     ],
 )
 def test_a_model_that_cannot_be_is_refused(fields: dict, says: str):
@@ -39,6 +61,24 @@ def test_a_model_that_cannot_be_is_refused(fields: dict, says: str):
         validate(ModelConfig, fields)
     (problem,) = caught.value.problems
     assert says in problem
+
+
+def test_a_gate_that_one_attention_cannot_have_may_be_another_one_s():
+    forgets = ModelConfig(
+        arch="encoder-decoder", gate="scores-headwise-forget", cross_gate="none", encoder_gate="sdpa-headwise-value"
+    )
+    encoder, decoder = forgets.architecture.stacks
+    assert [g.slug for g in forgets.gates(decoder)] == ["scores-headwise-forget"]
+    assert forgets.gates(decoder, is_cross=True) == ()
+    assert [g.slug for g in forgets.gates(encoder)] == ["sdpa-headwise-value"]
+    assert validate(ModelConfig, canonical(forgets)) == forgets
+
+
+def test_an_encoder_decoder_has_one_gate_everywhere_unless_it_says_otherwise():
+    model = ModelConfig(arch="encoder-decoder", gate="sdpa-headwise", n_layers=3, n_encoder_layers=2)
+    encoder, decoder = model.architecture.stacks
+    assert model.gates(encoder) == model.gates(decoder) == model.gates(decoder, is_cross=True) == model.gate
+    assert (model.depth(encoder), model.depth(decoder)) == (2, 3)
 
 
 def test_odd_heads_are_fine_without_rope():

@@ -7,11 +7,15 @@ import pytest
 from gatelab.config import (
     BigramBackcopy,
     ConfigError,
+    Continuation,
     Execution,
+    MaskedTokens,
     ModelConfig,
+    NextToken,
     OptimConfig,
     ProbeConfig,
     Run,
+    SpanCorruption,
     Text,
     TrainConfig,
     canonical,
@@ -26,6 +30,9 @@ TOY = Run(
     data=BigramBackcopy(vocab_size=16),
     train=TrainConfig(tokens=1000, batch_size=4, seq_len=8),
 )
+
+PACKED = {"kind": "text", "document_mask": True}
+LONG = {"kind": "span-corruption", "share": 0.9, "mean_span": 1.0}  # the decoder reads 9 tokens of 8
 
 
 def name(**changes: object) -> str:
@@ -62,10 +69,78 @@ def test_the_name_of_a_run_never_changes():
         {"data__process_seed": 1},
         {"probe__times": 5},
         {"init_from": "0123456789ab"},
+        {"optim__qk_clip": 100.0},
     ],
 )
 def test_what_determines_the_result_is_in_the_name(change: dict):
     assert name(**change) != name()
+
+
+def of(arch: str, **changes: object) -> Run:
+    """A run of the same tokens and another architecture, not resolved."""
+    return Run(
+        **{"model": {"arch": arch, "d_model": 16, "n_heads": 2}, "data": TOY.data, "train": TOY.train, **changes}
+    )
+
+
+ARCHITECTURES = {"decoder": NextToken(), "encoder": MaskedTokens(), "encoder-decoder": SpanCorruption()}
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_the_objective_of_an_architecture_has_one_name_stated_or_not(arch: str):
+    stated = of(arch, objective=ARCHITECTURES[arch].kind)
+    assert stated.objective == stated.resolved_objective == of(arch).resolved_objective == ARCHITECTURES[arch]
+    assert of(arch).objective is None
+    assert fingerprint(stated.resolved(17), "") == fingerprint(of(arch).resolved(17), "")
+
+
+def test_every_other_objective_has_a_name_of_its_own():
+    objectives = [
+        None,
+        SpanCorruption(share=0.5),
+        SpanCorruption(mean_span=2.0),
+        Continuation(),
+        Continuation(share=0.25),
+    ]
+    assert len({fingerprint(of("encoder-decoder", objective=o), "") for o in objectives}) == len(objectives)
+    assert fingerprint(of("encoder", objective=MaskedTokens(share=0.3)), "") != fingerprint(of("encoder"), "")
+
+
+def test_an_objective_is_stored_with_its_kind():
+    run = of("encoder-decoder", objective=Continuation(share=0.25))
+    assert canonical(run)["objective"] == {"kind": "continuation", "share": 0.25}
+    assert validate(Run, json.loads(json.dumps(canonical(run)))) == run
+    assert canonical(of("encoder"))["objective"] is None
+
+
+@pytest.mark.parametrize(
+    "arch, objective, vocab_size, max_seq_len",
+    [
+        ("decoder", None, 17, 8),
+        ("encoder", MaskedTokens(share=0.5), 18, 8),
+        # Half of 8 tokens in two spans: two sentinels, the final one, the start.
+        ("encoder-decoder", SpanCorruption(share=0.5, mean_span=2.0), 21, 8),
+        ("encoder-decoder", SpanCorruption(share=0.9, mean_span=1.0), 20, 9),
+        ("encoder-decoder", Continuation(share=0.1), 17, 8),
+    ],
+)
+def test_a_model_has_room_for_what_its_objective_makes(arch, objective, vocab_size: int, max_seq_len: int):
+    model = of(arch, objective=objective).resolved(17).model
+    assert (model.vocab_size, model.max_seq_len, model.head_dim) == (vocab_size, max_seq_len, 8)
+
+
+def test_a_resolved_run_is_resolved_to_itself():
+    run = of("encoder-decoder").resolved(17)
+    assert run.resolved(17) == run
+
+
+def test_a_vocabulary_without_room_for_the_objectives_ids_is_refused():
+    with pytest.raises(
+        ConfigError, match=r"model.vocab_size=17 is less than the data's 17 ids and the 1 that 'masked' adds"
+    ):
+        override(of("encoder"), {"model.vocab_size": 17}).resolved(17)
+    with pytest.raises(ConfigError, match=r"model.vocab_size=16 is less than the data's 17 ids; leave it out"):
+        override(of("decoder"), {"model.vocab_size": 16}).resolved(17)
 
 
 def test_a_default_spelled_out_is_the_same_run():
@@ -116,6 +191,25 @@ def test_the_stored_form_gives_the_run_back():
         ({"seed": -1}, "seed=-1"),
         ({"seed": 2**32}, "seed=4294967296"),
         ({"init_from": "../../x"}, "init_from"),
+        ({"objective": "maskd"}, "'next-token', 'masked', 'span-corruption', 'continuation'; did you mean 'masked'?"),
+        ({"objective": "masked"}, "'masked' does not train arch='decoder', which takes 'next-token'; change one"),
+        ({"model.arch": "encoder-decoder", "objective": "next-token"}, "takes 'span-corruption' or 'continuation'"),
+        ({"model.arch": "encoder", "objective": {"kind": "masked", "shar": 0.3}}, "did you mean 'share'?"),
+        ({"model.arch": "encoder", "objective": {"kind": "masked", "share": 0}}, "objective.share=0"),
+        ({"model.arch": "encoder-decoder", "data": PACKED}, "two sequences of 'span-corruption' are not cut alike"),
+        ({"model.registers": 2, "data": PACKED}, "model.registers=2 belong to no document"),
+        (
+            {"model.arch": "encoder-decoder", "objective": LONG, "model.max_seq_len": 8},
+            "of 9 tokens, longer than the rope",
+        ),
+        ({"model.arch": "encoder-decoder", "objective": "continuation", "probe.skip_queries": 5}, "no query of the 5"),
+        ({"optim.qk_clip": 0}, "optim.qk_clip=0"),
+        ({"optim.qk_clip": 100, "model.qk_norm": "rms"}, "which model.qk_norm='rms' scales back"),
+        ({"optim.qk_clip": 100, "model.gate": "query-headwise-add"}, "gate query-headwise-add adds to the queries"),
+        (
+            {"optim.qk_clip": 100, "model.arch": "encoder-decoder", "model.cross_gate": "query-headwise-add"},
+            "gate query-headwise-add adds to the queries",
+        ),
     ],
 )
 def test_a_run_that_cannot_be_is_refused(change: dict, says: str):

@@ -23,6 +23,13 @@ ARMS = [
     {"qk_norm": "rms"},
     {"n_layers": 3},
     {"positions": "learned"},
+    {"positions": "relative"},
+    {"registers": 2},
+    {"norm": "gated-rms", "norm_rank": 3},
+    {"softmax": "key-bias"},
+    {"softmax": "differential"},
+    {"gate": "sdpa-headwise-head_slice-mlp=1/2-bias+key-elementwise-rank=2+scores-headwise-forget-bias"},
+    {"arch": "encoder-decoder", "gate": "sdpa-headwise", "n_encoder_layers": 1},
 ]
 
 
@@ -67,6 +74,32 @@ def test_the_same_seed_gives_the_same_values() -> None:
     assert all(torch.equal(p, q) for p, q in zip(weights(3).values(), weights(3).values(), strict=True))
 
 
+@pytest.mark.parametrize("init", ["normal", "fan-in"])
+@pytest.mark.parametrize(
+    "kind", [*ARMS, {"kv_experts": "kv-3top2"}, {"moe": {"n_experts": 3, "top_k": 2, "d_expert": 8, "n_shared": 1}, "d_ff": None}],
+    ids=str,
+)  # fmt: skip
+def test_nothing_is_left_to_torch_s_own_generator(init: str, kind: dict[str, object]) -> None:
+    drawn = []
+    for torch_seed in (1, 2):
+        torch.manual_seed(torch_seed)
+        drawn.append(weights(init=init, **kind))
+    assert all(torch.equal(p, drawn[1][n]) for n, p in drawn[0].items())
+
+
+def test_architectures_share_values_where_they_share_names() -> None:
+    decoder, encoder = weights(gate="sdpa-headwise"), weights(gate="sdpa-headwise", arch="encoder")
+    assert decoder.keys() == encoder.keys() and all(torch.equal(decoder[n], encoder[n]) for n in decoder)
+
+
+def test_fewer_experts_are_the_first_of_more() -> None:
+    few, more = ({"n_experts": n, "top_k": 2, "d_expert": 8} for n in (3, 5))
+    of_few, of_more = weights(moe=few, d_ff=None), weights(moe=more, d_ff=None)
+    for name in ("w1", "w2", "w3", "router"):
+        full = f"blocks.1.mlp.{name}.weight"
+        assert of_more[full].shape[0] == 5 and torch.equal(of_few[full], of_more[full][:3])
+
+
 def test_tied_embeddings_are_one_table_drawn_as_the_embedding() -> None:
     model = build_model(tiny.model(tied_embeddings=True, gate="sdpa-headwise"))
     assert model.head.weight is model.embedding.weight
@@ -103,6 +136,11 @@ def test_fan_in_draws_have_the_spread_of_torch_layers() -> None:
         ("sdpa-headwise-static", 0.5),
         ("sdpa-headwise-two_sigmoid-bias-init=1", 1.0),
         ("value-headwise-softplus-bias-init=1", 1.0),
+        ("sdpa-headwise-init=0.5", 0.5),
+        ("sdpa-headwise-two_sigmoid-first:3-init=1", 1.0),
+        ("query-elementwise-ns_sigmoid-head_slice-mlp=3-bias-init=0.6", 0.6),
+        ("key-elementwise-tanh-rank=2-init=0", 0.0),
+        ("out-elementwise-silu-bias-init=2", 2.0),
     ],
 )
 @pytest.mark.parametrize("init", ["normal", "fan-in"])
@@ -112,6 +150,35 @@ def test_a_gate_starts_where_its_spec_says(init: str, gate: str, value: float) -
         (module,) = block.attention.gates.values()
         scores_BTHK = gate_scores(module.logits(torch.randn(2, 3, 16)), module.spec)
         torch.testing.assert_close(scores_BTHK, torch.full_like(scores_BTHK, value))
+
+
+@pytest.mark.parametrize(
+    "gate", ["sdpa-headwise-bias-around=0.9", "sdpa-elementwise-head_slice-mlp=4-bias-around=0.25"]
+)
+@pytest.mark.parametrize("init", ["normal", "fan-in"])
+def test_a_gate_around_a_value_has_random_weights_and_a_bias_there(init: str, gate: str) -> None:
+    plain = gate[: gate.index("-around")]
+    around, random = (build_model(tiny.model(gate=g, init=init)) for g in (gate, plain))
+    value = float(gate.partition("around=")[2])
+    for block, other in zip(around.blocks, random.blocks, strict=True):
+        module, drawn = block.attention.gates["sdpa"], other.attention.gates["sdpa"]
+        assert torch.equal(module.g_proj.weight, drawn.g_proj.weight) and module.g_proj.weight.all()
+        bias = module.g_proj.bias
+        torch.testing.assert_close(bias.sigmoid(), torch.full_like(bias, value))
+
+
+def test_a_gate_that_says_nothing_starts_with_random_weights_and_no_bias() -> None:
+    gate = build_model(tiny.model(gate="sdpa-elementwise-bias")).blocks[0].attention.gates["sdpa"]
+    assert gate.g_proj.weight.all() and not gate.g_proj.bias.any()
+
+
+@pytest.mark.parametrize(("init", "std"), [("normal", 0.05), ("fan-in", 1.0)])
+def test_registers_and_relative_positions_are_drawn_as_embeddings(init: str, std: float) -> None:
+    sizes = {"d_model": 64, "n_heads": 16, "init": init, "init_std": 0.05}
+    for name, fields in (("registers_RD", {"registers": 9}), ("relative.table.weight", {"positions": "relative"})):
+        drawn, other = weights(**sizes, **fields)[name], weights(1, **sizes, **fields)[name]
+        assert abs(drawn.std().item() / std - 1) < 0.1 and not torch.equal(drawn, other)
+        assert drawn.unique().numel() == drawn.numel()
 
 
 def test_a_sink_logit_starts_where_it_is_told() -> None:

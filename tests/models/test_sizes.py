@@ -6,10 +6,18 @@ from math import prod
 import pytest
 import tiny
 
-from gatelab.config import ModelConfig
+from gatelab.config import NORMALISERS, ModelConfig
+from gatelab.config.moe import MoE
 from gatelab.models import build_model
 from gatelab.models.decoder import Decoder
-from gatelab.models.sizes import count_parameters, match_d_ff, parameter_shapes
+from gatelab.models.sizes import (
+    count_active,
+    count_parameters,
+    gate_parameters,
+    match_d_ff,
+    match_parameters,
+    parameter_shapes,
+)
 
 KINDS = [
     {"norm": norm, "norm_position": position, "mlp": mlp, "bias": bias, "tied_embeddings": tied}
@@ -28,9 +36,25 @@ ATTENTION = [
     {"gate": "query-headwise+key-elementwise-static+out-elementwise-bias-init=0.5"},
     {"gate": "out-elementwise-static+sdpa-headwise-static", "softmax": "sink-logit", "head_dim": 10},
 ]
+GROUPED = {"n_heads": 4, "n_kv_heads": 2, "head_dim": 6}
+GATES = "sdpa-elementwise-hybrid-rank=3+value-headwise-value+key-elementwise-head_slice-bias+scores-headwise-forget"
+OTHERS = "sdpa-headwise-first:1/4+query-elementwise-mlp=5-bias+out-elementwise-static"
+EXPERTS = {"d_ff": None, "moe": MoE(n_experts=5, top_k=2, d_expert=8, n_shared=2)}
+ARCHITECTURES = [
+    {**GROUPED, "gate": GATES},
+    {**EXPERTS, **GROUPED},
+    {**EXPERTS, "arch": "encoder-decoder", "norm": "gated-rms", "norm_rank": 3},
+    {"arch": "encoder", "norm": "layer", "positions": "learned", "registers": 3, "bias": True},
+    {"arch": "encoder-decoder", "n_encoder_layers": 3, **GROUPED, "gate": OTHERS, "encoder_gate": "none"},
+    {"arch": "encoder-decoder", **GROUPED, "cross_gate": OTHERS, "registers": 2, "norm_position": "sandwich"},
+    {"arch": "encoder-decoder", "positions": "relative", "norm_position": "post", "qk_norm": "rms"},
+    {**GROUPED, "kv_experts": "v-4top2"},
+    {**GROUPED, "kv_experts": "kv-3top3", "bias": True},
+    *({**GROUPED, "softmax": kind} for kind in NORMALISERS),
+]
 
 
-@pytest.mark.parametrize("kinds", [*KINDS, *ATTENTION], ids=str)
+@pytest.mark.parametrize("kinds", [*KINDS, *ATTENTION, *ARCHITECTURES], ids=str)
 def test_parameter_shapes_are_those_of_the_real_model(kinds: dict[str, object]) -> None:
     config = tiny.model(**kinds)
     real = {name: tuple(p.shape) for name, p in build_model(config).named_parameters()}
@@ -77,3 +101,34 @@ def test_what_is_left_open_is_derived() -> None:
     model = build_model(ModelConfig(vocab_size=11, max_seq_len=8, d_model=24, n_layers=1, n_heads=2))
     assert isinstance(model, Decoder)
     assert (model.config.n_kv_heads, model.config.head_dim, model.config.d_ff) == (2, 12, 64)
+
+
+def test_active_weights_leave_out_the_experts_that_a_token_did_not_choose() -> None:
+    config = tiny.model(arch="encoder-decoder", n_encoder_layers=3, **EXPERTS)
+    assert count_parameters(config) - count_active(config) == (3 + 2) * (5 - 2) * 3 * config.d_model * 8
+    assert count_active(tiny.model()) == count_parameters(tiny.model())
+
+
+def test_the_weights_of_gates_are_what_a_model_loses_without_them() -> None:
+    for arch in ("decoder", "encoder-decoder"):
+        gated, plain = (tiny.model(arch=arch, gate=g, **GROUPED) for g in (OTHERS, "none"))
+        assert gate_parameters(gated) == count_parameters(gated) - count_parameters(plain) > 0
+        assert gate_parameters(plain) == 0
+
+
+def test_a_mixture_is_matched_by_the_width_of_its_experts() -> None:
+    wide = {"d_ff": None, "moe": MoE(n_experts=5, top_k=2, d_expert=40)}
+    base, gated = (tiny.model(gate=g, **GROUPED, **wide) for g in ("none", "sdpa-elementwise"))
+    match = match_parameters(base, gated)
+    assert match.config.moe.d_expert == match.d_ff < match.d_ff_before == 40
+    assert match.config.moe.n_experts == 5
+    # One channel more or less of all experts.
+    assert abs(match.unmatched) <= 2 * 5 * 3 * base.d_model / 2
+    assert build_model(match.config).config == match.config
+
+
+def test_a_match_says_what_it_did() -> None:
+    match = match_parameters(tiny.model(d_ff=32), tiny.model(d_ff=32, gate="sdpa-elementwise"), unit=4)
+    assert match.unmatched == match.n_parameters - match.target == count_parameters(match.config) - match.target
+    assert str(match).startswith(f"d_ff 32 → {match.d_ff}: {match.n_parameters:,} parameters for {match.target:,}, ")
+    assert f"{match.unmatched:+,}" in str(match)

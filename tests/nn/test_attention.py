@@ -1,48 +1,26 @@
-"""The attention layer: every gate runs, decoding equals the full pass, nothing sees what it may not."""
+"""The attention layer: gates go together, decoding equals the full pass, nothing sees what it may not."""
 
-import itertools
 import math
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from gatelab.config import ACTIVATIONS, SITES, ConfigError, GateSpec, SinkLogit, Softmax
+from gatelab.config import SITES, ConfigError, GateSpec, SinkLogit
 from gatelab.nn.attention import GatedAttention
 from gatelab.nn.cache import KVCache
-from gatelab.nn.norm import Norm
 from gatelab.nn.rope import Rope
 
 B, T, D, H, G, K = 2, 9, 16, 4, 2, 6
-SITE_SLUGS = [f"{site}-{SITES[site][2][0]}" for site in SITES]
+SITE_SLUGS = [f"{site}-{SITES[site].granularities[0]}" for site in SITES]
 
 
 def layer(gate: object = None, **options: object) -> GatedAttention:
     return GatedAttention(**{"d_model": D, "n_heads": H, "n_kv_heads": G, "head_dim": K, "gate": gate, **options})
 
 
-def every_gate() -> list[str]:
-    slugs = []
-    for site, (_, _, granularities) in SITES.items():
-        axes = (granularities, ("", "-shared"), ACTIVATIONS, ("", "-add"), ("", "-static", "-bias"))
-        for granularity, sharing, activation, form, source in itertools.product(*axes):
-            if not (site == "out" and sharing):
-                slugs.append(f"{site}-{granularity}{sharing}-{activation}{form}{source}")
-    return slugs
-
-
-@pytest.mark.parametrize("site", SITES)
-def test_every_gate_runs_forward_and_backward(site: str) -> None:
-    x_BTD, upstream_BTD = torch.randn(2, B, T, D)
-    slugs = [s for s in every_gate() if s.startswith(site)]
-    assert len(slugs) == len(SITES[site][2]) * (1 if site == "out" else 2) * len(ACTIVATIONS) * 2 * 3
-    for slug in slugs:
-        attention = layer(slug)
-        attention(x_BTD).backward(upstream_BTD)
-        for name, parameter in attention.named_parameters():
-            assert parameter.grad is not None and parameter.grad.isfinite().all(), (slug, name)
-            # Only the gate's own: one that starts at zero gives what it multiplies no gradient yet.
-            assert parameter.grad.any() or "gates" not in name, (slug, name)
+def new_cache(batch: int = B, max_seq_len: int = T, head_dim: int = K) -> KVCache:
+    return KVCache(n_layers=1, batch=batch, max_seq_len=max_seq_len, n_kv_heads=G, head_dim=head_dim, n_score_heads=H)
 
 
 def test_gates_at_all_sites_work_together() -> None:
@@ -60,15 +38,26 @@ def test_gates_are_named_in_any_way() -> None:
     assert not layer(None).gates and not layer("none").gates
 
 
-@pytest.mark.parametrize("softmax", [Softmax(), SinkLogit(init=0.7)], ids=lambda s: s.kind)
-@pytest.mark.parametrize("gate", [None, *SITE_SLUGS, "+".join(SITE_SLUGS)])
-@pytest.mark.parametrize("pieces", [(1,) * T, (4, 1, 1, 3)], ids=["one-by-one", "in-pieces"])
-def test_decode_equals_full_forward(gate: str | None, softmax: Softmax, pieces: tuple[int, ...]) -> None:
-    attention, x_BTD = layer(gate, softmax=softmax, qk_norm=True), torch.randn(B, T, D)
-    cache = KVCache(n_layers=1, batch=B, max_seq_len=T, n_kv_heads=G, head_dim=K)
+KINDS = {
+    "plain": {},
+    "slot": {"softmax": SinkLogit(init=0.7)},
+    "window": {"window": 3},
+    "map": {"output_map": "xsa"},
+    "experts": {"kv_experts": "kv-3top2"},
+    "half-rope": {"rope_fraction": 0.5, "head_dim": 8},
+}
+PIECES = pytest.mark.parametrize("pieces", [(1,) * T, (4, 1, 1, 3)], ids=["one-by-one", "in-pieces"])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("gate", [None, *SITE_SLUGS, "+".join(SITE_SLUGS), "scores-headwise-forget"])
+@PIECES
+def test_decode_equals_full_forward(gate: str | None, kind: str, pieces: tuple[int, ...]) -> None:
+    attention, x_BTD = layer(gate, qk_norm=True, **KINDS[kind]), torch.randn(B, T, D)
+    cache = new_cache(head_dim=attention.head_dim)
     # Room that was never written must not matter.
-    cache.k_LBSGK.fill_(math.nan)
-    cache.v_LBSGK.fill_(math.nan)
+    for store in (cache.k_LBSGK, cache.v_LBSGK, cache.score_logits_LBSH):
+        store.fill_(math.nan)
     out = []
     with torch.no_grad():
         for piece_BTD in x_BTD.split(pieces, dim=1):
@@ -83,6 +72,32 @@ def test_future_tokens_do_not_matter(gate: str | None) -> None:
     before = attention(x_BTD)[:, :5]
     x_BTD[:, 5:] = torch.randn(B, T - 5, D) * 100
     torch.testing.assert_close(attention(x_BTD)[:, :5], before)
+
+
+def test_a_window_hides_what_is_farther_away() -> None:
+    attention, x_BTD = layer("sdpa-elementwise", window=3), torch.randn(B, T, D)
+    before = attention(x_BTD)
+    x_BTD[:, :3] = torch.randn(B, 3, D) * 100
+    torch.testing.assert_close(attention(x_BTD)[:, 5:], before[:, 5:])
+    assert not torch.allclose(attention(x_BTD)[:, 4], before[:, 4])
+
+
+@pytest.mark.parametrize("kind", [k for k in KINDS if k != "window"])
+def test_a_window_as_long_as_the_sequence_is_none(kind: str) -> None:
+    attention, x_BTD = layer("value-headwise", **KINDS[kind]), torch.randn(B, T, D)
+    plain_BTD = attention(x_BTD)
+    attention.window = T
+    torch.testing.assert_close(attention(x_BTD), plain_BTD)
+
+
+def test_a_map_that_needs_the_own_value_is_left_out_of_cross_attention() -> None:
+    x_BTD, context_BSD = torch.randn(B, T, D), torch.randn(B, 4, D)
+    plain = layer("sdpa-headwise", rope_theta=None)
+    for name, is_seen in (("xsa", False), ("rms", True)):
+        mapped = layer("sdpa-headwise", rope_theta=None, output_map=name)
+        mapped.load_state_dict(plain.state_dict())
+        is_same = torch.allclose(mapped(x_BTD, context_BSD=context_BSD), plain(x_BTD, context_BSD=context_BSD))
+        assert is_same != is_seen and not torch.allclose(mapped(x_BTD), plain(x_BTD))
 
 
 def test_without_a_causal_mask_every_token_matters() -> None:
@@ -147,23 +162,6 @@ def test_rope_turns_channel_pairs_half_a_head_apart() -> None:
     torch.testing.assert_close(rope(x_BTHK)[0, :, 0], expected)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("eps", [1e-6, 0.5])
-def test_norms_are_those_of_torch(dtype: torch.dtype, eps: float) -> None:
-    x, weight, bias = torch.randn(3, 5, 8).to(dtype), torch.randn(8), torch.randn(8)
-    rms, layer_norm = nn.RMSNorm(8, eps=eps, dtype=dtype), nn.LayerNorm(8, eps=eps, dtype=dtype)
-    rms.weight.data = layer_norm.weight.data = weight.to(dtype)
-    layer_norm.bias.data = bias.to(dtype)
-    ours = {kind: Norm(8, kind, eps) for kind in ("rms", "rms-no-gain", "layer")}
-    ours["rms"].weight.data = ours["layer"].weight.data = weight
-    ours["layer"].bias.data = bias
-    assert torch.equal(ours["rms"](x), rms(x)) and torch.equal(ours["layer"](x), layer_norm(x))
-    wide = x.float()
-    plain = wide / (wide.square().mean(-1, keepdim=True) + eps).sqrt()
-    torch.testing.assert_close(ours["rms-no-gain"](x), plain.to(dtype))
-    assert not list(ours["rms-no-gain"].parameters())
-
-
 def test_qk_norm_makes_the_scale_of_queries_irrelevant() -> None:
     attention, x_BTD = layer(qk_norm=True, norm_eps=1e-12), torch.randn(B, T, D)
     before = attention(x_BTD)
@@ -199,7 +197,15 @@ def test_taps_add_nothing_to_the_state_dict() -> None:
         ({"n_kv_heads": 3}, "n_kv_heads=3 does not divide n_heads=4"),
         ({"d_model": 18, "head_dim": None}, "d_model=18 is not a multiple of n_heads=4; state head_dim"),
         ({"head_dim": 5}, "head_dim=5 is odd, and rope turns pairs"),
-        ({"gate": "sdpa-headwise+sdpa-elementwise"}, "one gate a site is the limit"),
+        ({"gate": "sdpa-headwise+sdpa-elementwise"}, "two gates at site 'sdpa'; one a site is the limit"),
+        ({"gate": "sdpa-headwise-first:17"}, "reads 17 channels, and d_model=16"),
+        (
+            {"gate": "sdpa-headwise-lse", "output_map": "rms"},
+            "belongs to the softmax and comes before output_map='rms'",
+        ),
+        ({"output_map": "gelu"}, "output_map='gelu': expected one of none, rms, silu, xsa"),
+        ({"kv_experts": "v-2top3"}, "3 of 2 experts cannot be active"),
+        ({"rope_fraction": 0.5}, "rope_fraction"),
         ({"gate": "spda-headwise"}, "no site 'spda'.*did you mean 'sdpa'"),
         ({"gate": "out-headwise"}, "out-headwise is impossible"),
         ({"qk_norm": "none"}, "qk_norm='none': expected False, True, 'rms' or 'rms-no-gain'"),
@@ -212,11 +218,26 @@ def test_an_impossible_layer_is_refused(options: dict[str, object], message: str
 
 def test_errors_of_the_forward_pass() -> None:
     x_BTD = torch.randn(1, 3, D)
-    cache = KVCache(n_layers=1, batch=1, max_seq_len=2, n_kv_heads=G, head_dim=K)
+    cache = new_cache(batch=1, max_seq_len=2)
     with pytest.raises(ValueError, match="3 tokens do not fit into a cache for 2"):
         layer()(x_BTD, cache=cache)
-    with pytest.raises(ValueError, match="segment_ids_BT and cache do not go together"):
-        layer()(x_BTD, cache=cache, segment_ids_BT=torch.zeros(1, 3))
+    with pytest.raises(ValueError, match="1 sequences, and the cache is for 2; make it with batch=1"):
+        layer()(x_BTD, cache=new_cache(batch=2))
+    for other in ({"cache": cache}, {"context_BSD": x_BTD}):
+        with pytest.raises(ValueError, match="segment_ids_BT does not go together with a cache or a context"):
+            layer()(x_BTD, segment_ids_BT=torch.zeros(1, 3), **other)
+    for nothing in (None, new_cache(batch=1)):
+        with pytest.raises(ValueError, match="nothing to look at: give context_BSD, or a cache that has kept it"):
+            layer()(x_BTD, is_cross=True, cache=nothing)
+    with pytest.raises(
+        ValueError, match="sdpa-headwise-value reads the query's own value, which cross-attention does not"
+    ):
+        layer("sdpa-headwise-value")(x_BTD, context_BSD=x_BTD)
+    with pytest.raises(ValueError, match=r"form forget sums over the tokens .* needs is_causal=True"):
+        layer("scores-headwise-forget")(x_BTD, is_causal=False)
+    with pytest.raises(ValueError, match="gates the scores of 4 heads and the cache has room for 0"):
+        without = KVCache(n_layers=1, batch=1, max_seq_len=3, n_kv_heads=G, head_dim=K)
+        layer("scores-headwise")(x_BTD, cache=without)
     with pytest.raises(ValueError, match="position 2 is past max_seq_len=2"):
         layer(max_seq_len=2)(x_BTD)
     with pytest.raises(ValueError, match="impl='triton': expected one of"):

@@ -1,11 +1,15 @@
 """The streamed statistics equal those of the whole matrix."""
 
 import math
+from typing import Any
 
+import definition
 import pytest
 import torch
 from torch import Tensor
 
+from gatelab.config.gate import GateSpec
+from gatelab.config.normaliser import NORMALISERS, Heads, SinkLogit, Softmax
 from gatelab.ops.attention_stats import AttentionStats, attention_stats
 
 B, T, H, G, K = 2, 13, 4, 2, 8
@@ -48,7 +52,14 @@ def test_statistics_are_those_of_the_whole_matrix(sink: bool, documents: str, bl
     q_BTHK, k_BSGK = drawn()
     sink_H = torch.randn(H) if sink else None
     ids_BT = None if documents == "one" else DOCUMENTS[documents]
-    found = attention_stats(q_BTHK, k_BSGK, segment_ids_BT=ids_BT, sink_logit_H=sink_H, block=block)
+    found = attention_stats(
+        q_BTHK,
+        k_BSGK,
+        normaliser=SinkLogit() if sink else Softmax(),
+        learned={"sink_logit_H": sink_H} if sink else None,
+        segment_ids_BT=ids_BT,
+        block=block,
+    )
     expected = from_the_whole_matrix(q_BTHK, k_BSGK, DOCUMENTS[documents], sink_H)
     for name, value in vars(expected).items():
         torch.testing.assert_close(getattr(found, name), value.float(), msg=lambda m, n=name: f"{n}: {m}")
@@ -65,3 +76,71 @@ def test_equal_keys_give_every_visible_key_the_same_mass() -> None:
     q_BTHK, _ = drawn()
     found = attention_stats(q_BTHK, torch.ones(B, T, G, K), block=4)
     torch.testing.assert_close(found.first_mass_BHT, found.first_uniform_BT[:, None].expand(B, H, T))
+
+
+# What the statistics must follow: masks, biases, gates on the scores, keys of another length.
+SETTINGS: dict[str, dict[str, Any]] = {
+    "window": {"window": 4},
+    "bias": {"bias_BHTS": torch.randn(1, H, T, T)},
+    "bias-a-key": {"bias_BHTS": torch.randn(1, H, 1, T)},
+    "mask": {"mask_BTS": torch.rand(B, T, T) > 0.3},
+    "both-ways": {"is_causal": False, "window": 5},
+    "scaled": {"score_gate": "scores-headwise", "score_logits_BSH": torch.randn(B, T, H)},
+    "added": {"score_gate": "scores-headwise-tanh-add", "score_logits_BSH": torch.randn(B, T, H)},
+    "forgotten": {"score_gate": "scores-headwise-forget", "score_logits_BSH": torch.randn(B, T, H), "window": 6},
+    "cross": {"is_causal": False, "n_keys": 7},
+    "cross-masked": {"is_causal": False, "n_keys": 7, "mask_BTS": torch.rand(B, T, 7) > 0.3},
+    "cached": {"n_keys": 17},
+}
+
+
+def by_definition(arguments: dict[str, Any]) -> AttentionStats:
+    """From the weights of the NumPy definition; the slot's mass is not compared."""
+    _, weights_BHTS, _ = definition.attention(**arguments)
+    weights_BHTS = torch.from_numpy(weights_BHTS)
+    n_queries, n_keys = weights_BHTS.shape[2:]
+    sees_BTS = torch.ones(B, n_queries, n_keys, dtype=torch.bool)
+    if arguments["mask_BTS"] is not None:
+        sees_BTS &= arguments["mask_BTS"]
+    for t in range(n_queries):
+        for s in range(n_keys):
+            behind = t + n_keys - n_queries - s
+            is_out = arguments["window"] is not None and abs(behind) >= arguments["window"]
+            if is_out or (arguments["is_causal"] and behind < 0):
+                sees_BTS[:, t, s] = False
+    return AttentionStats(
+        first_mass_BHT=weights_BHTS[..., 0],
+        importance_BHS=weights_BHTS.sum(2) / sees_BTS.sum(1).clamp(min=1)[:, None],
+        slot_mass_BHT=torch.tensor(0.0),
+        first_uniform_BT=sees_BTS[..., 0] / sees_BTS.sum(2),
+    )
+
+
+@pytest.mark.parametrize("block", [1, 5, 256])
+@pytest.mark.parametrize("kind", ["softmax", "key-bias", "sigmoid", "differential"])
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_every_argument_of_the_op_is_followed(setting: str, kind: str, block: int) -> None:
+    given = {"is_causal": True, "window": None, "mask_BTS": None, "bias_BHTS": None}
+    given |= {"score_gate": None, "score_logits_BSH": None, **SETTINGS[setting]}
+    n_keys = given.pop("n_keys", T)
+    if given["mask_BTS"] is not None:
+        given["mask_BTS"] = given["mask_BTS"].clone()
+        # Every query sees a key.
+        given["mask_BTS"][..., 0] = True
+    if given["score_gate"] is not None:
+        given["score_gate"] = GateSpec.parse(given["score_gate"])
+    heads = Heads(H, G, K, layer=1)
+    learned = {n: torch.randn(p.shape) for n, p in NORMALISERS[kind]().learned(heads).items()}
+    qk = {"q_BTHK": 2 * torch.randn(B, T, H, K), "k_BSGK": 2 * torch.randn(B, n_keys, G, K)}
+    weighing = {"normaliser": NORMALISERS[kind](), "learned": learned, "heads": heads}
+    found = attention_stats(**qk, **weighing, **given, block=block)
+    expected = by_definition({**qk, **weighing, **given, "v_BSGK": qk["k_BSGK"], "gate": None})
+    for name in ("first_mass_BHT", "importance_BHS", "first_uniform_BT"):
+        value = getattr(expected, name).float()
+        torch.testing.assert_close(getattr(found, name), value, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_documents_number_the_tokens_of_self_attention() -> None:
+    q_BTHK, k_BSGK = drawn()
+    with pytest.raises(ValueError, match="13 queries and 12 keys; give mask_BTS"):
+        attention_stats(q_BTHK, k_BSGK[:, :12], is_causal=False, segment_ids_BT=DOCUMENTS["several"])

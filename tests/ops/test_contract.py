@@ -2,28 +2,36 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import definition
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from gatelab.config import GateSpec
+from gatelab.config.normaliser import NORMALISERS, Heads, SinkLogit
 from gatelab.ops.contract import check
-from gatelab.ops.gated_attention import IMPLEMENTATIONS, choose, gated_attention
-from gatelab.ops.gated_attention.cases import CASES, Case, inputs
+from gatelab.ops.gated_attention import IMPLEMENTATIONS, attention_weights, choose, gated_attention
+from gatelab.ops.gated_attention.cases import CASES, Case, apart, exempt, inputs, together
 
-REFERENCE = IMPLEMENTATIONS["reference"]
+REFERENCE = partial(gated_attention, impl="reference")
 by_case = pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+SERVED = [(impl, c) for c in CASES for impl in IMPLEMENTATIONS if impl == "reference" or c.is_softmax]
 
 
-@by_case
-@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+@pytest.mark.parametrize(("impl", "case"), SERVED, ids=lambda x: x if isinstance(x, str) else x.name)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
-def test_every_implementation_keeps_the_contract(impl: str, dtype: torch.dtype, case: Case) -> None:
-    verdicts = check(IMPLEMENTATIONS[impl], REFERENCE, inputs(case, seed=1, dtype=dtype))
-    assert len(verdicts) == 4 + (case.gate is not None) + case.sink
-    assert all(v.holds for v in verdicts), [v for v in verdicts if not v.holds]
+def test_every_implementation_keeps_the_contract(dtype: torch.dtype, impl: str, case: Case) -> None:
+    arguments = inputs(case, seed=1, dtype=dtype)
+    candidate = partial(gated_attention, impl=impl)
+    verdicts = check(together(candidate), together(REFERENCE), apart(arguments))
+    differentiable = 3 + (case.gate is not None) + case.bias + (case.scores is not None) + len(arguments["learned"])
+    assert len(verdicts) == 1 + differentiable
+    broken = {v.tensor: v for v in verdicts if not v.holds}
+    assert set(broken) <= exempt(case, dtype), broken
 
 
 def wrong_scale(**arguments: Any) -> Tensor:
@@ -44,7 +52,7 @@ def all_gradients_lost(**arguments: Any) -> Tensor:
 
 
 def sees_the_future(**arguments: Any) -> Tensor:
-    return REFERENCE(**{**arguments, "is_causal": False})
+    return REFERENCE(**(arguments | {"is_causal": False}))
 
 
 def another_type(**arguments: Any) -> Tensor:
@@ -72,47 +80,19 @@ def test_the_contract_is_broken_by(candidate: Callable[..., Tensor], broken: set
     assert {v.tensor for v in check(candidate, REFERENCE, arguments) if not v.holds} >= broken
 
 
-def by_loops(
-    q_BTHK: Tensor,
-    k_BSGK: Tensor,
-    v_BSGK: Tensor,
-    gate_logits_BTHK: Tensor | None,
-    gate: GateSpec | None,
-    *,
-    is_causal: bool,
-    mask_BTS: Tensor | None,
-    sink_logit_H: Tensor | None,
-) -> Tensor:
-    """The definition, one query of one head at a time."""
-    B, T, H, K = q_BTHK.shape
-    S, G = k_BSGK.shape[1:3]
-    activate = {"sigmoid": lambda z: 1 / (1 + (-z).exp()), "silu": lambda z: z / (1 + (-z).exp())}
-    out_BTHK = torch.zeros_like(q_BTHK)
-    for b in range(B):
-        for t in range(T):
-            for h in range(H):
-                g = h // (H // G)
-                keys = [s for s in range(S) if not is_causal or s <= t + S - T]
-                keys = [s for s in keys if mask_BTS is None or mask_BTS[b, t, s]]
-                weights = [math.exp(float(q_BTHK[b, t, h] @ k_BSGK[b, s, g]) / math.sqrt(K)) for s in keys]
-                total = sum(weights) + (0.0 if sink_logit_H is None else math.exp(float(sink_logit_H[h])))
-                y_K = sum(w / total * v_BSGK[b, s, g] for w, s in zip(weights, keys, strict=True))
-                if gate is not None:
-                    heads = range(H) if gate.sharing == "shared" else [h]
-                    scores = [activate[gate.activation](gate_logits_BTHK[b, t, i]) for i in heads]
-                    score = sum(scores) / len(scores)
-                    y_K = y_K * score if gate.form == "mul" else y_K + score
-                out_BTHK[b, t, h] = y_K
-    return out_BTHK
-
-
 @by_case
 def test_the_reference_is_the_definition(case: Case) -> None:
-    small = Case(**{**vars(case), "B": 1, "T": min(case.T, 6), "K": 4})
-    arguments = inputs(small, seed=2, dtype=torch.float64)
+    shrunk = {"B": 1, "T": min(case.T, 6), "S": None if case.S is None else 8, "K": 4, "window": case.window and 3}
+    arguments = inputs(Case(**(vars(case) | shrunk)), seed=2, dtype=torch.float64)
     del arguments["grad_BTHK"]
+    y_BTHK, weights_BHTS, _ = definition.attention(**arguments)
     with torch.no_grad():
-        torch.testing.assert_close(REFERENCE(**arguments), by_loops(**arguments), rtol=1e-12, atol=1e-12)
+        found_BTHK = REFERENCE(**arguments)
+        found_BHTS, _ = attention_weights(
+            **{n: v for n, v in arguments.items() if n not in ("v_BSGK", "gate", "gate_logits_BTHK")}
+        )
+    np.testing.assert_allclose(found_BTHK.numpy(), y_BTHK, rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(found_BHTS.numpy(), weights_BHTS, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)
@@ -150,11 +130,14 @@ def test_empty_inputs_give_empty_outputs(impl: str, empty: str) -> None:
 
 
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)
-@pytest.mark.parametrize("name", ["grouped-odd", "sink-gate-packed"])
+@pytest.mark.parametrize(
+    "name", ["grouped-odd", "sink-logit-gate-packed", "key-bias-everything", "lse-gate-decoded", "lse-gate-bias"]
+)
 def test_compiled_in_one_graph_equals_eager(impl: str, name: str) -> None:
     case = next(c for c in CASES if c.name == name)
-    compiled = torch.compile(gated_attention, fullgraph=True, backend="aot_eager")
-    found = check(lambda **a: compiled(**a, impl=impl), REFERENCE, inputs(case, seed=6, dtype=torch.float32))
+    compiled = torch.compile(partial(gated_attention, impl=impl), fullgraph=True, backend="aot_eager")
+    arguments = inputs(case, seed=6, dtype=torch.float32)
+    found = check(together(compiled), together(REFERENCE), apart(arguments))
     assert all(v.holds for v in found), found
     torch._dynamo.reset()
 
@@ -173,13 +156,35 @@ def test_mistakes_are_told() -> None:
     q_BTHK, k_BSGK = torch.zeros(1, 3, 4, 8), torch.zeros(1, 3, 3, 8)
     with pytest.raises(ValueError, match=r"\(1, 3, 4, 8\).*G dividing H"):
         gated_attention(q_BTHK, k_BSGK, k_BSGK)
+    with pytest.raises(ValueError, match=r"\(1, 2, 4, 8\): expected \[B,S,G,K\] of both"):
+        gated_attention(q_BTHK, q_BTHK, q_BTHK[:, :2])
     with pytest.raises(ValueError, match="3 causal queries and 2 keys"):
         gated_attention(q_BTHK, q_BTHK[:, :2], q_BTHK[:, :2])
     with pytest.raises(ValueError, match="give both, or neither"):
         gated_attention(q_BTHK, q_BTHK, q_BTHK, None, GateSpec.parse("sdpa-headwise"))
     with pytest.raises(ValueError, match="'flash': expected one of auto, reference, sdpa"):
         gated_attention(q_BTHK, q_BTHK, q_BTHK, impl="flash")
+    with pytest.raises(ValueError, match=r"mask_BTS of shape \(3, 3\): expected \(1, 3, 3\)"):
+        gated_attention(q_BTHK, q_BTHK, q_BTHK, mask_BTS=torch.ones(3, 3, dtype=torch.bool))
+    with pytest.raises(ValueError, match=r"bias_BHTS of shape \(1, 3, 3, 3\)"):
+        gated_attention(q_BTHK, q_BTHK, q_BTHK, bias_BHTS=torch.zeros(1, 3, 3, 3))
+    with pytest.raises(ValueError, match="window=0"):
+        gated_attention(q_BTHK, q_BTHK, q_BTHK, window=0)
+    with pytest.raises(ValueError, match=r"learned of shapes \{\}: sink-logit takes .*sink_logit_H.*\(4,\)"):
+        gated_attention(q_BTHK, q_BTHK, q_BTHK, normaliser=SinkLogit())
+    with pytest.raises(ValueError, match="does not describe q and k, which have 4 and 4 heads"):
+        gated_attention(q_BTHK, q_BTHK, q_BTHK, heads=Heads(4, 2, 8))
+    scores = GateSpec.parse("scores-headwise-forget")
+    with pytest.raises(ValueError, match="scores and its logits come together"):
+        gated_attention(q_BTHK, q_BTHK, q_BTHK, score_gate=scores)
+    with pytest.raises(ValueError, match=r"forget.*needs is_causal=True"):
+        logits_BSH = torch.zeros(1, 3, 4)
+        gated_attention(q_BTHK, q_BTHK, q_BTHK, score_gate=scores, score_logits_BSH=logits_BSH, is_causal=False)
 
 
 def test_auto_says_what_it_chose() -> None:
-    assert choose("auto") in IMPLEMENTATIONS and choose("reference") == "reference"
+    assert choose("auto") == "sdpa" and choose("reference") == "reference"
+    for kind, normaliser in NORMALISERS.items():
+        assert choose("auto", normaliser()) == ("sdpa" if normaliser.is_softmax else "reference"), kind
+    with pytest.raises(ValueError, match="softpick is none; take reference, or auto"):
+        choose("sdpa", NORMALISERS["softpick"]())

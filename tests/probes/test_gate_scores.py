@@ -81,7 +81,7 @@ def test_the_edges_of_the_histogram_belong_to_its_bins() -> None:
 
 
 def test_shared_scores_are_averaged_before_they_are_looked_at() -> None:
-    model = planting.model(gate="sdpa-headwise-shared")
+    model = planting.model(gate="sdpa-elementwise-shared")
     for block in model.blocks:
         set_tap(
             block.attention.gates["sdpa"].tap_logits,

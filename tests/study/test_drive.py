@@ -135,6 +135,35 @@ def test_a_run_that_another_driver_drops_is_taken_over_in_the_same_drive(study: 
     assert executor.tasks[-1].fingerprints == (theirs.fingerprint,)
 
 
+def with_sources(folder: StudyFolder, sources: dict[int, int]) -> StudyFolder:
+    """Let runs of a study (by number) start from others."""
+    content = folder.study()
+    for number, source in sources.items():
+        content["plan"][number]["init_from"] = content["plan"][source]["fingerprint"]
+    write_json(folder.path / "study.json", content)
+    return folder
+
+
+def test_a_run_starts_after_the_one_whose_weights_it_takes(tmp_path: Path) -> None:
+    folder = with_sources(make_study(tmp_path / "study", 3), {0: 2, 2: 1})
+    executor = Scripted(lambda run, times: "done", slots=3)
+    assert go(folder, executor).is_complete
+    started = [f for task in executor.tasks for f in task.fingerprints]
+    assert started == [runs_of(folder)[n].fingerprint for n in (1, 2, 0)]
+
+
+def test_what_starts_from_a_run_that_failed_is_left_and_told(tmp_path: Path) -> None:
+    folder = with_sources(make_study(tmp_path / "study", 3), {0: 2, 2: 1})
+    events: list[Event] = []
+    executor = Scripted(lambda run, times: "failed", slots=3)
+    summary = drive(folder, executor, Execution(), entries=folder.study()["plan"], on_event=events.append)
+    assert list(summary.states.values()) == ["planned", "failed", "planned"]
+    assert {e.fingerprint[:2] for e in events if "not started" in e.message} == {"00"}
+    assert len([e for e in events if "which is failed" in e.message]) == 1
+    retry(folder)
+    assert go(folder, Scripted(lambda run, times: "done")).is_complete
+
+
 def test_what_a_worker_could_not_say_is_concluded_by_the_driver(study: StudyFolder) -> None:
     summary = go(study, Scripted(lambda run, times: "silent"), lost_retries=0)
     assert set(summary.states.values()) == {"lost"}

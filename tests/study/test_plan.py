@@ -5,9 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import tiny
 
 from gatelab import lab
-from gatelab.config import BigramBackcopy, ConfigError, ModelConfig, Run, Text, TrainConfig, validate
+from gatelab.config import BigramBackcopy, ConfigError, ModelConfig, Run, Text, TrainConfig, override, validate
 from gatelab.models.sizes import count_parameters
 from gatelab.store import StudyFolder
 from gatelab.study.plan import Plan, make_plan
@@ -195,3 +196,49 @@ def test_a_run_of_another_version_stops_the_plan_before_anything_is_written(tmp_
     with pytest.raises(ValueError, match="another version"):
         lab.save_plan(make_plan(replace(STUDY, question="another?")), tmp_path)
     assert (tmp_path / "study.json").read_bytes() == before
+
+
+def following(**changes: object) -> Study:
+    run = tiny.run(model=tiny.model(max_seq_len=8))
+    arms = (Arm("none", {"model.gate": "none"}), Arm("gated", {"model.gate": "sdpa-headwise-two_sigmoid-init=1"}))
+    fields = {"name": "x", "question": "?", "cells": {"second": run, "first": run}, "arms": arms, "seeds": 2}
+    later = override(run, {"optim.lr": 1e-3})
+    return Study(**{**fields, "cells": {"second": later, "first": run}, "match": None, **changes})
+
+
+def test_a_cell_goes_on_from_the_same_arm_and_seed_of_another():
+    plan = make_plan(following(follows={"second": "first"}))
+    by = {(p.cell, p.arm, p.seed): p for p in plan.runs}
+    assert [p.cell for p in plan.runs] == ["first"] * 4 + ["second"] * 4
+    for arm in ("none", "gated"):
+        for seed in (0, 1):
+            assert by["second", arm, seed].run.init_from == by["first", arm, seed].fingerprint
+            assert by["second", arm, seed].entry(Path("x"))["init_from"] == by["first", arm, seed].fingerprint
+    assert by["first", "none", 0].entry(Path("x"))["init_from"] is None
+
+
+def test_a_gate_may_be_inserted_later():
+    plan = make_plan(following(follows={"second": ("first", "none")}))
+    by = {(p.cell, p.arm, p.seed): p for p in plan.runs}
+    assert by["second", "gated", 1].run.init_from == by["first", "none", 1].fingerprint
+
+
+def test_weights_that_do_not_fit_are_seen_before_anything_is_started():
+    with pytest.raises(ConfigError, match=r"cell second, arm gated: starts from cell first, arm none.*set match=None"):
+        make_plan(following(follows={"second": ("first", "none")}, match="model.d_ff"))
+
+
+@pytest.mark.parametrize(
+    "follows, says",
+    [
+        ({"third": "first"}, "no cell 'third'"),
+        ({"second": "frist"}, "did you mean 'first'?"),
+        ({"second": ("first", "gate")}, "did you mean 'gated'?"),
+        ({"second": "second"}, "goes on from itself"),
+        ({"second": "first", "first": "second"}, "goes on from itself"),
+    ],
+)
+def test_a_cell_cannot_go_on_from_what_is_not_there(follows: dict, says: str):
+    with pytest.raises(ConfigError) as caught:
+        following(follows=follows)
+    assert says in str(caught.value)

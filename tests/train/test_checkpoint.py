@@ -9,6 +9,7 @@ import pytest
 import tiny
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from gatelab.config import OptimConfig
 from gatelab.models import build_model
@@ -153,7 +154,9 @@ def test_a_file_that_cannot_be_used_is_refused_in_words(
     [
         ({"d_ff": 23}, r"blocks.0.mlp.w1.weight has shape \(23, 16\), expected \(24, 16\)"),
         ({"n_layers": 1}, "blocks.1.attention_norm.weight is missing"),
-        ({"n_layers": 3}, "blocks.2.attention.*is no parameter here; it belongs to another model"),
+        ({"n_layers": 3}, "(blocks.2.* is no parameter here; ){2}blocks.2.* and 6 more: it belongs to another model"),
+        ({"qk_norm": "rms"}, "k_norm.weight is no parameter here"),
+        ({"vocab_size": 18}, r"embedding.weight has shape \(18, 16\), expected \(17, 16\); head.weight has shape"),
         ({"gate": "sdpa-headwise"}, "gates.sdpa.g_proj.weight is no parameter here"),
     ],
 )
@@ -175,3 +178,61 @@ def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path: Path, monkey
     with pytest.raises(OSError, match="No space left"):
         write_tensors(path, {"a": torch.zeros(1)}, {})
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+def later(path: Path, **changes: object) -> nn.Module:
+    """A model of another seed and with `changes`, on top of the weights in `path`; four heads read two kv heads."""
+    shape = {"n_heads": 4, "n_kv_heads": 2, "init": "fan-in"}
+    write_tensors(path, dict(build_model(tiny.model(**shape), seed=5).named_parameters()), {"step": 12})
+    model = build_model(tiny.model(**shape, **changes), seed=6)
+    assert load_weights(model, path) == 12
+    return model
+
+
+def test_a_gate_that_starts_open_and_is_inserted_later_changes_no_bit(tmp_path: Path) -> None:
+    ids_BT = torch.randint(0, 17, (3, 9))
+    plain_BTV = later(tmp_path / "w.safetensors")(ids_BT)
+    for gate in (
+        "sdpa-elementwise-two_sigmoid-init=1",
+        "sdpa-headwise-two_sigmoid-init=1+value-headwise-two_sigmoid-init=1",
+    ):
+        assert torch.equal(later(tmp_path / "w.safetensors", gate=gate)(ids_BT), plain_BTV)
+    assert not torch.allclose(later(tmp_path / "w.safetensors", gate="sdpa-elementwise")(ids_BT), plain_BTV, atol=1e-2)
+
+
+@pytest.mark.parametrize("changes", [{"gate": "sdpa-headwise"}, {"softmax": "key-bias"}, {"registers": 2}], ids=str)
+def test_what_was_inserted_keeps_its_start_and_the_rest_is_loaded(tmp_path: Path, changes: dict[str, object]) -> None:
+    model = later(tmp_path / "w.safetensors", **changes)
+    fresh = build_model(model.config, seed=6).state_dict()
+    stored, _ = read_tensors(tmp_path / "w.safetensors")
+    assert len(stored) < len(fresh)
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, stored.get(name, fresh[name]))
+        assert name not in stored or not torch.equal(stored[name], fresh[name]) or "norm" in name
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"bias": True, "gate": "sdpa-headwise"}, "q_proj.bias is missing, .*k_proj.bias is missing, .* and 11 more"),
+        ({"qk_norm": "rms"}, "attention.q_norm.weight is missing"),
+        ({"n_layers": 3, "gate": "sdpa-headwise"}, "blocks.2.attention_norm.weight is missing"),
+        ({"positions": "learned"}, "position_embedding.weight is missing, expected .* may be added"),
+    ],
+    ids=str,
+)
+def test_only_gates_registers_and_normalisers_may_be_inserted(
+    tmp_path: Path, changes: dict[str, object], message: str
+) -> None:
+    path = weights_file(tmp_path / "w.safetensors")
+    model = build_model(tiny.model(**changes))
+    before = {n: p.clone() for n, p in model.named_parameters()}
+    with pytest.raises(CheckpointError, match=message):
+        load_weights(model, path)
+    assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
+
+
+def test_a_checkpoint_is_not_resumed_with_a_gate_that_it_does_not_have(tmp_path: Path) -> None:
+    path = saved(Group([tiny.run(model=tiny.model(max_seq_len=8))]), tmp_path / "c.safetensors")
+    with pytest.raises(CheckpointError, match=r"gates.sdpa.g_proj.weight is missing"):
+        Group([tiny.run()]).restore(*read_tensors(path), path)

@@ -81,6 +81,27 @@ def test_matrices_decay_and_everything_else_does_not() -> None:
     } | {"head.weight"}
 
 
+def test_experts_and_heads_own_maps_decay_and_registers_tables_and_sinks_do_not() -> None:
+    kinds = {
+        "positions": "relative",
+        "softmax": "key-bias",
+        "registers": 2,
+        "n_heads": 4,
+        "n_kv_heads": 2,
+        "d_ff": None,
+    }
+    experts = {"n_experts": 3, "top_k": 1, "d_expert": 8, "n_shared": 1}
+    gate = "sdpa-headwise-head_slice-mlp=2-bias+key-headwise-static"
+    config = tiny.model(arch="encoder-decoder", gate=gate, moe=experts, norm="gated-rms", norm_rank=2, **kinds)
+    model = build_model(config)
+    decayed, rest = ({id(p) for p in g["params"]} for g in build_optimizer(model, OptimConfig()).param_groups)
+    assert decayed.isdisjoint(rest)
+    matrices = ("_proj.weight", "router.weight", "g_down.weight", "head.weight", ".down.weight", ".up.weight")
+    for name, p in model.named_parameters():
+        is_matrix = name.endswith(matrices) or (".mlp." in name and name.endswith(".weight"))
+        assert (id(p) in decayed, id(p) in rest) == (is_matrix, not is_matrix), name
+
+
 def test_a_head_tied_to_the_embedding_does_not_decay() -> None:
     model = build_model(tiny.model(tied_embeddings=True))
     decayed, rest = build_optimizer(model, OptimConfig()).param_groups
@@ -194,7 +215,9 @@ def test_a_run_takes_open_fields_from_its_data() -> None:
 
 
 def test_runs_of_two_shapes_make_no_group() -> None:
-    with pytest.raises(ValueError, match="must share model and train; these differ: put them into two groups"):
+    with pytest.raises(
+        ValueError, match="must share model, objective and train; these differ: put them into two groups"
+    ):
         Group([tiny.run(), tiny.run(model=tiny.model(max_seq_len=8))])
 
 

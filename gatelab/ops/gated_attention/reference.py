@@ -1,6 +1,7 @@
-"""The specification: softmax attention with grouped queries, masks, a sink logit and a gate on its output.
+"""The specification: attention with grouped queries, masks, biases, every normaliser and gates on scores and output.
 
-Builds the whole T×S matrix; meant to be read and compared with, not to be fast.
+Builds the whole T×S matrix; meant to be read and compared with, not to be fast. It also serves the normalisers that no
+fused kernel computes.
 """
 
 import math
@@ -9,33 +10,55 @@ import torch
 from torch import Tensor
 
 from ...config.gate import GateSpec
+from ...config.normaliser import Heads, Normaliser, Softmax
 from ..gate_apply import apply_gate
+from .scoring import Scoring, key_bias, key_scale, scoring, visible
 
-
-def visible(n_queries: int, n_keys: int, *, is_causal: bool, mask_BTS: Tensor | None, device: torch.device) -> Tensor:
-    """Which keys a query may see, [B or 1, T, S] boolean. Causal: the last query sees the last key."""
-    allowed = torch.ones(1, n_queries, n_keys, dtype=torch.bool, device=device)
-    if is_causal:
-        allowed = allowed.tril(diagonal=n_keys - n_queries)
-    return allowed if mask_BTS is None else allowed & mask_BTS
+_SOFTMAX = Softmax()
 
 
 def attention_weights(
-    q_BTHK: Tensor, k_BSGK: Tensor, *, is_causal: bool, mask_BTS: Tensor | None, sink_logit_H: Tensor | None
-) -> Tensor:
-    """P, [B, H, T, S + 1]: the last column is the mass that the sink logit takes (0 without one); rows sum to one."""
-    B, T, H, K = q_BTHK.shape
-    k_BSHK = k_BSGK.repeat_interleave(H // k_BSGK.shape[2], dim=2)
-    # Softmax sums exponentials: float32 at least, whatever the products were computed in.
-    wide = torch.promote_types(q_BTHK.dtype, torch.float32)
-    logits_BHTS = torch.einsum("bthk,bshk->bhts", q_BTHK, k_BSHK).to(wide) / math.sqrt(K)
-    allowed_BTS = visible(T, k_BSGK.shape[1], is_causal=is_causal, mask_BTS=mask_BTS, device=q_BTHK.device)
-    logits_BHTS = logits_BHTS.masked_fill(~allowed_BTS[:, None], -math.inf)
-    if sink_logit_H is None:
-        sink_BHT1 = logits_BHTS.new_full((B, H, T, 1), -math.inf)
+    q_BTHK: Tensor,
+    k_BSGK: Tensor,
+    *,
+    normaliser: Normaliser = _SOFTMAX,
+    learned: dict[str, Tensor] | None = None,
+    heads: Heads | None = None,
+    is_causal: bool = True,
+    window: int | None = None,
+    mask_BTS: Tensor | None = None,
+    bias_BHTS: Tensor | None = None,
+    score_logits_BSH: Tensor | None = None,
+    score_gate: GateSpec | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Weights of the keys, [B, H, T, S], and what the slot takes, [B, H, T, 1] (0 without one), in float32 at least.
+
+    The arguments are those of `gated_attention`. A softmax's row and its slot sum to one; a gate on the scores of form
+    `mul`, and the other normalisers, change that.
+
+    Raises:
+        ValueError: for arguments that do not fit.
+    """
+    s = scoring(
+        q_BTHK,
+        k_BSGK,
+        normaliser=normaliser,
+        learned=learned,
+        heads=heads,
+        is_causal=is_causal,
+        window=window,
+        mask_BTS=mask_BTS,
+        bias_BHTS=bias_BHTS,
+        score_logits_BSH=score_logits_BSH,
+        score_gate=score_gate,
+    )
+    logits_BHTS = _logits(q_BTHK, k_BSGK, s)
+    slot_BHT1 = normaliser.slot_logits(q_BTHK, s.learned)
+    if slot_BHT1 is None:
+        mass_BHT1 = torch.zeros_like(logits_BHTS[..., :1])
     else:
-        sink_BHT1 = sink_logit_H.to(wide)[None, :, None, None].expand(B, H, T, 1)
-    return torch.cat([logits_BHTS, sink_BHT1], dim=-1).softmax(dim=-1)
+        mass_BHT1 = (slot_BHT1 - logits_BHTS.logsumexp(dim=-1, keepdim=True)).sigmoid()
+    return _weights(q_BTHK, logits_BHTS, s), mass_BHT1
 
 
 def gated_attention(
@@ -44,13 +67,44 @@ def gated_attention(
     v_BSGK: Tensor,
     gate_logits_BTHK: Tensor | None,
     gate: GateSpec | None,
-    *,
-    is_causal: bool,
-    mask_BTS: Tensor | None,
-    sink_logit_H: Tensor | None,
+    s: Scoring,
 ) -> Tensor:
-    """softmax(q kᵀ / √K) v, then the gate; see `gatelab.ops.gated_attention.gated_attention`."""
-    weights_BHTS = attention_weights(q_BTHK, k_BSGK, is_causal=is_causal, mask_BTS=mask_BTS, sink_logit_H=sink_logit_H)
+    """weights · v, the normaliser's finish, then the gate; see `gatelab.ops.gated_attention.gated_attention`."""
+    logits_BHTS = _logits(q_BTHK, k_BSGK, s)
+    weights_BHTS = _weights(q_BTHK, logits_BHTS, s)
     v_BSHK = v_BSGK.repeat_interleave(q_BTHK.shape[2] // v_BSGK.shape[2], dim=2)
-    y_BTHK = torch.einsum("bhts,bshk->bthk", weights_BHTS[..., :-1].to(v_BSHK.dtype), v_BSHK)
-    return y_BTHK if gate is None else apply_gate(y_BTHK, gate_logits_BTHK, gate)
+    y_BTHK = torch.einsum("bhts,bshk->bthk", weights_BHTS.to(v_BSHK.dtype), v_BSHK)
+    y_BTHK = s.normaliser.finish(y_BTHK, s.learned, s.heads)
+    if gate is None:
+        return y_BTHK
+    if gate.source == "lse":
+        gate_logits_BTHK = gate_logits_BTHK + logits_BHTS.logsumexp(dim=-1).transpose(1, 2)[..., None]
+    return apply_gate(y_BTHK, gate_logits_BTHK, gate)
+
+
+def _logits(q_BTHK: Tensor, k_BSGK: Tensor, s: Scoring) -> Tensor:
+    """q kᵀ / √K and all that is added to it; −∞ where a key is hidden."""
+    T, H, K = q_BTHK.shape[1:]
+    S = k_BSGK.shape[1]
+    k_BSHK = k_BSGK.repeat_interleave(H // k_BSGK.shape[2], dim=2)
+    # Softmax sums exponentials: float32 at least, whatever the products were computed in.
+    wide = torch.promote_types(q_BTHK.dtype, torch.float32)
+    logits_BHTS = torch.einsum("bthk,bshk->bhts", q_BTHK, k_BSHK).to(wide) / math.sqrt(K)
+    if s.bias_BHTS is not None:
+        logits_BHTS = logits_BHTS + s.bias_BHTS.to(wide)
+    per_key_BSH = key_bias(s.score_logits_BSH, s.score_gate)
+    if per_key_BSH is not None:
+        per_key_BHS = per_key_BSH.transpose(1, 2)
+        added_BHTS = per_key_BHS[:, :, None]
+        if s.score_gate.form == "forget":
+            added_BHTS = added_BHTS - per_key_BHS[:, :, S - T :, None]
+        logits_BHTS = logits_BHTS + added_BHTS
+    allowed_BTS = visible(T, S, is_causal=s.is_causal, window=s.window, mask_BTS=s.mask_BTS, device=q_BTHK.device)
+    return logits_BHTS.masked_fill(~allowed_BTS[:, None], -math.inf)
+
+
+def _weights(q_BTHK: Tensor, logits_BHTS: Tensor, s: Scoring) -> Tensor:
+    slot_BHT1 = s.normaliser.slot_logits(q_BTHK, s.learned)
+    weights_BHTS = s.normaliser.weights(logits_BHTS, slot_BHT1, s.learned, s.heads)
+    scale_BSH = key_scale(s.score_logits_BSH, s.score_gate)
+    return weights_BHTS if scale_BSH is None else weights_BHTS * scale_BSH.transpose(1, 2)[:, :, None]

@@ -1,7 +1,9 @@
-"""Through torch's scaled_dot_product_attention, which picks its own fused kernel; the gate follows.
+"""Through torch's fused attention; slots, gates on the log-sum-exp and the output's gate follow on its result.
 
-Notable: a sink logit is one more key with a zero value whose logit is the learned number, so the fused kernels need
-no change; its bias keeps torch from the flash kernels, which is why it is a control and not the default.
+Notable: a slot is a gate σ(lse − s), so no kernel sees it; a gate on the scores is one number a key, which scales the
+values or enters the product q·k as more channels, so it costs no T×S bias. The channels of a forget gate hold c_i and
+−c_j, whose gradients the kernels round before they are summed over positions: in bfloat16 they are noisier than those of
+the whole matrix. Without a slot or a gate on the lse this is `F.scaled_dot_product_attention` and nothing else.
 """
 
 import math
@@ -12,7 +14,8 @@ from torch import Tensor
 
 from ...config.gate import GateSpec
 from ..gate_apply import apply_gate
-from .reference import visible
+from .fused import attention_with_lse, pieces
+from .scoring import Scoring, key_bias, key_scale, visible
 
 
 def gated_attention(
@@ -21,33 +24,93 @@ def gated_attention(
     v_BSGK: Tensor,
     gate_logits_BTHK: Tensor | None,
     gate: GateSpec | None,
-    *,
-    is_causal: bool,
-    mask_BTS: Tensor | None,
-    sink_logit_H: Tensor | None,
+    s: Scoring,
 ) -> Tensor:
-    """Same function as the reference; see `gatelab.ops.gated_attention.gated_attention`."""
-    T, H, S, G = q_BTHK.shape[1], q_BTHK.shape[2], k_BSGK.shape[1], k_BSGK.shape[2]
+    """Same function as the reference, for normalisers that are a softmax; see `gatelab.ops.gated_attention`."""
+    T, H, K = q_BTHK.shape[1:]
+    S, scale = k_BSGK.shape[1], 1 / math.sqrt(K)
+    slot_BHT1 = s.normaliser.slot_logits(q_BTHK, s.learned)
+    scale_BSH = key_scale(s.score_logits_BSH, s.score_gate)
+    if scale_BSH is not None:
+        v_BSGK = (_repeated(v_BSGK, H) * scale_BSH[..., None]).to(v_BSGK.dtype)
+        k_BSGK = _repeated(k_BSGK, H)
+    bias_BSH = key_bias(s.score_logits_BSH, s.score_gate)
+    if bias_BSH is not None:
+        own_BTH = bias_BSH[:, S - T :] if s.score_gate.form == "forget" else torch.zeros_like(bias_BSH[:, :1])
+        q_BTHK, k_BSGK, v_BSGK = _with_bias(q_BTHK, k_BSGK, v_BSGK, -own_BTH / scale, bias_BSH / scale)
     q_BHTK, k_BGSK, v_BGSK = q_BTHK.transpose(1, 2), k_BSGK.transpose(1, 2), v_BSGK.transpose(1, 2)
-    mask: Tensor | None = None
+    mask_BHTS, is_causal = _mask(q_BTHK, S, s)
+
+    lse_BHT1: Tensor | None = None
+    if slot_BHT1 is None and (gate is None or gate.source != "lse"):
+        y_BHTK = F.scaled_dot_product_attention(
+            q_BHTK,
+            k_BGSK,
+            v_BGSK,
+            attn_mask=mask_BHTS,
+            is_causal=is_causal,
+            scale=scale,
+            enable_gqa=k_BGSK.shape[1] != H,
+        )
+    else:
+        k_BHSK, v_BHSK = _repeated(k_BGSK, H, dim=1), _repeated(v_BGSK, H, dim=1)
+        y_BHTK, lse_BHT1 = attention_with_lse(
+            q_BHTK, k_BHSK, v_BHSK, bias_BHTS=_added(mask_BHTS, q_BTHK.dtype), is_causal=is_causal, scale=scale
+        )
+    y_BTHK = y_BHTK[..., :K].transpose(1, 2)
+    if slot_BHT1 is not None:
+        y_BTHK = (y_BTHK * (lse_BHT1 - slot_BHT1).sigmoid().transpose(1, 2)).to(y_BTHK.dtype)
+    y_BTHK = s.normaliser.finish(y_BTHK, s.learned, s.heads)
+    if gate is None:
+        return y_BTHK
+    if gate.source == "lse":
+        gate_logits_BTHK = gate_logits_BTHK + lse_BHT1.transpose(1, 2)
+    return apply_gate(y_BTHK, gate_logits_BTHK, gate)
+
+
+def _mask(q_BTHK: Tensor, n_keys: int, s: Scoring) -> tuple[Tensor | None, bool]:
+    """What the kernel takes as its mask, boolean or added to the logits, and whether it hides later keys by itself."""
+    n_queries, bias_BHTS = q_BTHK.shape[1], s.bias_BHTS
+    if bias_BHTS is not None:
+        bias_BHTS = bias_BHTS.to(q_BTHK.dtype)
+    is_bare = s.window is None and s.mask_BTS is None
     # torch's causal mask is aligned to the first key, ours to the last: they agree only when T = S.
-    plain_causal = is_causal and mask_BTS is None and T == S and sink_logit_H is None
-    if not plain_causal and (mask_BTS is not None or sink_logit_H is not None or (is_causal and T > 1)):
-        mask = visible(T, S, is_causal=is_causal, mask_BTS=mask_BTS, device=q_BTHK.device)[:, None]
-    if sink_logit_H is not None:
-        mask, k_BGSK, v_BGSK = _with_sink(mask, k_BGSK, v_BGSK, sink_logit_H)
-    y_BHTK = F.scaled_dot_product_attention(
-        q_BHTK, k_BGSK, v_BGSK, attn_mask=mask, is_causal=plain_causal, enable_gqa=H != G
-    )
-    y_BTHK = y_BHTK.transpose(1, 2)
-    return y_BTHK if gate is None else apply_gate(y_BTHK, gate_logits_BTHK, gate)
+    if is_bare and bias_BHTS is None and s.is_causal and n_queries == n_keys:
+        return None, True
+    # Causality hides nothing from the last query.
+    if is_bare and (not s.is_causal or n_queries == 1):
+        return bias_BHTS, False
+    allowed_B1TS = visible(
+        n_queries, n_keys, is_causal=s.is_causal, window=s.window, mask_BTS=s.mask_BTS, device=q_BTHK.device
+    )[:, None]
+    return allowed_B1TS if bias_BHTS is None else bias_BHTS.masked_fill(~allowed_B1TS, -math.inf), False
 
 
-def _with_sink(
-    mask_B1TS: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, sink_logit_H: Tensor
+def _with_bias(
+    q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, row_BTH: Tensor, column_BSH: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    B, _, T, S = mask_B1TS.shape
-    H = sink_logit_H.shape[0]
-    bias_BHTS = torch.zeros(B, H, T, S, dtype=k_BGSK.dtype, device=k_BGSK.device).masked_fill(~mask_B1TS, -math.inf)
-    sink_BHT1 = sink_logit_H.to(k_BGSK.dtype)[None, :, None, None].expand(B, H, T, 1)
-    return torch.cat([bias_BHTS, sink_BHT1], dim=-1), F.pad(k_BGSK, (0, 0, 0, 1)), F.pad(v_BGSK, (0, 0, 0, 1))
+    """q·k + row + column as a product of 8 more channels, six of them in use; v has zeros there.
+
+    Three pieces of bfloat16 hold the 24 bits of a float32, and the kernels sum products in float32.
+    """
+    H = q_BTHK.shape[2]
+    q_BTHK = torch.cat([q_BTHK, _pieces(row_BTH, q_BTHK), q_BTHK.new_ones(*q_BTHK.shape[:3], 3)], dim=-1)
+    k_BSHK = _repeated(k_BSGK, H)
+    k_BSHK = torch.cat([k_BSHK, k_BSHK.new_ones(*k_BSHK.shape[:3], 3), _pieces(column_BSH, k_BSHK)], dim=-1)
+    return F.pad(q_BTHK, (0, 2)), F.pad(k_BSHK, (0, 2)), F.pad(_repeated(v_BSGK, H), (0, 8))
+
+
+def _pieces(value_BTH: Tensor, like_BTHK: Tensor) -> Tensor:
+    return torch.stack(pieces(value_BTH.expand(like_BTHK.shape[:3]), like_BTHK.dtype, 3), dim=-1)
+
+
+def _repeated(t: Tensor, n_heads: int, *, dim: int = 2) -> Tensor:
+    """Each kv head once a query head that reads it."""
+    return t if t.shape[dim] == n_heads else t.repeat_interleave(n_heads // t.shape[dim], dim=dim)
+
+
+def _added(mask_BHTS: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """A boolean mask as a bias of 0 and −∞; a bias as it is."""
+    if mask_BHTS is None or mask_BHTS.dtype != torch.bool:
+        return mask_BHTS
+    return torch.zeros_like(mask_BHTS, dtype=dtype).masked_fill(~mask_BHTS, -math.inf)

@@ -1,0 +1,26 @@
+"""An encoder-only model: every token sees all others; trained to fill in what was masked."""
+
+from torch import Tensor
+
+from ..nn.moe import Routing
+from .block import Pass
+from .model import Model
+
+
+class Encoder(Model):
+    """Token ids [B, T], masked ones among them, to logits of the token at each position [B, T, V]."""
+
+    def forward(
+        self, tokens_BT: Tensor, *, segment_ids_BT: Tensor | None = None, routed: list[Routing] | None = None
+    ) -> Tensor:
+        """Logits of what stands at every position, in the compute type.
+
+        Args:
+            segment_ids_BT: document numbers; attention stays within a document.
+            routed: a list to which each layer of experts appends what its router did.
+
+        Raises:
+            ValueError: when the sequence is longer than the positions.
+        """
+        (stack,) = self.config.architecture.stacks
+        return self.head(self.run(stack, tokens_BT, Pass(segment_ids_BT, routed=routed)))

@@ -1,0 +1,110 @@
+"""What all architectures share: embeddings, registers, positions, stacks of blocks, the head.
+
+Notable: parameter names are those of a plain decoder (`blocks.0…`, `final_norm`); a second stack has its own prefix, so
+that models of different architectures share initial values where they share names.
+"""
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+from ..config.architecture import Stack
+from ..config.model import ModelConfig
+from ..nn.cache import KVCache
+from ..nn.linear import Linear
+from ..nn.norm import Norm
+from ..nn.relative import RelativeBias
+from .block import Block, Pass
+
+
+class Model(nn.Module, ABC):
+    """Embeddings, the stacks that the architecture names, and a head.
+
+    Computes in `compute_dtype`; None is the type of its weights. A trainer may compute in bfloat16 over float32 weights.
+    `config` is resolved (no None left).
+    """
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        c = self.config = config
+        self.compute_dtype: torch.dtype | None = None
+        self.embedding = nn.Embedding(c.vocab_size, c.d_model)
+        for stack in c.architecture.stacks:
+            self._add(stack)
+        self.head = Linear(c.d_model, c.vocab_size, bias=False)
+        if c.tied_embeddings:
+            self.head.weight = self.embedding.weight
+
+    @abstractmethod
+    def forward(self, tokens_BT: Tensor) -> Tensor:
+        """Logits."""
+
+    def run(self, stack: Stack, tokens_BT: Tensor, given: Pass) -> Tensor:
+        """The normed hidden state that a stack makes of tokens, [B, T, D]; registers are added and taken off here.
+
+        Raises:
+            ValueError: more tokens than learned positions; registers together with document numbers.
+        """
+        c, cache = self.config, given.cache
+        start = 0 if cache is None else cache.length
+        R = c.registers if start == 0 else 0
+        if c.registers and given.segment_ids_BT is not None:
+            raise ValueError(f"registers={c.registers} and document numbers do not go together; leave one out")
+        x_BTD = self._embed(stack, tokens_BT, max(0, start - c.registers))
+        if R:
+            registers_BRD = self._of(stack, "registers_RD").to(x_BTD.dtype).expand(tokens_BT.shape[0], -1, -1)
+            x_BTD = torch.cat([registers_BRD, x_BTD], dim=1)
+        relative = getattr(self, _prefix(stack) + "relative")
+        if relative is not None:
+            T = x_BTD.shape[1]
+            given.bias_BHTS = relative(T, start + T, start).to(torch.promote_types(x_BTD.dtype, torch.float32))
+        for block in getattr(self, stack.blocks):
+            x_BTD = block(x_BTD, given)
+        if cache is not None:
+            cache.advance(x_BTD.shape[1])
+        return self._of(stack, "final_norm")(x_BTD[:, R:] if R else x_BTD)
+
+    def new_cache(self, batch: int, max_seq_len: int | None = None) -> KVCache:
+        """An empty cache that fits this model's causal stack."""
+        c = self.config
+        stack = c.architecture.stacks[-1]
+        return KVCache(
+            n_layers=c.depth(stack),
+            batch=batch,
+            max_seq_len=(max_seq_len or c.max_seq_len) + c.registers,
+            n_kv_heads=c.n_kv_heads,
+            head_dim=c.head_dim,
+            n_score_heads=c.n_heads if any(g.site == "scores" for g in c.gates(stack)) else 0,
+            dtype=self.compute_dtype or self.head.weight.dtype,
+            device=self.head.weight.device,
+        )
+
+    def _add(self, stack: Stack) -> None:
+        c, prefix = self.config, _prefix(stack)
+        learned = nn.Embedding(c.max_seq_len, c.d_model) if c.positions == "learned" else None
+        setattr(self, prefix + "position_embedding", learned)
+        if c.registers:
+            setattr(self, prefix + "registers_RD", nn.Parameter(torch.zeros(c.registers, c.d_model)))
+        relative = RelativeBias(c.n_heads, is_causal=stack.is_causal) if c.positions == "relative" else None
+        setattr(self, prefix + "relative", relative)
+        setattr(self, stack.blocks, nn.ModuleList(Block(c, stack, layer) for layer in range(c.depth(stack))))
+        is_post = c.norm_position == "post"
+        norm = nn.Identity() if is_post else Norm(c.d_model, c.norm, c.norm_eps, rank=c.norm_rank)
+        setattr(self, prefix + "final_norm", norm)
+
+    def _of(self, stack: Stack, name: str) -> nn.Module:
+        return getattr(self, _prefix(stack) + name)
+
+    def _embed(self, stack: Stack, tokens_BT: Tensor, start: int) -> Tensor:
+        x_BTD, end = self.embedding(tokens_BT), start + tokens_BT.shape[1]
+        table = self._of(stack, "position_embedding")
+        if table is not None:
+            if end > self.config.max_seq_len:
+                raise ValueError(f"{end} tokens are more than max_seq_len={self.config.max_seq_len} learned positions")
+            x_BTD = x_BTD + table.weight[start:end]
+        return x_BTD.to(self.compute_dtype or x_BTD.dtype)
+
+
+def _prefix(stack: Stack) -> str:
+    return stack.blocks.removesuffix("blocks")

@@ -1,0 +1,131 @@
+"""Feed-forward layers of experts: softmax top-k routing (arXiv 2505.06708, its 15A2B models), and the router's losses.
+
+Notable: the losses are sums over tokens divided by the tokens of the global batch, so that what micro-batches or ranks
+compute adds up to the loss of the whole, gradients included ("Demons in the Detail", arXiv 2501.11873).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..config.moe import MoE
+from ..ops.expert_ffn import expert_ffn
+from .linear import Linear
+from .mlp import MLP
+
+
+@dataclass
+class Routing:
+    """What one layer's router did with its tokens: sums over them, float32 at least.
+
+    `counts_X`: pairs of a token and a choice that each expert got, without gradient. `probability_X`: sum of the softmax
+    over all experts. `z`: sum of logsumexp(logits)².
+    """
+
+    counts_X: Tensor
+    probability_X: Tensor
+    z: Tensor
+    n_tokens: int
+
+
+class Experts(nn.Module):
+    """One matrix of every expert: `weight` [X, out, in]; `paired_side` as in `Linear`. Multiplied in `expert_ffn`."""
+
+    def __init__(self, n_experts: int, d_in: int, d_out: int, *, paired_side: Literal["in", "out"] = "out"):
+        super().__init__()
+        self.in_features, self.paired_side = d_in, paired_side
+        self.weight = nn.Parameter(torch.empty(n_experts, d_out, d_in).uniform_(-(d_in**-0.5), d_in**-0.5))
+
+    def extra_repr(self) -> str:
+        """The shape."""
+        return f"weight={list(self.weight.shape)}"
+
+
+class ExpertMLP(nn.Module):
+    """Σ over the top_k experts of p_e · w2_e(SiLU(w1_e x) ⊙ w3_e x), plus the shared experts; without biases.
+
+    p is the softmax of the router's logits over all experts, divided by the sum of the chosen when `normalise_top_k`.
+    Router and weighted sum compute in float32 whatever x's type; between equal probabilities torch's topk decides.
+
+    Args:
+        moe: numbers and widths; its two coefficients are the training loss's.
+        impl: implementation of the experts; see `gatelab.ops.expert_ffn`.
+    """
+
+    def __init__(self, d_model: int, moe: MoE, *, impl: str = "auto"):
+        super().__init__()
+        self.moe, self.impl = moe, impl
+        self.router = Linear(d_model, moe.n_experts, bias=False)
+        self.w1 = Experts(moe.n_experts, d_model, moe.d_expert)
+        self.w3 = Experts(moe.n_experts, d_model, moe.d_expert)
+        self.w2 = Experts(moe.n_experts, moe.d_expert, d_model, paired_side="in")
+        self.shared = MLP(d_model, moe.n_shared * moe.d_expert, "swiglu", bias=False) if moe.n_shared else None
+
+    def forward(self, x_BTD: Tensor, routed: list[Routing] | None = None) -> Tensor:
+        """[B, T, D] to [B, T, D] in x's type; appends one `Routing` to `routed` when that is a list."""
+        x_ND = x_BTD.flatten(0, -2)
+        logits_NX = self.router(x_ND.to(torch.promote_types(x_ND.dtype, torch.float32)))
+        probability_NX = logits_NX.softmax(dim=-1)
+        weight_NE, chosen_NE = probability_NX.topk(self.moe.top_k, dim=-1)
+        if self.moe.normalise_top_k:
+            weight_NE = weight_NE / weight_NE.sum(dim=-1, keepdim=True)
+        w1_XFD, w3_XFD, w2_XDF = (w.weight.to(x_ND.dtype) for w in (self.w1, self.w3, self.w2))
+        y_ND = expert_ffn(x_ND, chosen_NE, weight_NE, w1_XFD, w3_XFD, w2_XDF, impl=self.impl)
+        if self.shared is not None:
+            y_ND = y_ND + self.shared(x_ND)
+        if routed is not None:
+            routed.append(_routing(logits_NX, probability_NX, chosen_NE))
+        return y_ND.view_as(x_BTD)
+
+
+def router_losses(
+    routed: list[Routing],
+    moe: MoE,
+    counts_LX: Tensor | None = None,
+    n_tokens_L: Sequence[int] | Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """(balance, z), scalars, means over layers, before their coefficients `moe.balance` and `moe.z`.
+
+    balance = X Σ_x f_x P_x with f_x the share of the global batch's choices that expert x got (no gradient) and P_x its
+    mean probability: 1 for a uniform router, X when all goes to one expert of top_k = 1. z = mean of logsumexp².
+
+    Args:
+        routed: one a layer, of the whole batch or of a part of it.
+        counts_LX, n_tokens_L: choices and tokens of the global batch, for a part; layers may see different numbers of
+            tokens. The losses of all parts, and their gradients, then sum to those of the whole.
+
+    Raises:
+        ValueError: no layer, one of counts_LX and n_tokens_L without the other, or of another shape.
+    """
+    if not routed:
+        raise ValueError("routed is empty: pass the list to the forward of a model with experts first")
+    if (counts_LX is None) != (n_tokens_L is None):
+        raise ValueError("counts_LX and n_tokens_L describe the global batch together: give both, or neither")
+    probability_LX = torch.stack([r.probability_X for r in routed])
+    if counts_LX is None:
+        counts_LX, n_tokens_L = torch.stack([r.counts_X for r in routed]), [r.n_tokens for r in routed]
+    if counts_LX.shape != probability_LX.shape:
+        raise ValueError(
+            f"counts_LX of shape {tuple(counts_LX.shape)}: expected {tuple(probability_LX.shape)}, layers and experts"
+        )
+    tokens_L = torch.as_tensor(n_tokens_L, dtype=probability_LX.dtype, device=probability_LX.device)
+    if len(tokens_L) != len(routed):
+        raise ValueError(f"n_tokens_L has {len(tokens_L)} entries for {len(routed)} layers; give one a layer")
+    share_LX = counts_LX.to(probability_LX.dtype) / (moe.top_k * tokens_L[:, None])
+    balance_L = moe.n_experts * (share_LX * probability_LX / tokens_L[:, None]).sum(dim=1)
+    z_L = torch.stack([r.z for r in routed]) / tokens_L
+    return balance_L.mean(), z_L.mean()
+
+
+def _routing(logits_NX: Tensor, probability_NX: Tensor, chosen_NE: Tensor) -> Routing:
+    N, X = logits_NX.shape
+    experts_X = torch.arange(X, device=chosen_NE.device)
+    return Routing(
+        counts_X=(chosen_NE[..., None] == experts_X).sum(dim=(0, 1)).float(),
+        probability_X=probability_NX.sum(dim=0),
+        z=logits_NX.logsumexp(dim=-1).square().sum(),
+        n_tokens=N,
+    )

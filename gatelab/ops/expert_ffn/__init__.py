@@ -1,0 +1,80 @@
+"""The experts of a mixture, given what the router chose. The public function checks its inputs and calls the
+implementation that was named."""
+
+import torch
+from torch import Tensor
+
+from . import grouped, reference
+
+IMPLEMENTATIONS = {"reference": reference.expert_ffn, "grouped": grouped.expert_ffn}
+
+
+def choose(impl: str, *, d_model: int, d_expert: int, dtype: torch.dtype, device: torch.device) -> str:
+    """The implementation that `auto` means for these widths; callers store the name with their results.
+
+    `auto` is `grouped` on CUDA in bfloat16 where the widths allow it, else `reference`.
+
+    Raises:
+        ValueError: for a name that does not exist, or `grouped` where it cannot run.
+    """
+    if impl not in ("auto", *IMPLEMENTATIONS):
+        raise ValueError(f"impl={impl!r}: expected one of auto, {', '.join(IMPLEMENTATIONS)}")
+    if impl == "reference":
+        return impl
+    obstacle = grouped.obstacle(d_model, d_expert, dtype, device)
+    if impl == "auto":
+        return "grouped" if device.type == "cuda" and obstacle is None else "reference"
+    if obstacle is not None:
+        raise ValueError(f"impl='grouped': {obstacle}; or take impl='reference'")
+    return impl
+
+
+def expert_ffn(
+    x_ND: Tensor,
+    chosen_NE: Tensor,
+    weight_NE: Tensor,
+    w1_XFD: Tensor,
+    w3_XFD: Tensor,
+    w2_XDF: Tensor,
+    *,
+    impl: str = "auto",
+) -> Tensor:
+    """y = Σ over the chosen e of weight_e · w2_e (SiLU(w1_e x) ⊙ w3_e x), [N, D] in x's type.
+
+    Rounding rule: each expert computes in x's type; the weighted sum is taken in float32 (float64 for float64 inputs)
+    and rounded once, to x's type.
+
+    Args:
+        x_ND: N tokens of D channels.
+        chosen_NE: int64, the E experts of each token, in 0 … X − 1. Values are not checked: that would make a GPU wait.
+        weight_NE: what each chosen expert's output is multiplied by, in any floating type.
+        w1_XFD, w3_XFD, w2_XDF: weights of X experts of width F, in x's type.
+        impl: `reference`, `grouped` or `auto`; never replaced silently.
+
+    Raises:
+        ValueError: shapes or types that do not fit, an unknown implementation, or one that cannot run here.
+    """
+    tensors = (x_ND, chosen_NE, weight_NE, w1_XFD, w3_XFD, w2_XDF)
+    if x_ND.dim() != 2 or w1_XFD.dim() != 3 or not _fits(*tensors):
+        shapes = ", ".join(str(tuple(t.shape)) for t in tensors)
+        raise ValueError(
+            f"x, chosen, weight, w1, w3, w2 of shapes {shapes}: expected [N,D], [N,E], [N,E], [X,F,D], [X,F,D], [X,D,F]"
+        )
+    types = {t.dtype for t in (x_ND, w1_XFD, w3_XFD, w2_XDF)}
+    if len(types) > 1 or not x_ND.is_floating_point() or chosen_NE.dtype != torch.int64:
+        given = ", ".join(str(t.dtype).removeprefix("torch.") for t in tensors)
+        raise ValueError(
+            f"x, chosen, weight, w1, w3, w2 of types {given}: convert the experts' weights to x's floating type and the "
+            "choices to int64"
+        )
+    name = choose(impl, d_model=x_ND.shape[1], d_expert=w1_XFD.shape[1], dtype=x_ND.dtype, device=x_ND.device)
+    return IMPLEMENTATIONS[name](*tensors)
+
+
+def _fits(x_ND: Tensor, chosen_NE: Tensor, weight_NE: Tensor, w1_XFD: Tensor, w3_XFD: Tensor, w2_XDF: Tensor) -> bool:
+    (N, D), (X, F, _) = x_ND.shape, w1_XFD.shape
+    chosen_fits = chosen_NE.dim() == 2 and chosen_NE.shape[0] == N and weight_NE.shape == chosen_NE.shape
+    return chosen_fits and w1_XFD.shape == w3_XFD.shape == (X, F, D) and w2_XDF.shape == (X, D, F)
+
+
+__all__ = ["IMPLEMENTATIONS", "choose", "expert_ffn"]

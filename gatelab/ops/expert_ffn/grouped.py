@@ -1,0 +1,62 @@
+"""Tokens sorted by expert, then one grouped product a weight; no token is dropped and none is computed in vain.
+
+Notable: the groups' ends stay on the device, so a GPU never waits for the host; every gather is of a permutation, whose
+gradient adds nothing twice and is the same in every run, at the price of one copy of x for each choice. Experts without
+tokens get zero gradients.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# What torch's grouped_mm multiplies. On CUDA other types fall back to a loop over groups that waits for the host; on CPU
+# they run, and torch.compile refuses them.
+_TYPES = {"cuda": (torch.bfloat16,), "cpu": (torch.bfloat16, torch.float16, torch.float32)}
+# Every row starts at a multiple of this.
+_ROW_BYTES = 16
+
+
+def obstacle(d_model: int, d_expert: int, dtype: torch.dtype, device: torch.device) -> str | None:
+    """Why grouped products cannot run here, or None."""
+    types = _TYPES.get(device.type)
+    if types is None:
+        return f"torch has no grouped product for device {device.type!r}, only for {' and '.join(_TYPES)}"
+    if dtype not in types:
+        names = ", ".join(str(t).removeprefix("torch.") for t in types)
+        return f"{str(dtype).removeprefix('torch.')} on {device.type}: grouped products take {names}"
+    multiple = _ROW_BYTES // dtype.itemsize
+    if d_model % multiple or d_expert % multiple:
+        return (
+            f"widths {d_model} and {d_expert}: rows must start at multiples of {_ROW_BYTES} bytes; "
+            f"take multiples of {multiple}"
+        )
+    return None
+
+
+def expert_ffn(
+    x_ND: Tensor, chosen_NE: Tensor, weight_NE: Tensor, w1_XFD: Tensor, w3_XFD: Tensor, w2_XDF: Tensor
+) -> Tensor:
+    """Same function as the reference; see `gatelab.ops.expert_ffn.expert_ffn`."""
+    (N, D), E = x_ND.shape, chosen_NE.shape[1]
+    order_M, position_M, ends_X = by_expert(chosen_NE, n_experts=w1_XFD.shape[0])
+    x_MD = x_ND[:, None].expand(N, E, D).reshape(N * E, D).index_select(0, order_M)
+    hidden_MF = F.silu(_product(x_MD, w1_XFD, ends_X)) * _product(x_MD, w3_XFD, ends_X)
+    y_NED = _product(hidden_MF, w2_XDF, ends_X).index_select(0, position_M).unflatten(0, (N, E))
+    wide = torch.promote_types(x_ND.dtype, torch.float32)
+    return (y_NED.to(wide) * weight_NE.to(wide)[..., None]).sum(dim=1).to(x_ND.dtype)
+
+
+def by_expert(chosen_NE: Tensor, *, n_experts: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The M = N·E pairs of a token and a choice, sorted by expert and within an expert by token.
+
+    Returns the pair at each sorted place [M], the place of each pair [M], and where each expert's pairs end [X], int32.
+    """
+    expert_M, order_M = chosen_NE.flatten().sort(stable=True)
+    position_M = torch.empty_like(order_M).scatter_(0, order_M, torch.arange(len(order_M), device=order_M.device))
+    experts_X = torch.arange(n_experts, device=expert_M.device)
+    return order_M, position_M, torch.searchsorted(expert_M, experts_X, right=True, out_int32=True)
+
+
+def _product(x_MI: Tensor, weight_XOI: Tensor, ends_X: Tensor) -> Tensor:
+    """x Wᵀ with each expert's W for its own rows, [M, O]."""
+    return F.grouped_mm(x_MI, weight_XOI.transpose(1, 2), offs=ends_X)

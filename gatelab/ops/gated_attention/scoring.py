@@ -1,0 +1,141 @@
+"""What is between q kᵀ and the weights: masks, a window, biases, a gate on the scores and a normaliser, as one value.
+
+Notable: a gate on the scores is one number a key. It scales the key's weight (`mul`) or adds to its logit (`add`,
+`forget`), so no implementation needs more of it than a row of S numbers a head.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...config.gate import GateSpec
+from ...config.normaliser import Heads, Normaliser
+from ..gate_apply import gate_scores
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """Everything but q and k that attention weights depend on; see `gated_attention` for each."""
+
+    normaliser: Normaliser
+    learned: dict[str, Tensor]
+    heads: Heads
+    is_causal: bool
+    window: int | None
+    mask_BTS: Tensor | None
+    bias_BHTS: Tensor | None
+    score_logits_BSH: Tensor | None
+    score_gate: GateSpec | None
+
+
+def scoring(
+    q_BTHK: Tensor,
+    k_BSGK: Tensor,
+    *,
+    normaliser: Normaliser,
+    learned: dict[str, Tensor] | None,
+    heads: Heads | None,
+    is_causal: bool,
+    window: int | None,
+    mask_BTS: Tensor | None,
+    bias_BHTS: Tensor | None,
+    score_logits_BSH: Tensor | None,
+    score_gate: GateSpec | None,
+) -> Scoring:
+    """The arguments as they were given, checked against q and k; heads of None are read from the shapes.
+
+    Raises:
+        ValueError: for whatever does not fit, in a sentence.
+    """
+    B, T, H, K = q_BTHK.shape
+    S, G = k_BSGK.shape[1:3]
+    if H % G or q_BTHK.shape[3] != k_BSGK.shape[3]:
+        shapes = f"{tuple(q_BTHK.shape)}, {tuple(k_BSGK.shape)}"
+        raise ValueError(f"q, k of shapes {shapes}: expected [B,T,H,K], [B,S,G,K] with G dividing H")
+    if is_causal and T > S:
+        raise ValueError(
+            f"{T} causal queries and {S} keys: the first queries would see no key; give at least as many keys, or "
+            "is_causal=False"
+        )
+    if window is not None and window < 1:
+        raise ValueError(f"window={window}: expected the number of keys that a query sees, itself included, or None")
+    _broadcasts("mask_BTS", mask_BTS, (B, T, S))
+    _broadcasts("bias_BHTS", bias_BHTS, (B, H, T, S))
+    _broadcasts("score_logits_BSH", score_logits_BSH, (B, S, H))
+    if (score_gate is None) != (score_logits_BSH is None):
+        raise ValueError("a gate on the scores and its logits come together: give both, or neither")
+    if score_gate is not None and score_gate.form == "forget" and not is_causal:
+        raise ValueError("form forget sums over the tokens between a key and a later query: it needs is_causal=True")
+    normaliser.check(H, G)
+    if heads is None:
+        heads = Heads(H, G, K)
+    if (heads.n_heads, heads.n_kv_heads, heads.head_dim) != (H, G, K):
+        raise ValueError(f"{heads} does not describe q and k, which have {H} and {G} heads of {K} channels")
+    learned = {} if learned is None else learned
+    expected = {name: p.shape for name, p in normaliser.learned(heads).items()}
+    if {name: tuple(t.shape) for name, t in learned.items()} != expected:
+        given = {name: tuple(t.shape) for name, t in learned.items()}
+        raise ValueError(f"learned of shapes {given}: {normaliser.kind} takes {expected}")
+    if score_logits_BSH is not None:
+        score_logits_BSH = score_logits_BSH.expand(-1, S, -1)  # a constant has 1 in the place of S
+    return Scoring(normaliser, learned, heads, is_causal, window, mask_BTS, bias_BHTS, score_logits_BSH, score_gate)
+
+
+def visible(
+    n_queries: int,
+    n_keys: int,
+    *,
+    is_causal: bool,
+    window: int | None = None,
+    mask_BTS: Tensor | None,
+    device: torch.device,
+    start: int | None = None,
+) -> Tensor:
+    """Which keys a query may see, [B or 1, T, S] boolean. The first query stands at position `start`; None: where the
+    last one stands at the last key.
+
+    Causal: no key after the query. Window: less than `window` positions away.
+    """
+    start = n_keys - n_queries if start is None else start
+    query_T1 = torch.arange(start, start + n_queries, device=device)[:, None]
+    behind_TS = query_T1 - torch.arange(n_keys, device=device)
+    allowed = torch.ones_like(behind_TS, dtype=torch.bool)
+    if is_causal:
+        allowed = allowed & (behind_TS >= 0)
+    if window is not None:
+        allowed = allowed & (behind_TS.abs() < window)
+    return allowed[None] if mask_BTS is None else allowed & mask_BTS
+
+
+def key_scale(logits_BSH: Tensor | None, gate: GateSpec | None) -> Tensor | None:
+    """What a score gate of form `mul` multiplies a key's weight by, [B or 1, S, H or 1] in float32 (float64 stays)."""
+    if gate is None or gate.form != "mul":
+        return None
+    return gate_scores(logits_BSH[..., None], gate).squeeze(-1)
+
+
+def key_bias(logits_BSH: Tensor | None, gate: GateSpec | None) -> Tensor | None:
+    """What a score gate adds to a key's logit, [B or 1, S, H or 1] in float32 (float64 stays); None for form `mul`.
+
+    Form `forget` (arXiv 2503.02130) adds ln act of the tokens j+1 … i to the logit of key j and query i: c_i − c_j with
+    c the sums from the first token on. This is −c_j; a query's own c_i moves its whole row.
+    """
+    if gate is None or gate.form == "mul":
+        return None
+    if gate.form == "add":
+        return gate_scores(logits_BSH[..., None], gate).squeeze(-1)
+    if gate.activation == "sigmoid" and gate.sharing == "specific":
+        # ln σ(z) in this form stays finite where σ(z) is 0.
+        log_BSH = F.logsigmoid(logits_BSH.to(torch.promote_types(logits_BSH.dtype, torch.float32)))
+    else:
+        log_BSH = gate_scores(logits_BSH[..., None], gate).squeeze(-1).log()
+    return -log_BSH.cumsum(dim=1)
+
+
+def _broadcasts(name: str, given: Tensor | None, shape: tuple[int, ...]) -> None:
+    if given is None:
+        return
+    if given.dim() != len(shape) or any(n != 1 and n != m for n, m in zip(given.shape, shape, strict=True)):
+        raise ValueError(f"{name} of shape {tuple(given.shape)}: expected {shape}, or 1 in the place of an axis")

@@ -1,0 +1,102 @@
+"""Does a gate help a model to live through a change of its positions? The long-context recipe of arXiv 2505.06708, 4.4.
+
+Three cells, each going on from the weights of the one before:
+
+    short       sequences of 4096 tokens, RoPE base 10,000
+    long        80B tokens more at 32,768, RoPE base 1,000,000
+    stretched   no training: YaRN by 4, looked at with 131,072 tokens
+
+The paper prints neither the batch and learning rate of the continuation nor YaRN's factor: the ones here are ours, and 4
+follows from the lengths. As it stands, this is weeks of a cluster. `recipe` makes the same three cells of any size:
+
+    from gatelab.studies.paper_long_context import recipe
+    study = recipe(ModelConfig(d_model=256, n_layers=4, n_heads=2, rope_theta=1e4), Text(), short=256, tokens=(10**8, 10**7))
+"""
+
+from gatelab import Arm, ModelConfig, OptimConfig, ProbeConfig, Run, Study, Text, TrainConfig, override
+from gatelab.config.data import Data
+from gatelab.models.ladder import SIZES
+
+LONG_THETA = 1_000_000.0
+
+
+def recipe(
+    model: ModelConfig,
+    data: Data,
+    *,
+    short: int,
+    tokens: tuple[int, int],
+    batch_tokens: int = 65_536,
+    lr: tuple[float, float] = (1e-3, 1e-4),
+    name: str = "long-context",
+    seeds: int = 3,
+) -> Study:
+    """The three cells for a model and a text, with no gate and with the elementwise gate.
+
+    Args:
+        model: without max_seq_len and scaling, which the cells state.
+        short: tokens of a sequence at first; then 8 times, then 32 times as many.
+        tokens: of the first training and of the continuation.
+        batch_tokens: of a step, in both.
+        lr: the highest rate of the first training and that of the continuation.
+    """
+    lengths = (short, 8 * short, 32 * short)
+    base = Run(
+        model=model.model_copy(update={"max_seq_len": None}),
+        data=data,
+        optim=OptimConfig(lr=lr[0], weight_decay=0.1),
+        train=TrainConfig(tokens=tokens[0], batch_size=max(1, batch_tokens // short), seq_len=short),
+        probe=ProbeConfig(times=4, sequences=16, eval_sequences=64),
+    )
+    long = override(
+        base,
+        {
+            "model.rope_theta": LONG_THETA,
+            "optim.lr": lr[1],
+            "train.tokens": tokens[1],
+            "train.batch_size": max(1, batch_tokens // lengths[1]),
+            "train.seq_len": lengths[1],
+        },
+    )
+    yarn = {"kind": "yarn", "factor": 4.0, "original_seq_len": lengths[1]}
+    stretched = override(
+        long,
+        {
+            "model.rope_scaling": yarn,
+            "train.tokens": 0,
+            "train.batch_size": 1,
+            "train.seq_len": lengths[2],
+            "probe.times": 1,
+            "probe.sequences": 2,
+            "probe.eval_sequences": 8,
+        },
+    )
+    return Study(
+        name=name,
+        question="After a change of its positions, which model loses less: the one with or without an elementwise gate?",
+        cells={"short": base, "long": long, "stretched": stretched},
+        about={
+            "short": f"Trained at {lengths[0]:,} tokens.",
+            "long": f"Gone on from the short one: {lengths[1]:,} tokens, RoPE base 1,000,000.",
+            "stretched": f"The long one's weights with YaRN by 4, looked at with {lengths[2]:,} tokens; not trained.",
+        },
+        arms=(
+            Arm("none", {"model.gate": "none"}, "no gate"),
+            Arm("sdpa-elementwise", {"model.gate": "sdpa-elementwise"}, "elementwise gate"),
+        ),
+        seeds=seeds,
+        follows={"long": "short", "stretched": "long"},
+        match_unit=8,
+    )
+
+
+study = recipe(
+    SIZES["paper/1.7b-28l"].model,
+    Text(paths="train.bin", val_paths="val.bin", dtype="uint32"),
+    short=4096,
+    tokens=(3_500_000_000_000, 80_000_000_000),
+    batch_tokens=2048 * 4096,
+    lr=(4.5e-3, 4.5e-4),
+    name="paper-long-context",
+    seeds=1,
+)
