@@ -9,7 +9,10 @@ import pytest
 from gatelab.study.study import Study
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("README.md", "CONTRIBUTING.md", "docs/design.md", "docs/guide.md", "docs/metrics.md", "docs/statistics.md")
+PAGES = (
+    "README.md", "CONTRIBUTING.md", "docs/adding.md", "docs/design.md", "docs/gates.md", "docs/guide.md", "docs/metrics.md",
+    "docs/statistics.md",
+)  # fmt: skip
 
 
 def blocks(page: str) -> list[str]:
