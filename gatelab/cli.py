@@ -296,7 +296,7 @@ def train(*assignments: str, config: Path | None = None, out: str | None = None,
 
     planned = lab.plan(lab.single(parse_assignments(assignments), config))
     execution = planned.study.execution
-    folder = lab.save_plan(planned, out or "runs/train")
+    folder = lab.save_plan(planned, out or "runs/train", beside=config and config.parent.parent)
     entries = planned.entries(folder.path)
     fingerprint = entries[0]["fingerprint"]
     _tell(f"{entries[0]['n_parameters']:,} parameters, {entries[0]['steps']} steps, in {folder.run(fingerprint).path}")
@@ -306,33 +306,59 @@ def train(*assignments: str, config: Path | None = None, out: str | None = None,
     if json_:
         _print_json(rows)
     else:
-        print_records(rows, f"{summary.states[fingerprint]}: {folder.run(fingerprint).path}")
+        print_records(_said(rows), f"{summary.states[fingerprint]}: {folder.run(fingerprint).path}")
     return 0 if summary.is_complete else 1
 
 
 @app.command
-def probe(model: str, *, length: int | None = None, json_: Json = False) -> int:
-    """Look at a finished run of Gatelab: sinks, massive activations, gates, on its held-out data.
+def probe(model: str, *, text: str | None = None, length: int | None = None, json_: Json = False) -> int:
+    """Look at a run or at a checkpoint: sinks, massive activations, gates.
 
     Parameters
     ----------
     model:
-        A run's folder.
+        A finished run's folder, probed on its held-out data; a folder in Hugging Face's layout (config.json, safetensors,
+        tokenizer) or a .gguf file, probed on a text.
+    text:
+        For a checkpoint: a file or a folder; the source of Python's standard library unless stated.
     length:
-        Tokens a sequence; the training context unless stated.
+        Tokens a sequence; a run's training context, and at most 512 for a checkpoint, unless stated.
     json_:
         One JSON record a measurement, layers and heads included.
     """
     from . import lab
+    from .config import ConfigError
     from .terminal import print_records
 
-    rows = lab.probe(model, length=length)
+    title = ""
+    if lab.is_checkpoint(model):
+        look = lab.probe_checkpoint(model, text=text or "stdlib", length=length)
+        rows, title = look.rows, "\n".join([look.description, *look.facts, ""])
+        for class_name, why in dict.fromkeys((u.class_name, u.why) for u in look.unobserved):
+            names = [u.module for u in look.unobserved if (u.class_name, u.why) == (class_name, why)]
+            _tell(f"not observed: {class_name}, {why} ({len(names)} layers, the first is {names[0]})")
+    elif text is not None:
+        raise ConfigError([f"--text {text}: a run is probed on its own held-out data; leave it out"])
+    else:
+        rows = lab.probe(model, length=length)
     if json_:
         _print_json([row.as_dict() for row in rows])
         return 0
-    keys = ("metric", "value", "unit", "threshold", "domain")
-    print_records([{key: getattr(r, key) for key in keys} for r in rows if r.layer is None and r.head is None])
+    keys = ("metric", "stack", "site", "value", "unit", "threshold", "domain", "key")
+    shown = [{key: getattr(r, key) for key in keys} for r in rows if r.layer is None and r.head is None]
+    print_records(_said(shown), title)
     return 0
+
+
+def _said(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Measurements without the columns in which nothing is said; what has no stack among several is the `decoder`."""
+    has_stacks = any(row["stack"] for row in rows)
+    by_stack = {row["metric"] for row in rows if row["stack"]}
+    named = [row | {"stack": row["stack"] or ("decoder" if row["metric"] in by_stack else None)} for row in rows]
+    empty = {
+        key for key in ("stack", "site", "threshold", "domain", "key") if all(row.get(key) is None for row in rows)
+    }
+    return [{k: v for k, v in row.items() if k not in empty} for row in (named if has_stacks else rows)]
 
 
 @app.command
@@ -364,9 +390,16 @@ def gates(name: str | None = None, /, *, json_: Json = False) -> int:
             columns = [key for key in section[0] if key != "kind"]
             if section[0]["kind"] == "preset":
                 columns = ["name", "formula", "adds", "weights"]
-            print_records([{key: r[key] for key in columns} for r in section], f"\n{title}")
+            shown = [{key: r[key] for key in columns} for r in section]
+            if section[0]["kind"] == "preset":
+                # Nine digits and their commas leave no room in 80 columns.
+                shown = [r | {"weights": _short(r["weights"])} for r in shown]
+            print_records(shown, f"\n{title}")
         known = [{key: r[key] for key in ("name", "results", "source")} for r in records if r["kind"] == "preset"]
         print_records(known, "\nwhat is printed of the presets, and where")
+        print(
+            "\none in detail: gatelab gates paper/g1-headwise; in a run: gatelab train model.preset=paper/g1-headwise"
+        )
         return 0
     for record in records:
         shapes = record.pop("parameters", {})
@@ -418,12 +451,22 @@ def sizes(name: str | None = None, /, *assignments: str, json_: Json = False) ->
     if json_:
         _print_json(records)
         return 0
-    print_records(
-        [_size_row(r, is_one=name is not None) for r in records],
-        "GFLOP: of training, a token at this context; GiB: float32 weights, gradients and AdamW's moments; act. and logits: "
-        "what one\nsequence keeps in bfloat16 until the backward pass, an estimate",
-    )
-    if name is not None:
+    rows = [_size_row(r) for r in records]
+    print("GFLOP: of training, a token at the size's context; GiB: float32 weights, gradients and")
+    print("AdamW's moments; act. and logits: GiB that one sequence keeps in bfloat16, an estimate")
+    if name is None:
+        words, counts, sizes_ = ("name", "arch", "layers"), ("weights", "active"), ("GFLOP", "GiB", "act.")
+        print_records(
+            [
+                {k: r[k] for k in words} | {k: _short(r[k]) for k in counts} | {k: float(f"{r[k]:.3g}") for k in sizes_}
+                for r in rows
+            ]
+        )
+        print("all numbers of one: gatelab sizes paper/1.7b-28l; with a change: model.gate=sdpa-elementwise behind it")
+    else:
+        # A size a column: side by side, what a change of it does can be read in a line.
+        keys = [key for key in rows[0] if key != "name"]
+        print_records([{"": key} | {r["name"]: _number(r[key]) for r in rows} for key in keys])
         first = records[0]
         print(f"{first['what']} ({first['source']})")
         if printed := first["printed"]:
@@ -433,10 +476,19 @@ def sizes(name: str | None = None, /, *assignments: str, json_: Json = False) ->
     return 0
 
 
-def _size_row(record: dict[str, Any], *, is_one: bool) -> dict[str, Any]:
-    """A size's row of the table: heads as query/kv×channels; `over` are weights beyond the unchanged size's."""
+def _short(n: int) -> str:
+    """A count in four digits: 201.3M; below a million as it is."""
+    return f"{n / 1e9:.4g}B" if n >= 10**9 else f"{n / 1e6:.4g}M" if n >= 10**6 else f"{n:,}"
+
+
+def _number(value: Any) -> str:
+    return "" if value is None else f"{value:,}" if isinstance(value, int | float) else value
+
+
+def _size_row(record: dict[str, Any]) -> dict[str, Any]:
+    """A size as shown: heads as query/kv×channels; `over` are weights beyond the unchanged size's."""
     r, encoder = record, record["n_encoder_layers"]
-    row = {
+    return {
         "name": r["name"],
         "arch": r["arch"],
         "layers": f"{encoder}+{r['n_layers']}" if encoder else str(r["n_layers"]),
@@ -450,8 +502,8 @@ def _size_row(record: dict[str, Any], *, is_one: bool) -> dict[str, Any]:
         "GiB": round(r["state_bytes"] / 2**30, 2),
         "act.": round(r["activation_bytes"] / 2**30, 2),
         "logits": round(r["logit_bytes"] / 2**30, 2),
+        "over": r["over"],
     }
-    return row | ({"over": r["over"]} if is_one else {"source": r["source"]})
 
 
 @app.command

@@ -5,11 +5,12 @@ folder, _ = lab.run("quickstart", "runs/quickstart")
 page = lab.report(folder, lab.analyse(folder))
 """
 
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .analysis import Outcome, PairingGain, Share, effects, pairing_gain, shares
 from .config import Change, ConfigError, Execution, Run, canonical, fingerprint, nearest, override, validate
@@ -21,9 +22,12 @@ from .study.drive import Event, Summary, drive
 from .study.executor import Executor
 from .study.ledger import state_of
 from .study.local import local_executor
-from .study.metrics import STUDY_METRICS
+from .study.metrics import MAIN_ROWS, STUDY_METRICS
 from .study.plan import Plan, make_plan
 from .study.study import Arm, Study, load_study
+
+if TYPE_CHECKING:
+    from .evals.checkpoint import Look
 
 EXECUTORS = ("local",)
 
@@ -49,11 +53,15 @@ def plan(study: str | Study, assignments: dict[str, list[Any]] | None = None) ->
     return make_plan(loaded.changed(assignments or {}))
 
 
-def save_plan(planned: Plan, out: str | Path) -> StudyFolder:
+def save_plan(planned: Plan, out: str | Path, *, beside: Path | None = None) -> StudyFolder:
     """Write study.json and the configuration of every run; runs of an earlier, smaller plan of the study stay.
 
+    Args:
+        beside: a folder of runs; finished ones that planned runs start from are copied from there.
+
     Raises:
-        StoreError: when `out` holds something else, or finished runs that are not in the new plan.
+        StoreError: when `out` holds something else, or finished runs that are not in the new plan, or not the run that
+            one starts from.
     """
     out = Path(out)
     content = planned.as_json(out)
@@ -66,7 +74,12 @@ def save_plan(planned: Plan, out: str | Path) -> StudyFolder:
             # Before anything is written: a run of another version refuses the whole plan.
             if (run_folder.path / "run.json").exists():
                 run_folder.config()
+    missing = [f for f in _sources(planned) if StudyFolder(out).run(f).done() is None]
+    copied = [f for f in missing if beside is not None and RunFolder(beside / f).done() is not None]
+    _refuse_no_source(out, [f for f in missing if f not in copied])
     folder = StudyFolder.create(out, content)
+    for source in copied:
+        shutil.copytree(beside / source, folder.run(source).path)
     for p in planned.runs:
         folder.run(p.fingerprint).create(canonical(p.run))
     return folder
@@ -95,6 +108,20 @@ def _kept(folder: StudyFolder, planned: Plan) -> list[dict[str, Any]]:
         and would_be_the_same(entry)
         and folder.run(entry["fingerprint"]).done() is not None
     ]
+
+
+def _sources(planned: Plan) -> list[str]:
+    """The runs, not planned themselves, that planned ones start from."""
+    own = {p.fingerprint for p in planned.runs}
+    return list(dict.fromkeys(p.run.init_from for p in planned.runs if p.run.init_from not in {None, *own}))
+
+
+def _refuse_no_source(out: Path, missing: list[str]) -> None:
+    for source in missing:
+        raise StoreError(
+            f"init_from={source}: {out} holds no finished run of this name; name the --out that holds it, or copy that "
+            f"run's folder into {out / 'runs'}"
+        )
 
 
 def _refuse_to_drop(folder: StudyFolder, planned: Plan, kept: list[dict[str, Any]]) -> None:
@@ -160,9 +187,14 @@ def open_executor(execution: Execution, name: str = "local") -> Iterator[Executo
 
 
 def outcomes(folder: StudyFolder) -> list[Outcome]:
-    """The final value of every study metric of every planned run, with the run's state; nan where there is none."""
-    rows = folder.connect().execute(
-        """SELECT run, metric, threshold, value FROM rows
+    """The final value of every study metric of every planned run, with the run's state; nan where there is none.
+
+    A run with several stacks is judged by its decoder's self-attention, an encoder alone by its own.
+    """
+    connection = folder.connect()
+    connection.execute(MAIN_ROWS)
+    rows = connection.execute(
+        """SELECT run, metric, threshold, value FROM main_rows
            WHERE layer IS NULL AND head IS NULL AND domain IS NULL AND intervention IS NULL AND bin IS NULL
              AND stage IS NULL AND (site IS NULL OR site = 'sdpa')
            QUALIFY step = max(step) OVER (PARTITION BY run, metric)"""
@@ -277,9 +309,10 @@ def final_rows(folder: StudyFolder, fingerprint: str) -> list[dict[str, Any]]:
     """A run's model-level measurements at its last look."""
     return query(
         folder,
-        """SELECT metric, value, unit, threshold, domain FROM rows
+        """SELECT metric, stack, site, value, unit, threshold, domain FROM rows
            WHERE run = $1 AND layer IS NULL AND head IS NULL AND bin IS NULL
-           QUALIFY step = max(step) OVER (PARTITION BY metric) ORDER BY metric, domain, threshold""",
+           QUALIFY step = max(step) OVER (PARTITION BY metric)
+           ORDER BY metric, stack NULLS FIRST, site, domain, threshold""",
         [fingerprint],
     )
 
@@ -309,11 +342,34 @@ def probe(path: str | Path, *, length: int | None = None) -> list[Row]:
     return measure(member.model, member.source, run_config, fingerprint=folder.fingerprint, step=step)
 
 
+def is_checkpoint(path: str | Path) -> bool:
+    """Whether somebody's checkpoint is there, not a run: a file, or a folder in Hugging Face's layout."""
+    path = Path(path)
+    return path.is_file() or ((path / "config.json").is_file() and not (path / "run.json").exists())
+
+
+def probe_checkpoint(path: str | Path, *, text: str = "stdlib", length: int | None = None) -> "Look":
+    """Probe a transformers checkpoint, a folder or a .gguf file, on a text; see `gatelab.evals.checkpoint.look`.
+
+    Raises:
+        ValueError, DataError: a checkpoint or a text that cannot be used.
+    """
+    from .evals.checkpoint import look
+
+    return look(Path(path), text=text, length=length)
+
+
 def _at_length(run_config: Run, length: int) -> Run:
     """The same run with another context; only rotary positions reach further than they were trained for."""
     if run_config.model.positions == "learned" and length > run_config.model.max_seq_len:
         raise ValueError(
             f"--length {length}: this model has learned positions for {run_config.model.max_seq_len} tokens; take at most as many"
+        )
+    objective, seq_len = run_config.resolved_objective, run_config.train.seq_len
+    if objective.extra_ids(length) > objective.extra_ids(seq_len):
+        raise ValueError(
+            f"--length {length}: {objective.kind!r} takes out more spans there than this model, trained at {seq_len}, has "
+            "sentinels for; take a shorter one"
         )
     at_least = max(run_config.train.tokens, length * run_config.train.batch_size)
     changes: Change = {"train.seq_len": length, "train.tokens": at_least}

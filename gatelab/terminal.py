@@ -26,6 +26,7 @@ STATES = {
     "stopped": ("‖", "yellow"),
     "disk-full": ("D", "red"),
 }
+_WITHOUT_WEIGHTS = ("failed", "oom", "timeout", "lost", "disk-full")
 _WORD = 30  # letters of a word that a column does not break
 _NO_EDGE = 1000
 _LINE_S = 10.0  # between two lines of progress where there is no terminal
@@ -66,7 +67,7 @@ class LiveGrid(AbstractContextManager["LiveGrid"]):
         if self._live is not None:
             return
         now = time.monotonic()
-        if event.kind == "ended":
+        if event.kind in ("ended", "left"):
             entry = next(e for e, run in self._entries if run.fingerprint == event.fingerprint)
             where = f"{entry['cell']} / {entry['arm']} / seed {entry['seed']}"
             print(
@@ -135,11 +136,15 @@ def print_status(folder: StudyFolder) -> dict[str, int]:
     console.print(_grid(Table(box=None, pad_edge=False), entries, states))
     console.print("  ".join(f"{STATES[s][0]} {s}: {n}" for s, n in counts.items()), highlight=False)
     for entry, run in entries:
-        if states[run.fingerprint] in ("failed", "oom", "timeout", "lost", "disk-full"):
+        if states[run.fingerprint] in _WITHOUT_WEIGHTS:
             attempts = run.attempts()
             message = attempts[-1].get("message", "") if attempts else ""
             where = f"{entry['cell']}/{entry['arm']}/{entry['seed']}"
             print(f"{where} ({run.fingerprint}): {states[run.fingerprint]}: {message}")
+        source = entry.get("init_from")
+        if states[run.fingerprint] == "planned" and states.get(source) in _WITHOUT_WEIGHTS:
+            where = f"{entry['cell']}/{entry['arm']}/{entry['seed']}"
+            print(f"{where}: not started: it starts from run {source}, which is {states[source]}")
     return counts
 
 

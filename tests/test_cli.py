@@ -223,7 +223,7 @@ def test_names_with_brackets_are_shown_as_they_are(tmp_path):
     assert "[/b] [red]toy" in gatelab("status", tmp_path / "x").out
 
 
-@pytest.mark.parametrize("command", ["gates", "probes", "doctor"])
+@pytest.mark.parametrize("command", ["gates", "sizes", "probes", "doctor"])
 def test_lists_are_records_too(command):
     said = gatelab(command, "--json")
     assert said.status == 0 and len(said.records) > 5
@@ -256,6 +256,8 @@ def mess(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "exits.py").write_text("import sys\nsys.exit()\n")
     (folder / "equal.py").write_text(STUDY.replace('"model.gate": "sdpa-headwise"', '"model.gate": "none"'))
     (folder / "typo.py").write_text(STUDY.replace("n_layers", "n_layer"))
+    (folder / "follows.py").write_text(STUDY.replace("seeds=2", 'seeds=2, follows=["toy"]'))
+    (folder / "circle.py").write_text(STUDY.replace("seeds=2", 'seeds=2, follows={"toy": "toy"}'))
     (folder / "full").mkdir()
     (folder / "full" / "thesis.txt").write_text("precious")
     return folder
@@ -312,6 +314,26 @@ MISTAKES = {
     "train model.d_model=0": "model.d_model=0",
     "train model.gate=[none,sdpa-headwise]": "one run takes one value",
     "train optim.lr=fast seed=-3 execution.slots=-1": "execution.slots=-1",
+    "train model.gate=out-headwise": "gatelab: model.gate: out-headwise is impossible",
+    "train model.kv_experts=v-2top8": "gatelab: model.kv_experts='v-2top8': 8 of 2 experts",
+    "train model.moe.n_experts=4 model.moe.d_expert=8": "model.moe.top_k: required",
+    "train model.moe.n_experts=4 model.moe.top_k=9 model.moe.d_expert=8": "take top_k from 1 to 4",
+    "train model.preset=qwen3-nxt": "did you mean 'qwen3-next'?",
+    "train model.preset=paper/more-experts": "this model has none",
+    "train model.arch=encoder objective=continuation": "which takes 'masked'",
+    "train model.n_encoder_layers=2": "belongs to arch=encoder-decoder",
+    "train model.gate=sdpa-headwise-first:9999": "take fewer",
+    "train model.rope_scaling=yarn": "yarn without factor",
+    "train model.window=0": "model.window=0",
+    "train model.registers=4 data.document_mask=true": "leave one of the two out",
+    "train optim.qk_clip=100 model.qk_norm=rms": "leave one of the two out",
+    "train data=bigram-backcopy train.tokens=0 init_from=abcdefabcdef": "holds no finished run of this name",
+    "sizes paper/1.7": "did you mean 'paper/1.7b-",
+    "sizes 1m model.gate=[none,sdpa-headwise]": "one size takes one value",
+    "gates headwise/g1": "neither a preset",
+    "gates paper/g1": "paper/g1-headwise",
+    "plan {mess}/follows.py": "follows=['toy']: expected cells",
+    "plan {mess}/circle.py": "goes on from itself",
     "train --config {mess}/none.json": "no such file",
     "train --config {mess}/cut.json": "not readable as JSON",
     "train --config {mess}/list.json": "holds a list",

@@ -8,6 +8,7 @@ import pytest
 
 from gatelab import lab
 from gatelab.config import BigramBackcopy, ConfigError, Execution, ModelConfig, ProbeConfig, Run, TrainConfig, canonical
+from gatelab.config.objective import Continuation
 from gatelab.record import Row
 from gatelab.store import Appender, RunFolder, StoreError, StudyFolder, write_json
 from gatelab.study.plan import make_plan
@@ -186,3 +187,48 @@ def test_an_executor_that_is_not_there_is_refused():
 
 def test_a_configuration_lies_flat_by_dotted_path():
     assert lab.flat({"a": 1, "b": {"c": [2], "d": {"e": None}}}) == {"a": 1, "b.c": [2], "b.d.e": None}
+
+
+@pytest.mark.parametrize(
+    ("stacks", "counts"),
+    [
+        ({None: 1.0, "cross": 2.0, "encoder": 3.0}, 1.0),
+        ({"encoder": 3.0, "cross": 2.0, None: 1.0}, 1.0),
+        ({"encoder": 3.0}, 3.0),
+    ],
+)
+def test_an_outcome_is_of_the_decoders_self_attention_and_of_an_encoder_only_where_it_stands_alone(
+    folder, stacks, counts
+):
+    rows = [(7, metric, value, {"stack": s}) for s, value in stacks.items() for metric in ("first_token_mass", "drain")]
+    gates = [(7, "gate_mean", value / 10, {"stack": s, "site": "sdpa"}) for s, value in stacks.items()]
+    write(run_of(folder, "gated", 0), (7, "val_loss", 2.0, {}), *rows, *gates)
+    found = outcomes_of(folder, "gated", 0)
+    assert found["first_token_mass"] == (counts, "done") and found["gate_mean"] == (counts / 10, "done")
+
+
+def test_a_gate_of_the_encoder_alone_is_not_taken_for_one_of_the_decoder(folder):
+    own = [(7, "first_token_mass", 0.5, {"stack": s}) for s in (None, "cross", "encoder")]
+    write(run_of(folder, "gated", 0), *own, (7, "gate_mean", 0.2, {"stack": "encoder", "site": "sdpa"}))
+    assert "gate_mean" not in outcomes_of(folder, "gated", 0)
+
+
+def test_final_rows_say_whose_they_are(folder):
+    run = run_of(folder, "gated", 0)
+    write(run, *((7, "gate_mean", 0.5, {"stack": s, "site": g}) for s in ("cross", None) for g in ("value", "sdpa")))
+    said = [(row["stack"], row["site"]) for row in lab.final_rows(folder, run.fingerprint)]
+    assert said == [(None, "sdpa"), (None, "value"), ("cross", "sdpa"), ("cross", "value")]
+
+
+def test_a_run_from_weights_that_are_not_there_is_refused_before_anything_is_written(tmp_path):
+    study = lab.single({"init_from": ["abcdefabcdef"], "data": ["bigram-backcopy"]})
+    with pytest.raises(StoreError, match=r"init_from=abcdefabcdef: .* holds no finished run of this name"):
+        lab.save_plan(make_plan(study), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_probe_at_a_length_with_more_spans_than_sentinels_is_refused():
+    run = Run(model=ModelConfig(arch="encoder-decoder"), train=TrainConfig(seq_len=32, batch_size=2)).resolved(256)
+    with pytest.raises(ValueError, match=r"--length 64: 'span-corruption' takes out more spans"):
+        lab._at_length(run, 64)
+    assert lab._at_length(run.model_copy(update={"objective": Continuation()}), 64).train.seq_len == 64

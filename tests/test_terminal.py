@@ -9,6 +9,7 @@ import pytest
 from gatelab.record import Finding
 from gatelab.store import StudyFolder, write_json
 from gatelab.study.drive import Event
+from gatelab.study.ledger import claim, end
 from gatelab.terminal import STATES, LiveGrid, duration, print_findings, print_records, print_status
 
 
@@ -47,6 +48,30 @@ def test_lines_are_printed_where_there_is_no_terminal(folder, capsys):
         grid(Event("ended", first.fingerprint, "failed", "it broke"))
     out, err = capsys.readouterr()
     assert out == "" and "toy / none / seed 0: failed (it broke)" in err
+
+
+def test_a_run_that_was_left_unstarted_is_told_with_the_reason(folder, capsys):
+    first = next(folder.planned())[1]
+    with LiveGrid(folder, slots=1) as grid:
+        grid(Event("left", first.fingerprint, "planned", "not started: it starts from run x, which is failed"))
+    assert "toy / none / seed 0: planned (not started: it starts from run x" in capsys.readouterr().err
+
+
+def test_the_status_says_what_waits_for_a_run_that_failed(tmp_path, capsys):
+    entries = [
+        {"cell": cell, "arm": "none", "seed": 0, "fingerprint": f"{i:012d}", "flops": 1.0, "init_from": source}
+        for i, (cell, source) in enumerate((("first", None), ("later", f"{0:012d}")))
+    ]
+    folder = StudyFolder.create(tmp_path, {"name": "fake", "plan": entries})
+    for _, run in folder.planned():
+        run.create({})
+    print_status(folder)
+    assert "not started" not in capsys.readouterr().out
+    attempt = claim(folder.run(f"{0:012d}"), "someone")
+    assert attempt is not None
+    end(folder.run(f"{0:012d}"), attempt, "failed", message="it broke")
+    print_status(folder)
+    assert f"later/none/0: not started: it starts from run {0:012d}, which is failed" in capsys.readouterr().out
 
 
 def test_every_state_has_its_own_mark():

@@ -114,6 +114,11 @@ def _sentence(kind: type[Config], error: Any, prefix: str) -> str:
         return f"{path}={_shown(shown)}: expected one of {', '.join(map(repr, words))}{nearest(str(shown), words)}"
     if error["type"] == "value_error":
         message = str(error["ctx"]["error"])
+        name = location[-1] if location else ""
+        if name and message.startswith((f"{name} ", f"{name}=")):
+            # A value that was refused by itself names itself: once is enough.
+            rest = message.removeprefix(name)
+            return f"{path}{rest}" if rest.startswith("=") else f"{path}:{rest}"
         return f"{path}: {message}" if path else message
     if error["type"] == "missing":
         return f"{path}: required, and missing"

@@ -190,12 +190,18 @@ class GateSpec(Config):
         Raises:
             ValueError: naming the word that is wrong, the words that are allowed and the nearest one.
         """
+        if not isinstance(slug, str) or slug == "none" or "+" in slug:
+            raise ValueError(
+                f"gate {slug!r}: expected the slug of one gate, such as sdpa-headwise; none, or several joined by '+', are "
+                "for a layer's or a model's `gate`"
+            )
         if slug in PRESETS:
             slug = PRESETS[slug].gate_alone(slug)
         # A word begins with a letter: the minus of init=-0.5 and of init=1e-05 separates nothing.
         site, *words = re.split(r"-(?=[A-Za-z])", slug)
         if site not in SITES:
-            hint = nearest(site, [*SITES, "none"]) or nearest(slug, list(PRESETS))
+            is_spelled = any(w in words for w in _WORDS["granularity"])  # then it is no slip of a preset's name
+            hint = nearest(site, [*SITES, "none"]) or ("" if is_spelled else nearest(slug, list(PRESETS)))
             raise ValueError(
                 f"gate {slug!r}: no site {site!r}; expected one of {', '.join(SITES)}, or a preset of `gatelab gates`{hint}"
             )
@@ -339,11 +345,19 @@ def _number(text: str) -> float | None:
 
 def parse_gates(value: Any) -> Any:
     """`none`, one slug or preset, slugs joined by `+`, or a sequence of specs or slugs, as a tuple for GateSpec
-    validation."""
+    validation.
+
+    Raises:
+        ValueError: for anything else.
+    """
     if value is None or value == "none" or value == "":
         return ()
     if isinstance(value, str):
-        return tuple(value.split("+"))
+        return tuple(slug.strip() for slug in value.split("+"))
     if isinstance(value, GateSpec):
         return (value,)
+    if not isinstance(value, (list, tuple)):
+        raise ValueError(
+            f"gate={value!r}: expected a slug such as sdpa-headwise, 'none', a GateSpec, or several of them"
+        )
     return value

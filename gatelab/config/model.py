@@ -25,7 +25,8 @@ class ModelConfig(Config):
 
     Widths are in channels. `gate` are the gates of self-attention; `cross_gate` and `encoder_gate` those of an
     encoder-decoder's cross-attention and encoder, None: the same. `window`: a query sees the last so many keys, except
-    in every `global_every`-th layer. `registers` learned tokens stand before every sequence (arXiv 2309.16588).
+    in every `global_every`-th layer. `registers` learned tokens stand before every sequence (arXiv 2309.16588);
+    a window hides them like any other token.
     `residual_clip` bounds what attention and the feed-forward layer add to the residual stream. `moe` takes the place
     of a SwiGLU `mlp`. `norm` gated-rms is GatedNorm (arXiv 2601.22966) of rank `norm_rank`. `positions` learned adds a
     table of max_seq_len rows at the bottom, relative is T5's bias. `rope_fraction` of a head's channels turn. `init`:
@@ -106,6 +107,10 @@ class ModelConfig(Config):
     def architecture(self) -> Architecture:
         """The stacks that `arch` names."""
         return ARCHITECTURES[self.arch]
+
+    def is_global(self, layer: int) -> bool:
+        """Whether a layer, counted from 0 in its stack, sees everything, window or not."""
+        return self.window is None or (self.global_every > 0 and (layer + 1) % self.global_every == 0)
 
     def depth(self, stack: Stack) -> int:
         """Blocks of one of the architecture's stacks."""

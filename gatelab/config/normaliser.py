@@ -121,7 +121,8 @@ class OffByOne(Normaliser):
 class KeyBias(Normaliser):
     """One learned key a kv head that every query sees and that has no value: a slot with a logit a query.
 
-    The key is not rotated: it has no position.
+    The key has no position and is not rotated, while queries are: under RoPE its logit depends on where a query stands,
+    not only on what it asks. So with rope it does not go together with documents that are packed into one sequence.
     """
 
     formula = "eˣ / (eˢ + Σ eˣ), s = q·k*/√K, k* learned"

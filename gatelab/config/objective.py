@@ -124,14 +124,6 @@ class Continuation(Config):
 
 Objective = Annotated[NextToken | MaskedTokens | SpanCorruption | Continuation, Field(discriminator="kind")]
 
-# kind -> the architecture that it trains
-ARCH: dict[str, str] = {
-    "next-token": "decoder",
-    "masked": "encoder",
-    "span-corruption": "encoder-decoder",
-    "continuation": "encoder-decoder",
-}
-
 
 def _refuse_too_short(seq_len: int, kind: str) -> None:
     if seq_len < 2:

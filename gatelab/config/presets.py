@@ -43,7 +43,8 @@ class Preset:
             ValueError: for any other, saying how to use it.
         """
         if callable(self.changes) or set(self.changes) != {"gate"} or "+" in self.changes["gate"]:
-            raise ValueError(f"{name!r} changes more than one gate: use it as model.preset={name}")
+            what = "more than one gate" if callable(self.changes) or "gate" in self.changes else "no gate"
+            raise ValueError(f"{name!r} changes {what}: use it as model.preset={name}")
         return self.changes["gate"]
 
 

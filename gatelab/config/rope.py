@@ -113,7 +113,8 @@ class YaRN(Scaling):
     less than `beta_slow` times are slowed by `factor`, with a ramp between; cosines and sines are multiplied by
     `attention_factor` (None: 0.1 ln(factor) + 1).
 
-    The ramp is that of the released code: linear in the pair's index, its ends rounded outwards to whole pairs.
+    The ramp is that of the released code: linear in the pair's index, its ends rounded outwards to whole pairs, or with
+    `truncate` False left where they fall (gpt-oss, whose configuration has this name for it).
     Source: arXiv 2309.00071, sections 3.2 to 3.4.
     """
 
@@ -123,6 +124,7 @@ class YaRN(Scaling):
     beta_fast: Turns = 32.0
     beta_slow: Turns = 1.0
     attention_factor: Annotated[float, Field(gt=0)] | None = None
+    truncate: bool = True
 
     @model_validator(mode="after")
     def _ordered(self) -> "YaRN":
@@ -145,9 +147,12 @@ class YaRN(Scaling):
         def pair_with(turns: float) -> float:
             return rotary_dim * math.log(self.original_seq_len / (turns * 2 * math.pi)) / (2 * math.log(theta))
 
-        first = max(math.floor(pair_with(self.beta_fast)), 0)
+        first, last = pair_with(self.beta_fast), pair_with(self.beta_slow)
+        if self.truncate:
+            first, last = math.floor(first), math.ceil(last)
+        first = max(first, 0)
         # The thousandth is the released code's: a ramp of no length is a step.
-        last = max(min(math.ceil(pair_with(self.beta_slow)), rotary_dim - 1), first + 1e-3)
+        last = max(min(last, rotary_dim - 1), first + 1e-3)
         ramp = [min(max((i - first) / (last - first), 0.0), 1.0) for i in range(rotary_dim // 2)]
         return [1 - slowed * (1 - 1 / self.factor) for slowed in ramp]
 

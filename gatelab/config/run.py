@@ -14,6 +14,7 @@ from .base import Config, ConfigError, digest, members
 from .data import BigramBackcopy, Data, Text
 from .gate import GateSpec
 from .model import Count, ModelConfig
+from .normaliser import KeyBias
 from .objective import Objective
 
 Positive = Annotated[float, Field(gt=0)]
@@ -116,7 +117,7 @@ class Run(Config):
     @property
     def resolved_objective(self) -> Objective:
         """What is predicted, stated or not."""
-        return _default_objective(self.model) if self.objective is None else self.objective
+        return default_objective(self.model) if self.objective is None else self.objective
 
     @model_validator(mode="after")
     def _fits(self) -> "Run":
@@ -155,6 +156,12 @@ class Run(Config):
             raise ValueError(
                 f"model.registers={self.model.registers} belong to no document, and data.document_mask keeps attention "
                 f"within one; leave one of the two out"
+            )
+        if isinstance(self.model.softmax, KeyBias) and self.model.positions == "rope":
+            raise ValueError(
+                "model.softmax=key-bias has a key that rope does not turn, so that a document would read differently by "
+                "its place in the sequence, and data.document_mask packs several; set data.document_mask=false, or "
+                "model.positions to another kind"
             )
 
     def _refuse_qk_clip(self) -> None:
@@ -201,7 +208,8 @@ class Execution(Config):
 
     `slots` groups of runs at a time (0: as many as cores allow); `group` runs of one shape in one process; `threads` a
     process on CPUs; `micro_batch` sequences at a time, gradients accumulated (0: the whole batch); `compile` auto
-    compiles on GPUs; a checkpoint at least every `checkpoint_s` seconds; a run longer than `timeout_s` seconds (0: no
+    compiles on GPUs; `packed` computes queries, keys, values and the gates that read the same input in one matrix product,
+    equal up to rounding; a checkpoint at least every `checkpoint_s` seconds; a run longer than `timeout_s` seconds (0: no
     limit) is stopped and may be resumed; one that was lost is tried again `lost_retries` times.
     """
 
@@ -211,6 +219,7 @@ class Execution(Config):
     threads: Annotated[int, Field(gt=0, le=1024)] = 1
     micro_batch: Annotated[int, Field(ge=0)] = 0
     compile: Literal["auto", "on", "off"] = "auto"
+    packed: bool = False
     checkpoint_s: Annotated[float, Field(ge=0)] = 30.0
     timeout_s: Annotated[float, Field(ge=0)] = 0.0
     lost_retries: Annotated[int, Field(ge=0)] = 1
@@ -231,7 +240,7 @@ def fingerprint(run: Run, data_digest: str) -> str:
     """
     content = run.model_dump(mode="json", exclude_defaults=True)
     content.setdefault("data", {})
-    if run.objective == _default_objective(run.model):
+    if run.objective == default_objective(run.model):
         content.pop("objective", None)
     _state_kinds(run, content)
     if isinstance(run.data, Text):
@@ -239,7 +248,8 @@ def fingerprint(run: Run, data_digest: str) -> str:
     return digest({"schema": SCHEMA, "run": content, "data": data_digest})[:12]
 
 
-def _default_objective(model: ModelConfig) -> Objective:
+def default_objective(model: ModelConfig) -> Objective:
+    """What a model is trained with when nothing is stated: the first objective of its architecture."""
     kinds = {m.model_fields["kind"].default: m for m in members(Objective)}
     return kinds[model.architecture.objectives[0]]()
 

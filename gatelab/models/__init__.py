@@ -13,8 +13,10 @@ def build_model(config: ModelConfig, *, seed: int = 0) -> "Model":
     """The model of a configuration, initialised by (seed, parameter name).
 
     Raises:
-        ValueError: when vocab_size or max_seq_len is not stated: nothing here knows the data.
+        ValueError: when vocab_size or max_seq_len is not stated: nothing here knows the data; what is no configuration.
     """
+    if not isinstance(config, ModelConfig):
+        raise ValueError(f"build_model takes a ModelConfig, and this is a {type(config).__name__}")
     from .init import initialise
 
     model = model_class(config)(_stated(config))
@@ -30,5 +32,5 @@ def model_class(config: ModelConfig) -> "type[Model]":
 
 def _stated(config: ModelConfig) -> ModelConfig:
     if config.vocab_size is None or config.max_seq_len is None:
-        raise ValueError("build_model needs vocab_size and max_seq_len; a run takes them from its data")
+        raise ValueError("build_model needs vocab_size and max_seq_len: state both; a run takes them from its data")
     return config.resolved(config.vocab_size, config.max_seq_len)

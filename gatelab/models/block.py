@@ -73,11 +73,6 @@ class Block(nn.Module):
         return norm(x_BTD + update_BTD) if self.is_post else x_BTD + norm(update_BTD)
 
 
-def is_global(c: ModelConfig, layer: int) -> bool:
-    """Whether a layer sees everything in a model whose others have a window."""
-    return c.window is None or (c.global_every > 0 and (layer + 1) % c.global_every == 0)
-
-
 def _attention(c: ModelConfig, stack: Stack, layer: int, *, is_cross: bool) -> GatedAttention:
     return GatedAttention(
         d_model=c.d_model,
@@ -93,7 +88,7 @@ def _attention(c: ModelConfig, stack: Stack, layer: int, *, is_cross: bool) -> G
         softmax=c.softmax,
         output_map=c.output_map,
         kv_experts=c.kv_experts,
-        window=None if is_cross or is_global(c, layer) else c.window,
+        window=None if is_cross or c.is_global(layer) else c.window,
         norm_eps=c.norm_eps,
         bias=c.bias,
         layer=layer,

@@ -20,12 +20,14 @@ def generate(model: Decoder, tokens_BT: Tensor, n_tokens: int, *, temperature: f
         seed: of the sampling.
 
     Raises:
-        ValueError: when the whole does not fit into the model's positions, or the model is no decoder.
+        ValueError: when the whole does not fit into the model's positions, there is no token to go on from, a number is
+            negative, or the model is no decoder.
     """
+    _refuse_others(model)
     if not isinstance(model, Decoder):
         remedy = "call generate_target" if isinstance(model, EncoderDecoder) else "take model.arch=decoder"
         raise ValueError(f"arch={model.config.arch!r} does not continue the tokens that it reads; {remedy}")
-    cache = _cache(model, tokens_BT, n_tokens)
+    cache = _cache(model, tokens_BT, n_tokens, temperature)
     return _continued(lambda new_BT: model(new_BT, cache=cache), tokens_BT, n_tokens, temperature, seed)
 
 
@@ -47,21 +49,40 @@ def generate_target(
         temperature, seed: as in `generate`.
 
     Raises:
-        ValueError: when a sequence does not fit into the model's positions, or the model is no encoder-decoder.
+        ValueError: when a sequence does not fit into the model's positions, there is no target to go on from, a number is
+            negative, or the model is no encoder-decoder.
     """
+    _refuse_others(model)
     if not isinstance(model, EncoderDecoder):
         remedy = "call generate" if isinstance(model, Decoder) else "take model.arch=encoder-decoder"
         raise ValueError(f"arch={model.config.arch!r} has no decoder that looks at what an encoder read; {remedy}")
-    cache = _cache(model, decoder_tokens_BT, n_tokens)
+    cache = _cache(model, decoder_tokens_BT, n_tokens, temperature)
     return _continued(
         lambda new_BT: model(tokens_BS, new_BT, cache=cache), decoder_tokens_BT, n_tokens, temperature, seed
     )
 
 
-def _cache(model: Model, tokens_BT: Tensor, n_tokens: int) -> KVCache:
+def _refuse_others(model: Model) -> None:
+    if not isinstance(model, Model):
+        raise ValueError(
+            f"{type(model).__name__} is no model of gatelab.build_model; give one, and not what torch.compile made of it"
+        )
+
+
+def _cache(model: Model, tokens_BT: Tensor, n_tokens: int, temperature: float) -> KVCache:
+    if not isinstance(tokens_BT, Tensor) or tokens_BT.dim() != 2 or not tokens_BT.shape[1]:
+        given = f"of shape {tuple(tokens_BT.shape)}" if isinstance(tokens_BT, Tensor) else type(tokens_BT).__name__
+        raise ValueError(f"tokens {given}: expected a tensor [batch, tokens] of ids, one token at least to go on from")
+    if n_tokens < 0:
+        raise ValueError(f"n_tokens={n_tokens}: expected the number of new tokens, 0 or more")
+    if not temperature >= 0:
+        raise ValueError(f"temperature={temperature}: expected 0 for the most likely token, or a number above 0")
     total = tokens_BT.shape[1] + n_tokens
     if total > model.config.max_seq_len:
-        raise ValueError(f"{total} tokens do not fit into max_seq_len={model.config.max_seq_len}")
+        raise ValueError(
+            f"{tokens_BT.shape[1]} tokens and {n_tokens} more do not fit into max_seq_len={model.config.max_seq_len}; ask "
+            "for fewer, or build the model with a larger one"
+        )
     return model.new_cache(tokens_BT.shape[0], total)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..config.architecture import Stack
 from ..config.model import ModelConfig
+from ..nn.attention import GatedAttention
 from ..nn.cache import KVCache
 from ..nn.linear import Linear
 from ..nn.norm import Norm
@@ -36,6 +37,16 @@ class Model(nn.Module, ABC):
         if c.tied_embeddings:
             self.head.weight = self.embedding.weight
 
+    @property
+    def is_packed(self) -> bool:
+        """Whether attention layers compute q, k, v and the gates of x in one matrix product; may be set at any time."""
+        return all(layer.is_packed for layer in self._attention_layers())
+
+    @is_packed.setter
+    def is_packed(self, value: bool) -> None:
+        for layer in self._attention_layers():
+            layer.is_packed = value
+
     @abstractmethod
     def forward(self, tokens_BT: Tensor) -> Tensor:
         """Logits."""
@@ -44,9 +55,11 @@ class Model(nn.Module, ABC):
         """The normed hidden state that a stack makes of tokens, [B, T, D]; registers are added and taken off here.
 
         Raises:
-            ValueError: more tokens than learned positions; registers together with document numbers.
+            ValueError: tokens without a batch axis; more tokens than learned positions; registers together with document numbers.
         """
         c, cache = self.config, given.cache
+        if tokens_BT.dim() != 2:
+            raise ValueError(f"tokens of shape {tuple(tokens_BT.shape)}: expected [batch, tokens]")
         start = 0 if cache is None else cache.length
         R = c.registers if start == 0 else 0
         if c.registers and given.segment_ids_BT is not None:
@@ -79,6 +92,9 @@ class Model(nn.Module, ABC):
             dtype=self.compute_dtype or self.head.weight.dtype,
             device=self.head.weight.device,
         )
+
+    def _attention_layers(self) -> list[GatedAttention]:
+        return [m for m in self.modules() if isinstance(m, GatedAttention)]
 
     def _add(self, stack: Stack) -> None:
         c, prefix = self.config, _prefix(stack)

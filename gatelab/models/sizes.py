@@ -81,8 +81,11 @@ def match_parameters(baseline: ModelConfig, config: ModelConfig, unit: int = 1) 
     Both resolved. The paper narrows the FFN in the same way (arXiv 2505.06708, Table 2).
 
     Raises:
-        ValueError: when no positive width comes near, naming the counts.
+        ValueError: when no positive width comes near, naming the counts; a model that is not resolved.
     """
+    for name, model in (("baseline", baseline), ("config", config)):
+        if None in (model.vocab_size, model.max_seq_len, model.n_kv_heads, model.head_dim, model.d_ff):
+            raise ValueError(f"{name} has open fields, so its weights cannot be counted; give {name}.resolved(…)")
     target = count_parameters(baseline)
     matched = match_d_ff(config, target, unit)
     return Match(matched, target, count_parameters(matched), matched.d_ff, config.d_ff)

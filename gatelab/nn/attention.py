@@ -10,13 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..config.base import validate
 from ..config.gate import GateSpec, parse_gates
 from ..config.kv_experts import KVExperts
 from ..config.model import check_gates
 from ..config.normaliser import Heads, Normaliser, Softmax
-from ..config.output_map import OUTPUT_MAPS
-from ..config.rope import RopeScaling, Unscaled
-from ..ops.gated_attention import gated_attention
+from ..config.output_map import OUTPUT_MAPS, OutputMap
+from ..config.rope import RopeScaling, Scaling, Unscaled
+from ..ops.gated_attention import choose, gated_attention
 from .cache import Keys, KVCache
 from .gate import Gate
 from .kv_experts import RoutedHeads
@@ -74,9 +75,20 @@ class GatedAttention(nn.Module):
         impl: str = "auto",
     ):
         super().__init__()
+        _check_widths(
+            d_model=d_model,
+            n_heads=n_heads,
+            n_kv_heads=n_kv_heads,
+            head_dim=head_dim,
+            window=window,
+            max_seq_len=max_seq_len,
+        )
         n_kv_heads = n_kv_heads or n_heads
         if n_heads % n_kv_heads:
-            raise ValueError(f"n_kv_heads={n_kv_heads} does not divide n_heads={n_heads}")
+            raise ValueError(
+                f"n_kv_heads={n_kv_heads} does not divide n_heads={n_heads}; take a divisor, as each kv head serves as many "
+                f"query heads"
+            )
         if head_dim is None and d_model % n_heads:
             raise ValueError(f"d_model={d_model} is not a multiple of n_heads={n_heads}; state head_dim")
         head_dim = head_dim or d_model // n_heads
@@ -84,18 +96,25 @@ class GatedAttention(nn.Module):
             raise ValueError(f"qk_norm={qk_norm!r}: expected False, True, 'rms' or 'rms-no-gain'")
         if output_map not in OUTPUT_MAPS:
             raise ValueError(f"output_map={output_map!r}: expected one of {', '.join(OUTPUT_MAPS)}")
+        if softmax is not None and not isinstance(softmax, Normaliser):
+            raise ValueError(f"softmax={softmax!r}: give a value of gatelab.config, as in softmax=SinkLogit()")
+        if not isinstance(rope_scaling, Scaling):
+            raise ValueError(
+                f"rope_scaling={rope_scaling!r}: give a value of gatelab.config.rope, as in YaRN(factor=4, …)"
+            )
         specs = tuple(GateSpec.parse(g) if isinstance(g, str) else g for g in parse_gates(gate))
         # Whether it is causal or crosses is said at each call; here only what holds for all of them.
         check_gates(specs, is_causal=True, is_cross=False, output_map=output_map)
         self.normaliser = softmax or Softmax()
+        choose(impl, self.normaliser)  # refuses a name that does not exist, or does not serve the normaliser
         self.normaliser.check(n_heads, n_kv_heads)
         self.n_heads, self.n_kv_heads, self.head_dim, self.layer, self.impl = n_heads, n_kv_heads, head_dim, layer, impl
         self.window, self.eps, self.is_packed = window, norm_eps, False
-        self.output_map = OUTPUT_MAPS[output_map]
+        self.map_name = output_map
         self.heads = Heads(n_heads, n_kv_heads, head_dim, layer, max_seq_len)
 
         self.q_proj = Linear(d_model, n_heads * head_dim, bias=bias)
-        experts = KVExperts.model_validate(kv_experts) if isinstance(kv_experts, str) else kv_experts
+        experts = validate(KVExperts, kv_experts) if isinstance(kv_experts, str) else kv_experts
         routed = [] if experts is None else list(experts.what)
         self.k_proj, self.v_proj = (
             RoutedHeads(d_model, n_kv_heads, head_dim, n_experts=experts.n, top=experts.top, bias=bias)
@@ -141,9 +160,15 @@ class GatedAttention(nn.Module):
             ValueError: segment_ids_BT together with a cache or a context; cross-attention without a context; a sequence
                 past the rotary table or the cache; a gate that this call has no source for.
         """
+        _check_input(self.q_proj.in_features, x_BTD=x_BTD, context_BSD=context_BSD)
         is_cross = is_cross or context_BSD is not None
         if segment_ids_BT is not None and (cache is not None or is_cross):
             raise ValueError("segment_ids_BT does not go together with a cache or a context; decode one document a row")
+        if segment_ids_BT is not None and segment_ids_BT.shape != x_BTD.shape[:2]:
+            raise ValueError(
+                f"segment_ids_BT of shape {tuple(segment_ids_BT.shape)}: expected a document number for each token, "
+                f"{tuple(x_BTD.shape[:2])}"
+            )
         start = 0 if cache is None or is_cross else cache.length
         kept = cache.context.get(self.layer) if is_cross and cache is not None else None
         if is_cross and context_BSD is None and kept is None:
@@ -164,7 +189,7 @@ class GatedAttention(nn.Module):
             raise ValueError(f"gate {gate.spec.slug} reads the query's own value, which cross-attention does not have")
         # As the values are before their own gate.
         raw_v_BTGK = self._heads(products["v"], self.n_kv_heads, None) if reads_value else None
-        is_mapped = self.output_map is not OUTPUT_MAPS["none"] and not (self.output_map.needs_value and is_cross)
+        is_mapped = self.map_name != "none" and not (self.output_map.needs_value and is_cross)
         # A gate that reads the output, or follows a map of it, comes after the op.
         is_inside = gate is not None and not is_mapped and gate.spec.source not in ("output", "hybrid")
         y_BTHK = gated_attention(
@@ -193,6 +218,11 @@ class GatedAttention(nn.Module):
         if "out" not in self.gates:
             return out_BTD
         return self._gated("out", out_BTD.unsqueeze(2), x_BTD, products).squeeze(2)
+
+    @property
+    def output_map(self) -> OutputMap:
+        """The map of the output; looked up by name, since a layer that is copied or pickled cannot carry functions along."""
+        return OUTPUT_MAPS[self.map_name]
 
     def _keys(self, source_BSD: Tensor, products: dict[str, Tensor], start: int | None) -> Keys:
         """Keys, values and score logits of the source's tokens; rotated from position `start`, None for not at all."""
@@ -261,3 +291,15 @@ class GatedAttention(nn.Module):
         """Heads, and the gates' slugs."""
         gates = "+".join(g.spec.slug for g in self.gates.values()) or "none"
         return f"heads={self.n_heads}/{self.n_kv_heads}x{self.head_dim}, gate={gates}"
+
+
+def _check_widths(**widths: int | None) -> None:
+    for name, value in widths.items():
+        if value is not None and value < 1:
+            raise ValueError(f"{name}={value}: take a number from 1")
+
+
+def _check_input(d_model: int, **hidden: Tensor | None) -> None:
+    for name, given in hidden.items():
+        if given is not None and (given.dim() != 3 or given.shape[2] != d_model):
+            raise ValueError(f"{name} of shape {tuple(given.shape)}: expected [batch, tokens, d_model={d_model}]")

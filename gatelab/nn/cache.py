@@ -44,9 +44,17 @@ class KVCache:
         """Store the new tokens of one layer; returns all so far.
 
         Raises:
-            ValueError: when they do not fit, are of another number of sequences, or have score logits and the cache no
-                room for them.
+            ValueError: when they do not fit, are of another number of sequences or other heads, belong to a layer that the
+                cache does not have, or have score logits and the cache no room for them.
         """
+        if layer >= self.k_LBSGK.shape[0]:
+            raise ValueError(f"layer {layer} of a cache for {self.k_LBSGK.shape[0]} layers; make it with more n_layers")
+        if new.k_BSGK.shape[2:] != self.k_LBSGK.shape[3:]:
+            heads, room = tuple(new.k_BSGK.shape[2:]), tuple(self.k_LBSGK.shape[3:])
+            raise ValueError(
+                f"keys of (heads, channels) = {heads}, and the cache is for {room}; make it with the layer's n_kv_heads and "
+                "head_dim, or with the model's new_cache"
+            )
         batch, given = self.k_LBSGK.shape[1], new.k_BSGK.shape[0]
         if given != batch:
             raise ValueError(f"{given} sequences, and the cache is for {batch}; make it with batch={given}")

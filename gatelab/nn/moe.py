@@ -65,7 +65,11 @@ class ExpertMLP(nn.Module):
         self.shared = MLP(d_model, moe.n_shared * moe.d_expert, "swiglu", bias=False) if moe.n_shared else None
 
     def forward(self, x_BTD: Tensor, routed: list[Routing] | None = None) -> Tensor:
-        """[B, T, D] to [B, T, D] in x's type; appends one `Routing` to `routed` when that is a list."""
+        """[B, T, D] to [B, T, D] in x's type; appends one `Routing` to `routed` when that is a list.
+
+        Under activation checkpointing say use_reentrant=False: the other kind runs first without gradient, so that what is
+        appended then has none, and then appends a second time. Take the losses before the backward pass.
+        """
         x_ND = x_BTD.flatten(0, -2)
         logits_NX = self.router(x_ND.to(torch.promote_types(x_ND.dtype, torch.float32)))
         probability_NX = logits_NX.softmax(dim=-1)

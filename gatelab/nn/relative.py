@@ -6,6 +6,7 @@ of an edge, as the device likes.
 """
 
 from bisect import bisect_right
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -56,7 +57,9 @@ class RelativeBias(nn.Module):
             raise ValueError(
                 f"n_queries={n_queries}, n_keys={n_keys}, start={start}: counts and positions are 0 or more"
             )
-        device = self.bucket_of_distance.device
+        device = self.table.weight.device
+        if self.bucket_of_distance.is_meta and device.type != "meta":
+            self._count(device)
         query_T1 = torch.arange(start, start + n_queries, device=device)[:, None]
         bias_TSH = self.table(self.buckets(torch.arange(n_keys, device=device) - query_T1))
         # Attention kernels read the keys of a row side by side.
@@ -67,6 +70,17 @@ class RelativeBias(nn.Module):
         distance = (-offset).clamp(min=0) if self.is_causal else offset.abs()
         bucket = self.bucket_of_distance[distance.clamp(max=self.max_distance)]
         return bucket if self.is_causal else bucket + self.n_a_side * (offset > 0)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "RelativeBias":
+        """A module's way to another type or device; what the meta device left without values is counted anew."""
+        was_meta = self.bucket_of_distance.is_meta
+        super()._apply(fn, recurse)
+        if was_meta and not self.bucket_of_distance.is_meta:
+            self._count(self.bucket_of_distance.device)
+        return self
+
+    def _count(self, device: torch.device) -> None:
+        self.bucket_of_distance = torch.tensor(distance_buckets(self.n_a_side, self.max_distance), device=device)
 
     def extra_repr(self) -> str:
         """Buckets of a side and the distance of the last one."""

@@ -4,6 +4,8 @@ Notable: a share of the head's channels may turn, the first ones (GPT-NeoX, Qwen
 frequencies are stretched past the trained context is a value, `RopeScaling`.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -11,7 +13,8 @@ from ..config.rope import RopeScaling, Unscaled, rotary_dim
 
 
 class Rope(nn.Module):
-    """Rotates channel pairs (i, i + R/2) of position t by t · theta^(−2i/R) · share_i; tables in float32.
+    """Rotates channel pairs (i, i + R/2) of position t by t · theta^(−2i/R) · share_i; tables in float32, and in
+    float64 in a module of that type.
 
     Args:
         head_dim, theta, max_seq_len: width K of a head, base of the frequencies, length of the tables in tokens.
@@ -34,12 +37,10 @@ class Rope(nn.Module):
         if not theta > 0:
             raise ValueError(f"rope_theta={theta}: the base of the frequencies is a number above 0, as in 10000")
         self.head_dim, self.rotary_dim = head_dim, rotary_dim(head_dim, fraction)
-        # Torch's power and Python's differ in the last bit for some widths, and shares of 1 keep torch's.
-        plain = theta ** (-torch.arange(0, self.rotary_dim, 2, dtype=torch.float64) / self.rotary_dim)
-        frequency = plain * torch.tensor(scaling.kept_shares(self.rotary_dim, theta), dtype=torch.float64)
-        angle_TK = torch.outer(torch.arange(max_seq_len, dtype=torch.float64), frequency)
-        self.register_buffer("cos_TK", (scaling.amplitude * angle_TK.cos()).float(), persistent=False)
-        self.register_buffer("sin_TK", (scaling.amplitude * angle_TK.sin()).float(), persistent=False)
+        self.theta, self.max_seq_len, self.scaling = theta, max_seq_len, scaling
+        cos_TK, sin_TK = self._tables()
+        self.register_buffer("cos_TK", cos_TK.float(), persistent=False)
+        self.register_buffer("sin_TK", sin_TK.float(), persistent=False)
 
     def forward(self, x_BTHK: Tensor, start: int = 0) -> Tensor:
         """Positions start … start + T − 1; channels from R on as they came.
@@ -47,18 +48,43 @@ class Rope(nn.Module):
         Raises:
             ValueError: past the table, naming both lengths.
         """
+        if self.cos_TK.is_meta and not x_BTHK.is_meta:
+            self._remake(x_BTHK.device, torch.float32)
         end = start + x_BTHK.shape[1]
         if end > self.cos_TK.shape[0]:
             raise ValueError(
                 f"position {end - 1} is past max_seq_len={self.cos_TK.shape[0]}; build the model with a larger one"
             )
-        # Angles of late positions need more digits than bfloat16 has.
         cos_T1K, sin_T1K = self.cos_TK[start:end, None], self.sin_TK[start:end, None]
         turning, rest = x_BTHK.split([self.rotary_dim, self.head_dim - self.rotary_dim], dim=-1)
-        left, right = turning.float().chunk(2, dim=-1)
+        left, right = turning.to(torch.promote_types(turning.dtype, torch.float32)).chunk(2, dim=-1)
         turned = torch.cat([left * cos_T1K - right * sin_T1K, right * cos_T1K + left * sin_T1K], dim=-1)
         turned = turned.to(x_BTHK.dtype)
         return torch.cat([turned, rest], dim=-1) if self.rotary_dim < self.head_dim else turned
+
+    def _tables(self) -> tuple[Tensor, Tensor]:
+        """Cosines and sines in float64, times the amplitude, [max_seq_len, R / 2]."""
+        # Torch's power and Python's differ in the last bit for some widths, and shares of 1 keep torch's.
+        plain = self.theta ** (-torch.arange(0, self.rotary_dim, 2, dtype=torch.float64) / self.rotary_dim)
+        frequency = plain * torch.tensor(self.scaling.kept_shares(self.rotary_dim, self.theta), dtype=torch.float64)
+        angle_TK = torch.outer(torch.arange(self.max_seq_len, dtype=torch.float64), frequency)
+        return self.scaling.amplitude * angle_TK.cos(), self.scaling.amplitude * angle_TK.sin()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Rope":
+        """A module's way to another type or device. The tables are made anew where that would round them (angles of late
+        positions need more digits than bfloat16 has) or where they had no values yet, on the meta device."""
+        before = self.cos_TK
+        super()._apply(fn, recurse)
+        after = self.cos_TK
+        if not after.is_meta and (before.is_meta or after.dtype != before.dtype):
+            self._remake(after.device, torch.promote_types(after.dtype, torch.float32))
+        return self
+
+    def _remake(self, device: torch.device, dtype: torch.dtype) -> None:
+        # Whatever the ambient device is: under `with torch.device("meta")` there would be no values again.
+        with torch.device("cpu"):
+            tables = self._tables()
+        self.cos_TK, self.sin_TK = (t.to(device, dtype) for t in tables)
 
     def extra_repr(self) -> str:
         """Channels that turn, and the tables' length."""

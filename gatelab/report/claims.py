@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
+from ..config.architecture import ARCHITECTURES
 from ..record import Finding
 from .book import Book
 from .figures import forest
@@ -22,6 +23,7 @@ def facts(book: Book) -> Html:
         ("Arms", len(study["arms"])),
         ("Seeds", f"{len(study['seeds'])} ({', '.join(map(str, study['seeds']))})"),
         ("Runs done", f"{sum(r.is_done for r in runs)} of {len(runs)}"),
+        ("Predicts", _distinct(_predicts(r.config) for r in runs if r.config) or NONE),
         ("Parameters a run", span(r.entry["n_parameters"] for r in runs)),
         ("Tokens a run", span(r.entry["tokens"] for r in runs)),
         ("Device", _distinct(str(r.environment["device"]) for r in runs if "device" in r.environment) or NONE),
@@ -29,6 +31,15 @@ def facts(book: Book) -> Html:
         ("Versions", ", ".join(filter(None, (versions or f"gatelab {study['version']}", commits)))),
     ]
     return tag("dl", [tag("div", tag("dt", k), tag("dd", v)) for k, v in pairs], class_="facts")
+
+
+def _predicts(config: dict) -> str:
+    """What a run's losses are of, and which architecture they are of."""
+    arch = config.get("model", {}).get("arch", "decoder")
+    objective = config.get("objective")
+    known = ARCHITECTURES.get(arch)
+    kind = objective["kind"] if objective else known.objectives[0] if known else "?"
+    return f"{kind} ({arch})"
 
 
 def _commit(git: dict) -> str:

@@ -97,7 +97,8 @@ def curves(
     """
     import altair as alt
 
-    x = _x(alt, along, max((px for line in seeds for px, _ in line.points), default=1))
+    # A run without training has step 0 alone, and an axis has two ends.
+    x = _x(alt, along, max((px for line in (*seeds, *marks) for px, _ in line.points), default=1) or 1)
     scale = alt.Scale(domain=list(domain)) if domain else alt.Scale(zero=along == "layer")
     y = alt.Y("y:Q", title=y_title, scale=scale, axis=alt.Axis(tickCount=5))
     heights = [py for line in seeds for _, py in line.points]

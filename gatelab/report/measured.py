@@ -11,6 +11,7 @@ from math import isfinite, log
 from typing import Any
 
 from ..store import RunFolder, StoreError, StudyFolder, read_json
+from ..study.metrics import MAIN_ROWS
 
 Points = list[tuple[float, float]]
 
@@ -82,12 +83,13 @@ def measure(folder: StudyFolder, state: Callable[[RunFolder], str] = state_of) -
     """Everything the page needs, from study.json, the run folders and their rows."""
     study = folder.study()
     connection = folder.connect()
+    connection.execute(MAIN_ROWS)
     at_last = "QUALIFY step = max(step) OVER (PARTITION BY cell, arm, seed, metric)"
     everywhere = "domain IS NULL AND intervention IS NULL AND threshold IS NULL"
 
     def rows(columns: str, where: str, names: tuple[str, ...], last: str = at_last) -> list[tuple]:
         return connection.execute(
-            f"SELECT DISTINCT cell, arm, seed, metric, {columns}, value FROM rows"
+            f"SELECT DISTINCT cell, arm, seed, metric, {columns}, value FROM main_rows"
             f" WHERE list_contains($1, metric) AND {where} {last} ORDER BY ALL",
             [list(names)],
         ).fetchall()

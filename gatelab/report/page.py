@@ -42,8 +42,9 @@ _WORDS = {
     "Counts as nothing": "A difference inside the shaded band of a plot; its width was declared before looking.",
     "Remainder": "Arms are matched in parameters by the width of the feed-forward layer, to the nearest unit; this is"
     " what is left over, in parameters.",
-    "First-token mass": "Share of attention on the first token, mean over the queries after it. Causal-uniform: what"
-    " attention spread evenly over all visible tokens would give.",
+    "First-token mass": "Share of attention on the first token, mean over the queries after it. Uniform: what"
+    " attention spread evenly over all visible tokens would give. Attention, gates and activations are of the decoder's"
+    " self-attention where a model has an encoder too, never of cross-attention.",
     "Sink rate": "Share of heads whose first token gets more than a threshold of the attention of the queries that see it.",
     "Value drain": "Norm of the first token's value over the median of the others'; well below 1 is a drain.",
     "Massive activation": "Largest |entry| of the residual stream; its ratio is to the median |entry|.",

@@ -18,7 +18,9 @@ def losses(book: Book) -> Html:
     out = []
     for cell in book.cells:
         seeds, held = _lines(book, cell["name"], "loss"), _lines(book, cell["name"], "val_loss")
-        figures = [_loss(book, cell["name"], seeds, held), _difference(book, cell["name"], held)] if seeds else []
+        # A run without training has held-out loss alone.
+        has_any = seeds or held
+        figures = [_loss(book, cell["name"], seeds, held), _difference(book, cell["name"], held)] if has_any else []
         grid = tag("div", figures, class_="grid") if figures else absent(f"No loss yet.{book.holes(cell['name'])}")
         out += [book.heading(cell), grid]
     return tag("section", tag("h2", "Loss"), out, id="loss")
@@ -77,7 +79,7 @@ def masses(book: Book) -> Html:
             seeds, means, book.arms, marks=seeds, reference=uniform, domain=[0, top],
             y_title="first-token mass [share]", alt_text=f"First-token mass in {name}. {_ends(book, means, 3)}",
         )  # fmt: skip
-        dotted = f"Dotted: causal-uniform attention, {number(uniform[-1][1])}." if uniform else ""
+        dotted = f"Dotted: uniform attention, {number(uniform[-1][1])}." if uniform else ""
         figures.append(book.place(chart, cell["title"], dotted + book.holes(name)))
     lead = (
         "Share of attention that goes to the first token: mean over layers, heads, and queries after the first, on"
@@ -102,7 +104,7 @@ def maps(book: Book) -> Html:
         for arm, runs in arms.items():
             each += [tag("h4", book.arm(arm)), tag("div", [_seed_map(book, r, top) for r in runs], class_="row")]
         uniform = _uniform(book, name)
-        given = f"Causal-uniform attention would give {number(uniform[-1][1])} in every head." if uniform else ""
+        given = f"Uniform attention would give {number(uniform[-1][1])} in every head." if uniform else ""
         out += [
             book.heading(cell),
             tag("div", means, class_="row"),
@@ -224,6 +226,6 @@ def _ends(book: Book, means: dict[str, Points], digits: int) -> str:
 
 
 def _uniform(book: Book, cell: str) -> Points:
-    """What causal-uniform attention would give: a property of the context, the same for every run of the cell."""
+    """What uniform attention would give: a property of the context, the same for every run of the cell."""
     keys = [(*run.key, "first_token_uniform") for run in book.measured.runs if run.key[0] == cell]
     return next((book.measured.curves[key] for key in keys if key in book.measured.curves), [])

@@ -28,7 +28,7 @@ from . import ledger
 from .executor import EXITS, GRACE_S, TARGET, Ended, Executor, Task
 from .worker import disk_is_full
 
-Kind = Literal["submitted", "ended", "state"]
+Kind = Literal["submitted", "ended", "left", "state"]
 
 POLL_S = 0.25
 # The outcomes that a worker may only be able to tell by its exit code.
@@ -37,7 +37,8 @@ _BY_EXIT = {EXITS[name]: name for name in ("failed", "oom", "disk-full", "stoppe
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something happened to a run: it was `submitted` to the executor, its task `ended`, or its `state` was read."""
+    """Something happened to a run: it was `submitted` to the executor, its task `ended`, it was `left` unstarted, or its
+    `state` was read."""
 
     kind: Kind
     fingerprint: str
@@ -220,9 +221,9 @@ class _Driver:
         return state in ("planned", "stopped") or (is_first and state in ("lost", "timeout", "disk-full"))
 
     def _is_ready(self, fingerprint: str) -> bool:
-        """Whether the run that this one starts from, if any, has its weights."""
+        """Whether the run that this one starts from, if any, has its weights; those of a diverged one are of no use."""
         source = self._entries[fingerprint].get("init_from")
-        return source is None or self._state_of(self._folder.run(source)) in ledger.FINISHED
+        return source is None or self._state_of(self._folder.run(source)) == "done"
 
     def _drop_orphans(self) -> None:
         """Leave runs whose source ended without weights; they stay planned, and `retry` of the source frees them."""
@@ -233,7 +234,7 @@ class _Driver:
             self._pending.remove(fingerprint)
             source = self._entries[fingerprint]["init_from"]
             state = self._state_of(self._folder.run(source))
-            self._tell("state", fingerprint, "planned", f"not started: it starts from run {source}, which is {state}")
+            self._tell("left", fingerprint, "planned", f"not started: it starts from run {source}, which is {state}")
 
     def _submit(self) -> bool:
         """Start the next group: pending runs of one cell and arm (one shape) with one micro-batch. False: none is ready."""

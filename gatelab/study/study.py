@@ -256,6 +256,12 @@ def _misshapen(study: Study) -> list[str]:
         f"cells: {n!r} is a {type(r).__name__}, not a Run" for n, r in study.cells.items() if type(r) is not Run
     ]
     problems += [f"arms: {a!r} is no Arm" for a in study.arms if not isinstance(a, Arm)]
+    follows = study.follows.items() if isinstance(study.follows, dict) else [("", study.follows)]
+    problems += [
+        f"follows={study.follows!r}: expected cells, as in {{'later': 'sooner'}} or {{'later': ('sooner', 'arm')}}"
+        for cell, source in follows
+        if not (cell and (isinstance(source, str) or (isinstance(source, tuple) and len(source) == 2)))
+    ][:1]
     if isinstance(study.primary, str):
         problems.append(f"primary={study.primary!r}: expected names in a tuple, as in ({study.primary!r},)")
     return problems

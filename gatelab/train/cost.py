@@ -11,12 +11,11 @@ from math import prod
 from typing import Literal
 
 from ..config.architecture import Stack
-from ..config.base import members
 from ..config.gate import SITES, GateSpec
 from ..config.gate_axes import resolve_share
 from ..config.model import ModelConfig
 from ..config.objective import Objective
-from ..config.run import Run
+from ..config.run import Run, default_objective
 from ..models.sizes import count_parameters, parameter_shapes
 
 
@@ -142,10 +141,8 @@ def training_bytes(
 
 def _lengths(model: ModelConfig, seq_len: int, objective: Objective | None) -> dict[str, int]:
     """Tokens that each stack reads, registers included, by the name of its blocks."""
-    if objective is None:
-        kinds = {kind.model_fields["kind"].default: kind for kind in members(Objective)}
-        objective = kinds[model.architecture.objectives[0]]()
-    stacks, lengths = model.architecture.stacks, objective.lengths(seq_len)
+    stacks = model.architecture.stacks
+    lengths = (objective or default_objective(model)).lengths(seq_len)
     return {s.blocks: n + model.registers for s, n in zip(stacks, lengths, strict=False)}
 
 
@@ -187,7 +184,7 @@ def _pairs(model: ModelConfig, stack: Stack, lengths: dict[str, int]) -> float:
     """Pairs of a query and a key that it sees, of all attention layers of a stack."""
     n, depth = lengths[stack.blocks], model.depth(stack)
     window = n if model.window is None else min(n, model.window)
-    n_global = depth // model.global_every if model.global_every else 0
+    n_global = sum(model.is_global(layer) for layer in range(depth))
     # A causal query has itself and window − 1 keys behind it; one that looks both ways as many before it as well.
     behind = [n * n / 2] * n_global + [n * window - window**2 / 2] * (depth - n_global)
     pairs = sum(behind) * (1 if stack.is_causal else 2)

@@ -88,6 +88,7 @@ class Group:
             "device": name,
             "compute_dtype": str(self.dtype).removeprefix("torch."),
             "compiled": self.is_compiled,
+            "packed": self.execution.packed,
             "attention": choose("auto", self.run.model.softmax),
             "threads": torch.get_num_threads(),
             "micro_batch": self.micro_batch,
@@ -115,7 +116,7 @@ class Group:
         source = open_source(run.data)
         run = run.resolved(source.vocab_size)
         model = build_model(run.model, seed=run.seed).to(self.device)
-        model.compute_dtype = self.dtype
+        model.compute_dtype, model.is_packed = self.dtype, self.execution.packed
         return Member(run, source, model, build_optimizer(model, run.optim))
 
 

@@ -86,3 +86,17 @@ def test_a_config_error_is_a_value_error_that_prints_its_problems():
 def test_a_stream_with_impossible_numbers_is_refused():
     with pytest.raises(ConfigError, match="vocab_size=4"):
         validate(BigramBackcopy, {"vocab_size": 4})
+
+
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [
+        ({"gate": "out-headwise"}, "model.gate: out-headwise is impossible: "),
+        ({"gate": "nowhere-headwise"}, "model.gate: 'nowhere-headwise': no site 'nowhere'; "),
+        ({"kv_experts": "v-2top8"}, "model.kv_experts='v-2top8': 8 of 2 experts "),
+        ({"cross_gate": "out-headwise"}, "model.cross_gate: gate out-headwise is impossible: "),
+    ],
+)
+def test_a_sentence_says_its_path_once(model: dict, says: str):
+    (problem,) = problems({"model": model})
+    assert problem.startswith(says)

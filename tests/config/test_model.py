@@ -97,3 +97,9 @@ def test_the_stored_form_gives_the_model_back():
 def test_a_configuration_does_not_change():
     with pytest.raises(ValueError, match="frozen"):
         ModelConfig().d_model = 3
+
+
+def test_every_so_many_layers_one_sees_everything():
+    assert [ModelConfig(window=3, global_every=2).is_global(layer) for layer in range(4)] == [False, True] * 2
+    assert not any(ModelConfig(window=3).is_global(layer) for layer in range(4))
+    assert all(ModelConfig().is_global(layer) for layer in range(4))

@@ -94,3 +94,9 @@ def test_a_preset_is_stored_written_out_so_its_name_does_not_change_the_fingerpr
     spelled = override(run, {f"model.{field}": value for field, value in PRESETS[name].of(BASE).items()})
     assert by_name == spelled and fingerprint(by_name, "") == fingerprint(spelled, "")
     assert "preset" not in canonical(by_name)["model"]
+
+
+def test_what_changes_no_gate_does_not_claim_to():
+    for name in ("gpt-oss", "xsa", "paper/clip-300"):
+        with pytest.raises(ValueError, match=f"{name!r} changes no gate: use it as model.preset={name}"):
+            GateSpec.parse(name)

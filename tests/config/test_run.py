@@ -247,3 +247,13 @@ def test_the_json_schema_has_every_key():
     parts = {schema["properties"]["optim"]["$ref"].rpartition("/")[2]: OptimConfig}
     assert set(schema["properties"]) == set(Run.model_fields)
     assert all(set(schema["$defs"][part]["properties"]) == set(kind.model_fields) for part, kind in parts.items())
+
+
+def test_a_key_without_a_position_does_not_go_with_packed_documents_under_rope():
+    fields = {"data.kind": "text", "data.document_mask": True, "model.softmax": "key-bias"}
+    with pytest.raises(
+        ConfigError, match=r"model.softmax=key-bias .* set data.document_mask=false, or model.positions"
+    ):
+        override(Run(), fields)
+    assert override(Run(), {**fields, "model.positions": "learned"}).data.document_mask
+    assert override(Run(), {**fields, "data.document_mask": False}).model.positions == "rope"

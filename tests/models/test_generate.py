@@ -95,5 +95,23 @@ def test_what_has_no_second_stack_makes_no_target(arch: str, says: str) -> None:
 
 
 def test_too_long_a_target_is_refused() -> None:
-    with pytest.raises(ValueError, match="17 tokens do not fit into max_seq_len=16"):
+    with pytest.raises(ValueError, match=r"\d+ tokens and \d+ more do not fit into max_seq_len=16"):
         generate_target(two_stacks(), tokens(1, 3), tokens(1, 1), 16)
+
+
+def test_slips_in_an_argument_are_told() -> None:
+    model = build_model(tiny.model())
+    for given, says in [
+        ((tokens(2, 0), 3), "expected a tensor .* one token at least to go on from"),
+        ((tokens(4), 3), r"of shape \(4,\): expected a tensor \[batch, tokens\]"),
+        (([1, 2], 3), "tokens list: expected a tensor"),
+        ((tokens(2, 3), -1), "n_tokens=-1: expected the number of new tokens, 0 or more"),
+    ]:
+        with pytest.raises(ValueError, match=says):
+            generate(model, *given)
+    with pytest.raises(ValueError, match="temperature=-1: expected 0"):
+        generate(model, tokens(2, 3), 2, temperature=-1)
+    with pytest.raises(ValueError, match=r"and not what torch.compile made of it"):
+        generate(torch.compile(model, backend="eager"), tokens(2, 3), 2)
+    with pytest.raises(ValueError, match=r"tokens of shape \(3,\): expected \[batch, tokens\]"):
+        model(tokens(3))

@@ -1,6 +1,8 @@
 """The attention layer: gates go together, decoding equals the full pass, nothing sees what it may not."""
 
+import copy
 import math
+import pickle
 
 import pytest
 import torch
@@ -185,6 +187,17 @@ def test_bfloat16_inputs_give_bfloat16_outputs_from_float32_weights() -> None:
     torch.testing.assert_close(out.float(), attention(x_BTD), rtol=0.05, atol=0.02)
 
 
+@pytest.mark.parametrize("gate", ["sdpa-headwise-lse", "scores-headwise-forget", "value-elementwise+key-headwise"])
+@pytest.mark.parametrize("softmax", [None, SinkLogit()])
+def test_it_computes_under_autocast(gate: str, softmax: SinkLogit | None) -> None:
+    attention, x_BTD = layer(gate, softmax=softmax, qk_norm=True), torch.randn(B, T, D)
+    expected = attention(x_BTD)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = attention(x_BTD)
+    found.float().sum().backward()
+    torch.testing.assert_close(found.float(), expected, atol=0.05, rtol=0.05)
+
+
 def test_taps_add_nothing_to_the_state_dict() -> None:
     names = set(layer("sdpa-headwise", softmax=SinkLogit()).state_dict())
     projections = {f"{p}_proj.weight" for p in "qkvo"}
@@ -246,3 +259,59 @@ def test_errors_of_the_forward_pass() -> None:
 
 def test_config_errors_are_value_errors() -> None:
     assert issubclass(ConfigError, ValueError)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"gate": "sdpa-headwise-lse"}, {"output_map": "silu"}, {"output_map": "xsa", "softmax": SinkLogit()}],
+    ids=str,
+)
+def test_a_copied_and_an_unpickled_layer_compute_the_same(options: dict[str, object]) -> None:
+    attention, x_BTD = layer(**options), torch.randn(B, T, D)
+    with torch.no_grad():
+        for p in attention.parameters():
+            p.add_(0.3 * torch.randn_like(p))
+    for other in (copy.deepcopy(attention), pickle.loads(pickle.dumps(attention))):
+        assert torch.equal(other(x_BTD), attention(x_BTD))
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"n_heads": 0}, "n_heads=0: take a number from 1"),
+        ({"n_kv_heads": -2}, "n_kv_heads=-2: take a number from 1"),
+        ({"window": 0}, "window=0: take a number from 1"),
+        ({"max_seq_len": 0}, "max_seq_len=0: take a number from 1"),
+        (
+            {"softmax": "sink-logit"},
+            r"softmax='sink-logit': give a value of gatelab.config, as in softmax=SinkLogit\(\)",
+        ),
+        ({"rope_scaling": "yarn"}, "rope_scaling='yarn': give a value of gatelab.config.rope"),
+        ({"impl": "flash"}, "impl='flash': expected one of auto, reference, sdpa"),
+        ({"gate": True}, "gate=True: expected a slug such as sdpa-headwise"),
+        ({"gate": {"site": "sdpa"}}, "expected a slug such as sdpa-headwise"),
+        ({"gate": "gpt-oss"}, "'gpt-oss' changes no gate: use it as model.preset=gpt-oss"),
+        ({"kv_experts": "v8top2"}, "^kv_experts='v8top2': expected v-<experts>top<active>"),
+    ],
+)
+def test_a_slip_in_an_argument_is_told_before_anything_is_built(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        layer(**options)
+
+
+def test_shapes_that_do_not_fit_are_told() -> None:
+    attention, x_BTD = layer(), torch.randn(B, T, D)
+    with pytest.raises(ValueError, match=rf"x_BTD of shape \(9, 16\): expected \[batch, tokens, d_model={D}\]"):
+        attention(x_BTD[0])
+    with pytest.raises(ValueError, match=r"context_BSD of shape \(2, 4, 8\): expected"):
+        attention(x_BTD, context_BSD=torch.randn(B, 4, 8))
+    with pytest.raises(ValueError, match=r"k of shapes \(2, 9, 4, 6\), \(3, 4, 2, 6\): expected"):
+        attention(x_BTD, context_BSD=torch.randn(3, 4, D))
+    with pytest.raises(ValueError, match="9 queries and no key"):
+        attention(x_BTD, context_BSD=torch.randn(B, 0, D))
+    with pytest.raises(ValueError, match=r"segment_ids_BT of shape \(9,\): expected a document number for each token"):
+        attention(x_BTD, segment_ids_BT=torch.zeros(T))
+    with pytest.raises(ValueError, match=r"keys of \(heads, channels\) = \(2, 6\), and the cache is for \(2, 8\)"):
+        attention(x_BTD, cache=new_cache(head_dim=8))
+    with pytest.raises(ValueError, match="layer 1 of a cache for 1 layers"):
+        layer(layer=1)(x_BTD, cache=new_cache())

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from gatelab.config import ConfigError, validate
 from gatelab.config.moe import MoE
@@ -345,3 +346,17 @@ def test_mistakes_are_told() -> None:
         router_losses([routing], module.moe, routing.counts_X[None], [14, 14])
     with pytest.raises(ValueError, match="'fast': expected one of auto, reference, grouped"):
         ExpertMLP(D, module.moe, impl="fast")(hidden())
+
+
+def test_a_layer_that_is_computed_again_routes_with_the_same_gradients() -> None:
+    module, x_BTD = layer(), hidden()
+
+    def gradients(*, is_again: bool) -> list[Tensor]:
+        routed: list[Routing] = []
+        y_BTD = checkpoint(module, x_BTD, routed, use_reentrant=False) if is_again else module(x_BTD, routed)
+        assert len(routed) == 1
+        loss = y_BTD.square().sum() + sum(router_losses(routed, module.moe))
+        return list(torch.autograd.grad(loss, list(module.parameters())))
+
+    for again, once in zip(gradients(is_again=True), gradients(is_again=False), strict=True):
+        torch.testing.assert_close(again, once)

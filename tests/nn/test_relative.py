@@ -159,3 +159,13 @@ def test_an_impossible_bias_is_refused(options: dict, says: str):
 def test_negative_positions_are_refused():
     with pytest.raises(ValueError, match="start=-1: counts and positions are 0 or more"):
         bias(is_causal=True)(1, 5, start=-1)
+
+
+def test_buckets_that_were_built_on_the_meta_device_get_their_values():
+    plain = bias(True)
+    with torch.device("meta"):
+        emptied, assigned = RelativeBias(H, is_causal=True), RelativeBias(H, is_causal=True)
+    emptied.to_empty(device="cpu").load_state_dict(plain.state_dict())
+    assigned.load_state_dict(plain.state_dict(), assign=True)
+    for module in (emptied, assigned):
+        assert torch.equal(module(T, T), plain(T, T))

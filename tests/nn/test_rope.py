@@ -195,3 +195,30 @@ def test_positions_past_the_table_are_refused():
     rope = Rope(K, THETA, 8, scaling=LinearScaling(factor=4))
     with pytest.raises(ValueError, match="position 8 is past max_seq_len=8; build the model with a larger one"):
         rope(torch.randn(1, 3, H, K), 6)
+
+
+def test_float64_stays_float64_in_values_and_in_tables():
+    rope, x_BTHK = Rope(K, THETA, 128).double(), torch.randn(B, T, H, K, dtype=torch.float64)
+    found = rope(x_BTHK, 90)
+    assert found.dtype == torch.float64
+    np.testing.assert_allclose(found.numpy(), turned(x_BTHK.numpy(), Unscaled(), 1.0, 90), rtol=1e-13, atol=1e-13)
+
+
+def test_a_module_in_bfloat16_keeps_the_digits_of_its_tables():
+    plain, x_BTHK = Rope(K, THETA, 128), torch.randn(B, T, H, K, dtype=torch.bfloat16)
+    for cast in (
+        Rope(K, THETA, 128).bfloat16(),
+        Rope(K, THETA, 128).bfloat16().float(),
+        Rope(K, THETA, 128).double().float(),
+    ):
+        assert torch.equal(cast.cos_TK, plain.cos_TK) and torch.equal(cast.sin_TK, plain.sin_TK)
+        assert torch.equal(cast(x_BTHK, 90), plain(x_BTHK, 90))
+
+
+def test_tables_that_were_built_on_the_meta_device_get_their_values():
+    plain, x_BTHK = Rope(K, THETA, 128), torch.randn(B, T, H, K)
+    with torch.device("meta"):
+        emptied, untouched = Rope(K, THETA, 128), Rope(K, THETA, 128)
+        emptied.to_empty(device="cpu")
+    for rope in (emptied, untouched):
+        assert torch.equal(rope(x_BTHK, 90), plain(x_BTHK, 90))

@@ -182,6 +182,27 @@ def test_mistakes_are_told() -> None:
         gated_attention(q_BTHK, q_BTHK, q_BTHK, score_gate=scores, score_logits_BSH=logits_BSH, is_causal=False)
 
 
+def test_mistakes_of_kind_and_place_are_told() -> None:
+    q_BTHK, k_BSGK = torch.zeros(2, 3, 4, 8), torch.zeros(2, 3, 2, 8)
+    logits_BTH1, own = torch.zeros(2, 3, 4, 1), GateSpec.parse("sdpa-headwise")
+    with pytest.raises(ValueError, match=r"expected \[B,T,H,K\], \[B,S,G,K\]$"):
+        gated_attention(q_BTHK[0], k_BSGK, k_BSGK)
+    with pytest.raises(ValueError, match=r"\(1, 3, 2, 8\): expected"):
+        gated_attention(q_BTHK, k_BSGK[:1], k_BSGK[:1])
+    with pytest.raises(ValueError, match=r"mask_BTS of type torch.float32: expected torch.bool"):
+        gated_attention(q_BTHK, k_BSGK, k_BSGK, mask_BTS=torch.ones(2, 3, 3))
+    with pytest.raises(ValueError, match="3 queries and no key"):
+        gated_attention(q_BTHK, k_BSGK[:, :0], k_BSGK[:, :0], is_causal=False)
+    with pytest.raises(ValueError, match=r"gate_logits_BTHK of shape \(2, 3, 2, 1\): expected \(2, 3, 4, 8\)"):
+        gated_attention(q_BTHK, k_BSGK, k_BSGK, logits_BTH1[:, :, :2], own)
+    with pytest.raises(ValueError, match="give a GateSpec"):
+        gated_attention(q_BTHK, k_BSGK, k_BSGK, logits_BTH1, "sdpa-headwise")
+    with pytest.raises(ValueError, match="gate=out-elementwise has its place elsewhere"):
+        gated_attention(q_BTHK, k_BSGK, k_BSGK, logits_BTH1, GateSpec.parse("out-elementwise"))
+    with pytest.raises(ValueError, match="score_gate=sdpa-headwise has its place elsewhere"):
+        gated_attention(q_BTHK, k_BSGK, k_BSGK, score_logits_BSH=logits_BTH1[..., 0], score_gate=own)
+
+
 def test_auto_says_what_it_chose() -> None:
     assert choose("auto") == "sdpa" and choose("reference") == "reference"
     for kind, normaliser in NORMALISERS.items():

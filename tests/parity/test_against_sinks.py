@@ -1,8 +1,8 @@
 """Attention with a learned sink: gpt-oss (a column of the softmax) and Granite SWA (σ(lse − s) on the output).
 
 Layout: `sinks` [H], one logit a query head; projections as Llama's, gpt-oss with biases. Both have layers with a sliding
-window, and gpt-oss turns by YaRN. Its released configuration leaves the ends of YaRN's ramp unrounded (`truncate` False),
-and `YaRN` rounds them as its paper's code does; here transformers is told to round.
+window, and gpt-oss turns by YaRN. Its released configuration leaves the ends of YaRN's ramp unrounded (`truncate` False);
+the layers here are told to round, and a test of the frequencies has the released numbers.
 """
 
 from typing import Any
@@ -116,6 +116,28 @@ def test_the_attention_factor_is_that_of_transformers(given: float | None) -> No
     layer = ours("full_attention", "reference", yarn(**stated), head_dim=K, rope_theta=THETA, bias=True)
     found = call(layer, converted(dict(theirs.named_parameters())), x_BTD)
     assert_close(expected, found)
+
+
+@pytest.mark.parametrize("truncate", [False, True])
+def test_the_frequencies_of_the_released_gpt_oss_are_ours(truncate: bool) -> None:
+    code = modeling("gpt_oss")
+    numbers = {"factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": truncate}
+    config = code.GptOssConfig(
+        head_dim=64,
+        max_position_embeddings=131072,
+        rope_parameters={
+            "rope_type": "yarn",
+            "rope_theta": 150000.0,
+            "original_max_position_embeddings": 4096,
+            **numbers,
+        },
+    )
+    theirs = code.GptOssRotaryEmbedding(config)
+    found = YaRN(original_seq_len=4096, **numbers)
+    assert found.frequencies(64, 150000.0) == pytest.approx(theirs.inv_freq.tolist(), rel=1e-6)
+    assert found.amplitude == pytest.approx(theirs.attention_scaling, rel=1e-12)
+    other = YaRN(original_seq_len=4096, **{**numbers, "truncate": not truncate})
+    assert found.frequencies(64, 150000.0) != pytest.approx(other.frequencies(64, 150000.0), rel=1e-3)
 
 
 @kinds

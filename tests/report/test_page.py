@@ -13,9 +13,10 @@ import pytest
 from reading import Page
 from synthetic import ARMS, CELLS, COMPLETE, ENDINGS, SEEDS, analysed, make_study
 
-from gatelab.record import Finding
+from gatelab.record import Finding, Row
 from gatelab.report import write_report
-from gatelab.store import StoreError, StudyFolder
+from gatelab.report.measured import measure
+from gatelab.store import Appender, StoreError, StudyFolder
 
 
 def report(folder):
@@ -82,6 +83,39 @@ def test_a_study_that_has_not_begun_still_has_a_page(tmp_path):
     assert "0 of 24" in page.text
     assert page.text.count("not finished, nothing measured") >= 24
     assert len([a for tag, a in page.elements if a.get("class") == "absent"]) >= 10
+
+
+def test_runs_that_only_looked_show_their_held_out_loss(tmp_path):
+    nothing = {(c, a, s): ("planned", -1) for c in CELLS for a in ARMS for s in SEEDS}
+    folder = make_study(tmp_path / "study", endings=nothing)
+    for _, run in folder.planned():
+        run.create({"model": {"arch": "encoder"}})
+        rows = Appender(run.rows_path)
+        rows.write([Row(run.fingerprint, 0, "eval", "val_loss", 2.5, "nats")])
+        rows.close()
+        run.mark_done("done", {"steps": 0})
+    page = report(folder)
+    assert "No loss yet" not in page.text and page.text.count("Training and held-out loss") == len(CELLS)
+    assert "[0,0]" not in page.scripts[1].replace(" ", "")
+    assert "masked (encoder)" in page.text
+
+
+def test_maps_and_gates_are_of_one_stack_and_one_site(tmp_path):
+    folder = make_study(tmp_path / "study", endings=COMPLETE)
+    entry, run = next((e, r) for e, r in folder.planned() if e["arm"] == "headwise")
+    before = measure(folder)
+    last = max(step for step, _ in before.curves[entry["cell"], entry["arm"], entry["seed"], "first_token_mass"])
+    elsewhere = [{"stack": "cross"}, {"stack": "encoder", "site": "sdpa"}, {"site": "value"}]
+    rows = Appender(run.rows_path, run.rows_path.stat().st_size)
+    rows.write(
+        Row(run.fingerprint, last, "x", metric, 9.0, "1", layer=0, **at, **where)
+        for metric, at in (("first_token_mass", {"head": 0}), ("gate_mean", {}), ("gate_histogram", {"bin": 3}))
+        for where in elsewhere
+    )
+    rows.close()
+    (run.path / "rows.parquet").unlink(missing_ok=True)
+    after = measure(folder)
+    assert (after.heads, after.layers, after.histograms) == (before.heads, before.layers, before.histograms)
 
 
 def test_a_run_that_diverged_at_once_is_drawn_as_far_as_it_came(tmp_path):

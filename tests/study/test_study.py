@@ -252,3 +252,9 @@ def test_a_study_that_is_not_there_is_answered_with_the_nearest(tmp_path: Path, 
         load_study(name)
     (problem,) = caught.value.problems
     assert says in problem
+
+
+@pytest.mark.parametrize("follows", [["toy"], {"toy": 3}, {"toy": ("toy", "none", "0")}])
+def test_follows_that_are_no_cells_are_refused_in_one_sentence(follows):
+    (problem,) = problems(follows=follows)
+    assert "expected cells, as in {'later': 'sooner'}" in problem

@@ -251,3 +251,13 @@ def test_a_compiled_run_equals_an_eager_one() -> None:
     compiled, group = trained([tiny.run()], Execution(compile="on"))
     assert group.is_compiled
     assert [s.loss[0] for s in compiled] == pytest.approx([s.loss[0] for s in eager], rel=1e-4)
+
+
+def test_packed_products_train_as_separate_ones_and_the_facts_say_so() -> None:
+    run = tiny.run(model=tiny.model(n_heads=4, n_kv_heads=2, gate="sdpa-elementwise+value-headwise-bias", bias=True))
+    apart, group = trained([run])
+    packed, other = trained([run], Execution(packed=True))
+    assert (group.members[0].model.is_packed, other.members[0].model.is_packed) == (False, True)
+    assert (group.facts()["packed"], other.facts()["packed"]) == (False, True)
+    assert [s.loss[0] for s in packed] == pytest.approx([s.loss[0] for s in apart], rel=1e-5)
+    assert weights(group).keys() == weights(other).keys()

@@ -6,7 +6,7 @@ from ...config.gate import GateSpec
 from ...config.normaliser import Heads, Normaliser, Softmax
 from . import reference, sdpa
 from .reference import attention_weights
-from .scoring import scoring, visible
+from .scoring import check_gate_logits, scoring, visible
 
 IMPLEMENTATIONS = {"reference": reference.gated_attention, "sdpa": sdpa.gated_attention}
 _SOFTMAX = Softmax()
@@ -70,14 +70,14 @@ def gated_attention(
         impl: `reference`, `sdpa` or `auto`; never replaced silently.
 
     Raises:
-        ValueError: shapes that do not fit, more causal queries than keys, a gate without logits, parameters that are not
-            the normaliser's, an unknown implementation or one that does not serve the normaliser.
+        ValueError: shapes that do not fit, a mask that is not boolean, more causal queries than keys, queries without a key,
+            a gate without logits or of another site, parameters that are not the normaliser's, an unknown implementation or
+            one that does not serve the normaliser.
     """
     if k_BSGK.shape != v_BSGK.shape:
         shapes = f"{tuple(k_BSGK.shape)}, {tuple(v_BSGK.shape)}"
         raise ValueError(f"k, v of shapes {shapes}: expected [B,S,G,K] of both")
-    if (gate is None) != (gate_logits_BTHK is None):
-        raise ValueError("a gate and its logits come together: give both, or neither")
+    check_gate_logits(gate_logits_BTHK, gate, tuple(q_BTHK.shape))
     s = scoring(
         q_BTHK,
         k_BSGK,

@@ -27,6 +27,8 @@ def attention_with_lse(
     A bias that is learned has no fused backward on CPUs: there the whole matrix is built, as torch itself does.
     """
     device = q_BHTK.device.type
+    # Autocast leaves what a norm made in float32, and knows nothing of the op below.
+    k_BHSK, v_BHSK = k_BHSK.to(q_BHTK.dtype), v_BHSK.to(q_BHTK.dtype)
     is_learned = bias_BHTS is not None and bias_BHTS.requires_grad
     if device not in ("cpu", "cuda") or (device == "cpu" and is_learned) or not q_BHTK.numel():
         return _whole_matrix(q_BHTK, k_BHSK, v_BHSK, bias_BHTS, is_causal, scale)

@@ -49,11 +49,15 @@ def scoring(
     Raises:
         ValueError: for whatever does not fit, in a sentence.
     """
+    shapes = f"q, k of shapes {tuple(q_BTHK.shape)}, {tuple(k_BSGK.shape)}"
+    if q_BTHK.dim() != 4 or k_BSGK.dim() != 4:
+        raise ValueError(f"{shapes}: expected [B,T,H,K], [B,S,G,K]")
     B, T, H, K = q_BTHK.shape
     S, G = k_BSGK.shape[1:3]
-    if H % G or q_BTHK.shape[3] != k_BSGK.shape[3]:
-        shapes = f"{tuple(q_BTHK.shape)}, {tuple(k_BSGK.shape)}"
-        raise ValueError(f"q, k of shapes {shapes}: expected [B,T,H,K], [B,S,G,K] with G dividing H")
+    if not G or H % G or k_BSGK.shape[0] != B or k_BSGK.shape[3] != K:
+        raise ValueError(f"{shapes}: expected [B,T,H,K], [B,S,G,K] with G dividing H")
+    if T and not S:
+        raise ValueError(f"{T} queries and no key: a row of weights over nothing does not exist; give one key at least")
     if is_causal and T > S:
         raise ValueError(
             f"{T} causal queries and {S} keys: the first queries would see no key; give at least as many keys, or "
@@ -62,10 +66,14 @@ def scoring(
     if window is not None and window < 1:
         raise ValueError(f"window={window}: expected the number of keys that a query sees, itself included, or None")
     _broadcasts("mask_BTS", mask_BTS, (B, T, S))
+    if mask_BTS is not None and mask_BTS.dtype != torch.bool:
+        raise ValueError(f"mask_BTS of type {mask_BTS.dtype}: expected torch.bool, True where a query may see a key")
     _broadcasts("bias_BHTS", bias_BHTS, (B, H, T, S))
     _broadcasts("score_logits_BSH", score_logits_BSH, (B, S, H))
     if (score_gate is None) != (score_logits_BSH is None):
         raise ValueError("a gate on the scores and its logits come together: give both, or neither")
+    if score_gate is not None and score_gate.site != "scores":
+        raise ValueError(f"score_gate={score_gate.slug} has its place elsewhere; expected one at the site 'scores'")
     if score_gate is not None and score_gate.form == "forget" and not is_causal:
         raise ValueError("form forget sums over the tokens between a key and a later query: it needs is_causal=True")
     normaliser.check(H, G)
@@ -132,6 +140,21 @@ def key_bias(logits_BSH: Tensor | None, gate: GateSpec | None) -> Tensor | None:
     else:
         log_BSH = gate_scores(logits_BSH[..., None], gate).squeeze(-1).log()
     return -log_BSH.cumsum(dim=1)
+
+
+def check_gate_logits(logits_BTHK: Tensor | None, gate: GateSpec | None, shape: tuple[int, ...]) -> None:
+    """Refuses logits without a gate at the attention output, or that do not broadcast to its shape.
+
+    Raises:
+        ValueError: saying what was expected.
+    """
+    if (gate is None) != (logits_BTHK is None):
+        raise ValueError("a gate and its logits come together: give both, or neither")
+    if gate is not None and not isinstance(gate, GateSpec):
+        raise ValueError(f"gate={gate!r}: give a GateSpec, as in GateSpec.parse('sdpa-headwise')")
+    if gate is not None and gate.site != "sdpa":
+        raise ValueError(f"gate={gate.slug} has its place elsewhere; expected one at the site 'sdpa'")
+    _broadcasts("gate_logits_BTHK", logits_BTHK, shape)
 
 
 def _broadcasts(name: str, given: Tensor | None, shape: tuple[int, ...]) -> None:

@@ -57,7 +57,9 @@ def gated_attention(
         y_BHTK, lse_BHT1 = attention_with_lse(
             q_BHTK, k_BHSK, v_BHSK, bias_BHTS=_added(mask_BHTS, q_BTHK.dtype), is_causal=is_causal, scale=scale
         )
-    y_BTHK = y_BHTK[..., :K].transpose(1, 2)
+    y_BTHK = y_BHTK.transpose(1, 2)
+    if bias_BSH is not None:
+        y_BTHK = y_BTHK[..., :K]  # without the channels of the bias
     if slot_BHT1 is not None:
         y_BTHK = (y_BTHK * (lse_BHT1 - slot_BHT1).sigmoid().transpose(1, 2)).to(y_BTHK.dtype)
     y_BTHK = s.normaliser.finish(y_BTHK, s.learned, s.heads)

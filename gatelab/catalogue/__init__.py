@@ -1,0 +1,19 @@
+"""What there is: gates and what they are made of, sizes, probes; and what this machine can do. Lists of plain records."""
+
+from .gates import gate_catalogue, gate_detail, refusal
+from .machine import machine_records, probe_records
+from .sizes import size_records
+from .weights import PAPER_SHAPE, added_weights, equation, gate_weights
+
+__all__ = [
+    "PAPER_SHAPE",
+    "added_weights",
+    "equation",
+    "gate_catalogue",
+    "gate_detail",
+    "gate_weights",
+    "machine_records",
+    "probe_records",
+    "refusal",
+    "size_records",
+]
