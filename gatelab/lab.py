@@ -324,6 +324,10 @@ def probe(path: str | Path, *, length: int | None = None) -> list[Row]:
         StoreError: no run there, or one that has not finished.
         ValueError: a length that its positions or its data do not allow.
     """
+    if not Path(path).exists():
+        raise StoreError(
+            f"{path}: no such folder or file; name a run's folder, a checkpoint's folder or a .gguf file (nothing is fetched)"
+        )
     folder = find_run(path)
     if folder.done() is None:
         raise StoreError(

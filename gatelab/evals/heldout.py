@@ -84,6 +84,7 @@ def _look(model: Model, source: Source, run: Run, first: int, n: int, sums: _Sum
     if recorder is not None:
         # The domains are those of the targets' queries, and an encoder's queries are others.
         recorder.domain_BT = domain_BT if decoder_inputs_BT is None else None
+        recorder.tokens_BT = batch["inputs_BT"] if decoder_inputs_BT is None else None
     routed: list[Routing] | None = None if model.config.moe is None else []
     logits_BTV = logits_of(model, batch["inputs_BT"], batch["segment_ids_BT"], decoder_inputs_BT, routed).float()
     targets_BT = batch["targets_BT"]

@@ -17,28 +17,38 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config.base import nearest
+from ..config.output_map import OUTPUT_MAPS
 from ..config.run import ProbeConfig
 from ..models.model import Model
 from ..nn.attention import GatedAttention
 from ..record import Row
+from .anywhere import Anywhere
+from .gate_effect import GateEffect
 from .gate_scores import GateScores
 from .massive import Massive
-from .probe import AttentionView, Probe, ResidualView
+from .probe import AttentionView, Probe, ResidualView, statistics_of
+from .shape import Shape
 from .sinks import Sinks
 
 PROBES: dict[str, type[Probe]] = {
+    "anywhere": Anywhere,
+    "gate_effect": GateEffect,
     "gate_scores": GateScores,
     "massive": Massive,
+    "shape": Shape,
     "sinks": Sinks,
 }
 
 
 class Recorder:
-    """The probes of one capture. Set `domain_BT` before a forward pass to have queries told apart by domain."""
+    """The probes of one capture. Set `domain_BT` before a forward pass to have queries told apart by domain, and
+    `tokens_BT` to have the ids named at which sinks sit; both say what self-attention reads, so a model of two stacks has
+    neither."""
 
     def __init__(self, probes: list[Probe]):
         self.probes = probes
         self.domain_BT: Tensor | None = None
+        self.tokens_BT: Tensor | None = None
         self.n_layers_seen = 0
 
     def rows(self, run: str = "", step: int = 0) -> list[Row]:
@@ -128,20 +138,24 @@ def _watch(attention: GatedAttention, index: int, recorder: Recorder) -> list[An
         if keywords.get("cache") is not None:
             raise ValueError("the probes read whole sequences without a cache; run the whole sequence at once")
         is_cross = keywords.get("context_BSD") is not None
+        gates = {site: (gate.spec, seen[site]) for site, gate in attention.gates.items()}
         view = AttentionView(
             layer=index,
             stack="cross" if is_cross else None if keywords.get("is_causal", True) else "encoder",
             q_BTHK=seen["q"],
             k_BSGK=seen["k"],
             v_BSGK=seen["v"],
-            gates={site: (gate.spec, seen[site]) for site, gate in attention.gates.items()},
+            gates=gates,
             normaliser=attention.normaliser,
             learned=None if attention.sink is None else attention.sink.learned(),
             heads=attention.heads,
             window=attention.window,
             bias_BHTS=keywords.get("bias_BHTS"),
             segment_ids_BT=keywords.get("segment_ids_BT"),
-            domain_BT=_domains(recorder.domain_BT, seen["q"].shape[1]),
+            domain_BT=_of_queries("domain_BT", recorder.domain_BT, seen["q"]),
+            tokens_BS=None if is_cross else _of_queries("tokens_BT", recorder.tokens_BT, seen["q"]),
+            is_mapped=attention.output_map is not OUTPUT_MAPS["none"],
+            statistics=statistics_of(recorder.probes, gates),
         )
         seen.clear()
         recorder.n_layers_seen += 1
@@ -154,11 +168,20 @@ def _watch(attention: GatedAttention, index: int, recorder: Recorder) -> list[An
     return [*handles, attention.register_forward_hook(finish, with_kwargs=True)]
 
 
-def _domains(domain_BT: Tensor | None, n_queries: int) -> Tensor | None:
-    """The domain of each query; registers stand before the tokens and have none. None where the queries are others."""
-    if domain_BT is None or n_queries < domain_BT.shape[1]:
+def _of_queries(name: str, given_BT: Tensor | None, q_BTHK: Tensor) -> Tensor | None:
+    """The domain or id of each query; registers stand before the tokens and have none. None where the queries are
+    others."""
+    if given_BT is None:
         return None
-    return F.pad(domain_BT, (n_queries - domain_BT.shape[1], 0), value=-1)
+    if given_BT.dim() != 2 or given_BT.is_floating_point():
+        came = f"{tuple(given_BT.shape)} in {given_BT.dtype}"
+        raise ValueError(f"{name} of {came}: expected whole numbers [B, T], one a token that the model reads")
+    B, T = q_BTHK.shape[:2]
+    if given_BT.shape[1] > T:
+        return None
+    if len(given_BT) not in (1, B):
+        raise ValueError(f"{name} of {len(given_BT)} sequences, and the model reads {B}; set it before every pass")
+    return F.pad(given_BT, (T - given_BT.shape[1], 0), value=-1).expand(B, T)
 
 
 def _residual_hook(index: int, stack: str | None, recorder: Recorder) -> Any:

@@ -1,9 +1,15 @@
-"""What a probe is: it sees a layer's tensors as they pass, keeps small per-sequence numbers, and gives rows."""
+"""What a probe is: it sees a layer's tensors as they pass, keeps small per-sequence numbers, and gives rows.
 
+Notable: statistics of the attention weights are asked of the view, `view.of(Columns)`; those that the probes of one
+capture name in `statistics` come from one pass over a layer's weights.
+"""
+
+import math
 from abc import ABC, abstractmethod
-from collections import defaultdict
-from dataclasses import dataclass, replace
-from typing import ClassVar
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -11,7 +17,11 @@ from torch import Tensor
 from ..config.gate import GateSpec
 from ..config.normaliser import Heads, Normaliser
 from ..config.run import ProbeConfig
+from ..ops.attention_stats import FirstKey, Statistic, attention_blocks, one_pass
 from ..record import Row
+
+AnyStatistic = TypeVar("AnyStatistic", bound=Statistic)
+Gates = dict[str, tuple[GateSpec, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -21,7 +31,8 @@ class AttentionView:
     `stack` is None for causal self-attention, `encoder` for one that sees both ways, `cross` for one that looks at a
     context of other tokens. `gates` holds (spec, logits [B, T, H, K or 1]; 1 in the place of B and T for a constant) by
     site; a gate on the log-sum-exp gives what is added to it. `domain_BT` numbers the domain of each query (−1: none),
-    or is None.
+    or is None; `tokens_BS` are the ids of the keys' tokens (−1: none), or None. `is_mapped`: something stands between
+    the weighted values and the gate. `statistics` are those to be taken in one pass.
     """
 
     layer: int
@@ -29,7 +40,7 @@ class AttentionView:
     q_BTHK: Tensor
     k_BSGK: Tensor
     v_BSGK: Tensor
-    gates: dict[str, tuple[GateSpec, Tensor]]
+    gates: Gates
     normaliser: Normaliser
     learned: dict[str, Tensor] | None
     heads: Heads
@@ -37,11 +48,48 @@ class AttentionView:
     bias_BHTS: Tensor | None
     segment_ids_BT: Tensor | None
     domain_BT: Tensor | None
+    tokens_BS: Tensor | None = None
+    is_mapped: bool = False
+    statistics: tuple[type[Statistic], ...] = ()
+    _taken: dict[type[Statistic], Statistic] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def where(self) -> dict[str, object]:
         """The coordinates of the layer."""
         return {"layer": self.layer} | ({} if self.stack is None else {"stack": self.stack})
+
+    def of(self, kind: type[AnyStatistic]) -> AnyStatistic:
+        """A statistic of the layer's attention weights; with the first, all those that were named are taken."""
+        if kind not in self._taken:
+            missing = {k: k() for k in dict.fromkeys((*self.statistics, kind)) if k not in self._taken}
+            score_gate, score_logits_BSH1 = self.gates.get("scores", (None, None))
+            blocks = attention_blocks(
+                self.q_BTHK,
+                self.k_BSGK,
+                self.v_BSGK,
+                normaliser=self.normaliser,
+                learned=self.learned,
+                heads=self.heads,
+                is_causal=self.stack is None,
+                window=self.window,
+                segment_ids_BT=self.segment_ids_BT,
+                bias_BHTS=self.bias_BHTS,
+                score_logits_BSH=None if score_logits_BSH1 is None else score_logits_BSH1.squeeze(-1),
+                score_gate=score_gate,
+            )
+            one_pass(missing.values(), blocks)
+            self._taken.update(missing)
+        return self._taken[kind]
+
+    def counted_BT(self, skip_queries: int) -> Tensor:
+        """Which queries means are over: all, but in causal self-attention none of the first `skip_queries` positions of a
+        document."""
+        uniform_BT = self.of(FirstKey).uniform_BT
+        counted_BT = uniform_BT < math.inf
+        if self.stack is None:
+            # 1/visible keys counts the position within the document: skip the first ones.
+            counted_BT = uniform_BT < 1.0 / skip_queries - 1e-9
+        return counted_BT
 
 
 @dataclass(frozen=True)
@@ -57,17 +105,27 @@ Key = tuple[tuple[str, object], ...]
 
 
 class Probe(ABC):
-    """Accumulates per-sequence means. `metrics` names what it measures: metric -> unit (docs/metrics.md defines them).
+    """Accumulates per-sequence means. `metrics` names what it measures: metric -> unit (docs/metrics.md defines them);
+    `statistics` are those of the attention weights that it asks of a view.
 
-    `add` files a number a sequence under its coordinates; `rows` averages over sequences.
+    `add` files a number a sequence under its coordinates, and `rows` averages over sequences. `add_place` files where
+    something is; `places` says for such a metric which coordinate the place is, and how many rows the most frequent ones
+    have, whose values are their shares.
     """
 
     name: ClassVar[str]
     metrics: ClassVar[dict[str, str]]
+    statistics: ClassVar[tuple[type[Statistic], ...]] = ()
+    places: ClassVar[dict[str, tuple[str, int]]] = {}
 
     def __init__(self, config: ProbeConfig, domains: tuple[str, ...]):
         self.config, self.domains = config, domains
         self._values: dict[tuple[str, Key], list[Tensor]] = defaultdict(list)
+        self._places: dict[tuple[str, Key], list[int]] = defaultdict(list)
+
+    def asks(self, gates: Gates) -> tuple[type[Statistic], ...]:
+        """The statistics that it asks of a layer with these gates."""
+        return self.statistics
 
     def attention(self, view: AttentionView) -> None:  # noqa: B027  (a probe overrides what it looks at)
         """Called after each attention layer."""
@@ -78,6 +136,16 @@ class Probe(ABC):
     def add(self, metric: str, value_B: Tensor, **coordinates: object) -> None:
         """File one number a sequence."""
         self._values[metric, tuple(sorted(coordinates.items()))].append(value_B.detach().float().cpu())
+
+    def add_place(self, metric: str, index: Tensor, **coordinates: object) -> None:
+        """File places, of any shape; −1 is: nowhere, which counts and is not listed."""
+        self._places[metric, tuple(sorted(coordinates.items()))] += index.flatten().tolist()
+
+    def add_heads(self, metric: str, value_BH: Tensor, where: dict[str, object], reduce: str = "mean") -> None:
+        """File each head's numbers, and the layer's: their mean, or their maximum."""
+        self.add(metric, value_BH.nanmean(dim=1) if reduce == "mean" else value_BH.amax(dim=1), **where)
+        for head in range(value_BH.shape[1]):
+            self.add(metric, value_BH[:, head], **where, head=head)
 
     @abstractmethod
     def summaries(self, rows: list[Row]) -> list[Row]:
@@ -92,7 +160,30 @@ class Probe(ABC):
             if value_B.numel():
                 mean = value_B.double().mean().item()
                 rows.append(Row(run, step, self.name, metric, mean, self.metrics[metric], **dict(coordinates)))
+        rows += self._most_frequent(run, step)
         return self.summaries(rows) + rows
+
+    def _most_frequent(self, run: str, step: int) -> list[Row]:
+        rows = []
+        for (metric, coordinates), found in self._places.items():
+            name, most = self.places[metric]
+            counts = Counter(place for place in found if place >= 0)
+            for place, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:most]:
+                at = dict(coordinates) | {name: place}
+                rows.append(Row(run, step, self.name, metric, count / len(found), self.metrics[metric], **at))
+        return rows
+
+
+def mean_of(value_BHT: Tensor, selected_BT: Tensor) -> Tensor:
+    """Mean over the selected queries, [B, H]; not-a-number for a sequence that has none."""
+    selected_B1T = selected_BT[:, None].to(value_BHT.dtype)
+    count_B1 = selected_B1T.sum(-1)
+    return (value_BHT * selected_B1T).sum(-1) / torch.where(count_B1 > 0, count_B1, torch.nan)
+
+
+def statistics_of(probes: Iterable[Probe], gates: Gates) -> tuple[type[Statistic], ...]:
+    """What the probes ask of the weights of a layer with these gates, each once."""
+    return tuple(dict.fromkeys(kind for probe in probes for kind in probe.asks(gates)))
 
 
 def over_layers(rows: list[Row], metric: str, reduce: str = "mean") -> list[Row]:

@@ -4,15 +4,11 @@ Definitions: docs/metrics.md. First-token mass as in arXiv 2505.06708 (F-Attn), 
 value drain as in arXiv 2410.13835 (as a ratio to the median).
 """
 
-import math
 from typing import ClassVar
 
-import torch
-from torch import Tensor
-
-from ..ops.attention_stats import attention_stats
+from ..ops.attention_stats import Columns, FirstKey
 from ..record import Row
-from .probe import AttentionView, Probe, over_layers
+from .probe import AttentionView, Probe, mean_of, over_layers
 
 
 class Sinks(Probe):
@@ -27,60 +23,31 @@ class Sinks(Probe):
         "sink_slot_mass": "share",
         "value_drain": "ratio",
     }
+    statistics: ClassVar = (FirstKey, Columns)
 
     def attention(self, view: AttentionView) -> None:
         """One layer: per head, and the layer's mean over heads."""
         if min(view.q_BTHK.shape[1], view.k_BSGK.shape[1]) < 2:
             return  # one token: every query is left out, and an importance of 1 says nothing
-        score_gate, score_logits_BSH1 = view.gates.get("scores", (None, None))
-        stats = attention_stats(
-            view.q_BTHK,
-            view.k_BSGK,
-            normaliser=view.normaliser,
-            learned=view.learned,
-            heads=view.heads,
-            is_causal=view.stack is None,
-            window=view.window,
-            segment_ids_BT=view.segment_ids_BT,
-            bias_BHTS=view.bias_BHTS,
-            score_logits_BSH=None if score_logits_BSH1 is None else score_logits_BSH1.squeeze(-1),
-            score_gate=score_gate,
-        )
-        counted_BT = stats.first_uniform_BT < math.inf
-        if view.stack is None:
-            # 1/visible keys counts the position within the document: skip the first ones.
-            counted_BT = stats.first_uniform_BT < 1.0 / self.config.skip_queries - 1e-9
-        counted_BT = counted_BT.expand(view.q_BTHK.shape[0], -1)
+        first, importance_BHS = view.of(FirstKey), view.of(Columns).importance_BHS
+        counted_BT = view.counted_BT(self.config.skip_queries)
         where = view.where | {"length": view.q_BTHK.shape[1]}
 
-        self._heads("first_token_mass", _mean(stats.first_mass_BHT, counted_BT), where)
-        uniform_BT = stats.first_uniform_BT.expand_as(counted_BT)
-        self.add("first_token_uniform", (uniform_BT * counted_BT).sum(1) / counted_BT.sum(1), **where)
+        self.add_heads("first_token_mass", mean_of(first.mass_BHT, counted_BT), where)
+        self.add("first_token_uniform", (first.uniform_BT * counted_BT).sum(1) / counted_BT.sum(1), **where)
         if view.domain_BT is not None:
             for i, domain in enumerate(self.domains):
                 selected_BT = counted_BT & (view.domain_BT == i)
-                self._heads("first_token_mass", _mean(stats.first_mass_BHT, selected_BT), where | {"domain": domain})
+                self.add_heads("first_token_mass", mean_of(first.mass_BHT, selected_BT), where | {"domain": domain})
         for threshold in self.config.thresholds:
-            is_sink_BH = (stats.importance_BHS[..., 0] > threshold).float()
-            self._heads("sink_rate", is_sink_BH, where | {"threshold": threshold})
+            is_sink_BH = (importance_BHS[..., 0] > threshold).float()
+            self.add_heads("sink_rate", is_sink_BH, where | {"threshold": threshold})
         if view.normaliser.slot_logits(view.q_BTHK, view.learned or {}) is not None:
-            self._heads("sink_slot_mass", _mean(stats.slot_mass_BHT, counted_BT), where)
+            self.add_heads("sink_slot_mass", mean_of(first.slot_BHT, counted_BT), where)
         norm_BSG = view.v_BSGK.float().norm(dim=-1)
         drain_BG = norm_BSG[:, 0] / norm_BSG[:, 1:].median(dim=1).values
-        self._heads("value_drain", drain_BG, where)
+        self.add_heads("value_drain", drain_BG, where)
 
     def summaries(self, rows: list[Row]) -> list[Row]:
         """Means over layers."""
         return [row for metric in self.metrics for row in over_layers(rows, metric)]
-
-    def _heads(self, metric: str, value_BH: Tensor, where: dict[str, object]) -> None:
-        self.add(metric, value_BH.nanmean(dim=1), **where)
-        for head in range(value_BH.shape[1]):
-            self.add(metric, value_BH[:, head], **where, head=head)
-
-
-def _mean(value_BHT: Tensor, selected_BT: Tensor) -> Tensor:
-    """Mean over the selected queries, [B, H]; not-a-number for a sequence that has none."""
-    selected_B1T = selected_BT[:, None].to(value_BHT.dtype)
-    count_B1 = selected_B1T.sum(-1)
-    return (value_BHT * selected_B1T).sum(-1) / torch.where(count_B1 > 0, count_B1, torch.nan)

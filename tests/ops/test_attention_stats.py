@@ -10,7 +10,17 @@ from torch import Tensor
 
 from gatelab.config.gate import GateSpec
 from gatelab.config.normaliser import NORMALISERS, Heads, SinkLogit, Softmax
-from gatelab.ops.attention_stats import AttentionStats, attention_stats
+from gatelab.ops.attention_stats import (
+    AttentionStats,
+    Columns,
+    FirstKey,
+    LargestLogit,
+    Output,
+    Spread,
+    attention_blocks,
+    attention_stats,
+    one_pass,
+)
 
 B, T, H, G, K = 2, 13, 4, 2, 8
 
@@ -94,20 +104,26 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
+def sees(arguments: dict[str, Any], n_keys: int) -> Tensor:
+    """Which keys each of T queries sees, one pair at a time."""
+    sees_BTS = torch.ones(B, T, n_keys, dtype=torch.bool)
+    if arguments["mask_BTS"] is not None:
+        sees_BTS &= arguments["mask_BTS"]
+    for t in range(T):
+        for s in range(n_keys):
+            behind = t + n_keys - T - s
+            is_out = arguments["window"] is not None and abs(behind) >= arguments["window"]
+            if is_out or (arguments["is_causal"] and behind < 0):
+                sees_BTS[:, t, s] = False
+    return sees_BTS
+
+
 def by_definition(arguments: dict[str, Any]) -> AttentionStats:
     """From the weights of the NumPy definition; the slot's mass is not compared."""
     _, weights_BHTS, _ = definition.attention(**arguments)
     weights_BHTS = torch.from_numpy(weights_BHTS)
-    n_queries, n_keys = weights_BHTS.shape[2:]
-    sees_BTS = torch.ones(B, n_queries, n_keys, dtype=torch.bool)
-    if arguments["mask_BTS"] is not None:
-        sees_BTS &= arguments["mask_BTS"]
-    for t in range(n_queries):
-        for s in range(n_keys):
-            behind = t + n_keys - n_queries - s
-            is_out = arguments["window"] is not None and abs(behind) >= arguments["window"]
-            if is_out or (arguments["is_causal"] and behind < 0):
-                sees_BTS[:, t, s] = False
+    n_keys = weights_BHTS.shape[3]
+    sees_BTS = sees(arguments, n_keys)
     return AttentionStats(
         first_mass_BHT=weights_BHTS[..., 0],
         importance_BHS=weights_BHTS.sum(2) / sees_BTS.sum(1).clamp(min=1)[:, None],
@@ -138,6 +154,57 @@ def test_every_argument_of_the_op_is_followed(setting: str, kind: str, block: in
     for name in ("first_mass_BHT", "importance_BHS", "first_uniform_BT"):
         value = getattr(expected, name).float()
         torch.testing.assert_close(getattr(found, name), value, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("block", [5, 256])
+@pytest.mark.parametrize("kind", ["softmax", "sink-logit", "sigmoid", "differential"])
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_statistics_of_one_pass_are_those_of_the_whole_matrix(setting: str, kind: str, block: int) -> None:
+    given = {"is_causal": True, "window": None, "mask_BTS": None, "bias_BHTS": None}
+    given |= {"score_gate": None, "score_logits_BSH": None, **SETTINGS[setting]}
+    n_keys = given.pop("n_keys", T)
+    if given["mask_BTS"] is not None:
+        given["mask_BTS"] = given["mask_BTS"].clone()
+        given["mask_BTS"][..., 0] = True
+    if given["score_gate"] is not None:
+        given["score_gate"] = GateSpec.parse(given["score_gate"])
+    learned = {n: torch.randn(p.shape) for n, p in NORMALISERS[kind]().learned(Heads(H, G, K)).items()}
+    qk = {"q_BTHK": 2 * torch.randn(B, T, H, K), "k_BSGK": 2 * torch.randn(B, n_keys, G, K)}
+    v_BSGK = torch.randn(B, n_keys, G, K)
+    weighing = {"normaliser": NORMALISERS[kind](), "learned": learned, "heads": Heads(H, G, K)}
+    first, columns, spread, largest, output = taken = FirstKey(), Columns(), Spread(), LargestLogit(), Output()
+    one_pass(taken, attention_blocks(**qk, v_BSGK=v_BSGK, **weighing, **given, block=block))
+
+    _, weights_BHTS, _ = definition.attention(**qk, v_BSGK=v_BSGK, **weighing, **given, gate=None)
+    weights_BHTS = torch.from_numpy(weights_BHTS)
+    sees_BTS = sees(given, n_keys)
+    n_seen_BT = sees_BTS.sum(2)
+    logits_BHTS = torch.einsum("bthk,bshk->bhts", qk["q_BTHK"], qk["k_BSGK"].repeat_interleave(H // G, 2)) / K**0.5
+    p_BHTS = weights_BHTS.abs() / weights_BHTS.abs().sum(-1, keepdim=True)
+    shares_BTS, many_BT = sees_BTS / n_seen_BT[..., None], (n_seen_BT > 1).double()
+    expected = {
+        "n_seen": (first.n_seen_BT, n_seen_BT),
+        "uniform": (columns.uniform_BS, shares_BTS.sum(1) / sees_BTS.sum(1).clamp(min=1)),
+        "queries": (columns.n_queries_BS, sees_BTS.sum(1)),
+        "mass": (columns.mass_BHS, (weights_BHTS * many_BT[:, None, :, None]).sum(2)),
+        "uniform mass": (columns.uniform_mass_BS, (shares_BTS * many_BT[..., None]).sum(1)),
+        "entropy": (spread.entropy_BHT, torch.special.entr(p_BHTS).sum(-1)),
+        "focus": (spread.focus_BHT, 1 / p_BHTS.square().sum(-1)),
+        "largest": (largest.largest_BH, logits_BHTS.masked_fill(~sees_BTS[:, None], -math.inf).amax((2, 3))),
+        "output": (
+            output.y_BTHK,
+            torch.einsum("bhts,bshk->bthk", weights_BHTS, v_BSGK.repeat_interleave(H // G, 2).double()),
+        ),
+    }
+    for name, (found, value) in expected.items():
+        torch.testing.assert_close(
+            found.float(), value.float(), rtol=1e-4, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+def test_a_pass_without_values_has_no_output() -> None:
+    with pytest.raises(ValueError, match="this pass has none; give attention_blocks v_BSGK"):
+        one_pass([Output()], attention_blocks(*drawn()))
 
 
 def test_documents_number_the_tokens_of_self_attention() -> None:

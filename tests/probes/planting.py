@@ -55,6 +55,23 @@ def plant_sink(model: Decoder, *, layer: int, head: int, mass: float = 0.9, firs
     set_tap(attention.tap_q, queries)
 
 
+def plant_sink_at(model: Decoder, position: int, *, layer: int, head: int, mass: float = 0.9) -> None:
+    """Let one head put `mass` on the token at `position` (from 1), at every query that sees it; others are uniform."""
+    attention = model.blocks[layer].attention
+
+    def keys(k_BSGK: Tensor) -> None:
+        k_BSGK[:, :, head] = 0.0
+        k_BSGK[:, position, head, 0] = math.sqrt(k_BSGK.shape[-1])
+
+    def queries(q_BTHK: Tensor) -> None:
+        q_BTHK[:, :, head] = 0.0
+        for t in range(position, q_BTHK.shape[1]):
+            q_BTHK[:, t, head, 0] = math.log(t * mass / (1 - mass))
+
+    set_tap(attention.tap_k, keys)
+    set_tap(attention.tap_q, queries)
+
+
 def tokens(batch: int = 2) -> Tensor:
     return torch.randint(0, 17, (batch, T))
 
@@ -67,11 +84,12 @@ def looked_at(
     segment_ids_BT: Tensor | None = None,
     domains: tuple[str, ...] = (),
     domain_BT: Tensor | None = None,
+    tokens_BT: Tensor | None = None,
 ) -> list[Row]:
-    """The rows of one probe on two random sequences."""
+    """The rows of one probe on two random sequences, or on those given, whose ids it is then told."""
     with capture(model, [probe], config=config, domains=domains) as recorder:
-        recorder.domain_BT = domain_BT
-        model(tokens(), segment_ids_BT=segment_ids_BT)
+        recorder.domain_BT, recorder.tokens_BT = domain_BT, tokens_BT
+        model(tokens() if tokens_BT is None else tokens_BT, segment_ids_BT=segment_ids_BT)
     return recorder.rows("run", 3)
 
 

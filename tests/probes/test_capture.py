@@ -1,12 +1,13 @@
 """capture: what it watches, what it refuses, and that it leaves nothing behind; massive activations."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import planting
 import pytest
 import torch
-from planting import looked_at, set_tap, tokens, values
+from planting import looked_at, plant_sink_at, set_tap, tokens, values
 from torch import Tensor, nn
 
 import gatelab
@@ -143,7 +144,10 @@ def test_the_public_names_are_these() -> None:
 
 @pytest.mark.parametrize("probe", PROBES)
 def test_a_probe_measures_what_it_declares(probe: str) -> None:
-    rows = looked_at(planting.model(**ALL), probe)
+    model = planting.model(**ALL)
+    plant_sink_at(model, 3, layer=0, head=1)
+    told = {"domains": ("even",), "domain_BT": (torch.arange(planting.T) % 2).expand(2, -1), "tokens_BT": tokens()}
+    rows = looked_at(model, probe, **told)
     declared = PROBES[probe].metrics
     assert {r.metric for r in rows} == set(declared) and PROBES[probe].name == probe
     assert {(r.metric, r.unit) for r in rows} == set(declared.items())
@@ -151,11 +155,52 @@ def test_a_probe_measures_what_it_declares(probe: str) -> None:
     assert len(set(places)) == len(places), "two rows say the same thing"
 
 
-def test_every_metric_is_defined_in_the_documentation() -> None:
+def test_the_documentation_defines_the_metrics_of_each_probe_with_their_units() -> None:
     text = (Path(gatelab.__file__).parent.parent / "docs" / "metrics.md").read_text(encoding="utf-8")
-    for probe in PROBES.values():
-        for metric in probe.metrics:
-            assert f"`{metric}`" in text, f"{probe.name} measures {metric}, which docs/metrics.md does not define"
+    defined: dict[str, dict[str, str]] = {}
+    for section in text.split("\n## "):
+        for probe in re.findall(r"\(probe `(\w+)`\)", section.partition("\n")[0]):
+            defined[probe] = dict(re.findall(r"^\| `(\w+)` \| (\S+) \|", section, flags=re.MULTILINE))
+    assert defined == {name: dict(probe.metrics) for name, probe in PROBES.items()}
+
+
+@pytest.mark.parametrize("name", ["tokens_BT", "domain_BT"])
+def test_ids_and_domains_of_another_batch_are_refused(name: str) -> None:
+    model = planting.model()
+    with capture(model, ["sinks"]) as recorder:
+        setattr(recorder, name, torch.zeros(3, planting.T, dtype=torch.long))
+        with pytest.raises(ValueError, match=f"{name} of 3 sequences, and the model reads 2; set it before"):
+            model(tokens())
+
+
+@pytest.mark.parametrize("given", [torch.zeros(planting.T), torch.zeros(2, planting.T)], ids=["no-batch", "float"])
+def test_ids_are_whole_numbers_by_sequence(given: Tensor) -> None:
+    model = planting.model()
+    with capture(model, ["anywhere"]) as recorder:
+        recorder.tokens_BT = given
+        with pytest.raises(ValueError, match="expected whole numbers"):
+            model(tokens())
+
+
+def test_a_model_of_not_a_numbers_has_no_places() -> None:
+    model = planting.model()
+    for parameter in model.parameters():
+        nn.init.constant_(parameter, torch.nan)
+    with torch.no_grad(), capture(model) as recorder:
+        recorder.tokens_BT = tokens()
+        model(recorder.tokens_BT)
+    rows = recorder.rows()
+    assert not {r.metric for r in rows} & {"sink_position", "sink_token", "massive_position", "massive_channel"}
+    assert all(r.value == r.value for r in rows)
+
+
+def test_registers_have_no_ids() -> None:
+    model = planting.model(registers=2)
+    plant_sink_at(model, 1, layer=0, head=0)  # a register
+    plant_sink_at(model, 6, layer=1, head=1)
+    ids_BT = torch.arange(planting.T - 2).expand(2, -1)
+    rows = looked_at(model, "anywhere", tokens_BT=ids_BT)
+    assert {r.key: r.value for r in rows if r.metric == "sink_token"} == {4: 0.25}
 
 
 def test_one_sequence_of_one_token_has_no_mass_to_tell() -> None:
@@ -189,4 +234,5 @@ def test_massive_asks_for_the_taps_it_reads() -> None:
         pass
     with capture(attention) as recorder:
         attention(torch.zeros(1, 4, 16))
-    assert {r.source for r in recorder.rows()} == {"sinks"}
+    assert "massive" not in {probe.name for probe in recorder.probes}
+    assert {r.source for r in recorder.rows()} >= {"sinks", "anywhere"}

@@ -115,3 +115,56 @@ def test_each_site_is_told_by_itself() -> None:
 
 def test_a_model_without_gates_has_no_gate_rows() -> None:
     assert looked_at(planting.model(), "gate_scores") == []
+
+
+def at_tokens(scores_T: torch.Tensor, head: int, others: float = 0.5) -> nn.Module:
+    """A model in whose first layer one head has these scores, one a token, and all other gates `others`."""
+    model = planting.model(gate="sdpa-headwise-identity")
+    for layer, block in enumerate(model.blocks):
+
+        def scores(g_BTH1: torch.Tensor, layer: int = layer) -> None:
+            g_BTH1.fill_(others)
+            if layer == 0:
+                g_BTH1[:, :, head, 0] = scores_T
+
+        set_tap(block.attention.gates["sdpa"].tap_logits, scores)
+    return model
+
+
+def test_hoyer_sparsity_is_one_of_a_single_score_and_zero_of_equal_ones() -> None:
+    one = torch.zeros(planting.T)
+    one[5] = -3.0
+    found = values(looked_at(at_tokens(one, head=1), "gate_scores"), "gate_hoyer")
+    assert found == pytest.approx(
+        {(0, 0): 0, (0, 1): 1, (1, 0): 0, (1, 1): 0, (0, None): 0.5, (1, None): 0, (None, None): 0.25}, abs=1e-5
+    )
+
+
+def test_hoyer_sparsity_does_not_know_the_scale() -> None:
+    found = [
+        values(looked_at(at_tokens(scale * torch.arange(16.0), head=0), "gate_scores"), "gate_hoyer")[0, 0]
+        for scale in (1e-3, 1.0, 50.0)
+    ]
+    t = torch.arange(16.0)
+    assert found == pytest.approx([(4 - (t.sum() / t.norm()).item()) / 3] * 3, rel=1e-4)
+
+
+def test_a_gate_that_opens_at_one_token_is_not_dead() -> None:
+    rare = torch.full((planting.T,), 0.01)
+    rows = looked_at(at_tokens(rare, head=1), "gate_scores")
+    assert values(rows, "gate_dead", threshold=0.1) == {(0, None): 0.5, (1, None): 0.0, (None, None): 0.25}
+    rare[9] = 1.0  # a mean of 0.07
+    rows = looked_at(at_tokens(rare, head=1), "gate_scores")
+    assert values(rows, "gate_dead") == {(0, None): 0.0, (1, None): 0.0, (None, None): 0.0}
+
+
+def test_a_gate_that_never_shuts_is_stuck_open() -> None:
+    wide = torch.full((planting.T,), 0.99)
+    assert values(looked_at(at_tokens(wide, head=0), "gate_scores"), "gate_stuck_open", threshold=0.9)[0, None] == 0.5
+    wide[3] = 0.0
+    assert values(looked_at(at_tokens(wide, head=0), "gate_scores"), "gate_stuck_open")[0, None] == 0.0
+
+
+def test_one_constant_score_has_no_sparsity() -> None:
+    rows = looked_at(planting.model(gate="sdpa-headwise-static"), "gate_scores")
+    assert not values(rows, "gate_hoyer") and values(rows, "gate_stuck_open")[None, None] == 0.0

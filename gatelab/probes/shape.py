@@ -1,0 +1,47 @@
+"""The shape of attention: entropy, the number of keys in focus, the largest logit.
+
+Entropy as followed in training by arXiv 2303.06296 (entropy collapse), the largest logit by arXiv 2507.20534 (QK-Clip).
+"""
+
+from typing import ClassVar
+
+import torch
+
+from ..ops.attention_stats import FirstKey, LargestLogit, Spread
+from ..record import Row
+from .probe import AttentionView, Probe, over_layers
+
+
+class Shape(Probe):
+    """Attention of any kind, by head. Means are over the queries of the probe `sinks` that see more than one key."""
+
+    name = "shape"
+    metrics: ClassVar = {
+        "attention_entropy": "nats",
+        "attention_entropy_relative": "share",
+        "attention_focus": "count",
+        "max_logit": "1",
+    }
+    statistics: ClassVar = (FirstKey, Spread, LargestLogit)
+
+    def attention(self, view: AttentionView) -> None:
+        """One layer: per head, and the layer's mean over heads, of logits the largest."""
+        if min(view.q_BTHK.shape[1], view.k_BSGK.shape[1]) < 2:
+            return
+        spread, n_seen_BT = view.of(Spread), view.of(FirstKey).n_seen_BT
+        counted_BT = view.counted_BT(self.config.skip_queries) & (n_seen_BT > 1)
+        where = view.where | {"length": view.q_BTHK.shape[1]}
+        relative_BHT = spread.entropy_BHT / n_seen_BT.clamp(min=2).log()[:, None]
+        for metric, value_BHT in (
+            ("attention_entropy", spread.entropy_BHT),
+            ("attention_entropy_relative", relative_BHT),
+            ("attention_focus", spread.focus_BHT),
+        ):
+            # A query whose weights are all 0 has no shape.
+            self.add_heads(metric, value_BHT.masked_fill(~counted_BT[:, None], torch.nan).nanmean(dim=-1), where)
+        self.add_heads("max_logit", view.of(LargestLogit).largest_BH, where, reduce="max")
+
+    def summaries(self, rows: list[Row]) -> list[Row]:
+        """Means over layers; the largest logit of any layer."""
+        means = [row for m in self.metrics if m != "max_logit" for row in over_layers(rows, m)]
+        return means + over_layers(rows, "max_logit", "max")
