@@ -23,6 +23,7 @@ lint: .venv/installed-test
 bench: .venv/installed
 	$(BIN)/python benchmarks/start.py
 	$(BIN)/python benchmarks/training.py
+	$(BIN)/python benchmarks/gates.py
 
 clean:
 	rm -rf .venv build *.egg-info
