@@ -68,7 +68,7 @@ MODELS = {
 def test_models_compute_the_same_on_a_gpu(name, arch):
     """In float32 as on a CPU, and in bfloat16 without a not-a-number."""
     if "forget" in str(MODELS[name]) and arch != "decoder":
-        return
+        pytest.skip("forgetting needs a causal order")
     config = ModelConfig(
         arch=arch, vocab_size=64, max_seq_len=48, d_model=64, n_layers=2, n_heads=4, n_kv_heads=2, init_std=0.1,
         **MODELS[name],

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from ..config.model import ModelConfig
 from ..config.moe import MoE
+from ..config.presets import PRESETS
 
 
 @dataclass(frozen=True)
@@ -193,23 +194,6 @@ PRINTED: dict[str, Printed] = {
     "t5-base": Printed(220e6, 5e6),
 }
 
-# Preset -> added weights in millions, as Table 1 of the paper prints them, to be had at paper/15a2b.
-PRINTED_ADDED: dict[str, float] = {
-    "paper/kv8": 50,
-    "paper/q48": 201,
-    "paper/g1-elementwise": 201,
-    "paper/g2-elementwise": 25,
-    "paper/g3-elementwise": 25,
-    "paper/g4-elementwise": 201,
-    "paper/g5": 100,
-    "paper/g1-headwise": 1.6,
-    "paper/g2-headwise": 0.2,
-    "paper/g1-shared": 201,
-    "paper/g2-shared": 25,
-    "paper/g1-additive-silu": 201,
-    "paper/g1-silu": 201,
-}
-
 # The rows of Tables 1 and 6 whose printed numbers are not those of the formula.
 PRINTED_EXCEPTIONS: dict[str, ExceptionalRow] = {
     "paper/more-experts": ExceptionalRow(
@@ -222,4 +206,9 @@ PRINTED_EXCEPTIONS: dict[str, ExceptionalRow] = {
     "paper/switch-v-1top1": ExceptionalRow(
         3, 196_608, "unknown: 24 d 64 would be 3.1; the map itself is the baseline's"
     ),
+}
+
+# Preset -> added weights in millions, as Table 1 of the paper prints them, to be had at paper/15a2b.
+PRINTED_ADDED: dict[str, float] = {
+    name: preset.printed for name, preset in PRESETS.items() if preset.printed and name not in PRINTED_EXCEPTIONS
 }
