@@ -13,12 +13,10 @@ state exactly is named in `unobserved`, and has no rows.
 
 import math
 import re
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from inspect import signature
-from itertools import count
 from typing import Any
 
 import torch
@@ -31,10 +29,9 @@ from ...record import Row
 from ..capture import PROBES, Recorder
 from ..probe import AttentionView, Probe, ResidualView, statistics_of
 from .gates import FAMILIES
+from .interpose import Attend, interposed
 from .masks import Part, read_mask
 
-# They ask for the implementation by its name when they build masks, so another name would change what they compute.
-_BY_NAME = ("axk2", "deepseek_v32", "dots3_note", "glm_moe_dsa", "hy_v4", "minimax_m3_vl", "mistral_large4")
 # Arguments of an attention function that change the weights in a way no view states.
 _BEYOND = {
     "softcap": "its logits are capped by a tanh",
@@ -47,7 +44,6 @@ _CROSS = re.compile(r"(^|\.)(encoder_attn|EncDecAttention|crossattention|cross_a
 _LOCAL = re.compile(r"norm|^ln|mlp|ffn|feed_forward|^fc|drop|act|moe|expert|router|residual|intermediate|^output$")
 _LOCAL_CLASS = re.compile(r"(Norm|MLP|MoE|Moe|SparseMoeBlock|Experts|HyperConnection)$")
 _UNSEEN = "no call of an attention function that can be replaced was seen in it"
-_number = count()
 
 
 @dataclass(frozen=True)
@@ -124,59 +120,13 @@ def observe(
         )
     recorder = Observed([PROBES[n](config or ProbeConfig(), domains) for n in (PROBES if names is None else names)])
     watch = _Watch(model, recorder)
-    with _interposed(model, watch.called):
+    with interposed(model, watch.around):
         handles = watch.hooks()
         try:
             yield recorder
         finally:
             for handle in handles:
                 handle.remove()
-
-
-@contextmanager
-def _interposed(model: nn.Module, called: Callable[..., None]) -> Iterator[None]:
-    """Have every attention function that the model looks up report its arguments and its default for missing ones."""
-    from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-    from transformers.configuration_utils import PreTrainedConfig
-
-    def interpose(original: str | None) -> str:
-        base = original if original in (None, "eager", "sdpa") else "sdpa"
-
-        def attention(module: nn.Module, *args: Any, **keywords: Any) -> Any:
-            called(module, base == "sdpa", *args, **keywords)
-            if base == "sdpa":
-                return AttentionInterface()["sdpa"](module, *args, **keywords)
-            return _eager_function(module)(module, *args, **keywords)
-
-        key = f"gatelab-observes-{next(_number)}-{base or 'eager'}"
-        AttentionInterface.register(key, attention)
-        AttentionMaskInterface.register(key, AttentionMaskInterface()[base or "eager"])
-        return key
-
-    models = [m for m in model.modules() if isinstance(m, PreTrainedModel)]
-    fixed = {id(m.config) for m in models if not m._can_set_attn_implementation() or m.config.model_type in _BY_NAME}
-    configs = {id(c): c for m in model.modules() if isinstance(c := getattr(m, "config", None), PreTrainedConfig)}
-    before = {i: c._attn_implementation for i, c in configs.items() if i not in fixed}
-    keys = {original: interpose(original) for original in set(before.values())}
-    try:
-        for i, original in before.items():
-            configs[i]._attn_implementation_internal = keys[original]
-        yield
-    finally:
-        for i, original in before.items():
-            configs[i]._attn_implementation_internal = original
-        for key in keys.values():
-            AttentionInterface._global_mapping.pop(key)
-            AttentionMaskInterface._global_mapping.pop(key)
-
-
-def _eager_function(module: nn.Module) -> Callable[..., Any]:
-    """The family's own: it stands in the file of its attention."""
-    file = type(module).forward.__module__
-    function = getattr(sys.modules[file], "eager_attention_forward", None)
-    if function is None:
-        raise ValueError(f"{file} names its eager attention otherwise; load the model with attn_implementation='sdpa'")
-    return function
 
 
 @dataclass
@@ -219,6 +169,11 @@ class _Watch:
                 projection = getattr(module, family.projection)
                 handles.append(projection.register_forward_hook(self._gate_hook(module)))
         return handles
+
+    def around(self, attend: Attend, module: nn.Module, *args: Any, **keywords: Any) -> Any:
+        """Note what an attention function is given, and let it run."""
+        self.called(module, attend.is_sdpa, *args, **keywords)
+        return attend(module, *args, **keywords)
 
     def called(
         self,
