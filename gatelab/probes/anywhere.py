@@ -9,9 +9,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..ops.attention_stats import Columns, FirstKey
+from ..ops.attention_stats import Columns, FirstKey, ValueNorms
 from ..record import Row
-from .probe import AttentionView, Probe, ResidualView, over_layers
+from .probe import AttentionView, Probe, over_layers
+from .residual import ResidualView
 
 # Queries that must see a key; half of what the most seen key has, in shorter sequences. Where every query looks at the
 # token before it, a key's importance is 1 / the number of queries that see it: with 16 this is below a threshold of 0.1.
@@ -37,7 +38,7 @@ class Anywhere(Probe):
         "key_mass": "share",
         "key_mass_uniform": "share",
     }
-    statistics: ClassVar = (FirstKey, Columns)
+    statistics: ClassVar = (FirstKey, Columns, ValueNorms)
     places: ClassVar = {"sink_position": ("key", 1), "sink_token": ("key", 5)}
 
     # Where the layer's strongest head looks, and at how many keys: for the residual after it.
@@ -45,9 +46,9 @@ class Anywhere(Probe):
 
     def attention(self, view: AttentionView) -> None:
         """One layer: per head, and the layer's mean over heads."""
-        if min(view.q_BTHK.shape[1], view.k_BSGK.shape[1]) < 2:
+        if view.is_short:
             return
-        columns, where = view.of(Columns), view.where | {"length": view.q_BTHK.shape[1]}
+        columns, where = view.of(Columns), view.where | {"length": view.n_queries}
         importance_BH, key_BH = strongest(columns)
         excess_BH = importance_BH / columns.uniform_BS.gather(1, key_BH)
         is_first_BH = key_BH == (0 if view.stack == "cross" else view.of(FirstKey).first_BT.gather(1, key_BH))
@@ -61,13 +62,13 @@ class Anywhere(Probe):
         place_BH = key_BH.masked_fill(importance_BH.isnan(), -1)
         for head in range(key_BH.shape[1]):
             self.add_place("sink_position", place_BH[:, head], **where, head=head)
-        norm_BSG = view.v_BSGK.float().norm(dim=-1)
+        norm_BSG = view.of(ValueNorms).norm_BSG
         norm_BHS = norm_BSG.repeat_interleave(key_BH.shape[1] // norm_BSG.shape[2], dim=2).transpose(1, 2)
         self.add_heads("sink_value_drain", against_others(norm_BHS, key_BH), where)
         if view.stack == "cross":
             return
         key_B1 = key_BH.gather(1, importance_BH.argmax(dim=1, keepdim=True))
-        self._looked = key_B1.squeeze(1), view.k_BSGK.shape[1]
+        self._looked = key_B1.squeeze(1), view.n_keys
         if view.tokens_BS is not None:
             token_BH = view.tokens_BS.gather(1, key_BH).masked_fill(~(excess_BH >= LISTED_EXCESS), -1)
             self.add_place("sink_token", token_BH, **{k: v for k, v in where.items() if k != "layer"})
@@ -78,9 +79,9 @@ class Anywhere(Probe):
         """One block."""
         looked, self._looked = self._looked, None
         # A view may show a part of the batch, or of its tokens: then the places are not those of the residual.
-        if looked is None or view.x_BTD.shape[:2] != (len(looked[0]), looked[1]):
+        norm_BT = view.norm_BT
+        if looked is None or norm_BT.shape != (len(looked[0]), looked[1]):
             return
-        norm_BT = view.x_BTD.float().norm(dim=-1)
         where = {"layer": view.layer} | ({} if view.stack is None else {"stack": view.stack})
         self.add("sink_residual_peak", against_others(norm_BT, looked[0]), **where)
 

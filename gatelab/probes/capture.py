@@ -21,12 +21,17 @@ from ..config.output_map import OUTPUT_MAPS
 from ..config.run import ProbeConfig
 from ..models.model import Model
 from ..nn.attention import GatedAttention
+from ..ops.attention_stats import Stretch
 from ..record import Row
 from .anywhere import Anywhere
 from .gate_effect import GateEffect
 from .gate_scores import GateScores
+from .gate_variance import GateVariance
 from .massive import Massive
-from .probe import AttentionView, Probe, ResidualView, statistics_of
+from .position import Position
+from .probe import AttentionView, Probe, statistics_of
+from .rank import Rank
+from .residual import ResidualView
 from .shape import Shape
 from .sinks import Sinks
 
@@ -34,7 +39,10 @@ PROBES: dict[str, type[Probe]] = {
     "anywhere": Anywhere,
     "gate_effect": GateEffect,
     "gate_scores": GateScores,
+    "gate_variance": GateVariance,
     "massive": Massive,
+    "position": Position,
+    "rank": Rank,
     "shape": Shape,
     "sinks": Sinks,
 }
@@ -139,24 +147,28 @@ def _watch(attention: GatedAttention, index: int, recorder: Recorder) -> list[An
             raise ValueError("the probes read whole sequences without a cache; run the whole sequence at once")
         is_cross = keywords.get("context_BSD") is not None
         gates = {site: (gate.spec, seen[site]) for site, gate in attention.gates.items()}
-        view = AttentionView(
-            layer=index,
-            stack="cross" if is_cross else None if keywords.get("is_causal", True) else "encoder",
+        score_gate, score_logits_BSH1 = gates.get("scores", (None, None))
+        stack = "cross" if is_cross else None if keywords.get("is_causal", True) else "encoder"
+        stretch = Stretch(
             q_BTHK=seen["q"],
             k_BSGK=seen["k"],
             v_BSGK=seen["v"],
-            gates=gates,
             normaliser=attention.normaliser,
             learned=None if attention.sink is None else attention.sink.learned(),
             heads=attention.heads,
+            is_causal=stack is None,
             window=attention.window,
-            bias_BHTS=keywords.get("bias_BHTS"),
             segment_ids_BT=keywords.get("segment_ids_BT"),
-            domain_BT=_of_queries("domain_BT", recorder.domain_BT, seen["q"]),
-            tokens_BS=None if is_cross else _of_queries("tokens_BT", recorder.tokens_BT, seen["q"]),
+            bias_BHTS=keywords.get("bias_BHTS"),
+            score_logits_BSH=None if score_logits_BSH1 is None else score_logits_BSH1.squeeze(-1),
+            score_gate=score_gate,
             is_mapped=attention.output_map is not OUTPUT_MAPS["none"],
-            statistics=statistics_of(recorder.probes, gates),
+            gates=gates,
         )
+        domain_BT = _of_queries("domain_BT", recorder.domain_BT, seen["q"])
+        tokens_BS = None if is_cross else _of_queries("tokens_BT", recorder.tokens_BT, seen["q"])
+        view = AttentionView(index, stack, domain_BT, tokens_BS)
+        view.add(stretch, statistics_of(recorder.probes, gates))
         seen.clear()
         recorder.n_layers_seen += 1
         for probe in recorder.probes:
@@ -187,8 +199,10 @@ def _of_queries(name: str, given_BT: Tensor | None, q_BTHK: Tensor) -> Tensor | 
 def _residual_hook(index: int, stack: str | None, recorder: Recorder) -> Any:
     @torch.no_grad()
     def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
+        view = ResidualView(index, stack)
+        view.add(output)
         for probe in recorder.probes:
-            probe.residual(ResidualView(index, stack, output))
+            probe.residual(view)
 
     return hook
 

@@ -9,11 +9,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..config.gate import GateSpec
-from ..ops.attention_stats import FirstKey, Output, Statistic
-from ..ops.gate_apply import apply_gate, gate_scores
+from ..ops.attention_stats import Effect, FirstKey, Gates, Scores, Statistic
 from ..record import Row
-from .probe import AttentionView, Gates, Probe, mean_of, over_layers
+from .probe import AttentionView, Probe, mean_of, over_layers
 
 
 class GateEffect(Probe):
@@ -25,28 +23,25 @@ class GateEffect(Probe):
 
     name = "gate_effect"
     metrics: ClassVar = {"gate_openness": "share", "effective_sink": "share"}
-    statistics: ClassVar = (FirstKey,)
+    statistics: ClassVar = (FirstKey, Effect, Scores)
 
     def asks(self, gates: Gates) -> tuple[type[Statistic], ...]:
-        """Nothing without a gate; the output for one that does not treat all of a head's channels alike."""
-        if not _is_readable(gates):
-            return ()
-        return (FirstKey, Output) if _needs_output(gates["sdpa"][0]) else (FirstKey,)
+        """Nothing without a gate that can be read."""
+        return self.statistics if _is_readable(gates) else ()
 
     def attention(self, view: AttentionView) -> None:
         """One layer: per head, and the layer's mean over heads."""
-        if not _is_readable(view.gates) or min(view.q_BTHK.shape[1], view.k_BSGK.shape[1]) < 2:
+        if not _is_readable(view.last.gates) or view.is_short:
             return
-        spec, logits_BTHK = view.gates["sdpa"]
         counted_BT = view.counted_BT(self.config.skip_queries)
         where = view.where | {"site": "sdpa"}
-        if spec.form == "mul":
-            size_BTH = gate_scores(logits_BTHK, spec).float().abs().mean(dim=-1)
+        if view.last.gates["sdpa"][0].form == "mul":
+            size_BTH = view.of(Scores).sites["sdpa"].mean_size_BTH
             sink_BHT = view.of(FirstKey).mass_BHT * size_BTH.transpose(1, 2)
-            self.add_heads("effective_sink", mean_of(sink_BHT, counted_BT), where | {"length": counted_BT.shape[1]})
-        if _needs_output(spec) and view.is_mapped:
+            self.add_heads("effective_sink", mean_of(sink_BHT, counted_BT), where | {"length": view.n_queries})
+        open_BHT = view.of(Effect).openness_BHT
+        if open_BHT is None:
             return
-        open_BHT = _openness(view, spec, logits_BTHK)
         self.add_heads("gate_openness", _mean(open_BHT, counted_BT), where)
         if view.domain_BT is not None:
             for i, domain in enumerate(self.domains):
@@ -60,20 +55,6 @@ class GateEffect(Probe):
 
 def _is_readable(gates: Gates) -> bool:
     return "sdpa" in gates and gates["sdpa"][0].source != "lse"
-
-
-def _needs_output(spec: GateSpec) -> bool:
-    return spec.granularity == "elementwise" or spec.form != "mul"
-
-
-def _openness(view: AttentionView, spec: GateSpec, logits_BTHK: Tensor) -> Tensor:
-    """⟨y′, y⟩ / ⟨y, y⟩, [B, H, T]; y′ the gated output of a head."""
-    if not _needs_output(spec):
-        shape = view.q_BTHK.shape[:3]
-        return gate_scores(logits_BTHK, spec).float().squeeze(-1).expand(shape).transpose(1, 2)
-    y_BTHK = view.normaliser.finish(view.of(Output).y_BTHK, view.learned or {}, view.heads)
-    gated_BTHK = apply_gate(y_BTHK, logits_BTHK.float(), spec)
-    return ((gated_BTHK * y_BTHK).sum(-1) / y_BTHK.square().sum(-1)).transpose(1, 2)
 
 
 def _mean(value_BHT: Tensor, selected_BT: Tensor) -> Tensor:

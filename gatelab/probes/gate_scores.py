@@ -4,13 +4,12 @@ from typing import ClassVar
 
 import torch
 
-from ..ops.gate_apply import gate_scores
+from ..ops.attention_stats import N_BINS, OPEN, SHUT, Gates, Scores, SiteScores, Statistic
 from ..record import Row
 from .probe import AttentionView, Probe, over_layers
 
-N_BINS = 50
-# A score below is shut, above open; a gate whose scores deviate by less does not move.
-SHUT, OPEN, STILL = 0.1, 0.9, 0.05
+# A gate whose scores deviate by less does not move.
+STILL = 0.05
 
 
 class GateScores(Probe):
@@ -31,50 +30,48 @@ class GateScores(Probe):
         "gate_stuck_open": "share",
     }
 
+    def asks(self, gates: Gates) -> tuple[type[Statistic], ...]:
+        """Nothing without a gate."""
+        return (Scores,) if gates else ()
+
     def attention(self, view: AttentionView) -> None:
         """Every gate of one layer."""
-        for site, (spec, logits_BTHK) in view.gates.items():
-            scores_BTHK = gate_scores(logits_BTHK, spec).float()
+        if not view.last.gates:
+            return
+        for site, scores in view.of(Scores).sites.items():
             where = view.where | {"site": site}
-            measures = {
-                ("gate_mean", None): scores_BTHK,
-                ("gate_below", SHUT): (scores_BTHK < SHUT).float(),
-                ("gate_above", OPEN): (scores_BTHK > OPEN).float(),
-            }
-            for (metric, threshold), value_BTHK in measures.items():
-                at = where if threshold is None else where | {"threshold": threshold}
-                self.add(metric, value_BTHK.mean(dim=(1, 2, 3)), **at)
-                for head in range(value_BTHK.shape[2]):
-                    self.add(metric, value_BTHK[:, :, head].mean(dim=(1, 2)), **at, head=head)
+            for metric, sum_BH, at in (
+                ("gate_mean", scores.sum_BH, where),
+                ("gate_below", scores.shut_BH, where | {"threshold": SHUT}),
+                ("gate_above", scores.open_BH, where | {"threshold": OPEN}),
+            ):
+                self.add_heads(metric, sum_BH / scores.n, at)
             if view.domain_BT is not None:
-                mean_BT = scores_BTHK.mean(dim=(2, 3))
+                mean_BT = scores.mean_BTH.mean(dim=2)
                 for i, domain in enumerate(self.domains):
                     selected_BT = (view.domain_BT == i).float()
                     self.add("gate_mean", (mean_BT * selected_BT).sum(1) / selected_BT.sum(1), **where, domain=domain)
-            self._histogram(scores_BTHK, where)
-            self._constancy(scores_BTHK.abs().transpose(1, 2).flatten(2), where)
+            for i in range(N_BINS):
+                share_B = scores.histogram_BN[:, i] / scores.histogram_BN.sum(dim=1)
+                self.add("gate_histogram", share_B, **where, bin=i)
+            self._constancy(scores, where)
 
     def summaries(self, rows: list[Row]) -> list[Row]:
         """Means over layers."""
         return [r for metric in self.metrics if metric != "gate_histogram" for r in over_layers(rows, metric)]
 
-    def _constancy(self, size_BHN: torch.Tensor, where: dict[str, object]) -> None:
+    def _constancy(self, scores: SiteScores, where: dict[str, object]) -> None:
         """Sparsity of the scores' sizes, and whether a head's gate stays where it is."""
-        root = size_BHN.shape[2] ** 0.5
+        root = scores.n**0.5
         # 0/0 of one score alone, and of scores that are all 0, is not a number and makes no row.
-        one_norm_BH, two_norm_BH = size_BHN.sum(dim=2), size_BHN.norm(dim=2)
-        hoyer_BH = (root - one_norm_BH / two_norm_BH) / (root - 1)
+        hoyer_BH = (
+            (root - scores.size_BH / scores.square_BH.sqrt()) / (root - 1)
+            if scores.n > 1
+            else scores.sum_BH * torch.nan
+        )
         self.add_heads("gate_hoyer", hoyer_BH.masked_fill(~hoyer_BH.isfinite(), torch.nan), where)
-        deviation_BH, mean_BH = torch.std_mean(size_BHN, dim=2, correction=0)
+        mean_BH = scores.size_BH / scores.n
+        deviation_BH = (scores.square_BH / scores.n - mean_BH.square()).clamp(min=0).sqrt()
         is_still_BH = deviation_BH < STILL
         self.add("gate_dead", (is_still_BH & (mean_BH < SHUT)).float().mean(dim=1), **where, threshold=SHUT)
         self.add("gate_stuck_open", (is_still_BH & (mean_BH > OPEN)).float().mean(dim=1), **where, threshold=OPEN)
-
-    def _histogram(self, scores_BTHK: torch.Tensor, where: dict[str, object]) -> None:
-        flat_BN = scores_BTHK.flatten(1)
-        index_BN = (flat_BN * N_BINS).floor().clamp(max=N_BINS - 1)
-        index_BN = torch.where((flat_BN >= 0) & (flat_BN <= 1), index_BN, N_BINS).long()
-        counts_BC = torch.zeros(len(flat_BN), N_BINS + 1, device=flat_BN.device)
-        counts_BC.scatter_add_(1, index_BN, torch.ones_like(flat_BN))
-        for i in range(N_BINS):
-            self.add("gate_histogram", counts_BC[:, i] / flat_BN.shape[1], **where, bin=i)

@@ -1,10 +1,20 @@
-"""Massive activations in the residual stream (arXiv 2402.17762): how large, where, and between which layers; kurtosis."""
+"""Massive activations in the residual stream (arXiv 2402.17762): how large, where, and between which layers.
+
+And channels that are large at most tokens, kurtosis, and the stream's norm along the sequence.
+"""
 
 from dataclasses import replace
 from typing import ClassVar
 
+import torch
+
+from ..ops.attention_stats import octave
 from ..record import Row
-from .probe import Probe, ResidualView, over_layers
+from .probe import Probe, over_layers
+from .residual import ResidualView
+
+# How many times the usual channel's level one must have to be listed as an outlier.
+OUTLIER = 6.0
 
 
 class Massive(Probe):
@@ -18,26 +28,26 @@ class Massive(Probe):
         "massive_channel": "share",
         "massive_layer": "layer",
         "massive_layer_last": "layer",
+        "outlier_channels": "count",
         "residual_kurtosis": "1",
+        "residual_norm": "1",
     }
     places: ClassVar = {"massive_position": ("key", 1), "massive_channel": ("channel", 1)}
 
     def residual(self, view: ResidualView) -> None:
         """One block."""
-        x_BN = view.x_BTD.float().flatten(1)
-        magnitude_BN = x_BN.abs()
-        largest_B, index_B = magnitude_BN.max(dim=1)
         where = {"layer": view.layer} | ({} if view.stack is None else {"stack": view.stack})
-        self.add("massive_max", largest_B, **where)
-        self.add("massive_ratio", largest_B / magnitude_BN.median(dim=1).values, **where)
-        n_channels = view.x_BTD.shape[2]
-        for metric, place_B in (
-            ("massive_position", index_B // n_channels),
-            ("massive_channel", index_B % n_channels),
-        ):
-            self.add_place(metric, place_B.masked_fill(largest_B.isnan(), -1), **where)
-        square_BN = (x_BN - x_BN.mean(dim=1, keepdim=True)).square()
-        self.add("residual_kurtosis", square_BN.square().mean(dim=1) / square_BN.mean(dim=1).square(), **where)
+        self.add("massive_max", view.largest_B, **where)
+        self.add("massive_ratio", view.largest_B / view.median_B, **where)
+        self.add_place("massive_position", view.position_B, **where)
+        self.add_place("massive_channel", view.channel_B, **where)
+        self.add("residual_kurtosis", view.kurtosis_B, **where)
+        level_BD = view.level_BD
+        usual_B1 = level_BD.median(dim=1, keepdim=True).values
+        self.add("outlier_channels", (level_BD > OUTLIER * usual_B1).sum(dim=1), **where)
+        octave_T = octave(torch.arange(view.n_tokens, device=level_BD.device))
+        for n in range(int(octave_T[-1]) + 1):
+            self.add("residual_norm", view.norm_BT[:, octave_T == n].mean(dim=1), **where, bin=n)
 
     def summaries(self, rows: list[Row]) -> list[Row]:
         """M-Act, the mean over layers of the maximum; the largest ratio of any layer; where the largest is, and which
@@ -53,4 +63,4 @@ class Massive(Probe):
             above = [layer for layer, r in largest.items() if r.value >= top.value / 2]
             for metric, layer in (("massive_layer", min(above)), ("massive_layer_last", max(above))):
                 out.append(replace(top, metric=metric, layer=None, value=float(layer), unit=self.metrics[metric]))
-        return out + over_layers(rows, "residual_kurtosis")
+        return out + over_layers(rows, "residual_kurtosis") + over_layers(rows, "outlier_channels")

@@ -1,10 +1,10 @@
-"""What a probe is: it sees a layer's tensors as they pass, keeps small per-sequence numbers, and gives rows.
+"""What a probe is: it reads what was gathered of a layer in a forward pass, keeps small per-sequence numbers, gives rows.
 
-Notable: statistics of the attention weights are asked of the view, `view.of(Columns)`; those that the probes of one
-capture name in `statistics` come from one pass over a layer's weights.
+Notable: statistics are asked of the view, `view.of(Columns)`; those that the probes of one capture name in `statistics` come
+from one pass over a layer's weights. A long sequence comes in stretches, each with a cache of what was before; what is
+gathered of them adds up, so that a probe sees no difference.
 """
 
-import math
 from abc import ABC, abstractmethod
 from collections import Counter, defaultdict
 from collections.abc import Iterable
@@ -14,91 +14,75 @@ from typing import ClassVar, TypeVar
 import torch
 from torch import Tensor
 
-from ..config.gate import GateSpec
-from ..config.normaliser import Heads, Normaliser
 from ..config.run import ProbeConfig
-from ..ops.attention_stats import FirstKey, Statistic, attention_blocks, one_pass
+from ..ops.attention_stats import FirstKey, Gates, Statistic, Stretch, one_pass
 from ..record import Row
+from .residual import ResidualView
 
 AnyStatistic = TypeVar("AnyStatistic", bound=Statistic)
-Gates = dict[str, tuple[GateSpec, Tensor]]
 
 
-@dataclass(frozen=True)
+@dataclass
 class AttentionView:
-    """One attention layer's tensors in one forward pass, as they entered the softmax, and what they were scored with.
+    """One attention layer in one forward pass, or in the passes over the stretches of a sequence.
 
     `stack` is None for causal self-attention, `encoder` for one that sees both ways, `cross` for one that looks at a
-    context of other tokens. `gates` holds (spec, logits [B, T, H, K or 1]; 1 in the place of B and T for a constant) by
-    site; a gate on the log-sum-exp gives what is added to it. `domain_BT` numbers the domain of each query (−1: none),
-    or is None; `tokens_BS` are the ids of the keys' tokens (−1: none), or None. `is_mapped`: something stands between
-    the weighted values and the gate. `statistics` are those to be taken in one pass.
+    context of other tokens. `domain_BT` numbers the domain of each query (−1: none), or is None; `tokens_BS` are the ids of
+    the keys' tokens (−1: none), or None. `last` is the stretch that was added last; `n_queries` and `n_keys` count all.
     """
 
     layer: int
     stack: str | None
-    q_BTHK: Tensor
-    k_BSGK: Tensor
-    v_BSGK: Tensor
-    gates: Gates
-    normaliser: Normaliser
-    learned: dict[str, Tensor] | None
-    heads: Heads
-    window: int | None
-    bias_BHTS: Tensor | None
-    segment_ids_BT: Tensor | None
-    domain_BT: Tensor | None
+    domain_BT: Tensor | None = None
     tokens_BS: Tensor | None = None
-    is_mapped: bool = False
-    statistics: tuple[type[Statistic], ...] = ()
-    _taken: dict[type[Statistic], Statistic] = field(default_factory=dict, init=False, repr=False, compare=False)
+    last: Stretch | None = None
+    n_queries: int = 0
+    n_keys: int = 0
+    _taken: dict[type[Statistic], Statistic] = field(default_factory=dict, repr=False)
 
     @property
     def where(self) -> dict[str, object]:
         """The coordinates of the layer."""
         return {"layer": self.layer} | ({} if self.stack is None else {"stack": self.stack})
 
+    @property
+    def is_short(self) -> bool:
+        """One query, or one key: every query is left out of the means, and an importance of 1 says nothing."""
+        return min(self.n_queries, self.n_keys) < 2
+
+    @property
+    def has_slot(self) -> bool:
+        """Whether a slot takes mass beside the keys."""
+        s = self.last
+        return s.q_BTHK is not None and s.normaliser.slot_logits(s.q_BTHK, s.learned or {}) is not None
+
+    def add(self, stretch: Stretch, kinds: Iterable[type[Statistic]]) -> None:
+        """Gather the statistics of these kinds from a stretch; the kinds are the same for all stretches."""
+        for kind in kinds:
+            self._taken.setdefault(kind, kind())
+        one_pass(self._taken.values(), stretch)
+        self.last = stretch
+        self.n_queries += stretch.shape[2]
+        self.n_keys = stretch.start_key + stretch.shape[3]
+
     def of(self, kind: type[AnyStatistic]) -> AnyStatistic:
-        """A statistic of the layer's attention weights; with the first, all those that were named are taken."""
+        """A statistic that a probe named.
+
+        Raises:
+            ValueError: for another one.
+        """
         if kind not in self._taken:
-            missing = {k: k() for k in dict.fromkeys((*self.statistics, kind)) if k not in self._taken}
-            score_gate, score_logits_BSH1 = self.gates.get("scores", (None, None))
-            blocks = attention_blocks(
-                self.q_BTHK,
-                self.k_BSGK,
-                self.v_BSGK,
-                normaliser=self.normaliser,
-                learned=self.learned,
-                heads=self.heads,
-                is_causal=self.stack is None,
-                window=self.window,
-                segment_ids_BT=self.segment_ids_BT,
-                bias_BHTS=self.bias_BHTS,
-                score_logits_BSH=None if score_logits_BSH1 is None else score_logits_BSH1.squeeze(-1),
-                score_gate=score_gate,
-            )
-            one_pass(missing.values(), blocks)
-            self._taken.update(missing)
+            raise ValueError(f"{kind.__name__} was not gathered; name it in the probe's `statistics`")
         return self._taken[kind]
 
     def counted_BT(self, skip_queries: int) -> Tensor:
         """Which queries means are over: all, but in causal self-attention none of the first `skip_queries` positions of a
         document."""
-        uniform_BT = self.of(FirstKey).uniform_BT
-        counted_BT = uniform_BT < math.inf
-        if self.stack is None:
-            # 1/visible keys counts the position within the document: skip the first ones.
-            counted_BT = uniform_BT < 1.0 / skip_queries - 1e-9
-        return counted_BT
-
-
-@dataclass(frozen=True)
-class ResidualView:
-    """The residual stream after one block, [B, T, D]; `stack` is None, or `encoder` in an encoder-decoder."""
-
-    layer: int
-    stack: str | None
-    x_BTD: Tensor
+        first = self.of(FirstKey)
+        if self.stack is not None:
+            return torch.ones_like(first.uniform_BT, dtype=torch.bool)
+        # 1/visible keys counts the position within the document: skip the first ones.
+        return first.uniform_BT < 1.0 / skip_queries - 1e-9
 
 
 Key = tuple[tuple[str, object], ...]
@@ -128,10 +112,10 @@ class Probe(ABC):
         return self.statistics
 
     def attention(self, view: AttentionView) -> None:  # noqa: B027  (a probe overrides what it looks at)
-        """Called after each attention layer."""
+        """Called with each attention layer, once a forward pass or sequence."""
 
     def residual(self, view: ResidualView) -> None:  # noqa: B027
-        """Called after each block."""
+        """Called with the residual stream after each block, next to the block's attention."""
 
     def add(self, metric: str, value_B: Tensor, **coordinates: object) -> None:
         """File one number a sequence."""

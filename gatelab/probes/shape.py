@@ -26,11 +26,11 @@ class Shape(Probe):
 
     def attention(self, view: AttentionView) -> None:
         """One layer: per head, and the layer's mean over heads, of logits the largest."""
-        if min(view.q_BTHK.shape[1], view.k_BSGK.shape[1]) < 2:
+        if view.is_short:
             return
         spread, n_seen_BT = view.of(Spread), view.of(FirstKey).n_seen_BT
         counted_BT = view.counted_BT(self.config.skip_queries) & (n_seen_BT > 1)
-        where = view.where | {"length": view.q_BTHK.shape[1]}
+        where = view.where | {"length": view.n_queries}
         relative_BHT = spread.entropy_BHT / n_seen_BT.clamp(min=2).log()[:, None]
         for metric, value_BHT in (
             ("attention_entropy", spread.entropy_BHT),

@@ -15,9 +15,8 @@ from gatelab.ops.attention_stats import (
     Columns,
     FirstKey,
     LargestLogit,
-    Output,
     Spread,
-    attention_blocks,
+    Stretch,
     attention_stats,
     one_pass,
 )
@@ -172,8 +171,10 @@ def test_statistics_of_one_pass_are_those_of_the_whole_matrix(setting: str, kind
     qk = {"q_BTHK": 2 * torch.randn(B, T, H, K), "k_BSGK": 2 * torch.randn(B, n_keys, G, K)}
     v_BSGK = torch.randn(B, n_keys, G, K)
     weighing = {"normaliser": NORMALISERS[kind](), "learned": learned, "heads": Heads(H, G, K)}
-    first, columns, spread, largest, output = taken = FirstKey(), Columns(), Spread(), LargestLogit(), Output()
-    one_pass(taken, attention_blocks(**qk, v_BSGK=v_BSGK, **weighing, **given, block=block))
+    first, columns, spread, largest = taken = FirstKey(), Columns(), Spread(), LargestLogit()
+    stretch = Stretch(**qk, v_BSGK=v_BSGK, **weighing, **given)
+    one_pass(taken, stretch, block=block)
+    fetched_BTHK = torch.cat([part.y_BTHK for part in stretch.blocks(block)], dim=1)
 
     _, weights_BHTS, _ = definition.attention(**qk, v_BSGK=v_BSGK, **weighing, **given, gate=None)
     weights_BHTS = torch.from_numpy(weights_BHTS)
@@ -192,19 +193,18 @@ def test_statistics_of_one_pass_are_those_of_the_whole_matrix(setting: str, kind
         "focus": (spread.focus_BHT, 1 / p_BHTS.square().sum(-1)),
         "largest": (largest.largest_BH, logits_BHTS.masked_fill(~sees_BTS[:, None], -math.inf).amax((2, 3))),
         "output": (
-            output.y_BTHK,
-            torch.einsum("bhts,bshk->bthk", weights_BHTS, v_BSGK.repeat_interleave(H // G, 2).double()),
+            fetched_BTHK,
+            stretch.normaliser.finish(
+                torch.einsum("bhts,bshk->bthk", weights_BHTS, v_BSGK.repeat_interleave(H // G, 2).double()),
+                learned,
+                Heads(H, G, K),
+            ),
         ),
     }
     for name, (found, value) in expected.items():
         torch.testing.assert_close(
             found.float(), value.float(), rtol=1e-4, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}"
         )
-
-
-def test_a_pass_without_values_has_no_output() -> None:
-    with pytest.raises(ValueError, match="this pass has none; give attention_blocks v_BSGK"):
-        one_pass([Output()], attention_blocks(*drawn()))
 
 
 def test_documents_number_the_tokens_of_self_attention() -> None:

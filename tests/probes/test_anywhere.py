@@ -12,7 +12,7 @@ from planting import T, looked_at, plant_sink, plant_sink_at, set_tap, tokens, v
 from gatelab import override
 from gatelab.config import ProbeConfig
 from gatelab.models import build_model
-from gatelab.ops.attention_stats import Columns, attention_blocks, one_pass
+from gatelab.ops.attention_stats import Columns, Stretch, one_pass
 from gatelab.probes import capture
 from gatelab.probes.anywhere import against_others, strongest
 from gatelab.record import Row
@@ -75,7 +75,7 @@ def test_a_key_that_few_queries_see_is_no_sink(block: int) -> None:
     """Every query looks at itself, so that key k has the importance 1 / (40 − k), the last one 1."""
     q_BTHK = 40.0 * torch.eye(40)[None, :, None]
     columns = Columns()
-    one_pass([columns], attention_blocks(q_BTHK, q_BTHK, block=block))
+    one_pass([columns], Stretch(q_BTHK=q_BTHK, k_BSGK=q_BTHK), block=block)
     assert columns.importance_BHS[0, 0, -1] == pytest.approx(1.0)
     importance_BH, key_BH = strongest(columns)
     assert key_BH.item() == 40 - 16 and importance_BH.item() == pytest.approx(1 / 16)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,7 +13,7 @@ from planting import values
 from torch import Tensor, nn
 
 from gatelab.config import ProbeConfig
-from gatelab.ops.attention_stats import attention_stats
+from gatelab.ops.attention_stats import Columns
 from gatelab.probes.external import observe
 from gatelab.probes.external.masks import read_mask
 from gatelab.probes.probe import AttentionView, Probe
@@ -170,15 +171,12 @@ def test_every_keys_importance_is_that_of_the_eager_matrices(family: str) -> Non
         run(model)
     eager = run(build(family, "eager"), output_attentions=True).attentions
     for view, weights_BHTS in zip(views.seen, eager, strict=True):
-        stats = attention_stats(
-            view.q_BTHK, view.k_BSGK, normaliser=view.normaliser, learned=view.learned, heads=view.heads,
-            window=view.window,
-        )  # fmt: skip
+        stats = view.of(Columns)
         want = weights_BHTS.double().numpy()
         seen = (want > 0).sum(axis=2)
         np.testing.assert_allclose(stats.importance_BHS.numpy(), want.sum(axis=2) / np.maximum(seen, 1), atol=1e-5)
         # Heads that share a key are not repeated.
-        assert view.k_BSGK.shape[2] == (4 if family == "OPT" else 2)
+        assert view.last.k_BSGK.shape[2] == (4 if family == "OPT" else 2)
 
 
 @pytest.mark.parametrize("family", ["T5", "Bart"])
@@ -249,8 +247,8 @@ def test_sequences_of_two_lengths_are_two_sequences() -> None:
     short, long = observed(model, input_ids=ids[1:, 30:]), observed(model, input_ids=ids[:1])
     for apart in (short, long):
         for row in (r for r in apart if r.length is not None and r.layer is not None and r.key is None):
-            same = [r for r in together if (r.metric, r.layer, r.head, r.length, r.threshold) ==
-                    (row.metric, row.layer, row.head, row.length, row.threshold)]  # fmt: skip
+            where = replace(row, value=0.0)
+            same = [r for r in together if replace(r, value=0.0) == where]
             assert [r.value for r in same] == [pytest.approx(row.value, rel=1e-3, abs=1e-5)]
     largest = [values(rows, "massive_max")[1, None] for rows in (together, short, long)]
     assert largest[0] == pytest.approx((largest[1] + largest[2]) / 2, rel=1e-4)
@@ -281,14 +279,13 @@ def test_massive_activations_are_those_of_the_blocks_outputs() -> None:
         assert found[layer, None] == pytest.approx(x_BTD.abs().amax(dim=(1, 2)).mean().item())
 
 
-def test_capped_logits_and_linear_attention_are_named_and_have_no_rows() -> None:
-    model = build("Gemma2", None)
-    with observe(model) as recorder:
-        run(model)
-    assert [(u.class_name, u.why) for u in recorder.unobserved] == [
-        ("Gemma2Attention", "its logits are capped by a tanh")
-    ] * 2
-    assert {r.source for r in recorder.rows()} == {"massive"}
+def test_capped_logits_are_capped_as_eager_attention_caps_them() -> None:
+    model = build("Gemma2", None, attn_logit_softcapping=2.0)
+    eager = run(build("Gemma2", "eager", attn_logit_softcapping=2.0), output_attentions=True).attentions
+    agree(observed(model), dict(enumerate(eager)))
+
+
+def test_linear_attention_is_named_and_has_no_rows() -> None:
     model = build("Qwen3Next")
     with observe(model) as recorder:
         run(model)
@@ -356,7 +353,7 @@ def test_gates_have_the_spec_of_their_preset(family: str, slug: str) -> None:
     with observe(model, []) as recorder:
         recorder.probes.append(views := Views())
         run(model)
-    spec, logits_BTHK = views.seen[-1].gates["sdpa"]
+    spec, logits_BTHK = views.seen[-1].last.gates["sdpa"]
     assert spec.slug == slug and logits_BTHK.shape == (2, T, 4, 1 if spec.granularity == "headwise" else 8)
 
 

@@ -8,9 +8,8 @@ import torch
 from planting import T, looked_at, plant_sink_at, set_tap, tokens, values
 
 from gatelab.config import ProbeConfig
-from gatelab.ops.attention_stats import Block, attention_blocks
+from gatelab.ops.attention_stats import stretch as stretch_module
 from gatelab.probes import capture
-from gatelab.probes import probe as probe_module
 
 
 @pytest.mark.parametrize("softmax", ["softmax", "sink-logit"])
@@ -76,11 +75,12 @@ def test_a_window_of_one_key_has_no_shape() -> None:
 def test_the_weights_of_a_layer_are_computed_once_for_all_probes(monkeypatch: pytest.MonkeyPatch) -> None:
     passes = []
 
-    def counting(*args: object, **keywords: object) -> list[Block]:
+    def counting(*args: object, **keywords: object) -> tuple[torch.Tensor, torch.Tensor]:
         passes.append(args)
-        return list(attention_blocks(*args, **keywords))
+        return weighed(*args, **keywords)
 
-    monkeypatch.setattr(probe_module, "attention_blocks", counting)
+    weighed = stretch_module.attention_weights
+    monkeypatch.setattr(stretch_module, "attention_weights", counting)
     model = planting.model(gate="sdpa-elementwise")
     with capture(model) as recorder:
         model(tokens())

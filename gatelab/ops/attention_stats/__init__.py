@@ -1,19 +1,32 @@
 """Statistics of the attention matrix without the matrix: blocks of queries, float32."""
 
-from .blocks import Block, attention_blocks
+from .effect import N_BINS, OPEN, SHUT, Effect, Scores, SiteScores, ValueNorms
 from .reference import AttentionStats, attention_stats
-from .statistic import Columns, FirstKey, LargestLogit, Output, Spread, Statistic, one_pass
+from .sampled import Places, Rank, octave, sampled_queries
+from .statistic import Columns, FirstKey, LargestLogit, Spread, Statistic, one_pass
+from .stretch import Block, Gates, Stretch
 
 __all__ = [
+    "N_BINS",
+    "OPEN",
+    "SHUT",
     "AttentionStats",
     "Block",
     "Columns",
+    "Effect",
     "FirstKey",
+    "Gates",
     "LargestLogit",
-    "Output",
+    "Places",
+    "Rank",
+    "Scores",
+    "SiteScores",
     "Spread",
     "Statistic",
-    "attention_blocks",
+    "Stretch",
+    "ValueNorms",
     "attention_stats",
+    "octave",
     "one_pass",
+    "sampled_queries",
 ]

@@ -6,8 +6,8 @@ from torch import Tensor
 
 from ...config.gate import GateSpec
 from ...config.normaliser import Heads, Normaliser, Softmax
-from .blocks import attention_blocks
 from .statistic import Columns, FirstKey, one_pass
+from .stretch import Stretch
 
 _SOFTMAX = Softmax()
 
@@ -55,9 +55,9 @@ def attention_stats(
         ValueError: segment_ids_BT with keys of another length, and whatever `attention_weights` refuses.
     """
     first, columns = FirstKey(), Columns()
-    blocks = attention_blocks(
-        q_BTHK,
-        k_BSGK,
+    stretch = Stretch(
+        q_BTHK=q_BTHK,
+        k_BSGK=k_BSGK,
         normaliser=normaliser,
         learned=learned,
         heads=heads,
@@ -68,9 +68,8 @@ def attention_stats(
         bias_BHTS=bias_BHTS,
         score_logits_BSH=score_logits_BSH,
         score_gate=score_gate,
-        block=block,
     )
-    one_pass((first, columns), blocks)
+    one_pass((first, columns), stretch, block=block)
     return AttentionStats(
         first_mass_BHT=first.mass_BHT,
         importance_BHS=columns.importance_BHS,

@@ -1,7 +1,7 @@
 """Statistics of attention weights, each a class that adds up blocks; `one_pass` feeds any number of them at once.
 
-Adding a statistic is one class here; a probe names it in `statistics`, and the weights of a layer are still computed
-once. Definitions of what the probes make of them: docs/metrics.md.
+Adding a statistic is one class; a probe names it in `statistics`, and the weights of a layer are still computed once. The
+blocks may be those of one stretch or of several in order. Definitions of what the probes make of them: docs/metrics.md.
 """
 
 from abc import ABC, abstractmethod
@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .blocks import Block
+from .stretch import Block, Stretch
 
 
 class Statistic(ABC):
@@ -22,32 +22,57 @@ class Statistic(ABC):
         """Take in one block; blocks come in order."""
 
 
+def one_pass(statistics: Iterable[Statistic], stretch: Stretch, *, block: int = 256) -> None:
+    """Let each statistic add every block of a stretch."""
+    statistics = tuple(statistics)
+    for part in stretch.blocks(block) if statistics else ():
+        for statistic in statistics:
+            statistic.add(part)
+
+
 class FirstKey(Statistic):
     """Mass on the first key, which is the query's document's first token, and in cross-attention key 0.
 
-    `mass_BHT`; `slot_BHT`: mass taken by the slot; `uniform_BT`: the first-key mass of uniform attention, 1 / number of
-    visible keys; 0, as the mass is, where a window or a mask hides the first key; `first_BT`: the first key's position;
-    `n_seen_BT`: how many keys the query sees.
+    `mass_BHT`; `slot_BHT`: mass taken by the slot; `gap_BHT`: ln of the mass over all other mass, the slot's included, which
+    of a softmax is z₀ − LSE of the others (not below −87, what float32 holds; not-a-number where the first key is hidden or
+    alone); `uniform_BT`: the first-key mass of uniform attention, 1 / number of visible keys; 0, as the mass is, where a
+    window or a mask hides the first key; `first_BT`: the first key's position; `n_seen_BT`: how many keys the query sees.
     """
 
     def __init__(self) -> None:
         self._parts: list[tuple[Tensor, ...]] = []
 
     def add(self, block: Block) -> None:
-        B, H, T, _ = block.weights_BHTS.shape
-        index_BT1 = block.first_BT[..., None]
-        mass_BHT = block.weights_BHTS.gather(-1, index_BT1[:, None].expand(B, H, T, 1)).squeeze(-1)
-        uniform_BT = block.sees_BTS.gather(-1, index_BT1).squeeze(-1) / block.n_seen_BT
-        self._parts.append((mass_BHT, block.slot_BHT, uniform_BT, block.first_BT, block.n_seen_BT))
+        index_BT1 = (block.first_BT - block.stretch.start_key)[..., None]
+        # A cache of a window gives up the first keys.
+        is_there_BT1 = index_BT1 >= 0
+        index_BT1 = index_BT1.clamp(min=0)
+        weights_BHTS = block.weights_BHTS
+        index_BHT1 = index_BT1[:, None].expand(*weights_BHTS.shape[:3], 1)
+        mass_BHT1 = weights_BHTS.gather(-1, index_BHT1) * is_there_BT1[:, None]
+        if block.stretch.segment_ids_BT is None and block.stretch.start_key == 0:
+            others_BHT = weights_BHTS[..., 1:].sum(dim=-1)
+        else:
+            # Not the sum less the mass, which would lose what is left beside a mass near one.
+            others_BHT = weights_BHTS.scatter(-1, index_BHT1, 0.0).sum(dim=-1)
+        mass_BHT, tiny = mass_BHT1.squeeze(-1), torch.finfo(torch.float32).tiny
+        rest_BHT = others_BHT + block.slot_BHT
+        gap_BHT = mass_BHT.clamp(min=tiny).log() - rest_BHT.clamp(min=tiny).log()
+        sees_BT = (block.sees_BTS.gather(-1, index_BT1) & is_there_BT1).squeeze(-1)
+        is_gap_BT = sees_BT & (block.n_seen_BT > 1)
+        gap_BHT = gap_BHT.masked_fill(~is_gap_BT[:, None], torch.nan)
+        uniform_BT = sees_BT / block.n_seen_BT
+        self._parts.append((mass_BHT, block.slot_BHT, gap_BHT, uniform_BT, block.first_BT, block.n_seen_BT))
 
     def _joined(self, i: int) -> Tensor:
         return torch.cat([parts[i] for parts in self._parts], dim=-1)
 
     mass_BHT = property(lambda self: self._joined(0))
     slot_BHT = property(lambda self: self._joined(1))
-    uniform_BT = property(lambda self: self._joined(2))
-    first_BT = property(lambda self: self._joined(3))
-    n_seen_BT = property(lambda self: self._joined(4))
+    gap_BHT = property(lambda self: self._joined(2))
+    uniform_BT = property(lambda self: self._joined(3))
+    first_BT = property(lambda self: self._joined(4))
+    n_seen_BT = property(lambda self: self._joined(5))
 
 
 class Columns(Statistic):
@@ -56,7 +81,8 @@ class Columns(Statistic):
     masses over the queries that see more than one key, and `uniform_mass_BS` that of uniform attention."""
 
     def __init__(self) -> None:
-        self._sums: tuple[Tensor, ...] | None = None
+        self._sums: tuple[Tensor, ...] = ()
+        self._n_keys = 0
 
     def add(self, block: Block) -> None:
         column_BHS = block.weights_BHTS.sum(dim=2)
@@ -71,25 +97,35 @@ class Columns(Statistic):
         mass_BHS = column_BHS.scatter_add(-1, index_BHT, -given_BHT)
         uniform_mass_BS = uniform_BS.scatter_add(-1, index_BT, -alone_BT)
         sums = (column_BHS, mass_BHS, uniform_BS, sees_BTS.sum(dim=1), uniform_mass_BS)
-        if self._sums is not None:
-            # A causal block reaches further than those before it.
-            n = column_BHS.shape[-1]
-            before = (F.pad(s, (0, n - s.shape[-1])) for s in self._sums)
-            sums = tuple(a + b for a, b in zip(before, sums, strict=True))
-        self._sums = sums
+        self._sum_up(sums, block.stretch.start_key, block.stretch.n_tokens)
 
-    n_queries_BS = property(lambda self: self._sums[3])
-    mass_BHS = property(lambda self: self._sums[1])
-    uniform_mass_BS = property(lambda self: self._sums[4])
+    def _sum_up(self, sums: tuple[Tensor, ...], start: int, n_tokens: int | None) -> None:
+        """Add sums over keys from position `start` on; a causal block reaches further than those before it."""
+        end = start + sums[0].shape[-1]
+        self._n_keys = max(self._n_keys, end)
+        room = self._sums[0].shape[-1] if self._sums else 0
+        if end > room:
+            room = max(end, n_tokens or 0)
+            kept = self._sums or tuple(s[..., :0] for s in sums)
+            self._sums = tuple(F.pad(s, (0, room - s.shape[-1])) for s in kept)
+        for total, new in zip(self._sums, sums, strict=True):
+            total[..., start:end] += new
+
+    def _of(self, i: int) -> Tensor:
+        return self._sums[i][..., : self._n_keys]
+
+    mass_BHS = property(lambda self: self._of(1))
+    n_queries_BS = property(lambda self: self._of(3))
+    uniform_mass_BS = property(lambda self: self._of(4))
 
     @property
     def importance_BHS(self) -> Tensor:
         # A key that no query sees has none.
-        return self._sums[0] / self.n_queries_BS.clamp(min=1)[:, None]
+        return self._of(0) / self.n_queries_BS.clamp(min=1)[:, None]
 
     @property
     def uniform_BS(self) -> Tensor:
-        return self._sums[2] / self.n_queries_BS.clamp(min=1)
+        return self._of(2) / self.n_queries_BS.clamp(min=1)
 
 
 class Spread(Statistic):
@@ -122,30 +158,3 @@ class LargestLogit(Statistic):
     def add(self, block: Block) -> None:
         largest_BH = block.logits_BHTS().amax(dim=(2, 3))
         self.largest_BH = largest_BH if self.largest_BH is None else torch.maximum(self.largest_BH, largest_BH)
-
-
-class Output(Statistic):
-    """`y_BTHK`: the weights times the values, before what a normaliser does to finish it, in float32.
-
-    Raises:
-        ValueError: in a pass without values.
-    """
-
-    def __init__(self) -> None:
-        self._parts: list[Tensor] = []
-
-    def add(self, block: Block) -> None:
-        if block.v_BSGK is None:
-            raise ValueError("Output weighs values, and this pass has none; give attention_blocks v_BSGK")
-        weights_BGRTS = block.weights_BHTS.unflatten(1, (block.v_BSGK.shape[2], -1))
-        self._parts.append(torch.einsum("bgrts,bsgk->btgrk", weights_BGRTS, block.v_BSGK).flatten(2, 3))
-
-    y_BTHK = property(lambda self: torch.cat(self._parts, dim=1))
-
-
-def one_pass(statistics: Iterable[Statistic], blocks: Iterable[Block]) -> None:
-    """Let each statistic add every block."""
-    statistics = tuple(statistics)
-    for block in blocks:
-        for statistic in statistics:
-            statistic.add(block)

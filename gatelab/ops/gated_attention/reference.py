@@ -30,11 +30,12 @@ def attention_weights(
     bias_BHTS: Tensor | None = None,
     score_logits_BSH: Tensor | None = None,
     score_gate: GateSpec | None = None,
+    softcap: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Weights of the keys, [B, H, T, S], and what the slot takes, [B, H, T, 1] (0 without one), in float32 at least.
 
-    The arguments are those of `gated_attention`. A softmax's row and its slot sum to one; a gate on the scores of form
-    `mul`, and the other normalisers, change that.
+    The arguments are those of `gated_attention`; a `softcap` c makes a logit z into c·tanh(z/c), before biases. A softmax's
+    row and its slot sum to one; a gate on the scores of form `mul`, and the other normalisers, change that.
 
     Raises:
         ValueError: for arguments that do not fit.
@@ -52,7 +53,7 @@ def attention_weights(
         score_logits_BSH=score_logits_BSH,
         score_gate=score_gate,
     )
-    logits_BHTS = _logits(q_BTHK, k_BSGK, s)
+    logits_BHTS = _logits(q_BTHK, k_BSGK, s, softcap)
     slot_BHT1 = normaliser.slot_logits(q_BTHK, s.learned)
     if slot_BHT1 is None:
         mass_BHT1 = torch.zeros_like(logits_BHTS[..., :1])
@@ -82,7 +83,7 @@ def gated_attention(
     return apply_gate(y_BTHK, gate_logits_BTHK, gate)
 
 
-def _logits(q_BTHK: Tensor, k_BSGK: Tensor, s: Scoring) -> Tensor:
+def _logits(q_BTHK: Tensor, k_BSGK: Tensor, s: Scoring, softcap: float | None = None) -> Tensor:
     """q kᵀ / √K and all that is added to it; −∞ where a key is hidden."""
     T, H, K = q_BTHK.shape[1:]
     S = k_BSGK.shape[1]
@@ -90,6 +91,8 @@ def _logits(q_BTHK: Tensor, k_BSGK: Tensor, s: Scoring) -> Tensor:
     # Softmax sums exponentials: float32 at least, whatever the products were computed in.
     wide = torch.promote_types(q_BTHK.dtype, torch.float32)
     logits_BHTS = torch.einsum("bthk,bshk->bhts", q_BTHK, k_BSHK).to(wide) / math.sqrt(K)
+    if softcap is not None:
+        logits_BHTS = softcap * (logits_BHTS / softcap).tanh()
     if s.bias_BHTS is not None:
         logits_BHTS = logits_BHTS + s.bias_BHTS.to(wide)
     per_key_BSH = key_bias(s.score_logits_BSH, s.score_gate)

@@ -19,7 +19,8 @@ _BLOCK = 256
 class Part:
     """Sequences `rows` of a batch (None: all of them) between tokens `start` and `end`; what is outside is padding.
 
-    `segment_ids_T` numbers the documents, or the chunks, of tokens that see only their own; None without.
+    `segment_ids_T` numbers the documents, or the chunks, of tokens that see only their own; None without. `mask_BTS` is
+    what a stretch's queries see, where no rule says it.
     """
 
     rows: int | None
@@ -28,6 +29,12 @@ class Part:
     is_causal: bool
     window: int | None = None
     segment_ids_T: Tensor | None = None
+    mask_BTS: Tensor | None = None
+
+
+def of_part(part: Part, values: Tensor) -> Tensor:
+    """The part's sequences; an axis of 1 is of every sequence."""
+    return values if part.rows is None or len(values) == 1 else values[part.rows : part.rows + 1]
 
 
 def read_mask(
@@ -42,15 +49,9 @@ def read_mask(
     """
     if mask is None:
         return None if is_causal and is_cross else [Part(None, 0, n_keys, is_causal)]
-    if mask.dim() != 4 or mask.shape[1] != 1:
+    masks_BTS = _sees(mask, n_queries)
+    if masks_BTS is None:
         return None
-    if mask.dtype != torch.bool:
-        # What is neither 0 nor out of reach is a bias, not a mask.
-        hidden = mask <= torch.finfo(mask.dtype).min / 2
-        if not (hidden | (mask == 0)).all():
-            return None
-        mask = ~hidden
-    masks_BTS = mask[:, 0].expand(-1, n_queries, -1)
     is_shared = len(masks_BTS) == 1 or (len(masks_BTS) > 1 and bool((masks_BTS == masks_BTS[:1]).all()))
     parts = []
     for b in range(1 if is_shared else len(masks_BTS)):
@@ -59,6 +60,44 @@ def read_mask(
             return None
         parts.append(part)
     return parts
+
+
+def read_stretch(mask: Tensor | None, n_queries: int, n_keys: int) -> Part | None:
+    """The part that queries make which go on from a cache: the last of the keys are their own tokens. None for a mask of
+    another kind, or one that shows later tokens."""
+    if mask is None:
+        return Part(None, 0, n_keys, is_causal=True)
+    masks_BTS = _sees(mask, n_queries)
+    if masks_BTS is None or masks_BTS.shape[-1] != n_keys:
+        return None
+    causal_TS = visible(n_queries, n_keys, is_causal=True, mask_BTS=None, device=mask.device)[0]
+    if (masks_BTS & ~causal_TS).any():
+        return None
+    if (masks_BTS == causal_TS).all():
+        return Part(None, 0, n_keys, is_causal=True)
+    # What the last query sees last is itself; a window shows as much to every query.
+    window = int(masks_BTS[0, -1].sum())
+    if (
+        window
+        and (
+            masks_BTS == visible(n_queries, n_keys, is_causal=True, window=window, mask_BTS=None, device=mask.device)
+        ).all()
+    ):
+        return Part(None, 0, n_keys, is_causal=True, window=window)
+    return Part(None, 0, n_keys, is_causal=True, mask_BTS=masks_BTS)
+
+
+def _sees(mask: Tensor, n_queries: int) -> Tensor | None:
+    """A mask [B or 1, 1, T or 1, S], boolean or added to the logits, as what a query sees, [B or 1, T, S]."""
+    if mask.dim() != 4 or mask.shape[1] != 1:
+        return None
+    if mask.dtype != torch.bool:
+        # What is neither 0 nor out of reach is a bias, not a mask.
+        hidden = mask <= torch.finfo(mask.dtype).min / 2
+        if not (hidden | (mask == 0)).all():
+            return None
+        mask = ~hidden
+    return mask[:, 0].expand(-1, n_queries, -1)
 
 
 def _range(seen_S: Tensor) -> tuple[int, int] | None:

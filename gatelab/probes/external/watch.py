@@ -1,0 +1,280 @@
+"""The hooks of one observation: calls are kept while a block runs, and become views when it ends.
+
+Notable: where a sequence comes in stretches, a view gathers over all of them, and the probes see it when the sequence is
+complete.
+"""
+
+import re
+from dataclasses import dataclass, field
+from inspect import signature
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ...record import Row
+from ..blocks import Block, blocks
+from ..probe import AttentionView, Probe, statistics_of
+from ..residual import ResidualView
+from .calls import Call, read_call, same_output
+from .gates import FAMILIES
+from .interpose import Attend
+from .masks import Part, of_part, read_mask, read_stretch
+
+# Children of a block that mix no tokens.
+_LOCAL = re.compile(r"norm|^ln|mlp|ffn|feed_forward|^fc|drop|act|moe|expert|router|residual|intermediate|^output$")
+_LOCAL_CLASS = re.compile(r"(Norm|MLP|MoE|Moe|SparseMoeBlock|Experts|HyperConnection)$")
+UNSEEN = "no call of an attention function that can be replaced was seen in it"
+Look = tuple[Part, AttentionView | ResidualView]
+
+
+@dataclass
+class Stretches:
+    """A batch of sequences of `n_tokens` that comes in stretches: how much was read, and what was gathered, by module."""
+
+    n_tokens: int
+    n_read: int = 0
+    views: dict[str, AttentionView | ResidualView] = field(default_factory=dict)
+
+
+class Recording(Protocol):
+    """What a watch needs of its recorder."""
+
+    probes: list[Probe]
+    domain_BT: Tensor | None
+    tokens_BT: Tensor | None
+    n_layers_seen: int
+    stretches: Stretches | None
+
+    def miss(self, name: str, module: nn.Module, why: str) -> None:
+        """Note a module that cannot be observed."""
+
+    def rows(self, run: str, step: int) -> list[Row]:
+        """Everything measured so far."""
+
+
+class Watch:
+    """Turns what runs inside a model into views, and shows them to the recorder's probes."""
+
+    def __init__(self, model: nn.Module, recorder: Recording):
+        self.model, self.recorder = model, recorder
+        self.names = {m: name for name, m in model.named_modules()}
+        self.blocks = {block.name: block for block in blocks(model)}
+        self.calls: list[Call] = []
+        self.gates: dict[nn.Module, Tensor] = {}
+        self.read: dict[tuple[int, int, int, bool, bool], tuple[Tensor | None, list[Part] | None]] = {}
+        self.padding: dict[str | None, list[Part]] = {}
+
+    def hooks(self) -> list[Any]:
+        """Hooks on the model, its blocks and the projections that hold gates; their handles."""
+        handles = [
+            self.model.register_forward_pre_hook(self._begin, with_kwargs=True),
+            self.model.register_forward_hook(self._end),
+        ]
+        for block in self.blocks.values():
+            handles.append(block.module.register_forward_hook(self._block_hook(block)))
+        for module in self.names:
+            if family := FAMILIES.get(type(module).__name__):
+                projection = getattr(module, family.projection)
+                handles.append(projection.register_forward_hook(self._gate_hook(module)))
+        return handles
+
+    def around(self, attend: Attend, module: nn.Module, *arguments: Any, **keywords: Any) -> Any:
+        """Let an attention function run, and note what it was given and gave."""
+        output = attend(module, *arguments, **keywords)
+        if module in self.names:
+            call = read_call(module, self.names[module], attend.is_sdpa, arguments, keywords)
+            call.y_BTHK = same_output(output, call)
+            self.calls.append(call)
+        return output
+
+    def _begin(self, _model: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        self.calls.clear()
+        self.gates.clear()
+        self.read.clear()
+        given = signature(self.model.forward).bind_partial(*args, **keywords).arguments
+        is_both = getattr(self.model.config, "is_encoder_decoder", False)
+        masks = {None: given.get("decoder_attention_mask" if is_both else "attention_mask")}
+        if is_both:
+            masks["encoder"] = given.get("attention_mask")
+        self.padding = {stack: _kept(mask) for stack, mask in masks.items() if mask is not None and mask.dim() == 2}
+
+    @torch.no_grad()
+    def _end(self, *_: Any) -> None:
+        if not self.calls and not self.blocks:
+            self.recorder.miss("", self.model, UNSEEN)
+        looks, n_tokens = self._looks()  # of what stands in no block
+        self._give(looks)
+        if self.recorder.stretches is not None:
+            self.recorder.stretches.n_read += self._n_passed or n_tokens
+            self._n_passed = 0
+        self.read.clear()
+
+    _n_passed = 0
+
+    def _gate_hook(self, attention: nn.Module) -> Any:
+        def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
+            self.gates[attention] = output.detach()
+
+        return hook
+
+    def _block_hook(self, block: Block) -> Any:
+        @torch.no_grad()
+        def hook(module: nn.Module, _inputs: Any, output: Any) -> None:
+            if not self.calls:
+                for child, mixer in module.named_children():
+                    if not (_LOCAL.search(child.lower()) or _LOCAL_CLASS.search(type(mixer).__name__)):
+                        self.recorder.miss(f"{block.name}.{child}", mixer, UNSEEN)
+            looks, _ = self._looks()
+            x_BTD = output[0] if isinstance(output, tuple) else output
+            if x_BTD.dim() == 3:
+                looks += self._residuals(block, x_BTD.detach(), looks)
+                self._n_passed = x_BTD.shape[1]
+            self._give(looks)
+
+        return hook
+
+    def _residuals(self, block: Block, x_BTD: Tensor, looks: list[Look]) -> list[Look]:
+        if self.recorder.stretches is not None:
+            view = self._gathered(block.name, ResidualView(block.layer, block.stack))
+            view.add(x_BTD)
+            return []
+        own = [part for part, view in looks if view.stack != "cross"]
+        out: list[Look] = []
+        for part in own or self.padding.get(block.stack) or [Part(None, 0, x_BTD.shape[1], is_causal=False)]:
+            view = ResidualView(block.layer, block.stack)
+            view.add(of_part(part, x_BTD)[:, part.start : part.end])
+            out.append((part, view))
+        return out
+
+    def _layer(self, name: str) -> int:
+        """The layer that the name of something in a block states."""
+        block = next((b for b in self.blocks.values() if name == b.name or name.startswith(f"{b.name}.")), None)
+        return block.layer if block else getattr(self.model.get_submodule(name), "layer_idx", None) or 0
+
+    def _looks(self) -> tuple[list[Look], int]:
+        """The views of the calls that were kept, with their parts of the batch, and how many queries they had."""
+        calls, self.calls = self.calls, []
+        looks: list[Look] = []
+        for call in calls:
+            if sum(c.module is call.module for c in calls) > 1:
+                found: Any = "it calls attention more than once in a pass"
+            else:
+                call.gate_BTN = self.gates.get(call.module)
+                found = self._look(call) if self.recorder.stretches is None else self._gather(call)
+            if isinstance(found, str):
+                self.recorder.miss(call.name, call.module, found)
+            else:
+                looks += found
+                self.recorder.n_layers_seen += 1
+        self.gates.clear()
+        return looks, max((call.sizes[1] for call in calls), default=0)
+
+    def _give(self, looks: list[Look]) -> None:
+        """Show views to the probes, those of the same sequences together: a probe may join a block's attention and its
+        output."""
+        for rows in dict.fromkeys(part.rows for part, _ in looks):
+            for part, view in looks:
+                if part.rows == rows:
+                    self._show(view)
+
+    def _show(self, view: AttentionView | ResidualView) -> None:
+        for probe in self.recorder.probes:
+            (probe.residual if isinstance(view, ResidualView) else probe.attention)(view)
+
+    def _look(self, call: Call) -> list[Look] | str:
+        """The views of one layer, or why there are none."""
+        _, T, S = call.sizes
+        if (why := call.refused()) is not None:
+            return why
+        if T != S and not call.is_cross:
+            return f"{T} queries meet {S} keys: a cache, or keys that are not the queries' tokens"
+        parts = self._parts(call)
+        if parts is None:
+            return "its mask is neither causal nor open, with or without window, documents and padding"
+        layer, looks = self._layer(call.name), []
+        for part in parts:
+            queries = slice(None) if call.is_cross else slice(part.start, part.end)
+            view = AttentionView(
+                layer,
+                "cross" if call.is_cross else None if part.is_causal else "encoder",
+                _given(self.recorder.domain_BT, part, queries, T),
+                None if call.is_cross else _given(self.recorder.tokens_BT, part, queries, T),
+            )
+            stretch = call.stretch(part, layer)
+            view.add(stretch, statistics_of(self.recorder.probes, stretch.gates))
+            looks.append((part, view))
+        return looks
+
+    def _parts(self, call: Call) -> list[Part] | None:
+        # Layers share masks; the tensor is kept, so that its id stays its own.
+        _, T, S = call.sizes
+        key = (id(call.mask), T, S, call.is_causal, call.is_cross)
+        if key not in self.read:
+            if self.recorder.stretches is None:
+                found = read_mask(call.mask, T, S, is_causal=call.is_causal, is_cross=call.is_cross)
+            else:
+                part = None if call.mask is None and not call.is_causal and T > 1 else read_stretch(call.mask, T, S)
+                found = None if part is None else [part]
+            self.read[key] = (call.mask, found)
+        return self.read[key][1]
+
+    def _gather(self, call: Call) -> list[Look] | str:
+        """Add a call to the view of its layer; nothing to show yet, or why it cannot be."""
+        stretches, (_, T, S) = self.recorder.stretches, call.sizes
+        if (why := call.refused()) is not None:
+            return why
+        start_key = stretches.n_read + T - S
+        if call.is_cross or start_key < 0:
+            return "its keys are other tokens, and a sequence in stretches shows them again and again"
+        parts = self._parts(call)
+        if parts is None:
+            return "its mask shows later tokens, or is none; a sequence in stretches needs causal attention"
+        layer, whole = self._layer(call.name), slice(None)
+        view = self._gathered(
+            call.name,
+            AttentionView(
+                layer,
+                None,
+                _given(self.recorder.domain_BT, parts[0], whole, stretches.n_tokens),
+                _given(self.recorder.tokens_BT, parts[0], whole, stretches.n_tokens),
+            ),
+        )
+        stretch = call.stretch(parts[0], layer, start_key=start_key, n_tokens=stretches.n_tokens)
+        view.add(stretch, statistics_of(self.recorder.probes, stretch.gates))
+        return []
+
+    def _gathered(self, name: str, new: Any) -> Any:
+        return self.recorder.stretches.views.setdefault(name, new)
+
+    def finish(self, stretches: Stretches) -> None:
+        """Show what was gathered, block by block.
+
+        Raises:
+            ValueError: when fewer tokens came than were announced, or more.
+        """
+        if stretches.n_read != stretches.n_tokens:
+            raise ValueError(f"{stretches.n_read} tokens were read, and {stretches.n_tokens} announced; read them all")
+        shown = dict(stretches.views)
+        for name in self.blocks:
+            for inside in [n for n in shown if n.startswith(f"{name}.")]:
+                self._show(shown.pop(inside))
+            if name in shown:
+                self._show(shown.pop(name))
+        for view in shown.values():
+            self._show(view)
+
+
+def _kept(mask_BT: Tensor) -> list[Part]:
+    """The tokens of each sequence that are no padding; nothing where there is none."""
+    parts = []
+    for b, row_T in enumerate(mask_BT.bool()):
+        index = row_T.nonzero().flatten().tolist()
+        if index:
+            parts.append(Part(b, index[0], index[-1] + 1, is_causal=False))
+    return [] if mask_BT.all() else parts
+
+
+def _given(given_BT: Tensor | None, part: Part, tokens: slice, n_tokens: int) -> Tensor | None:
+    """The part's domains or ids; None where they number other tokens."""
+    return None if given_BT is None or given_BT.shape[1] != n_tokens else of_part(part, given_BT)[:, tokens]

@@ -1,0 +1,95 @@
+"""A sequence read in stretches, with a cache, gives the rows of the sequence read whole."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from test_external import CONFIG, build, tokens
+from torch import nn
+
+from gatelab.probes.external import observe, read_in_stretches
+from gatelab.record import Row
+
+pytest.importorskip("transformers")
+
+# The median is read off counts, and rows of weights are kept in 16 bits.
+LOOSE = {"massive_ratio": 1e-3, "effective_rank": 1e-2, "stable_rank": 1e-2}
+
+
+def rows(model: nn.Module, at_once: int | None) -> dict[tuple, float]:
+    ids = tokens(batch=2, length=70)
+    with observe(model, config=CONFIG) as recorder:
+        recorder.tokens_BT = ids
+        if at_once is None:
+            with torch.no_grad():
+                model(ids)
+        else:
+            read_in_stretches(model, ids, recorder, at_once=at_once)
+    assert not recorder.unobserved
+    return {where(row): row.value for row in recorder.rows()}
+
+
+def where(row: Row) -> tuple:
+    return tuple(getattr(row, name) for name in row.__slots__ if name != "value")
+
+
+@pytest.mark.parametrize("at_once", [2, 23, 64, 69, 200])
+@pytest.mark.parametrize("family", ["Llama", "Mistral", "GptOss", "Gemma2", "Afmoe", "DeepseekV3"])
+def test_stretches_add_up_to_the_whole(family: str, at_once: int) -> None:
+    model = build(family, None)
+    whole, parts = rows(model, None), rows(model, at_once)
+    # Eager experts and long sums round differently by length; what it moves is below this.
+    assert parts.keys() == whole.keys()
+    for at, value in whole.items():
+        assert parts[at] == pytest.approx(value, rel=LOOSE.get(at[3], 2e-4), abs=1e-4), at
+
+
+def test_tokens_that_were_announced_must_come() -> None:
+    model = build("Llama")
+    with observe(model) as recorder, pytest.raises(ValueError, match="5 tokens were read, and 9 announced"):
+        with recorder.in_stretches(9):
+            model(tokens(length=5), use_cache=True)
+
+
+@pytest.mark.parametrize(
+    ("family", "at_once", "message"), [("Llama", 1, "at_once=1: attention takes two"), ("T5", 8, "has two stacks")]
+)
+def test_what_cannot_be_read_in_stretches_is_refused(family: str, at_once: int, message: str) -> None:
+    model = build(family)
+    with observe(model) as recorder, pytest.raises(ValueError, match=message):
+        read_in_stretches(model, tokens(), recorder, at_once=at_once)
+
+
+def test_an_encoder_in_stretches_is_not_observed() -> None:
+    model = build("Bert")
+    with observe(model, ["sinks"]) as recorder, recorder.in_stretches(20):
+        model(tokens(length=20))
+    assert {u.why for u in recorder.unobserved} == {
+        "its mask shows later tokens, or is none; a sequence in stretches needs causal attention"
+    }
+
+
+def memory_of(read: Callable[[], None]) -> int:
+    """Peak bytes of tensors that were alive at once while it ran, beyond those before."""
+    with torch.profiler.profile(profile_memory=True) as profile:
+        read()
+    total = peak = 0
+    for event in profile.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            total += event.nbytes()
+            peak = max(peak, total)
+    return peak
+
+
+def test_memory_grows_as_the_sequence_and_not_as_its_square() -> None:
+    model = build("Llama", max_position_embeddings=4096)
+
+    def read(n: int) -> int:
+        def once() -> None:
+            with observe(model, ["sinks", "anywhere", "shape"], config=CONFIG) as recorder:
+                read_in_stretches(model, tokens(batch=1, length=n), recorder, at_once=64)
+
+        return memory_of(once)
+
+    short, long = read(512), read(2048)
+    assert long < 5 * short
