@@ -8,7 +8,7 @@ import torch
 from planting import T, looked_at, plant_sink_at, set_tap, tokens, values
 
 from gatelab.config import ProbeConfig
-from gatelab.ops.attention_stats import stretch as stretch_module
+from gatelab.ops.attention_stats import block as block_module
 from gatelab.probes import capture
 
 
@@ -79,8 +79,8 @@ def test_the_weights_of_a_layer_are_computed_once_for_all_probes(monkeypatch: py
         passes.append(args)
         return weighed(*args, **keywords)
 
-    weighed = stretch_module.attention_weights
-    monkeypatch.setattr(stretch_module, "attention_weights", counting)
+    weighed = block_module.attention_weights
+    monkeypatch.setattr(block_module, "attention_weights", counting)
     model = planting.model(gate="sdpa-elementwise")
     with capture(model) as recorder:
         model(tokens())

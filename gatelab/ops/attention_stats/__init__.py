@@ -1,10 +1,11 @@
 """Statistics of the attention matrix without the matrix: blocks of queries, float32."""
 
+from .block import Block, Gates
 from .effect import N_BINS, OPEN, SHUT, Effect, Scores, SiteScores, ValueNorms
 from .reference import AttentionStats, attention_stats
 from .sampled import Places, Rank, octave, sampled_queries
 from .statistic import Columns, FirstKey, LargestLogit, Spread, Statistic, one_pass
-from .stretch import Block, Gates, Stretch
+from .stretch import Stretch
 
 __all__ = [
     "N_BINS",

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from ...config.gate import GateSpec
 from ..gate_apply import apply_gate, gate_scores
+from .block import Block
 from .statistic import Statistic
-from .stretch import Block
 
 N_BINS = 50
 # A score below is shut, above open.
@@ -67,7 +67,7 @@ class Scores(Statistic):
 
     def add(self, block: Block) -> None:
         for site, (spec, logits_BTHK) in block.gates.items():
-            is_constant = logits_BTHK.shape[1] == 1 and block.stretch.shape[2] != 1
+            is_constant = block.stretch.gates[site][1].shape[1] == 1 and block.stretch.shape[2] != 1
             if is_constant and site in self.sites:
                 continue
             scores = _summed(gate_scores(logits_BTHK, spec).float())
@@ -135,14 +135,12 @@ class Effect(Statistic):
     @staticmethod
     def _sink(block: Block) -> Tensor:
         """What the first key's value adds to each output, [B, T, H, K]."""
-        index_BT = block.first_BT - block.stretch.start_key
+        index_BT = (block.first_BT - block.stretch.start_key).clamp(min=0)
         v_BSGK = block.stretch.v_BSGK
-        index_BTGK = index_BT.clamp(min=0)[..., None, None].expand(*index_BT.shape, *v_BSGK.shape[2:])
-        weights_BHTS = block.weights_BHTS
-        index_BHT1 = index_BT.clamp(min=0)[:, None, :, None].expand(*weights_BHTS.shape[:3], 1)
-        mass_BTH1 = weights_BHTS.gather(-1, index_BHT1).transpose(1, 2) * (index_BT >= 0)[..., None, None]
+        index_BTGK = index_BT[..., None, None].expand(*index_BT.shape, *v_BSGK.shape[2:])
         v_BTGK = v_BSGK.gather(1, index_BTGK).float()
-        return mass_BTH1 * v_BTGK.repeat_interleave(weights_BHTS.shape[1] // v_BTGK.shape[2], dim=2)
+        mass_BTH = block.first_mass_BHT.transpose(1, 2)
+        return mass_BTH[..., None] * v_BTGK.repeat_interleave(mass_BTH.shape[2] // v_BTGK.shape[2], dim=2)
 
     def _joined(self, name: str) -> Tensor | None:
         return torch.cat(self._parts[name], dim=-1) if self._parts[name] else None

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .block import Block
 from .statistic import Statistic
-from .stretch import Block
 
 N_ROWS = 64
 
@@ -51,7 +51,7 @@ class Places(Sampled):
 
     def add_rows(self, block: Block, index_R: Tensor) -> None:
         stretch = block.stretch
-        weights_BHRS, sees_BRS = block.weights_BHTS[:, :, index_R], block.sees_BTS[:, index_R]
+        weights_BHRS, sees_BRS = block.sampled(index_R)
         n_seen_BR = sees_BRS.sum(dim=-1)
         counted_BR = (n_seen_BR > 1).float()
         uniform_BRS = sees_BRS * (counted_BR / n_seen_BR.clamp(min=1))[..., None]
@@ -103,7 +103,7 @@ class Rank(Sampled):
         self._rows: list[Tensor] = []
 
     def add_rows(self, block: Block, index_R: Tensor) -> None:
-        rows_BHRS = F.pad(block.weights_BHTS[:, :, index_R], (block.stretch.start_key, 0))
+        rows_BHRS = F.pad(block.sampled(index_R)[0], (block.stretch.start_key, 0))
         self._rows.append(rows_BHRS.to(torch.float16))
 
     def _singular_BHR(self) -> Tensor:

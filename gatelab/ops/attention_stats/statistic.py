@@ -11,7 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .stretch import Block, Stretch
+from .block import Block
+from .fused import functions, serves
+from .stretch import Stretch
 
 
 class Statistic(ABC):
@@ -23,9 +25,11 @@ class Statistic(ABC):
 
 
 def one_pass(statistics: Iterable[Statistic], stretch: Stretch, *, block: int = 256) -> None:
-    """Let each statistic add every block of a stretch."""
+    """Let each statistic add every block of a stretch; where kernels serve it, the stretch as one block of theirs."""
     statistics = tuple(statistics)
-    for part in stretch.blocks(block) if statistics else ():
+    if not statistics:
+        return
+    for part in [stretch.fused(functions())] if serves(stretch) else stretch.blocks(block):
         for statistic in statistics:
             statistic.add(part)
 
@@ -43,26 +47,16 @@ class FirstKey(Statistic):
         self._parts: list[tuple[Tensor, ...]] = []
 
     def add(self, block: Block) -> None:
-        index_BT1 = (block.first_BT - block.stretch.start_key)[..., None]
-        # A cache of a window gives up the first keys.
-        is_there_BT1 = index_BT1 >= 0
-        index_BT1 = index_BT1.clamp(min=0)
-        weights_BHTS = block.weights_BHTS
-        index_BHT1 = index_BT1[:, None].expand(*weights_BHTS.shape[:3], 1)
-        mass_BHT1 = weights_BHTS.gather(-1, index_BHT1) * is_there_BT1[:, None]
-        if block.stretch.segment_ids_BT is None and block.stretch.start_key == 0:
-            others_BHT = weights_BHTS[..., 1:].sum(dim=-1)
-        else:
-            # Not the sum less the mass, which would lose what is left beside a mass near one.
-            others_BHT = weights_BHTS.scatter(-1, index_BHT1, 0.0).sum(dim=-1)
-        mass_BHT, tiny = mass_BHT1.squeeze(-1), torch.finfo(torch.float32).tiny
-        rest_BHT = others_BHT + block.slot_BHT
-        gap_BHT = mass_BHT.clamp(min=tiny).log() - rest_BHT.clamp(min=tiny).log()
-        sees_BT = (block.sees_BTS.gather(-1, index_BT1) & is_there_BT1).squeeze(-1)
-        is_gap_BT = sees_BT & (block.n_seen_BT > 1)
-        gap_BHT = gap_BHT.masked_fill(~is_gap_BT[:, None], torch.nan)
-        uniform_BT = sees_BT / block.n_seen_BT
-        self._parts.append((mass_BHT, block.slot_BHT, gap_BHT, uniform_BT, block.first_BT, block.n_seen_BT))
+        self._parts.append(
+            (
+                block.first_mass_BHT,
+                block.slot_BHT,
+                block.first_gap_BHT,
+                block.first_uniform_BT,
+                block.first_BT,
+                block.n_seen_BT,
+            )
+        )
 
     def _joined(self, i: int) -> Tensor:
         return torch.cat([parts[i] for parts in self._parts], dim=-1)
@@ -85,19 +79,7 @@ class Columns(Statistic):
         self._n_keys = 0
 
     def add(self, block: Block) -> None:
-        column_BHS = block.weights_BHTS.sum(dim=2)
-        sees_BTS = block.sees_BTS.float()
-        share_BT = 1.0 / block.n_seen_BT.clamp(min=1)
-        uniform_BS = torch.einsum("bt,bts->bs", share_BT, sees_BTS)
-        # A query that sees one key alone says nothing: what it gives to that key is taken out again.
-        alone_BT = (block.n_seen_BT == 1).float()
-        index_BT = sees_BTS.argmax(dim=-1)
-        index_BHT = index_BT[:, None].expand(block.weights_BHTS.shape[:3])
-        given_BHT = block.weights_BHTS.gather(-1, index_BHT[..., None]).squeeze(-1) * alone_BT[:, None]
-        mass_BHS = column_BHS.scatter_add(-1, index_BHT, -given_BHT)
-        uniform_mass_BS = uniform_BS.scatter_add(-1, index_BT, -alone_BT)
-        sums = (column_BHS, mass_BHS, uniform_BS, sees_BTS.sum(dim=1), uniform_mass_BS)
-        self._sum_up(sums, block.stretch.start_key, block.stretch.n_tokens)
+        self._sum_up(block.received(), block.stretch.start_key, block.stretch.n_tokens)
 
     def _sum_up(self, sums: tuple[Tensor, ...], start: int, n_tokens: int | None) -> None:
         """Add sums over keys from position `start` on; a causal block reaches further than those before it."""
@@ -140,11 +122,9 @@ class Spread(Statistic):
         self._focus: list[Tensor] = []
 
     def add(self, block: Block) -> None:
-        size_BHTS = block.weights_BHTS.abs()
-        sum_BHT = size_BHTS.sum(dim=-1)
-        # Σ p ln p of p = w / Σ w, without another T × S tensor for p.
-        self._entropy.append(sum_BHT.log() + torch.special.entr(size_BHTS).sum(dim=-1) / sum_BHT)
-        self._focus.append(sum_BHT.square() / size_BHTS.square_().sum(dim=-1))
+        entropy_BHT, focus_BHT = block.entropy_and_focus()
+        self._entropy.append(entropy_BHT)
+        self._focus.append(focus_BHT)
 
     entropy_BHT = property(lambda self: torch.cat(self._entropy, dim=-1))
     focus_BHT = property(lambda self: torch.cat(self._focus, dim=-1))
@@ -156,5 +136,5 @@ class LargestLogit(Statistic):
     largest_BH: Tensor | None = None
 
     def add(self, block: Block) -> None:
-        largest_BH = block.logits_BHTS().amax(dim=(2, 3))
+        largest_BH = block.largest_BH()
         self.largest_BH = largest_BH if self.largest_BH is None else torch.maximum(self.largest_BH, largest_BH)

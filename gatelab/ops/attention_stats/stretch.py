@@ -4,101 +4,20 @@ Notable: a whole sequence is one stretch; a long one comes in several, each with
 them. Positions are counted from the sequence's first token, so that statistics of stretches add up.
 """
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
 from ...config.gate import GateSpec
 from ...config.normaliser import Heads, Normaliser, Softmax
-from ..gated_attention import attention_weights
+from .block import Block, Gates, part
+from .fused import Fused
 
 _SOFTMAX = Softmax()
-Gates = dict[str, tuple[GateSpec, Tensor]]
-
-
-@dataclass(frozen=True)
-class Block:
-    """Some queries of a stretch and the first `n_keys` of its keys, in float32, computed when they are asked for.
-
-    `query_T` are their positions and `index` their place in the stretch. `is_causal`: they are the last of these keys.
-    `sees_BTS` says which keys a query sees; `first_BT` is the position of the first token of each query's document.
-    """
-
-    stretch: "Stretch"
-    query_T: Tensor
-    index: slice | Tensor
-    n_keys: int
-    is_causal: bool
-    sees_BTS: Tensor
-    first_BT: Tensor
-
-    @cached_property
-    def _weighed(self) -> tuple[Tensor, Tensor]:
-        s = self.stretch
-        if s.weights_BHTS is not None:
-            weights_BHTS = s.weights_BHTS[:, :, self.index, : self.n_keys].float()
-            return weights_BHTS, torch.zeros_like(weights_BHTS[..., 0])
-        weights_BHTS, slot_BHT1 = attention_weights(
-            s.q_BTHK[:, self.index].float(),
-            s.k_BSGK[:, : self.n_keys].float(),
-            normaliser=s.normaliser,
-            learned=s.learned,
-            heads=s.heads,
-            is_causal=self.is_causal,
-            mask_BTS=self.sees_BTS,
-            bias_BHTS=None if s.bias_BHTS is None else _part(s.bias_BHTS, self.index, self.n_keys),
-            score_logits_BSH=None if s.score_logits_BSH is None else s.score_logits_BSH[:, : self.n_keys],
-            score_gate=s.score_gate,
-            softcap=s.softcap,
-        )
-        return weights_BHTS, slot_BHT1.squeeze(-1)
-
-    @property
-    def weights_BHTS(self) -> Tensor:
-        """What multiplies the values."""
-        return self._weighed[0]
-
-    @property
-    def slot_BHT(self) -> Tensor:
-        """The slot's mass."""
-        return self._weighed[1]
-
-    @cached_property
-    def n_seen_BT(self) -> Tensor:
-        """How many keys each query sees."""
-        return self.sees_BTS.sum(dim=-1)
-
-    def logits_BHTS(self) -> Tensor:
-        """q·k/√K, −∞ where a key is hidden; without a cap, biases and gates on the scores."""
-        q_BTHK, k_BSGK = self.stretch.q_BTHK[:, self.index].float(), self.stretch.k_BSGK[:, : self.n_keys].float()
-        G = k_BSGK.shape[2]
-        q_BTGRK = q_BTHK.unflatten(2, (G, -1)) / math.sqrt(q_BTHK.shape[3])
-        logits_BHTS = torch.einsum("btgrk,bsgk->bgrts", q_BTGRK, k_BSGK).flatten(1, 2)
-        return logits_BHTS.masked_fill_(~self.sees_BTS[:, None], -math.inf)
-
-    @property
-    def gates(self) -> Gates:
-        """The gates of these queries."""
-        T = self.stretch.shape[2]
-        return {
-            site: (spec, logits_BTHK if logits_BTHK.shape[1] != T else logits_BTHK[:, self.index])
-            for site, (spec, logits_BTHK) in self.stretch.gates.items()
-        }
-
-    @cached_property
-    def y_BTHK(self) -> Tensor:
-        """The weighted values before the gate, as the stretch knows them or computed from the weights."""
-        s = self.stretch
-        if s.y_BTHK is not None:
-            return s.y_BTHK[:, self.index].float()
-        v_BSGK = s.v_BSGK[:, : self.n_keys].float()
-        weights_BGRTS = self.weights_BHTS.unflatten(1, (v_BSGK.shape[2], -1))
-        y_BTHK = torch.einsum("bgrts,bsgk->btgrk", weights_BGRTS, v_BSGK).flatten(2, 3)
-        return s.normaliser.finish(y_BTHK, s.learned or {}, s.heads)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,17 +113,23 @@ class Stretch:
             u = min(t + block, T)
             # Later keys are hidden from all queries of the block.
             s = S - T + u if self.is_causal else S
-            sees_BTS = self._sees(self.query_T[t:u], slice(t, u), s)
+            sees_BTS = self.sees(self.query_T[t:u], slice(t, u), s)
             yield self._block(slice(t, u), s, sees_BTS, is_causal=self.is_causal)
+
+    def fused(self, maths: ModuleType) -> Fused:
+        """All queries at once, by the functions of `identities` or of `kernels`; only where `fused.serves` says so."""
+        S, none = self.shape[3], torch.empty(0, device=self.device)
+        return Fused(self, self.query_T, slice(None), S, True, none, self.first_BT, maths)
 
     def rows(self, query_R: Tensor) -> Block:
         """The weights of some queries, by their positions, over all keys; not of a gate on the scores of form `forget`,
         which asks for the queries between them."""
         index_R = query_R - self.start
-        sees_BRS = self._sees(query_R, index_R, self.shape[3])
+        sees_BRS = self.sees(query_R, index_R, self.shape[3])
         return self._block(index_R, self.shape[3], sees_BRS, is_causal=False)
 
-    def _sees(self, query_T: Tensor, index: slice | Tensor, s: int) -> Tensor:
+    def sees(self, query_T: Tensor, index: slice | Tensor, s: int) -> Tensor:
+        """Which of the first s keys queries see, by their positions and their index in the stretch, [B, T, s]."""
         key_S = torch.arange(self.start_key, self.start_key + s, device=self.device)
         behind_TS = query_T[:, None] - key_S
         sees_BTS = torch.ones_like(behind_TS, dtype=torch.bool)[None]
@@ -215,7 +140,7 @@ class Stretch:
         if self.segment_ids_BT is not None:
             sees_BTS = sees_BTS & (self.segment_ids_BT[:, index, None] == self.segment_ids_BT[:, None, :s])
         if self.mask_BTS is not None:
-            sees_BTS = sees_BTS & _part(self.mask_BTS, index, s)
+            sees_BTS = sees_BTS & part(self.mask_BTS, index, s)
         return sees_BTS.expand(self.shape[0], *sees_BTS.shape[1:])
 
     def _block(self, index: slice | Tensor, s: int, sees_BTS: Tensor, *, is_causal: bool) -> Block:
@@ -228,9 +153,3 @@ class Stretch:
             sees_BTS=sees_BTS,
             first_BT=self.first_BT[:, index],
         )
-
-
-def _part(values: Tensor, index: slice | Tensor, s: int) -> Tensor:
-    """Queries and the first s keys of a mask or a bias; an axis of 1 stays."""
-    rows = values if values.shape[-2] == 1 else values[..., index, :]
-    return rows if rows.shape[-1] == 1 else rows[..., :s]

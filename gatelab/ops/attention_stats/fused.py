@@ -1,0 +1,166 @@
+"""What statistics ask of a stretch's weights, from kernels that store no weight: for a causal softmax on a GPU.
+
+Notable: which keys a query sees follows from its position alone, so counts and uniform attention are closed forms. The gap
+of the first key is told from its mass, which float32 leaves no better than e⁻¹³ from one: larger gaps read as 13 or so.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...config.normaliser import SinkLogit, Softmax
+from . import identities
+from .block import Block, Received
+from .identities import RowStats
+
+if TYPE_CHECKING:
+    from .stretch import Stretch
+
+_WIDEST = 256  # channels that the kernels hold
+
+
+def serves(stretch: "Stretch") -> bool:
+    """Whether the kernels compute a stretch's weights: a causal softmax, with or without a window and a learned sink, of
+    queries that all see more than one key but for the sequence's first."""
+    is_plain = type(stretch.normaliser) in (Softmax, SinkLogit) and stretch.weights_BHTS is None
+    beyond = (
+        stretch.segment_ids_BT, stretch.mask_BTS, stretch.bias_BHTS, stretch.score_gate, stretch.softcap
+    )  # fmt: skip
+    is_bare = is_plain and stretch.is_causal and all(x is None for x in beyond) and stretch.window != 1
+    return is_bare and stretch.q_BTHK.is_cuda and stretch.q_BTHK.shape[3] <= _WIDEST and functions() is not None
+
+
+def functions() -> ModuleType | None:
+    """The kernels; None where Triton is not installed."""
+    try:
+        from . import kernels
+    except ImportError:
+        return None
+    return kernels
+
+
+@dataclass(frozen=True)
+class Fused(Block):
+    """All queries of a stretch at once; its weights are never there."""
+
+    maths: ModuleType = identities
+
+    @property
+    def _weighed(self) -> tuple[Tensor, Tensor]:
+        raise ValueError("no weight is stored here; ask for `sampled` rows")
+
+    @cached_property
+    def _rows(self) -> RowStats:
+        s = self.stretch
+        return self.maths.row_stats(s.q_BTHK, s.k_BSGK, window=s.window)
+
+    @cached_property
+    def _slot_H1(self) -> Tensor | None:
+        s = self.stretch
+        slot_BHT1 = s.normaliser.slot_logits(s.q_BTHK, s.learned or {})
+        return None if slot_BHT1 is None else slot_BHT1.float().squeeze(-1)
+
+    @cached_property
+    def _lse_BHT(self) -> Tensor:
+        """Of all that takes mass."""
+        lse_BHT = self._rows.lse_BHT
+        return lse_BHT if self._slot_H1 is None else torch.logaddexp(lse_BHT, self._slot_H1.expand_as(lse_BHT))
+
+    @cached_property
+    def slot_BHT(self) -> Tensor:
+        """The slot's mass."""
+        if self._slot_H1 is None:
+            return torch.zeros_like(self._lse_BHT)
+        return (self._slot_H1 - self._lse_BHT).exp()
+
+    def sampled(self, index_R: Tensor) -> tuple[Tensor, Tensor]:
+        """The weights of some of the queries, and what they see."""
+        rows = self.stretch.rows(self.query_T[index_R])
+        return rows.weights_BHTS, rows.sees_BTS
+
+    @cached_property
+    def n_seen_BT(self) -> Tensor:
+        """How many keys each query sees."""
+        n_T = self.query_T + 1
+        if self.stretch.window is not None:
+            n_T = n_T.clamp(max=self.stretch.window)
+        return n_T.expand(self.stretch.shape[0], -1)
+
+    @cached_property
+    def _sees_first_T(self) -> Tensor:
+        is_near_T = torch.full_like(self.query_T, True, dtype=torch.bool)
+        if self.stretch.window is not None:
+            is_near_T = self.query_T < self.stretch.window
+        return is_near_T & (self.stretch.start_key == 0)
+
+    @cached_property
+    def first_mass_BHT(self) -> Tensor:
+        """Mass on the first token."""
+        return (self._rows.first_BHT - self._lse_BHT).exp() * self._sees_first_T
+
+    @property
+    def first_gap_BHT(self) -> Tensor:
+        """ln of that over all other mass; not-a-number where it is hidden or alone."""
+        least = torch.finfo(torch.float32)
+        mass_BHT = self.first_mass_BHT.clamp(least.tiny, 1.0)
+        gap_BHT = mass_BHT.log() - (1.0 - mass_BHT).clamp(min=least.eps / 16).log()
+        return gap_BHT.masked_fill(~(self._sees_first_T & (self.query_T > 0)), torch.nan)
+
+    @cached_property
+    def first_uniform_BT(self) -> Tensor:
+        """Its mass in uniform attention; 0 where it is hidden."""
+        return self._sees_first_T / self.n_seen_BT
+
+    def received(self) -> Received:
+        """What every key gets."""
+        s = self.stretch
+        B, _, T, S = s.shape
+        mass_BHS = self.maths.column_sums(s.q_BTHK, s.k_BSGK, self._lse_BHT.contiguous(), window=s.window)
+        key_S = torch.arange(s.start_key, s.start_key + S, device=s.device)
+        # Key k is seen by the queries from k on, the window's length of them, among those of this stretch.
+        low_S = (key_S - s.start).clamp(0, T)
+        high_S = torch.full_like(key_S, T)
+        if s.window is not None:
+            high_S = (key_S + s.window - s.start).clamp(0, T)
+        share_T = F.pad((1.0 / self.n_seen_BT[0].double()).cumsum(0), (1, 0))
+        uniform_S = (share_T[high_S] - share_T[low_S]).float()
+        shared_BHS, shared_S = mass_BHS, uniform_S
+        if s.start == 0:
+            # The first query sees the first key alone.
+            alone_BHS = torch.zeros_like(mass_BHS)
+            alone_BHS[..., 0] = self.first_mass_BHT[..., 0]
+            shared_BHS = mass_BHS - alone_BHS
+            shared_S = uniform_S - F.one_hot(torch.zeros_like(key_S[0]), S)
+        n_queries_S = high_S - low_S
+        return Received(
+            mass_BHS, shared_BHS, uniform_S.expand(B, S), n_queries_S.expand(B, S), shared_S.float().expand(B, S)
+        )
+
+    def entropy_and_focus(self) -> tuple[Tensor, Tensor]:
+        """−Σ p ln p and 1 / Σ p² of the weights of the keys over their sum."""
+        return self._rows.entropy_BHT, self._rows.focus_BHT
+
+    def largest_BH(self) -> Tensor:
+        """The largest q·k/√K of a query and a key that it sees."""
+        return self._rows.largest_BHT.amax(dim=-1)
+
+    @cached_property
+    def y_BTHK(self) -> Tensor:
+        """The weighted values before the gate, as the stretch knows them or from torch's fused attention."""
+        s = self.stretch
+        if s.y_BTHK is not None:
+            return s.y_BTHK.float()
+        T, S = s.shape[2:]
+        q_BHTK, k_BGSK, v_BGSK = (x.transpose(1, 2) for x in (s.q_BTHK, s.k_BSGK, s.v_BSGK))
+        sees_TS = None if T == S and s.window is None else s.sees(self.query_T, slice(None), S)[0]
+        y_BHTK = F.scaled_dot_product_attention(
+            q_BHTK, k_BGSK, v_BGSK, attn_mask=sees_TS, is_causal=sees_TS is None, enable_gqa=True,
+            scale=1 / math.sqrt(q_BHTK.shape[3]),
+        )  # fmt: skip
+        return y_BHTK.transpose(1, 2).float() * (1.0 - self.slot_BHT).transpose(1, 2)[..., None]
