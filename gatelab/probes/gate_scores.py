@@ -51,9 +51,8 @@ class GateScores(Probe):
                 for i, domain in enumerate(self.domains):
                     selected_BT = (view.domain_BT == i).float()
                     self.add("gate_mean", (mean_BT * selected_BT).sum(1) / selected_BT.sum(1), **where, domain=domain)
-            for i in range(N_BINS):
-                share_B = scores.histogram_BN[:, i] / scores.histogram_BN.sum(dim=1)
-                self.add("gate_histogram", share_B, **where, bin=i)
+            share_BN = scores.histogram_BN / scores.histogram_BN.sum(dim=1, keepdim=True)
+            self.add_bins("gate_histogram", share_BN[:, :N_BINS], where)
             self._constancy(scores, where)
 
     def summaries(self, rows: list[Row]) -> list[Row]:

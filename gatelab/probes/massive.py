@@ -6,9 +6,7 @@ And channels that are large at most tokens, kurtosis, and the stream's norm alon
 from dataclasses import replace
 from typing import ClassVar
 
-import torch
-
-from ..ops.attention_stats import octave
+from ..ops.attention_stats import by_octave
 from ..record import Row
 from .probe import Probe, over_layers
 from .residual import ResidualView
@@ -45,9 +43,7 @@ class Massive(Probe):
         level_BD = view.level_BD
         usual_B1 = level_BD.median(dim=1, keepdim=True).values
         self.add("outlier_channels", (level_BD > OUTLIER * usual_B1).sum(dim=1), **where)
-        octave_T = octave(torch.arange(view.n_tokens, device=level_BD.device))
-        for n in range(int(octave_T[-1]) + 1):
-            self.add("residual_norm", view.norm_BT[:, octave_T == n].mean(dim=1), **where, bin=n)
+        self.add_bins("residual_norm", by_octave(view.norm_BT), where)
 
     def summaries(self, rows: list[Row]) -> list[Row]:
         """M-Act, the mean over layers of the maximum; the largest ratio of any layer; where the largest is, and which

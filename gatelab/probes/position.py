@@ -4,7 +4,7 @@ from typing import ClassVar
 
 import torch
 
-from ..ops.attention_stats import FirstKey, Places, octave
+from ..ops.attention_stats import FirstKey, Places, by_octave
 from ..record import Row
 from .probe import AttentionView, Probe, over_layers
 
@@ -37,16 +37,12 @@ class Position(Probe):
             ("position_mass", places.position_BHN.mean(dim=1)),
             ("position_mass_uniform", places.position_uniform_BN),
         ):
-            for n in range(mass_BN.shape[1]):
-                self.add(metric, mass_BN[:, n], **where, bin=n)
-        # The query's position in its document.
+            self.add_bins(metric, mass_BN, where)
         counted_BT = view.counted_BT(self.config.skip_queries)
-        position_BT = torch.arange(view.n_queries, device=counted_BT.device) - first.first_BT
-        octave_BT = octave(position_BT).masked_fill(~counted_BT, -1)
-        mass_BT = first.mass_BHT.mean(dim=1)
-        for n in range(int(octave_BT.max()) + 1):
-            mass_B = mass_BT.masked_fill(octave_BT != n, torch.nan).nanmean(dim=1)
-            self.add("first_mass_by_query", mass_B, **where, bin=n)
+        mass_BT = first.mass_BHT.mean(dim=1).masked_fill(~counted_BT, torch.nan)
+        # The query's position in its document.
+        position_BT = torch.arange(view.n_queries, device=mass_BT.device) - first.first_BT
+        self.add_bins("first_mass_by_query", by_octave(mass_BT, position_BT), where)
 
     def summaries(self, rows: list[Row]) -> list[Row]:
         """Means over layers."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..config.run import ProbeConfig
@@ -92,7 +93,8 @@ class Probe(ABC):
     """Accumulates per-sequence means. `metrics` names what it measures: metric -> unit (docs/metrics.md defines them);
     `statistics` are those of the attention weights that it asks of a view.
 
-    `add` files a number a sequence under its coordinates, and `rows` averages over sequences. `add_place` files where
+    `add` files a number a sequence under its coordinates, `add_heads` and `add_bins` one a head or bin, and `rows` averages
+    over sequences. `add_place` files where
     something is; `places` says for such a metric which coordinate the place is, and how many rows the most frequent ones
     have, whose values are their shares.
     """
@@ -104,8 +106,10 @@ class Probe(ABC):
 
     def __init__(self, config: ProbeConfig, domains: tuple[str, ...]):
         self.config, self.domains = config, domains
+        # Kept where they were computed and averaged when rows are asked for: a look does not wait for the device.
         self._values: dict[tuple[str, Key], list[Tensor]] = defaultdict(list)
-        self._places: dict[tuple[str, Key], list[int]] = defaultdict(list)
+        self._many: dict[tuple[str, Key, str, str | None], list[Tensor]] = defaultdict(list)
+        self._places: dict[tuple[str, Key], list[Tensor]] = defaultdict(list)
 
     def asks(self, gates: Gates) -> tuple[type[Statistic], ...]:
         """The statistics that it asks of a layer with these gates."""
@@ -119,17 +123,19 @@ class Probe(ABC):
 
     def add(self, metric: str, value_B: Tensor, **coordinates: object) -> None:
         """File one number a sequence."""
-        self._values[metric, tuple(sorted(coordinates.items()))].append(value_B.detach().float().cpu())
-
-    def add_place(self, metric: str, index: Tensor, **coordinates: object) -> None:
-        """File places, of any shape; −1 is: nowhere, which counts and is not listed."""
-        self._places[metric, tuple(sorted(coordinates.items()))] += index.flatten().tolist()
+        self._values[metric, _key(coordinates)].append(value_B.detach().float())
 
     def add_heads(self, metric: str, value_BH: Tensor, where: dict[str, object], reduce: str = "mean") -> None:
         """File each head's numbers, and the layer's: their mean, or their maximum."""
-        self.add(metric, value_BH.nanmean(dim=1) if reduce == "mean" else value_BH.amax(dim=1), **where)
-        for head in range(value_BH.shape[1]):
-            self.add(metric, value_BH[:, head], **where, head=head)
+        self._many[metric, _key(where), "head", reduce].append(value_BH.detach().float())
+
+    def add_bins(self, metric: str, value_BN: Tensor, where: dict[str, object]) -> None:
+        """File the numbers of each bin."""
+        self._many[metric, _key(where), "bin", None].append(value_BN.detach().float())
+
+    def add_place(self, metric: str, index: Tensor, **coordinates: object) -> None:
+        """File places, of any shape; −1 is: nowhere, which counts and is not listed."""
+        self._places[metric, _key(coordinates)].append(index.detach().flatten())
 
     @abstractmethod
     def summaries(self, rows: list[Row]) -> list[Row]:
@@ -137,25 +143,40 @@ class Probe(ABC):
 
     def rows(self, run: str, step: int) -> list[Row]:
         """All rows: heads, layers, model."""
-        rows = []
-        for (metric, coordinates), parts in self._values.items():
-            value_B = torch.cat(parts)
-            value_B = value_B[~value_B.isnan()]
-            if value_B.numel():
-                mean = value_B.double().mean().item()
-                rows.append(Row(run, step, self.name, metric, mean, self.metrics[metric], **dict(coordinates)))
+        rows: list[Row] = []
+
+        def put(metric: str, key: Key, means: list[float], axis: str | None = None) -> None:
+            for i, mean in enumerate(means):
+                if mean == mean:  # else no sequence had a number
+                    at = dict(key) if axis is None else dict(key) | {axis: i}
+                    rows.append(Row(run, step, self.name, metric, mean, self.metrics[metric], **at))
+
+        for (metric, key), parts in self._values.items():
+            put(metric, key, torch.cat(parts).double().nanmean(dim=0, keepdim=True).tolist())
+        for (metric, key, axis, reduce), parts in self._many.items():
+            width = max(part.shape[1] for part in parts)
+            value_BN = torch.cat([F.pad(p, (0, width - p.shape[1]), value=torch.nan) for p in parts]).double()
+            if reduce is not None:
+                whole_B = value_BN.nanmean(dim=1) if reduce == "mean" else value_BN.amax(dim=1)
+                put(metric, key, whole_B.nanmean(dim=0, keepdim=True).tolist())
+            put(metric, key, value_BN.nanmean(dim=0).tolist(), axis)
         rows += self._most_frequent(run, step)
         return self.summaries(rows) + rows
 
     def _most_frequent(self, run: str, step: int) -> list[Row]:
         rows = []
-        for (metric, coordinates), found in self._places.items():
+        for (metric, coordinates), parts in self._places.items():
             name, most = self.places[metric]
+            found = torch.cat(parts).tolist()
             counts = Counter(place for place in found if place >= 0)
             for place, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:most]:
                 at = dict(coordinates) | {name: place}
                 rows.append(Row(run, step, self.name, metric, count / len(found), self.metrics[metric], **at))
         return rows
+
+
+def _key(coordinates: dict[str, object]) -> Key:
+    return tuple(sorted(coordinates.items()))
 
 
 def mean_of(value_BHT: Tensor, selected_BT: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from .block import Block, Gates
 from .effect import N_BINS, OPEN, SHUT, Effect, Scores, SiteScores, ValueNorms
 from .reference import AttentionStats, attention_stats
-from .sampled import Places, Rank, octave, sampled_queries
+from .sampled import Places, Rank, by_octave, octave, sampled_queries
 from .statistic import Columns, FirstKey, LargestLogit, Spread, Statistic, one_pass
 from .stretch import Stretch
 
@@ -27,6 +27,7 @@ __all__ = [
     "Stretch",
     "ValueNorms",
     "attention_stats",
+    "by_octave",
     "octave",
     "one_pass",
     "sampled_queries",

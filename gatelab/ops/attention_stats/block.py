@@ -35,11 +35,13 @@ class Received(NamedTuple):
 class Block:
     """Queries of a stretch and the first `n_keys` of its keys, in float32, computed when they are asked for.
 
-    `query_T` are their positions and `index` their place in the stretch. `is_causal`: they are the last of these keys.
+    `query_T` are their positions, from `start` on where they are one behind the other, and `index` their place in the
+    stretch. `is_causal`: they are the last of these keys.
     `sees_BTS` says which keys a query sees; `first_BT` is the position of the first token of each query's document.
     """
 
     stretch: "Stretch"
+    start: int
     query_T: Tensor
     index: slice | Tensor
     n_keys: int

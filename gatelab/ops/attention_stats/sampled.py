@@ -16,21 +16,22 @@ from .statistic import Statistic
 N_ROWS = 64
 
 
-def sampled_queries(n_queries: int, device: torch.device) -> Tensor:
-    """Positions of at most 64 queries, evenly from the last down to past the first."""
+def sampled_queries(n_queries: int) -> list[int]:
+    """Positions of at most 64 queries, in order: evenly from the last down to past the first."""
     n = min(N_ROWS, max(n_queries - 1, 1))
-    return (n_queries - 1 - torch.arange(n, device=device) * (n_queries - 1) // n).flip(0).clamp(min=0)
+    return [max(n_queries - 1 - i * (n_queries - 1) // n, 0) for i in reversed(range(n))]
 
 
 class Sampled(Statistic):
     """Takes the sampled rows out of the blocks."""
 
     def add(self, block: Block) -> None:
-        stretch = block.stretch
-        n = stretch.n_tokens or stretch.start + stretch.shape[2]
-        index_R = torch.isin(block.query_T, sampled_queries(n, block.query_T.device)).nonzero().flatten()
-        if len(index_R):
-            self.add_rows(block, index_R)
+        # Told on the host: a look does not wait for the device.
+        length = block.stretch.n_tokens or block.stretch.start + block.stretch.shape[2]
+        start, stop = block.start, block.start + len(block.query_T)
+        index = [query - start for query in sampled_queries(length) if start <= query < stop]
+        if index:
+            self.add_rows(block, torch.tensor(index, device=block.query_T.device))
 
     @abstractmethod
     def add_rows(self, block: Block, index_R: Tensor) -> None:
@@ -59,7 +60,7 @@ class Places(Sampled):
         key_S = torch.arange(stretch.start_key, stretch.start_key + block.n_keys, device=index_R.device)
         distance_RS = (block.query_T[index_R, None] - key_S).abs()
         length = stretch.n_tokens or max(stretch.start + stretch.shape[2], stretch.start_key + stretch.shape[3])
-        n = octave(torch.tensor(length)).item() + 1
+        n = length.bit_length()
         total_BHR = weights_BHRS.sum(dim=-1)
         far_BHR = torch.einsum("bhrs,rs->bhr", weights_BHRS, distance_RS.float()) / total_BHR
         sums = (
@@ -87,6 +88,19 @@ def octave(position: Tensor) -> Tensor:
     """n of the positions 2ⁿ − 1 to 2ⁿ⁺¹ − 2."""
     # frexp is exact where a float32 logarithm is not.
     return torch.frexp((position + 1).double()).exponent.long() - 1
+
+
+def by_octave(value_BT: Tensor, position_BT: Tensor | None = None) -> Tensor:
+    """Mean over the positions of each octave, [B, N]; not-a-number where there is none. Values that are not-a-number do not
+    count; positions are 0 … T − 1 unless given, and less than T."""
+    B, T = value_BT.shape
+    if position_BT is None:
+        position_BT = torch.arange(T, device=value_BT.device).expand(B, T)
+    index_BT, n = octave(position_BT), T.bit_length()
+    is_there_BT = ~value_BT.isnan()
+    sums_BN = value_BT.new_zeros(B, n).scatter_add(1, index_BT, value_BT.masked_fill(~is_there_BT, 0.0))
+    counts_BN = value_BT.new_zeros(B, n).scatter_add(1, index_BT, is_there_BT.to(value_BT.dtype))
+    return sums_BN / torch.where(counts_BN > 0, counts_BN, torch.nan)
 
 
 def _by_octave(mass: Tensor, octave_RS: Tensor, n: int) -> Tensor:

@@ -114,19 +114,19 @@ class Stretch:
             # Later keys are hidden from all queries of the block.
             s = S - T + u if self.is_causal else S
             sees_BTS = self.sees(self.query_T[t:u], slice(t, u), s)
-            yield self._block(slice(t, u), s, sees_BTS, is_causal=self.is_causal)
+            yield self._block(slice(t, u), s, sees_BTS, start=self.start + t, is_causal=self.is_causal)
 
     def fused(self, maths: ModuleType) -> Fused:
         """All queries at once, by the functions of `identities` or of `kernels`; only where `fused.serves` says so."""
         S, none = self.shape[3], torch.empty(0, device=self.device)
-        return Fused(self, self.query_T, slice(None), S, True, none, self.first_BT, maths)
+        return Fused(self, self.start, self.query_T, slice(None), S, True, none, self.first_BT, maths)
 
     def rows(self, query_R: Tensor) -> Block:
         """The weights of some queries, by their positions, over all keys; not of a gate on the scores of form `forget`,
         which asks for the queries between them."""
         index_R = query_R - self.start
         sees_BRS = self.sees(query_R, index_R, self.shape[3])
-        return self._block(index_R, self.shape[3], sees_BRS, is_causal=False)
+        return self._block(index_R, self.shape[3], sees_BRS, start=self.start, is_causal=False)
 
     def sees(self, query_T: Tensor, index: slice | Tensor, s: int) -> Tensor:
         """Which of the first s keys queries see, by their positions and their index in the stretch, [B, T, s]."""
@@ -143,9 +143,10 @@ class Stretch:
             sees_BTS = sees_BTS & part(self.mask_BTS, index, s)
         return sees_BTS.expand(self.shape[0], *sees_BTS.shape[1:])
 
-    def _block(self, index: slice | Tensor, s: int, sees_BTS: Tensor, *, is_causal: bool) -> Block:
+    def _block(self, index: slice | Tensor, s: int, sees_BTS: Tensor, *, start: int, is_causal: bool) -> Block:
         return Block(
             stretch=self,
+            start=start,
             query_T=self.query_T[index],
             index=index,
             n_keys=s,
