@@ -29,7 +29,7 @@ from .gate_scores import GateScores
 from .gate_variance import GateVariance
 from .massive import Massive
 from .position import Position
-from .probe import AttentionView, Probe, statistics_of
+from .probe import AttentionView, Probe, show, statistics_of
 from .rank import Rank
 from .residual import ResidualView
 from .shape import Shape
@@ -171,8 +171,7 @@ def _watch(attention: GatedAttention, index: int, recorder: Recorder) -> list[An
         view.add(stretch, statistics_of(recorder.probes, gates))
         seen.clear()
         recorder.n_layers_seen += 1
-        for probe in recorder.probes:
-            probe.attention(view)
+        show(view, recorder.probes)
 
     taps = {"q": attention.tap_q, "k": attention.tap_k, "v": attention.tap_v}
     taps |= {site: gate.tap_logits for site, gate in attention.gates.items()}
@@ -201,8 +200,7 @@ def _residual_hook(index: int, stack: str | None, recorder: Recorder) -> Any:
     def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
         view = ResidualView(index, stack)
         view.add(output)
-        for probe in recorder.probes:
-            probe.residual(view)
+        show(view, recorder.probes)
 
     return hook
 

@@ -61,7 +61,9 @@ class AttentionView:
         """Gather the statistics of these kinds from a stretch; the kinds are the same for all stretches."""
         for kind in kinds:
             self._taken.setdefault(kind, kind())
-        one_pass(self._taken.values(), stretch)
+        # Float32 also where a training has lower precision chosen for it.
+        with torch.autocast(stretch.device.type, enabled=False):
+            one_pass(self._taken.values(), stretch)
         self.last = stretch
         self.n_queries += stretch.shape[2]
         self.n_keys = stretch.start_key + stretch.shape[3]
@@ -177,6 +179,15 @@ class Probe(ABC):
 
 def _key(coordinates: dict[str, object]) -> Key:
     return tuple(sorted(coordinates.items()))
+
+
+def show(view: AttentionView | ResidualView, probes: Iterable[Probe]) -> None:
+    """Let each probe look at a view, in float32 also where a training has lower precision chosen for it."""
+    is_residual = isinstance(view, ResidualView)
+    device = view.largest_B.device if is_residual else view.last.device
+    with torch.autocast(device.type, enabled=False):
+        for probe in probes:
+            (probe.residual if is_residual else probe.attention)(view)
 
 
 def mean_of(value_BHT: Tensor, selected_BT: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ of a rank, which needs rows side by side, more than that cannot be kept. Which r
 """
 
 from abc import abstractmethod
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -120,6 +121,7 @@ class Rank(Sampled):
         rows_BHRS = F.pad(block.sampled(index_R)[0], (block.stretch.start_key, 0))
         self._rows.append(rows_BHRS.to(torch.float16))
 
+    @cached_property
     def _singular_BHR(self) -> Tensor:
         n = max(rows.shape[-1] for rows in self._rows)
         rows_BHRS = torch.cat([F.pad(rows, (0, n - rows.shape[-1])) for rows in self._rows], dim=2)
@@ -134,11 +136,11 @@ class Rank(Sampled):
 
     @property
     def effective_BH(self) -> Tensor:
-        singular_BHR = self._singular_BHR()
+        singular_BHR = self._singular_BHR
         share_BHR = singular_BHR / singular_BHR.sum(dim=-1, keepdim=True)
         return torch.special.entr(share_BHR).sum(dim=-1).exp().float()
 
     @property
     def stable_BH(self) -> Tensor:
-        square_BHR = self._singular_BHR().square()
+        square_BHR = self._singular_BHR.square()
         return (square_BHR.sum(dim=-1) / square_BHR.amax(dim=-1)).float()

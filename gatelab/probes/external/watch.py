@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ...record import Row
 from ..blocks import Block, blocks
-from ..probe import AttentionView, Probe, statistics_of
+from ..probe import AttentionView, Probe, show, statistics_of
 from ..residual import ResidualView
 from .calls import Call, read_call, same_output
 from .gates import FAMILIES
@@ -176,11 +176,7 @@ class Watch:
         for rows in dict.fromkeys(part.rows for part, _ in looks):
             for part, view in looks:
                 if part.rows == rows:
-                    self._show(view)
-
-    def _show(self, view: AttentionView | ResidualView) -> None:
-        for probe in self.recorder.probes:
-            (probe.residual if isinstance(view, ResidualView) else probe.attention)(view)
+                    show(view, self.recorder.probes)
 
     def _look(self, call: Call) -> list[Look] | str:
         """The views of one layer, or why there are none."""
@@ -258,11 +254,11 @@ class Watch:
         shown = dict(stretches.views)
         for name in self.blocks:
             for inside in [n for n in shown if n.startswith(f"{name}.")]:
-                self._show(shown.pop(inside))
+                show(shown.pop(inside), self.recorder.probes)
             if name in shown:
-                self._show(shown.pop(name))
+                show(shown.pop(name), self.recorder.probes)
         for view in shown.values():
-            self._show(view)
+            show(view, self.recorder.probes)
 
 
 def _kept(mask_BT: Tensor) -> list[Part]:
