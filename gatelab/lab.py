@@ -27,7 +27,8 @@ from .study.plan import Plan, make_plan
 from .study.study import Arm, Study, load_study
 
 if TYPE_CHECKING:
-    from .evals.checkpoint import Look
+    from .evals.checkpoint import Look, Reading
+    from .models.external import Loading
 
 EXECUTORS = ("local",)
 
@@ -346,21 +347,33 @@ def probe(path: str | Path, *, length: int | None = None) -> list[Row]:
     return measure(member.model, member.source, run_config, fingerprint=folder.fingerprint, step=step)
 
 
-def is_checkpoint(path: str | Path) -> bool:
-    """Whether somebody's checkpoint is there, not a run: a file, or a folder in Hugging Face's layout."""
-    path = Path(path)
-    return path.is_file() or ((path / "config.json").is_file() and not (path / "run.json").exists())
+def is_checkpoint(source: str | Path) -> bool:
+    """Whether somebody's checkpoint is there, not a run: a file, a folder in Hugging Face's layout, or an id of the hub, which
+    is no path of this machine."""
+    from .models.external import is_hub_id
+
+    path = Path(source)
+    is_folder = (path / "config.json").is_file() or any(path.glob("*.safetensors")) or any(path.glob("*.gguf"))
+    return path.is_file() or (is_folder and not (path / "run.json").exists()) or is_hub_id(source)
 
 
-def probe_checkpoint(path: str | Path, *, text: str = "stdlib", length: int | None = None) -> "Look":
-    """Probe a transformers checkpoint, a folder or a .gguf file, on a text; see `gatelab.evals.checkpoint.look`.
+def probe_checkpoint(
+    source: str | Path,
+    reading: "Reading | None" = None,
+    loading: "Loading | None" = None,
+    *,
+    names: list[str] | None = None,
+) -> "Look":
+    """Probe a transformers checkpoint, a folder, a .gguf file or a model of the hub, on a text; see
+    `gatelab.evals.checkpoint.look`.
 
     Raises:
         ValueError, DataError: a checkpoint or a text that cannot be used.
     """
     from .evals.checkpoint import look
+    from .models.external import Loading
 
-    return look(Path(path), text=text, length=length)
+    return look(source, reading, loading=loading or Loading(), names=names)
 
 
 def _at_length(run_config: Run, length: int) -> Run:

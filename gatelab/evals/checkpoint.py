@@ -1,77 +1,159 @@
-"""Looking at somebody's checkpoint: the probes on text, through its own tokenizer, and the three facts to read first."""
+"""Looking at somebody's checkpoint: the probes on text, through its own tokenizer, and the facts to read first."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ..config.base import nearest
 from ..config.run import ProbeConfig
 from ..data import DataError
 from ..data.files import NotText, documents, find, label
-from ..models.external import External, load_external
-from ..probes.external import Unobserved, observe
+from ..models.external import Checkpoint, External, Loading, open_external
+from ..models.footprint import Prefill, check_fits
+from ..models.memory import available
+from ..probes import PROBES
+from ..probes.external import Unobserved, observe, read_in_stretches
 from ..record import Row
 
-# A minute on a CPU for a hundred million weights.
-N_SEQUENCES, LENGTH = 8, 512
+# About a minute on a CPU for a hundred million weights.
+LENGTH, TOKENS, MOST = 512, 4096, 8
+_DEFAULT = Loading()
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What is read of a text: `sequences` of `length` tokens, cut one behind the other, `at_once` tokens a pass (0: whole
+    sequences). None: 512 tokens, or as many as the positions allow; as many sequences as 4,096 tokens make, 8 at most."""
+
+    text: str = "stdlib"
+    length: int | None = None
+    sequences: int | None = None
+    at_once: int = 2048
+
+    def __post_init__(self) -> None:
+        if self.length is not None and self.length < 2:
+            raise ValueError(f"--length {self.length}: attention takes two tokens at least; take more")
+        if self.sequences is not None and self.sequences < 1:
+            raise ValueError(f"--sequences {self.sequences}: expected one at least")
+        if self.at_once < 0 or self.at_once == 1:
+            raise ValueError(f"--at-once {self.at_once}: expected two tokens at least, or 0 for whole sequences")
 
 
 @dataclass(frozen=True)
 class Look:
-    """What was seen of a checkpoint: how in `description`, the most telling in `facts`, all of it in `rows`."""
+    """What was seen of a checkpoint: how in `description`, the most telling in `facts`, what a reader should know in
+    `notes`, all of it in `rows`; `tokens` are the texts of the ids that rows list."""
 
+    name: str
     description: str
     facts: list[str]
+    notes: tuple[str, ...]
     rows: list[Row]
     unobserved: list[Unobserved]
+    tokens: dict[int, str] = field(default_factory=dict)
+
+
+def look(
+    source: str | Path,
+    reading: Reading | None = None,
+    *,
+    loading: Loading = _DEFAULT,
+    names: Sequence[str] | None = None,
+) -> Look:
+    """The probes on a text, with the tokenizer's own first and last tokens in every sequence. An encoder-decoder's decoder
+    reads the same text. A decoder reads long sequences in stretches, so that memory grows with their length.
+
+    Args:
+        source: a folder in Hugging Face's layout, a .gguf file, or a model of the hub.
+        names: of probes; None takes all.
+
+    Raises:
+        ValueError, DataError: a checkpoint or a text that cannot be used, a length that the positions do not allow, more
+            memory than there is, an unknown probe.
+    """
+    reading = reading or Reading()
+    for name in names or ():
+        if name not in PROBES:
+            raise ValueError(f"--probes {name}: expected {', '.join(PROBES)}{nearest(name, list(PROBES))}")
+    checkpoint = open_external(source, loading)
+    sequences = sequences_of(checkpoint, reading)
+    at_once = stretch_of(checkpoint, reading, len(sequences[0]))
+    check_memory(checkpoint, len(sequences[0]), at_once)
+    loaded = checkpoint.load()
+    recorder = read(loaded, sequences, at_once=at_once, names=names)
+    rows = recorder.rows(loaded.name)
+    listed = {r.key for r in rows if r.metric == "sink_token"}
+    tokens = {i: loaded.tokenizer.convert_ids_to_tokens(i) or "" for i in sorted(listed)}
+    how = f"{loaded.name}: {described(sequences, reading, loaded.tokenizer)}, {checkpoint.dtype} on {checkpoint.device}"
+    return Look(loaded.name, how, facts(rows, tokens), loaded.notes, rows, recorder.unobserved, tokens)
 
 
 @torch.no_grad()
-def look(path: Path, *, text: str = "stdlib", length: int | None = None) -> Look:
-    """Every probe on at most eight sequences of a text, cut one behind the other, each with the tokenizer's own first and
-    last tokens. An encoder-decoder's decoder reads the same text.
+def read(model: External, sequences: list[list[int]], *, at_once: int | None, names: Sequence[str] | None) -> Any:
+    """The recorder of the probes on these ids."""
+    module = model.model
+    is_both = getattr(module.config, "is_encoder_decoder", False)
+    with observe(module, names, config=ProbeConfig()) as recorder:
+        for ids in sequences:
+            ids_BT = torch.tensor([ids], device=module.device)
+            recorder.tokens_BT = None if is_both else ids_BT
+            if at_once is not None:
+                read_in_stretches(module, ids_BT, recorder, at_once=at_once)
+            elif is_both:
+                start = module.config.decoder_start_token_id or module.config.pad_token_id or 0
+                shifted_BT = torch.cat([torch.full_like(ids_BT[:, :1], start), ids_BT[:, :-1]], dim=1)
+                module(input_ids=ids_BT, decoder_input_ids=shifted_BT)
+            else:
+                module(input_ids=ids_BT)
+    return recorder
 
-    Args:
-        path: a folder in Hugging Face's layout, or a .gguf file.
-        text: a file or a folder; `stdlib` is the source of Python's standard library.
-        length: tokens a sequence; at most 512 unless stated.
+
+def stretch_of(checkpoint: Checkpoint, reading: Reading, n_tokens: int) -> int | None:
+    """Tokens a pass; None: whole sequences, which two stacks and encoders take anyway."""
+    import transformers
+
+    config = checkpoint.config
+    is_causal = type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING
+    is_open = type(config) in transformers.MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False)
+    if not reading.at_once or n_tokens <= reading.at_once or config.is_encoder_decoder or is_open or not is_causal:
+        return None
+    return reading.at_once
+
+
+def check_memory(checkpoint: Checkpoint, n_tokens: int, at_once: int | None) -> None:
+    """Whether there is memory enough.
 
     Raises:
-        ValueError, DataError: a checkpoint or a text that cannot be used, a length that the positions do not allow.
+        ValueError: there is not: how much is needed, and of what, and what would fit.
     """
-    checkpoint = load_external(path)
-    if length is not None and checkpoint.max_tokens is not None and length > checkpoint.max_tokens:
-        raise ValueError(
-            f"--length {length}: this model has positions for {checkpoint.max_tokens} tokens; take at most as many"
-        )
-    if length is not None and length < 2:
-        raise ValueError(f"--length {length}: attention takes two tokens at least; take more")
-    sequences = _sequences(checkpoint, text, length)
-    model = checkpoint.model
-    is_both = getattr(model.config, "is_encoder_decoder", False)
-    with observe(model, config=ProbeConfig()) as recorder:
-        for ids in sequences:
-            ids_BT = torch.tensor([ids], device=model.device)
-            given = {"input_ids": ids_BT}
-            if is_both:
-                start = model.config.decoder_start_token_id or model.config.pad_token_id or 0
-                given["decoder_input_ids"] = torch.cat([torch.full_like(ids_BT[:, :1], start), ids_BT[:, :-1]], dim=1)
-            else:
-                recorder.tokens_BT = ids_BT
-            model(**given)
-    rows = recorder.rows(checkpoint.name)
-    n, first = len(sequences), checkpoint.tokenizer.convert_ids_to_tokens(sequences[0][0])
+    kind = getattr(checkpoint.auto_class, "_model_mapping", {}).get(type(checkpoint.config), None)
+    prefill = Prefill(
+        n_tokens,
+        chunk=at_once,
+        dtype=checkpoint.dtype,
+        has_head=checkpoint.loading.head,
+        builds_maps=not getattr(kind, "_supports_sdpa", True),
+    )
+    check_fits(checkpoint.config, checkpoint.n_weights, prefill, free=available(checkpoint.device))
+
+
+def described(sequences: list[list[int]], reading: Reading, tokenizer: Any) -> str:
+    """How many sequences of what, and how they begin."""
+    n, first = len(sequences), tokenizer.convert_ids_to_tokens(sequences[0][0])
     is_same = len({ids[0] for ids in sequences}) == 1
-    begins = f"each begins with {first!r}" if is_same and n > 1 else "they begin with ordinary tokens" if n > 1 else ""
-    description = f"{checkpoint.name}: {n} sequence{'s' * (n > 1)} of {len(sequences[0])} tokens of {label((text,))}"
-    return Look(f"{description}; {begins}" if begins else description, facts(rows), rows, recorder.unobserved)
+    begins = (
+        f"; each begins with {first!r}" if is_same and n > 1 else "; they begin with ordinary tokens" if n > 1 else ""
+    )
+    plural = "s" if n > 1 else ""
+    return f"{n} sequence{plural} of {len(sequences[0])} tokens of {label((reading.text,))}{begins}"
 
 
-def facts(rows: list[Row]) -> list[str]:
-    """Three sentences: first-token mass against uniform attention, the strongest sink at any key, the largest massive
-    activation. Fewer where a probe saw nothing."""
+def facts(rows: list[Row], tokens: dict[int, str] | None = None) -> list[str]:
+    """Sentences: first-token mass against uniform attention, the strongest sink at any key, the largest massive activation;
+    then what the gates do, and on which tokens sinks sit. Fewer where a probe saw nothing."""
     out = []
     # An encoder alone is judged by its own attention.
     stacks = {r.stack for r in rows if r.metric == "first_token_mass"}
@@ -97,33 +179,60 @@ def facts(rows: list[Row]) -> list[str]:
         ratio = next(r.value for r in rows if (r.metric, r.layer, r.stack) == ("massive_ratio", best.layer, best.stack))
         where = f"layer {best.layer}" + (" of the encoder" if best.stack == "encoder" else "")
         out.append(f"The largest activation is {best.value:.4g}, after {where}: {ratio:.4g} times the median there.")
+    whole = {r.metric: r.value for r in of if (r.layer, r.head, r.bin, r.site) == (None, None, None, "sdpa")}
+    if "gate_mean" in whole:
+        sink = (
+            f"; of the first token's attention {whole['effective_sink']:.1%} is left"
+            if "effective_sink" in whole
+            else ""
+        )
+        out.append(f"The gates' mean score is {whole['gate_mean']:.2f}, {whole['gate_below']:.0%} are shut{sink}.")
+    sinks = [r for r in rows if r.metric == "sink_token" and r.key in (tokens or {})]
+    if sinks:
+        named = ", ".join(f"{tokens[r.key]!r} ({r.value:.0%})" for r in sorted(sinks, key=lambda r: -r.value)[:3])
+        out.append(f"The strongest keys are most often {named} of all (sequence, head) pairs.")
     return out
 
 
-def _sequences(checkpoint: External, text: str, length: int | None) -> list[list[int]]:
-    """Ids of at most `N_SEQUENCES` sequences of equal length."""
-    tokenizer = checkpoint.tokenizer
+def sequences_of(checkpoint: Checkpoint, reading: Reading) -> list[list[int]]:
+    """Ids of sequences of equal length.
+
+    Raises:
+        ValueError, DataError: a length that the positions do not allow, a text that is too short or cannot be read.
+    """
+    tokenizer, length = checkpoint.tokenizer, reading.length
+    if length is not None and checkpoint.max_tokens is not None and length > checkpoint.max_tokens:
+        raise ValueError(
+            f"--length {length}: this model has positions for {checkpoint.max_tokens} tokens; take at most as many, or "
+            f"--extend yarn to stretch rotary ones"
+        )
     before, after = _ends(tokenizer)
     n_ends = len(before) + len(after)
     wanted = length or min(LENGTH, checkpoint.max_tokens or LENGTH)
+    n = reading.sequences or max(1, min(MOST, TOKENS // wanted))
     body = wanted - n_ends
     if body < 1:
         raise ValueError(f"--length {wanted}: the tokenizer's own first and last tokens are {n_ends}; take more")
     ids: list[int] = []
-    for part in _texts(text):
+    for part in _texts(reading.text):
         # No tokenizer has tokens so long that more of a large file would be needed.
-        ids += tokenizer(part[: 64 * body * N_SEQUENCES], add_special_tokens=False, verbose=False).input_ids
-        if len(ids) >= body * N_SEQUENCES:
+        ids += tokenizer(part[: 64 * body * n], add_special_tokens=False, verbose=False).input_ids
+        if len(ids) >= body * n:
             break
     if len(ids) < 2:
-        raise DataError(f"{text!r} has {len(ids)} tokens, and attention takes two at least; name a longer text")
+        raise DataError(f"{reading.text!r} has {len(ids)} tokens, and attention takes two at least; name a longer text")
     if len(ids) < body:
         if length is not None:
             raise DataError(
-                f"--length {length}: {text!r} has {len(ids)} tokens; take at most {len(ids) + n_ends}, or a longer text"
+                f"--length {length}: {reading.text!r} has {len(ids)} tokens; take at most {len(ids) + n_ends}, or a longer "
+                f"text"
             )
         body = len(ids)
-    starts = range(0, min(len(ids) // body, N_SEQUENCES) * body, body)
+    starts = range(0, min(len(ids) // body, n) * body, body)
+    if reading.sequences is not None and len(starts) < n:
+        raise DataError(
+            f"--sequences {n}: {reading.text!r} has tokens for {len(starts)} of {body + n_ends}; take fewer or shorter ones"
+        )
     return [[*before, *ids[start : start + body], *after] for start in starts]
 
 

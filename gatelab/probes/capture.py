@@ -192,7 +192,7 @@ def _of_queries(name: str, given_BT: Tensor | None, q_BTHK: Tensor) -> Tensor | 
         return None
     if len(given_BT) not in (1, B):
         raise ValueError(f"{name} of {len(given_BT)} sequences, and the model reads {B}; set it before every pass")
-    return F.pad(given_BT, (T - given_BT.shape[1], 0), value=-1).expand(B, T)
+    return F.pad(given_BT.to(q_BTHK.device), (T - given_BT.shape[1], 0), value=-1).expand(B, T)
 
 
 def _residual_hook(index: int, stack: str | None, recorder: Recorder) -> Any:

@@ -68,33 +68,31 @@ class GateVariance(Probe):
         rows += [row for metric in self.metrics for row in over_layers(rows, metric)]
         for (site, stack), layers in self._by_site().items():
             at = {"site": site} | ({} if stack is None else {"stack": stack})
-            means_LH, within = layers
-            between_layers = means_LH.mean(dim=1).var(correction=0).item()
-            between_heads = means_LH.var(dim=1, correction=0).mean().item()
+            # Heads count alike, however many a layer has.
+            mean_H = torch.cat([mean for mean, _ in layers])
+            own_H = torch.cat([mean.mean().expand_as(mean) for mean, _ in layers])
+            within = torch.cat([variance for _, variance in layers]).mean()
+            between_layers, between_heads = own_H.var(correction=0), (mean_H - own_H).square().mean()
             total = between_layers + between_heads + within
-            if total > 0:
-                put("gate_variance_explained", between_layers / total, **at, domain="layer")
-                put("gate_variance_explained", between_heads / total, **at, domain="head")
+            # What rounding leaves of equal scores is no variance.
+            if total > (1e-6 * mean_H.abs().mean()) ** 2:
+                put("gate_variance_explained", (between_layers / total).item(), **at, domain="layer")
+                put("gate_variance_explained", (between_heads / total).item(), **at, domain="head")
         return rows
 
     def summaries(self, rows: list[Row]) -> list[Row]:
         """`rows` gives them."""
         return []
 
-    def _by_site(self) -> dict[tuple[str, str | None], tuple[Tensor, float]]:
-        """By site and stack: mean score of each layer and head, and the mean variance within a head."""
-        found: dict[tuple[str, str | None], list[Tensor]] = defaultdict(list)
+    def _by_site(self) -> dict[tuple[str, str | None], list[tuple[Tensor, Tensor]]]:
+        """By site and stack, of each layer: every head's mean score, and its variance over tokens."""
+        found: dict[tuple[str, str | None], list[tuple[Tensor, Tensor]]] = defaultdict(list)
         for key, seen in self._seen.items():
             where = dict(key)
             scores_NH = torch.cat([mean_BTH.flatten(0, 1) for mean_BTH, _, _ in seen]).double()
-            found[where["site"], where.get("stack")].append(scores_NH)
-        return {
-            at: (
-                torch.stack([scores_NH.mean(dim=0) for scores_NH in layers]),
-                torch.stack([scores_NH.var(dim=0, correction=0) for scores_NH in layers]).mean().item(),
-            )
-            for at, layers in found.items()
-        }
+            mean_and_variance = scores_NH.mean(dim=0), scores_NH.var(dim=0, correction=0)
+            found[where["site"], where.get("stack")].append(mean_and_variance)
+        return found
 
 
 def explained(scores_NH: Tensor, group_N: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ class ResidualView:
 
     def add(self, x_BTD: Tensor) -> None:
         """The next tokens."""
-        x_BTD = x_BTD.float()
+        given_BTD, x_BTD = x_BTD, x_BTD.float()
         n_channels = x_BTD.shape[2]
         largest_B, index_B = x_BTD.abs().flatten(1).max(dim=1)
         position_B = (self.n_tokens + index_B // n_channels).masked_fill(largest_B.isnan(), -1)
@@ -55,10 +55,12 @@ class ResidualView:
         rms_BT1 = norm_BT[..., None] / n_channels**0.5
         self._level_BD = self._level_BD + (x_BTD.abs() / rms_BT1).nan_to_num(0.0).sum(dim=1)
         wide_BN = x_BTD.double().flatten(1)
-        square_BN = wide_BN.square()
-        powers = (wide_BN, square_BN, square_BN * wide_BN, square_BN.square())
-        self._moments_B4 = self._moments_B4 + torch.stack([p.sum(dim=1) for p in powers], dim=1)
-        self._keep(x_BTD)
+        power_BN, sums = wide_BN.clone(), []
+        for _ in range(4):
+            sums.append(power_BN.sum(dim=1))
+            power_BN *= wide_BN
+        self._moments_B4 = self._moments_B4 + torch.stack(sums, dim=1)
+        self._keep(given_BTD)
         self.n_tokens += x_BTD.shape[1]
 
     def _keep(self, x_BTD: Tensor) -> None:
@@ -77,15 +79,12 @@ class ResidualView:
     def median_B(self) -> Tensor:
         """Of |x| over tokens and channels; of two in the middle the lower."""
         if self._x_BTD is not None:
-            return self._x_BTD.abs().flatten(1).median(dim=1).values
+            return self._x_BTD.float().abs().flatten(1).median(dim=1).values
         total_BN = self._counts_BN.cumsum(dim=1)
         half_B1 = (total_BN[:, -1:] + 1) // 2
         index_B1 = torch.searchsorted(total_BN, half_B1)
-        low_B1 = (index_B1.int() << _DROPPED).view(torch.float32)
-        high_B1 = ((index_B1.int() + 1) << _DROPPED).view(torch.float32)
-        inside_B1 = self._counts_BN.gather(1, index_B1)
-        before_B1 = total_BN.gather(1, index_B1) - inside_B1
-        return (low_B1 + (high_B1 - low_B1) * (half_B1 - before_B1 - 0.5) / inside_B1).squeeze(1)
+        middle_B1 = ((index_B1.int() << _DROPPED) + (1 << (_DROPPED - 1))).view(torch.float32)
+        return middle_B1.masked_fill(index_B1 == 0, 0.0).squeeze(1)
 
     @property
     def kurtosis_B(self) -> Tensor:
@@ -93,9 +92,11 @@ class ResidualView:
         n = self.n_tokens * self.level_BD.shape[1]
         mean_B, square_B, cube_B, fourth_B = (self._moments_B4 / n).unbind(dim=1)
         central_B = fourth_B - 4 * mean_B * cube_B + 6 * mean_B**2 * square_B - 3 * mean_B**4
-        return (central_B / (square_B - mean_B**2).square()).float()
+        variance_B = square_B - mean_B**2
+        # What rounding leaves of equal values is no variance.
+        return (central_B / variance_B.square()).masked_fill(variance_B <= 1e-12 * square_B, torch.nan).float()
 
 
 def _counted(x_BTD: Tensor) -> Tensor:
-    leading_BN = x_BTD.abs().flatten(1).view(torch.int32) >> _DROPPED
+    leading_BN = x_BTD.float().abs().flatten(1).view(torch.int32) >> _DROPPED
     return torch.stack([torch.bincount(row_N, minlength=_N_COUNTS) for row_N in leading_BN])

@@ -294,13 +294,14 @@ def test_linear_attention_is_named_and_has_no_rows() -> None:
     assert {r.layer for r in recorder.rows() if r.metric == "massive_max"} == {None, 0, 1}
 
 
-def test_a_family_beside_the_registry_is_named() -> None:
-    for family, class_name in (("Falcon", "FalconAttention"), ("MPNet", "MPNetModel")):
-        model = build(family, None)
-        with observe(model) as recorder:
-            run(model)
-        assert {u.class_name for u in recorder.unobserved} == {class_name}
-        assert not {r.source for r in recorder.rows()} - {"massive"}
+@pytest.mark.parametrize("family", ["Falcon", "MPNet"])
+def test_a_family_beside_the_registry_is_watched_in_its_own_code(family: str) -> None:
+    model = build(family, None)
+    with observe(model) as recorder:
+        run(model)
+    eager = run(build(family, "eager"), output_attentions=True).attentions
+    agree(recorder.rows(), dict(enumerate(eager)), stack=None if family == "Falcon" else "encoder")
+    assert not recorder.unobserved
 
 
 def test_gemma2_without_a_cap_is_observed_with_its_own_scale() -> None:

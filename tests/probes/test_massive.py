@@ -89,3 +89,49 @@ def test_stacks_have_layers_of_their_own() -> None:
     found = {(r.metric, r.stack): r for r in recorder.rows() if r.layer is None}
     assert found["massive_layer", "encoder"].value == 2.0 and found["massive_position", "encoder"].key == 1
     assert found["massive_channel", "encoder"].channel == 4 and ("massive_layer", None) in found
+
+
+@pytest.mark.parametrize(("size", "count"), [(5.9, 0.0), (6.1, 2.0), (40.0, 2.0)])
+def test_outlier_channels_are_large_at_most_tokens(size: float, count: float) -> None:
+    model = planting.model()
+    plant(model, {})
+
+    def at_two(x_BTD: Tensor) -> None:
+        x_BTD[:, :, [2, 9]] *= size
+
+    set_tap(model.blocks[1].tap_residual, at_two)
+    found = values(looked_at(model, "massive"), "outlier_channels")
+    assert found == {(0, None): 0.0, (1, None): count, (None, None): count / 2}
+
+
+def test_a_massive_activation_is_no_outlier_channel() -> None:
+    model = planting.model()
+    plant(model, {0: 300.0, 1: 30000.0})
+    rows = looked_at(model, "massive")
+    assert set(values(rows, "outlier_channels").values()) == {0.0}
+    assert values(rows, "massive_ratio")[1, None] == 60000.0
+
+
+def test_a_channel_counts_at_small_tokens_as_at_large_ones() -> None:
+    """Ten times the usual at fifteen tokens of size 1, and the usual at one of size 10⁴."""
+    model = planting.model()
+    plant(model, {})
+
+    def one_large_token(x_BTD: Tensor) -> None:
+        x_BTD[:, :, 3] *= 10.0
+        x_BTD[:, 0, 3] /= 10.0
+        x_BTD[:, 0] *= 1e4
+
+    set_tap(model.blocks[0].tap_residual, one_large_token)
+    assert values(looked_at(model, "massive"), "outlier_channels")[0, None] == 1.0
+
+
+def test_the_streams_norm_is_told_by_octaves_of_position() -> None:
+    model = planting.model()
+    plant(model, {})
+    set_tap(model.blocks[1].tap_residual, lambda x: x.mul_(torch.arange(1.0, T + 1)[:, None]))
+    rows = [r for r in looked_at(model, "massive") if r.metric == "residual_norm"]
+    # Sixteen channels of 0.5 have the norm 2.
+    octaves = {0: [1], 1: [2, 3], 2: [4, 5, 6, 7], 3: [*range(8, 16)], 4: [16]}
+    expected = {(1, n): 2 * sum(sizes) / len(sizes) for n, sizes in octaves.items()} | {(0, n): 2.0 for n in range(5)}
+    assert {(r.layer, r.bin): r.value for r in rows} == pytest.approx(expected)

@@ -112,3 +112,60 @@ def test_values_are_told_by_kv_head() -> None:
     model = planting.model(n_heads=4, n_kv_heads=2)
     heads = {head for layer, head in values(looked_at(model, "sinks"), "value_drain") if layer == 0}
     assert heads == {None, 0, 1}
+
+
+@pytest.mark.parametrize("mass", [0.001, 0.5, 0.9, 1 - 1e-6])
+def test_a_sink_of_a_mass_has_the_logit_gap_of_that_mass(mass: float) -> None:
+    model = planting.model()
+    plant_sink(model, layer=1, head=0, mass=mass)
+    even = -sum(math.log(i) for i in range(1, T)) / (T - 1)  # one key in i + 1
+    expected = layers_and_heads(even, math.log(mass / (1 - mass)), (1, 0))
+    assert values(looked_at(model, "sinks"), "sink_logit_gap") == pytest.approx(expected, rel=1e-4, abs=1e-4)
+
+
+@pytest.mark.parametrize("logit", [-60.0, 20.0, 60.0])
+def test_the_logit_gap_tells_sinks_apart_whose_mass_has_saturated(logit: float) -> None:
+    """All other logits are 0, those of 15 queries; the mass is 1 or 0 to within float32."""
+    model = planting.model()
+    set_tap(model.blocks[0].attention.tap_k, lambda k: k.zero_()[:, 0, 0, 0].fill_(math.sqrt(k.shape[-1])))
+    set_tap(model.blocks[0].attention.tap_q, lambda q: q.zero_()[:, :, 0, 0].fill_(logit))
+    rows = looked_at(model, "sinks")
+    expected = logit - sum(math.log(i) for i in range(1, T)) / (T - 1)
+    assert values(rows, "sink_logit_gap")[0, 0] == pytest.approx(expected, rel=1e-5)
+    assert values(rows, "first_token_mass")[0, 0] == pytest.approx(float(logit > 0), abs=1e-6)
+
+
+def test_a_gap_that_float32_does_not_hold_is_the_largest_that_it_does() -> None:
+    for sign in (-1, 1):
+        model = planting.model()
+        set_tap(model.blocks[0].attention.tap_k, lambda k: k.zero_()[:, 0, 0, 0].fill_(math.sqrt(k.shape[-1])))
+        set_tap(model.blocks[0].attention.tap_q, lambda q, sign=sign: q.zero_()[:, :, 0, 0].fill_(sign * 1e4))
+        gap = values(looked_at(model, "sinks"), "sink_logit_gap")[0, 0]
+        assert 80 < sign * gap < 88
+
+
+def test_the_logit_gap_is_to_all_other_mass_the_slots_too() -> None:
+    rows = looked_at(planting.model(softmax={"kind": "sink-logit", "init": math.log(4.0)}), "sinks")
+    expected = -sum(math.log(i + 4) for i in range(1, T)) / (T - 1)
+    assert values(rows, "sink_logit_gap") == near(layers_and_heads(expected, expected, (0, 0)))
+    assert {r.unit for r in rows if r.metric == "sink_logit_gap"} == {"nats"}
+
+
+def test_each_document_has_a_gap_of_its_own() -> None:
+    starts = (0, 5, 6)
+    model = planting.model()
+    plant_sink(model, layer=1, head=0, mass=0.8, first=starts)
+    rows = looked_at(model, "sinks", segment_ids_BT=torch.tensor([0] * 5 + [1] + [2] * 10).expand(2, T))
+    found = values(rows, "sink_logit_gap")
+    inside = [t - max(s for s in starts if s <= t) for t in range(T)]
+    even = [-math.log(i) for i in inside if i > 0]
+    assert found[1, 0] == pytest.approx(math.log(4.0), rel=1e-4)
+    assert found[0, 0] == pytest.approx(sum(even) / len(even), rel=1e-5)
+
+
+@pytest.mark.parametrize("mass", [1 - 1e-6, 1 - 1e-12])
+def test_documents_do_not_cost_the_gap_its_range(mass: float) -> None:
+    model = planting.model()
+    plant_sink(model, layer=1, head=0, mass=mass, first=(0, 5))
+    rows = looked_at(model, "sinks", segment_ids_BT=torch.tensor([0] * 5 + [1] * 11).expand(2, T))
+    assert values(rows, "sink_logit_gap")[1, 0] == pytest.approx(math.log(mass / (1 - mass)), rel=1e-4)

@@ -12,8 +12,7 @@ from gatelab.record import Row
 
 pytest.importorskip("transformers")
 
-# The median is read off counts, and rows of weights are kept in 16 bits.
-LOOSE = {"massive_ratio": 1e-3, "effective_rank": 1e-2, "stable_rank": 1e-2}
+LOOSE = {"massive_ratio": 1e-3}  # the median is read off counts
 
 
 def rows(model: nn.Module, at_once: int | None) -> dict[tuple, float]:
@@ -34,7 +33,7 @@ def where(row: Row) -> tuple:
 
 
 @pytest.mark.parametrize("at_once", [2, 23, 64, 69, 200])
-@pytest.mark.parametrize("family", ["Llama", "Mistral", "GptOss", "Gemma2", "Afmoe", "DeepseekV3"])
+@pytest.mark.parametrize("family", ["Llama", "Mistral", "GptOss", "Gemma2", "Afmoe", "DeepseekV3", "Falcon"])
 def test_stretches_add_up_to_the_whole(family: str, at_once: int) -> None:
     model = build(family, None)
     whole, parts = rows(model, None), rows(model, at_once)
@@ -46,9 +45,9 @@ def test_stretches_add_up_to_the_whole(family: str, at_once: int) -> None:
 
 def test_tokens_that_were_announced_must_come() -> None:
     model = build("Llama")
-    with observe(model) as recorder, pytest.raises(ValueError, match="5 tokens were read, and 9 announced"):
-        with recorder.in_stretches(9):
-            model(tokens(length=5), use_cache=True)
+    message = "5 tokens were read, and 9 announced"
+    with observe(model) as recorder, pytest.raises(ValueError, match=message), recorder.in_stretches(9):
+        model(tokens(length=5), use_cache=True)
 
 
 @pytest.mark.parametrize(

@@ -121,7 +121,7 @@ class Block:
     def first_uniform_BT(self) -> Tensor:
         """Its mass in uniform attention, 1 / number of visible keys; 0 where it is hidden."""
         index_BT1, is_there_BT1 = self._first_BT1
-        return (self.sees_BTS.gather(-1, index_BT1) & is_there_BT1).squeeze(-1) / self.n_seen_BT
+        return (self.sees_BTS.gather(-1, index_BT1) & is_there_BT1).squeeze(-1) / self.n_seen_BT.clamp(min=1)
 
     def received(self) -> Received:
         """What every key gets."""
@@ -151,7 +151,10 @@ class Block:
         return entropy_BHT, sum_BHT.square() / size_BHTS.square_().sum(dim=-1)
 
     def largest_BH(self) -> Tensor:
-        """The largest q·k/√K of a query and a key that it sees; without a cap, biases and gates on the scores."""
+        """The largest q·k/√K of a query and a key that it sees; without a cap, biases and gates on the scores; not-a-number
+        where the weights alone are known."""
+        if self.stretch.q_BTHK is None:
+            return self.weights_BHTS.new_full(self.weights_BHTS.shape[:2], torch.nan)
         q_BTHK, k_BSGK = self.stretch.q_BTHK[:, self.index].float(), self.stretch.k_BSGK[:, : self.n_keys].float()
         G = k_BSGK.shape[2]
         q_BTGRK = q_BTHK.unflatten(2, (G, -1)) / math.sqrt(q_BTHK.shape[3])
@@ -161,9 +164,8 @@ class Block:
     @property
     def gates(self) -> Gates:
         """The gates of these queries."""
-        T = self.stretch.shape[2]
         return {
-            site: (spec, logits_BTHK if logits_BTHK.shape[1] != T else logits_BTHK[:, self.index])
+            site: (spec, logits_BTHK if not spec.has_projection else logits_BTHK[:, self.index])
             for site, (spec, logits_BTHK) in self.stretch.gates.items()
         }
 

@@ -30,13 +30,13 @@ def place(n_blocks, n_heads, HEADS_TOGETHER: tl.constexpr):
 def spans(x, least, most, n, X: tl.constexpr, Y: tl.constexpr):
     """Where to pass over y in blocks of Y, for the X rows from x on, that see y where least ≤ y − x ≤ most and 0 ≤ y < n.
 
-    Four bounds: masked from the first to the second, whole from there to the third, masked from there to the last.
+    Five bounds: masked from the first to the second, all seen from the third to the fourth, masked from there to the last.
     """
     start = tl.maximum(x + least, 0) // Y * Y
     stop = tl.maximum(tl.minimum(x + X + most, n), 0)
     whole = tl.cdiv(tl.maximum(x + X - 1 + least, 0), Y) * Y
     after = tl.maximum(tl.maximum(tl.minimum(x + 1 + most, n), 0) // Y * Y, whole)
-    return start, whole, after, stop
+    return start, tl.minimum(whole, stop), whole, after, stop
 
 
 @triton.jit
@@ -71,7 +71,7 @@ def _received(
     return column
 
 
-@triton.jit(do_not_specialize=["T", "S", "least", "most"])
+@triton.jit(do_not_specialize=["T", "S", "H", "R", "least", "most", "n_heads"])
 def column_sums_kernel(
     q, k, lse, out, T, S, H, R, least, most, scale,
     q_batch: tl.int64, q_token: tl.int64, q_head: tl.int64, k_batch: tl.int64, k_token: tl.int64, k_head: tl.int64,
@@ -85,9 +85,9 @@ def column_sums_kernel(
     x = key - (S - T)  # the query that stands at the key
     k_block = rows(k + b * k_batch + (h // R) * k_head, key, k_token, S, X, K, PADDED, True)
     q_base, lse_base = q + b * q_batch + h * q_head, lse + tl.cast(bh, tl.int64) * (tl.cdiv(T, Y) * Y)
-    start, whole, after, stop = spans(x, least, most, T, X, Y)
+    start, until, whole, after, stop = spans(x, least, most, T, X, Y)
     column = tl.zeros([X], tl.float32)
-    column = _received(column, k_block, q_base, lse_base, x, start, tl.minimum(whole, stop), q_token, T, least, most, scale, X, Y, K,
+    column = _received(column, k_block, q_base, lse_base, x, start, until, q_token, T, least, most, scale, X, Y, K,
                        PADDED, True)  # fmt: skip
     column = _received(column, k_block, q_base, lse_base, x, whole, after, q_token, T, least, most, scale, X, Y, K,
                        PADDED, False)  # fmt: skip

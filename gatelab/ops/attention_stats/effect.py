@@ -67,8 +67,7 @@ class Scores(Statistic):
 
     def add(self, block: Block) -> None:
         for site, (spec, logits_BTHK) in block.gates.items():
-            is_constant = block.stretch.gates[site][1].shape[1] == 1 and block.stretch.shape[2] != 1
-            if is_constant and site in self.sites:
+            if not spec.has_projection and site in self.sites:
                 continue
             scores = _summed(gate_scores(logits_BTHK, spec).float())
             self.sites[site] = self.sites[site] + scores if site in self.sites else scores

@@ -1,7 +1,7 @@
 """What statistics ask of a stretch's weights, from kernels that store no weight: for a causal softmax on a GPU.
 
 Notable: which keys a query sees follows from its position alone, so counts and uniform attention are closed forms. The gap
-of the first key is told from its mass, which float32 leaves no better than e⁻¹³ from one: larger gaps read as 13 or so.
+of the first key is told from its mass, which float32 knows to about 10⁻⁶: gaps above 8 are rough, and none is above 12.
 """
 
 import math
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from .stretch import Stretch
 
 _WIDEST = 256  # channels that the kernels hold
+_REST = math.exp(-12)
+_AT_ONCE = 1024  # queries, where a mask says what they see
+_TYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
 def serves(stretch: "Stretch") -> bool:
@@ -33,7 +36,10 @@ def serves(stretch: "Stretch") -> bool:
         stretch.segment_ids_BT, stretch.mask_BTS, stretch.bias_BHTS, stretch.score_gate, stretch.softcap
     )  # fmt: skip
     is_bare = is_plain and stretch.is_causal and all(x is None for x in beyond) and stretch.window != 1
-    return is_bare and stretch.q_BTHK.is_cuda and stretch.q_BTHK.shape[3] <= _WIDEST and functions() is not None
+    if not is_bare or not stretch.q_BTHK.is_cuda or stretch.q_BTHK.shape[3] > _WIDEST:
+        return False
+    types = {x.dtype for x in (stretch.q_BTHK, stretch.k_BSGK, stretch.v_BSGK) if x is not None}
+    return len(types) == 1 and types <= set(_TYPES) and functions() is not None
 
 
 def functions() -> ModuleType | None:
@@ -107,9 +113,8 @@ class Fused(Block):
     @property
     def first_gap_BHT(self) -> Tensor:
         """ln of that over all other mass; not-a-number where it is hidden or alone."""
-        least = torch.finfo(torch.float32)
-        mass_BHT = self.first_mass_BHT.clamp(least.tiny, 1.0)
-        gap_BHT = mass_BHT.log() - (1.0 - mass_BHT).clamp(min=least.eps / 16).log()
+        mass_BHT = self.first_mass_BHT.clamp(min=torch.finfo(torch.float32).tiny)
+        gap_BHT = mass_BHT.log() - (1.0 - mass_BHT).clamp(min=_REST).log()
         return gap_BHT.masked_fill(~(self._sees_first_T & (self.query_T > 0)), torch.nan)
 
     @cached_property
@@ -156,11 +161,19 @@ class Fused(Block):
         s = self.stretch
         if s.y_BTHK is not None:
             return s.y_BTHK.float()
-        T, S = s.shape[2:]
-        q_BHTK, k_BGSK, v_BGSK = (x.transpose(1, 2) for x in (s.q_BTHK, s.k_BSGK, s.v_BSGK))
-        sees_TS = None if T == S and s.window is None else s.sees(self.query_T, slice(None), S)[0]
-        y_BHTK = F.scaled_dot_product_attention(
-            q_BHTK, k_BGSK, v_BGSK, attn_mask=sees_TS, is_causal=sees_TS is None, enable_gqa=True,
-            scale=1 / math.sqrt(q_BHTK.shape[3]),
-        )  # fmt: skip
+        H, T, S = s.shape[1:]
+        q_BHTK = s.q_BTHK.transpose(1, 2)
+        k_BHSK, v_BHSK = (x.transpose(1, 2).repeat_interleave(H // x.shape[2], dim=1) for x in (s.k_BSGK, s.v_BSGK))
+        scale = 1 / math.sqrt(q_BHTK.shape[3])
+        if T == S and s.window is None:
+            y_BHTK = F.scaled_dot_product_attention(q_BHTK, k_BHSK, v_BHSK, is_causal=True, scale=scale)
+        else:
+            parts = []
+            for t in range(0, T, _AT_ONCE):
+                sees_BTS = s.sees(self.query_T[t : t + _AT_ONCE], slice(t, t + _AT_ONCE), S)
+                part_BHTK = q_BHTK[:, :, t : t + _AT_ONCE]
+                parts.append(
+                    F.scaled_dot_product_attention(part_BHTK, k_BHSK, v_BHSK, attn_mask=sees_BTS[:, None], scale=scale)
+                )
+            y_BHTK = torch.cat(parts, dim=2)
         return y_BHTK.transpose(1, 2).float() * (1.0 - self.slot_BHT).transpose(1, 2)[..., None]

@@ -149,11 +149,12 @@ def skipped(q_BTHK: Tensor, k_BSGK: Tensor, skip: int) -> int:
         ValueError: all of them, or skip < 0.
     """
     T, S = q_BTHK.shape[1], k_BSGK.shape[1]
-    if not 0 <= skip < max(S, T) or not T:
+    start = max(S - T, 0)  # queries that are more than the keys are not among their tokens, and count from 0
+    if not 0 <= skip < start + T or not T:
         raise ValueError(
-            f"skip={skip} with {T} queries up to position {S - 1}: expected a position that leaves a query"
+            f"skip={skip} with {T} queries up to position {start + T - 1}: expected a position that leaves a query"
         )
-    return max(skip - (S - T), 0)
+    return max(skip - start, 0)
 
 
 def _logits(q_BTHK: Tensor, k_BSGK: Tensor, is_causal: bool, window: int | None, n_keys: int | None = None) -> Tensor:

@@ -44,7 +44,7 @@ def _seen(
     return largest, mass, square, moment
 
 
-@triton.jit(do_not_specialize=["T", "S", "least", "most"])
+@triton.jit(do_not_specialize=["T", "S", "H", "R", "least", "most", "n_heads"])
 def row_stats_kernel(
     q, k, out, T, S, H, R, least, most, scale,
     q_batch: tl.int64, q_token: tl.int64, q_head: tl.int64, k_batch: tl.int64, k_token: tl.int64, k_head: tl.int64,
@@ -66,10 +66,10 @@ def row_stats_kernel(
     ahead_first = -(x + tl.arange(0, X))
     first = tl.where((ahead_first >= least) & (ahead_first <= most), first, -float("inf"))
 
-    start, whole, after, stop = spans(x, least, most, S, X, Y)
+    start, until, whole, after, stop = spans(x, least, most, S, X, Y)
     largest = tl.full([X], _LOWEST, tl.float32)
     mass, square, moment = tl.zeros([X], tl.float32), tl.zeros([X], tl.float32), tl.zeros([X], tl.float32)
-    largest, mass, square, moment = _seen(largest, mass, square, moment, q_block, k_base, x, start, tl.minimum(whole, stop), k_token, S,
+    largest, mass, square, moment = _seen(largest, mass, square, moment, q_block, k_base, x, start, until, k_token, S,
                                           least, most, scale, X, Y, K, PADDED, True)  # fmt: skip
     largest, mass, square, moment = _seen(largest, mass, square, moment, q_block, k_base, x, whole, after, k_token, S,
                                           least, most, scale, X, Y, K, PADDED, False)  # fmt: skip
@@ -89,7 +89,7 @@ def row_stats_kernel(
     tl.store(row + 4 * plane, first, mask=inside)
 
 
-@triton.jit(do_not_specialize=["T", "S", "least", "most", "skip"])
+@triton.jit(do_not_specialize=["T", "S", "H", "R", "least", "most", "skip"])
 def first_mass_kernel(
     q, k, lse, out, T, S, H, R, least, most, scale,
     q_batch: tl.int64, q_token: tl.int64, q_head: tl.int64, k_batch: tl.int64, k_token: tl.int64, k_head: tl.int64,

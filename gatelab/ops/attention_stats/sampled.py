@@ -62,27 +62,30 @@ class Places(Sampled):
         distance_RS = (block.query_T[index_R, None] - key_S).abs()
         length = stretch.n_tokens or max(stretch.start + stretch.shape[2], stretch.start_key + stretch.shape[3])
         n = length.bit_length()
+        # A query whose weights are all 0 looks nowhere.
         total_BHR = weights_BHRS.sum(dim=-1)
-        far_BHR = torch.einsum("bhrs,rs->bhr", weights_BHRS, distance_RS.float()) / total_BHR
+        is_some_BHR = total_BHR != 0
+        far_BHR = torch.einsum("bhrs,rs->bhr", weights_BHRS, distance_RS.float()) / total_BHR.where(is_some_BHR, 1.0)
         sums = (
             _by_octave(weights_BHRS, octave(distance_RS), n),
             _by_octave(uniform_BRS, octave(distance_RS), n),
             _by_octave(weights_BHRS, octave(key_S).expand_as(distance_RS), n),
             _by_octave(uniform_BRS, octave(key_S).expand_as(distance_RS), n),
-            far_BHR.nan_to_num(0.0).sum(dim=-1),
+            far_BHR.sum(dim=-1),
+            is_some_BHR.sum(dim=-1),
         )
         self._sums = tuple(a + b for a, b in zip(self._sums, sums, strict=True)) if self._sums else sums
         self._count_B = self._count_B + counted_BR.sum(dim=1)
 
     def _mean(self, i: int) -> Tensor:
         sums = self._sums[i]
-        return sums / self._count_B.view(-1, *[1] * (sums.dim() - 1))
+        return (sums / self._count_B.view(-1, *[1] * (sums.dim() - 1))).float()
 
     distance_BHN = property(lambda self: self._mean(0))
     distance_uniform_BN = property(lambda self: self._mean(1))
     position_BHN = property(lambda self: self._mean(2))
     position_uniform_BN = property(lambda self: self._mean(3))
-    mean_distance_BH = property(lambda self: self._mean(4))
+    mean_distance_BH = property(lambda self: self._sums[4] / self._sums[5])
 
 
 def octave(position: Tensor) -> Tensor:
@@ -99,27 +102,28 @@ def by_octave(value_BT: Tensor, position_BT: Tensor | None = None) -> Tensor:
         position_BT = torch.arange(T, device=value_BT.device).expand(B, T)
     index_BT, n = octave(position_BT), T.bit_length()
     is_there_BT = ~value_BT.isnan()
-    sums_BN = value_BT.new_zeros(B, n).scatter_add(1, index_BT, value_BT.masked_fill(~is_there_BT, 0.0))
-    counts_BN = value_BT.new_zeros(B, n).scatter_add(1, index_BT, is_there_BT.to(value_BT.dtype))
-    return sums_BN / torch.where(counts_BN > 0, counts_BN, torch.nan)
+    zeros_BN = torch.zeros(B, n, dtype=torch.float64, device=value_BT.device)
+    sums_BN = zeros_BN.scatter_add(1, index_BT, value_BT.masked_fill(~is_there_BT, 0.0).double())
+    counts_BN = zeros_BN.scatter_add(1, index_BT, is_there_BT.double())
+    return (sums_BN / torch.where(counts_BN > 0, counts_BN, torch.nan)).float()
 
 
 def _by_octave(mass: Tensor, octave_RS: Tensor, n: int) -> Tensor:
     """Sums over keys and queries, […, R, S] -> […, N]."""
-    zeros = mass.new_zeros(*mass.shape[:-2], n)
-    return zeros.scatter_add(-1, octave_RS.flatten().expand(*mass.shape[:-2], -1), mass.flatten(-2))
+    # A float32 loses what is added last to tens of thousands of like numbers.
+    zeros = torch.zeros(*mass.shape[:-2], n, dtype=torch.float64, device=mass.device)
+    return zeros.scatter_add(-1, octave_RS.flatten().expand(*mass.shape[:-2], -1), mass.flatten(-2).double())
 
 
 class Rank(Sampled):
     """Ranks of the matrix of the sampled rows, 64 at most. `effective_BH`: exp of the entropy of its singular values over
-    their sum; `stable_BH`: their sum of squares over the largest square. The rows are kept in 16 bits."""
+    their sum; `stable_BH`: their sum of squares over the largest square. The rows are kept, 64 × S float32 a head."""
 
     def __init__(self) -> None:
         self._rows: list[Tensor] = []
 
     def add_rows(self, block: Block, index_R: Tensor) -> None:
-        rows_BHRS = F.pad(block.sampled(index_R)[0], (block.stretch.start_key, 0))
-        self._rows.append(rows_BHRS.to(torch.float16))
+        self._rows.append(F.pad(block.sampled(index_R)[0], (block.stretch.start_key, 0)))
 
     @cached_property
     def _singular_BHR(self) -> Tensor:

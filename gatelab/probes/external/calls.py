@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ...config.normaliser import Heads, SinkLogit, Softmax
 from ...ops.attention_stats import Stretch
 from .gates import FAMILIES
+from .intercept import Fused, Softmaxed
 from .masks import Part, of_part
 
 # Arguments of an attention function that change the weights in a way no stretch states.
@@ -24,27 +25,32 @@ _CROSS = re.compile(r"(^|\.)(encoder_attn|EncDecAttention|crossattention|cross_a
 
 @dataclass
 class Call:
-    """One call: [B, H or G, T or S, K] as transformers orders them. `y_BTHK` is what it returned; `gate_logits` what came
-    out of the projection that holds its family's gate."""
+    """One call: [B, H or G, T or S, K] as transformers orders them. `y_BTHK` is what it returned; `gate_BTN` what came out
+    of the projection that holds its family's gate. Of a family that computes its softmax itself there are the weights, and
+    neither queries nor keys."""
 
     module: nn.Module
     name: str
-    q_BHTK: Tensor
-    k_BGSK: Tensor
+    q_BHTK: Tensor | None
+    k_BGSK: Tensor | None
     v_BGSK: Tensor
     mask: Tensor | None
     is_causal: bool
-    scaling: float | None
-    position_bias: Tensor | None
-    sinks_H: Tensor | None
-    softcap: float | None
-    beyond: str | None
+    scaling: float | None = None
+    position_bias: Tensor | None = None
+    sinks_H: Tensor | None = None
+    softcap: float | None = None
+    beyond: str | None = None
+    weights_BHTS: Tensor | None = None
     y_BTHK: Tensor | None = None
     gate_BTN: Tensor | None = None
 
     @property
     def sizes(self) -> tuple[int, int, int]:
         """Sequences, queries, keys."""
+        if self.weights_BHTS is not None:
+            B, _, T, S = self.weights_BHTS.shape
+            return B, T, S
         return len(self.q_BHTK), self.q_BHTK.shape[2], self.k_BGSK.shape[2]
 
     @property
@@ -62,10 +68,19 @@ class Call:
 
     def stretch(self, part: Part, layer: int, *, start_key: int = 0, n_tokens: int | None = None) -> Stretch:
         """The stretch of the queries of a part of the batch."""
-        _, H, _, K = self.q_BHTK.shape
         keys = slice(part.start, part.end)
-        queries = slice(None) if self.is_cross or part.mask_BTS is not None else keys
-        n = 1 if part.rows is not None else len(self.q_BHTK)
+        # A stretch that goes on from a cache is all queries, and its part all keys.
+        queries = slice(None) if self.is_cross or n_tokens is not None else keys
+        v_BSGK = of_part(part, self.v_BGSK)[:, :, keys].transpose(1, 2)
+        n = len(v_BSGK)
+        ids_BT = None if part.segment_ids_T is None else part.segment_ids_T.expand(n, -1)
+        if self.weights_BHTS is not None:
+            weights_BHTS = of_part(part, self.weights_BHTS)[..., queries, keys]
+            return Stretch(
+                q_BTHK=None, k_BSGK=None, v_BSGK=v_BSGK, weights_BHTS=weights_BHTS, is_causal=part.is_causal,
+                window=part.window, segment_ids_BT=ids_BT, mask_BTS=part.mask_BTS, start_key=start_key, n_tokens=n_tokens,
+            )  # fmt: skip
+        _, H, _, K = self.q_BHTK.shape
         # A stretch's logits are q·k/√K.
         scale = 1.0 if self.scaling is None else self.scaling * math.sqrt(K)
         q_BTHK = of_part(part, self.q_BHTK)[:, :, queries].transpose(1, 2)
@@ -77,13 +92,13 @@ class Call:
         return Stretch(
             q_BTHK=q_BTHK if math.isclose(scale, 1.0) else q_BTHK * scale,
             k_BSGK=of_part(part, self.k_BGSK)[:, :, keys].transpose(1, 2),
-            v_BSGK=of_part(part, self.v_BGSK)[:, :, keys].transpose(1, 2),
+            v_BSGK=v_BSGK,
             normaliser=Softmax() if self.sinks_H is None else SinkLogit(),
             learned=None if self.sinks_H is None else {"sink_logit_H": self.sinks_H.flatten()},
             heads=Heads(H, self.k_BGSK.shape[1], K, layer),
             is_causal=part.is_causal,
             window=part.window,
-            segment_ids_BT=None if part.segment_ids_T is None else part.segment_ids_T.expand(n, -1),
+            segment_ids_BT=ids_BT,
             mask_BTS=part.mask_BTS,
             bias_BHTS=bias_BHTS,
             softcap=self.softcap,
@@ -120,6 +135,20 @@ def read_call(
         softcap=keywords.get("softcap"),
         beyond=next((why for name, why in _BEYOND.items() if keywords.get(name) is not None), None),
     )
+
+
+def noticed_call(noticed: Softmaxed | Fused) -> Call:
+    """The call that a family makes in its own code; values are those of every head where no key/value head is known."""
+    if isinstance(noticed, Fused):
+        return Call(
+            noticed.module, noticed.name, noticed.q_BHTK, noticed.k_BGSK, noticed.v_BGSK, noticed.mask_B1TS,
+            is_causal=noticed.is_causal and noticed.q_BHTK.shape[2] > 1, scaling=noticed.scale,
+            position_bias=noticed.bias_BHTS,
+        )  # fmt: skip
+    return Call(
+        noticed.module, noticed.name, None, None, noticed.v_BGSK, noticed.mask_B1TS, is_causal=False,
+        weights_BHTS=noticed.weights_BHTS,
+    )  # fmt: skip
 
 
 def same_output(output: Any, call: Call) -> Tensor | None:

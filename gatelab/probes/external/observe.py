@@ -7,7 +7,8 @@
 The model's attention function is replaced, through transformers' registry, by one that calls the very function it
 replaces and keeps q, k and v until the block ends; the mask function goes with it, without which transformers drops the
 causal mask. So the model's output is what it was, and its memory too: a model set to eager attention builds its
-T×T matrices as ever, and the probes add a block of queries at a time. What is not a softmax over the keys that a view can
+T×T matrices as ever, and the probes add a block of queries at a time. Families that compute their softmax in their own code
+are watched there. What is not a softmax over the keys that a view can
 state exactly is named in `unobserved`, and has no rows. A long sequence is read in stretches, with a cache:
 
     with observe(model) as recorder:
@@ -26,6 +27,7 @@ from ...config.run import ProbeConfig
 from ...record import Row
 from ..capture import PROBES, Recorder
 from ..probe import Probe
+from .intercept import intercepted
 from .interpose import interposed
 from .watch import Stretches, Watch
 
@@ -121,7 +123,8 @@ def observe(
         )
     recorder = Observed([PROBES[n](config or ProbeConfig(), domains) for n in (PROBES if names is None else names)])
     recorder.watch = Watch(model, recorder)
-    with interposed(model, recorder.watch.around):
+    watch = recorder.watch
+    with interposed(model, watch.around), intercepted(model, watch.noticed, skip=watch.registered.__contains__):
         handles = recorder.watch.hooks()
         try:
             yield recorder

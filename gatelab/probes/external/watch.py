@@ -16,8 +16,9 @@ from ...record import Row
 from ..blocks import Block, blocks
 from ..probe import AttentionView, Probe, show, statistics_of
 from ..residual import ResidualView
-from .calls import Call, read_call, same_output
+from .calls import Call, noticed_call, read_call, same_output
 from .gates import FAMILIES
+from .intercept import Fused, Softmaxed
 from .interpose import Attend
 from .masks import Part, of_part, read_mask, read_stretch
 
@@ -61,6 +62,8 @@ class Watch:
         self.names = {m: name for name, m in model.named_modules()}
         self.blocks = {block.name: block for block in blocks(model)}
         self.calls: list[Call] = []
+        # What looks up its attention function, whose own softmax is not to be noticed again.
+        self.registered: set[nn.Module] = set()
         self.gates: dict[nn.Module, Tensor] = {}
         self.read: dict[tuple[int, int, int, bool, bool], tuple[Tensor | None, list[Part] | None]] = {}
         self.padding: dict[str | None, list[Part]] = {}
@@ -81,12 +84,20 @@ class Watch:
 
     def around(self, attend: Attend, module: nn.Module, *arguments: Any, **keywords: Any) -> Any:
         """Let an attention function run, and note what it was given and gave."""
+        self.registered.add(module)
         output = attend(module, *arguments, **keywords)
         if module in self.names:
             call = read_call(module, self.names[module], attend.is_sdpa, arguments, keywords)
             call.y_BTHK = same_output(output, call)
             self.calls.append(call)
         return output
+
+    def noticed(self, softmax: Softmaxed | Fused) -> None:
+        """Note an attention that a family computes in its own code."""
+        if softmax.v_BGSK is None:
+            self.recorder.miss(softmax.name, softmax.module, "what its softmax weighs was not seen")
+        else:
+            self.calls.append(noticed_call(softmax))
 
     def _begin(self, _model: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         self.calls.clear()
@@ -150,7 +161,10 @@ class Watch:
     def _layer(self, name: str) -> int:
         """The layer that the name of something in a block states."""
         block = next((b for b in self.blocks.values() if name == b.name or name.startswith(f"{b.name}.")), None)
-        return block.layer if block else getattr(self.model.get_submodule(name), "layer_idx", None) or 0
+        if block:
+            return block.layer
+        number = re.search(r"(?:^|\.)(\d+)(?:\.|$)", name)
+        return int(number[1]) if number else getattr(self.model.get_submodule(name), "layer_idx", None) or 0
 
     def _looks(self) -> tuple[list[Look], int]:
         """The views of the calls that were kept, with their parts of the batch, and how many queries they had."""
@@ -194,8 +208,8 @@ class Watch:
             view = AttentionView(
                 layer,
                 "cross" if call.is_cross else None if part.is_causal else "encoder",
-                _given(self.recorder.domain_BT, part, queries, T),
-                None if call.is_cross else _given(self.recorder.tokens_BT, part, queries, T),
+                _given(self.recorder.domain_BT, part, queries, T, call.v_BGSK.device),
+                None if call.is_cross else _given(self.recorder.tokens_BT, part, queries, T, call.v_BGSK.device),
             )
             stretch = call.stretch(part, layer)
             view.add(stretch, statistics_of(self.recorder.probes, stretch.gates))
@@ -232,8 +246,8 @@ class Watch:
             AttentionView(
                 layer,
                 None,
-                _given(self.recorder.domain_BT, parts[0], whole, stretches.n_tokens),
-                _given(self.recorder.tokens_BT, parts[0], whole, stretches.n_tokens),
+                _given(self.recorder.domain_BT, parts[0], whole, stretches.n_tokens, call.v_BGSK.device),
+                _given(self.recorder.tokens_BT, parts[0], whole, stretches.n_tokens, call.v_BGSK.device),
             ),
         )
         stretch = call.stretch(parts[0], layer, start_key=start_key, n_tokens=stretches.n_tokens)
@@ -271,6 +285,8 @@ def _kept(mask_BT: Tensor) -> list[Part]:
     return [] if mask_BT.all() else parts
 
 
-def _given(given_BT: Tensor | None, part: Part, tokens: slice, n_tokens: int) -> Tensor | None:
+def _given(given_BT: Tensor | None, part: Part, tokens: slice, n_tokens: int, device: torch.device) -> Tensor | None:
     """The part's domains or ids; None where they number other tokens."""
-    return None if given_BT is None or given_BT.shape[1] != n_tokens else of_part(part, given_BT)[:, tokens]
+    if given_BT is None or given_BT.shape[1] != n_tokens:
+        return None
+    return of_part(part, given_BT)[:, tokens].to(device)

@@ -7,26 +7,16 @@ import errno
 import json
 import os
 import sys
-from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import CycloptsError, Parameter
 
-from . import __version__
+from .base import Json, app, print_json, said, tell
+from .probe import probe as probe_command
 
-app = App(
-    name="gatelab",
-    help="A laboratory for gated softmax attention: run paired studies, probe checkpoints, read a page one can believe.",
-    version=__version__,
-    help_flags=["--help", "-h"],
-    result_action="return_value",
-    suppress_keyboard_interrupt=False,  # it would leave without a word
-)
-
+app.command(probe_command)
 _MOST_LINES = 20  # of one error; a grid can be wrong in thousands of cells
-
-Json = Annotated[bool, Parameter(name="--json", negative="")]
 
 
 @app.command
@@ -46,33 +36,33 @@ def run(study: str, *assignments: str, out: str | None = None, executor: str = "
     json_:
         One JSON record a line on stdout and nothing else.
     """
-    from . import lab
-    from .config import parse_assignments
-    from .study.drive import drive
-    from .terminal import LiveGrid, print_findings, print_status
+    from .. import lab
+    from ..config import parse_assignments
+    from ..study.drive import drive
+    from ..terminal import LiveGrid, print_findings, print_status
 
     lab.check_executor(executor)
     planned = lab.plan(study, parse_assignments(assignments))
     execution = planned.study.execution
     folder = lab.save_plan(planned, out or f"runs/{planned.study.name}")
     entries = planned.entries(folder.path)
-    _tell(f"{planned.study.name}: {len(entries)} runs in {folder.path}; Ctrl-C is safe, the same command continues")
+    tell(f"{planned.study.name}: {len(entries)} runs in {folder.path}; Ctrl-C is safe, the same command continues")
     with lab.open_executor(execution, executor) as workers, LiveGrid(folder, workers.slots) as grid:
         summary = drive(folder, workers, execution, entries=entries, on_event=grid)
     analysis = lab.analyse(folder)
     page = lab.report(folder, analysis)
     if json_:
-        _print_json([{"fingerprint": f, "state": s} for f, s in summary.states.items()] + [{"page": str(page)}])
+        print_json([{"fingerprint": f, "state": s} for f, s in summary.states.items()] + [{"page": str(page)}])
     else:
         print_status(folder)
         print_findings(analysis.findings, all_metrics=False)
         print(f"\nthe page: {page}")
     if summary.halted:
-        _tell(summary.halted)
+        tell(summary.halted)
     if summary.elsewhere:
-        _tell(f"{len(summary.elsewhere)} runs are being carried out by another process; run again for the whole page")
+        tell(f"{len(summary.elsewhere)} runs are being carried out by another process; run again for the whole page")
     if not summary.is_complete:
-        _tell(
+        tell(
             f"some runs did not finish; `gatelab status {folder.path}` says why, `gatelab retry {folder.path}` tries again"
         )
     return 0 if summary.is_complete else 1
@@ -91,14 +81,14 @@ def plan(study: str, *assignments: str, json_: Json = False) -> int:
     json_:
         One JSON record a run.
     """
-    from . import lab
-    from .config import parse_assignments
-    from .terminal import print_records
+    from .. import lab
+    from ..config import parse_assignments
+    from ..terminal import print_records
 
     planned = lab.plan(study, parse_assignments(assignments))
     entries = planned.entries(Path("runs") / planned.study.name)
     if json_:
-        _print_json(entries)
+        print_json(entries)
         return 0
     print(f"{planned.study.name}: {planned.study.question}")
     for cell, source in planned.sources.items():
@@ -137,19 +127,19 @@ def status(folder: Path, *, json_: Json = False) -> int:
     json_:
         One JSON record a run.
     """
-    from .store import StudyFolder
-    from .study.ledger import state_of
+    from ..store import StudyFolder
+    from ..study.ledger import state_of
 
     there = StudyFolder.open(folder)
     if json_:
-        _print_json(
+        print_json(
             [
                 {k: e[k] for k in ("cell", "arm", "seed", "fingerprint")} | {"state": state_of(r)}
                 for e, r in there.planned()
             ]
         )
         return 0
-    from .terminal import print_status
+    from ..terminal import print_status
 
     print_status(there)
     return 0
@@ -166,7 +156,7 @@ def logs(folder: Path, run_name: str) -> int:
     run_name:
         The run: the start of its fingerprint, or cell/arm/seed.
     """
-    from .store import StoreError, StudyFolder
+    from ..store import StoreError, StudyFolder
 
     path = StudyFolder.open(folder).find(run_name).path / "log.txt"
     if not path.exists():
@@ -186,13 +176,13 @@ def retry(folder: Path, *, json_: Json = False) -> int:
     json_:
         One JSON record a run that was planned again.
     """
-    from .store import StudyFolder
-    from .study.drive import retry as plan_again
+    from ..store import StudyFolder
+    from ..study.drive import retry as plan_again
 
     there = StudyFolder.open(folder)
     again = plan_again(there)
     if json_:
-        _print_json([{"fingerprint": f, "state": "planned"} for f in again])
+        print_json([{"fingerprint": f, "state": "planned"} for f in again])
     elif again:
         print(f"{len(again)} runs are planned again: {', '.join(again)}; the same `gatelab run …` command starts them")
     else:
@@ -217,13 +207,13 @@ def find(
     """
     from dataclasses import asdict
 
-    from . import lab
-    from .store import StudyFolder
-    from .terminal import print_findings
+    from .. import lab
+    from ..store import StudyFolder
+    from ..terminal import print_findings
 
     findings = lab.analyse(StudyFolder.open(folder)).findings
     if json_:
-        _print_json([asdict(f) for f in findings if f.primary or all_])
+        print_json([asdict(f) for f in findings if f.primary or all_])
     else:
         print_findings(findings, all_metrics=all_)
     return 0
@@ -238,8 +228,8 @@ def report(folder: Path) -> int:
     folder:
         The study's folder.
     """
-    from . import lab
-    from .store import StudyFolder
+    from .. import lab
+    from ..store import StudyFolder
 
     there = StudyFolder.open(folder)
     print(lab.report(there, lab.analyse(there)))
@@ -259,13 +249,13 @@ def diff(left: Path, right: Path, *, json_: Json = False) -> int:
     json_:
         One JSON record a key.
     """
-    from . import lab
-    from .terminal import print_records
+    from .. import lab
+    from ..terminal import print_records
 
     a, b = (lab.flat(lab.find_run(p).config()) for p in (left, right))
     records = [{"key": k, "left": a.get(k), "right": b.get(k)} for k in sorted(a | b) if a.get(k) != b.get(k)]
     if json_:
-        _print_json(records)
+        print_json(records)
     elif records:
         shown = [{k: json.dumps(v, ensure_ascii=False) if k != "key" else v for k, v in r.items()} for r in records]
         print_records(shown, f"left: {left}\nright: {right}")
@@ -289,76 +279,25 @@ def train(*assignments: str, config: Path | None = None, out: str | None = None,
     json_:
         One JSON record a measurement at the last step.
     """
-    from . import lab
-    from .config import parse_assignments
-    from .study.drive import drive
-    from .terminal import LiveGrid, print_records
+    from .. import lab
+    from ..config import parse_assignments
+    from ..study.drive import drive
+    from ..terminal import LiveGrid, print_records
 
     planned = lab.plan(lab.single(parse_assignments(assignments), config))
     execution = planned.study.execution
     folder = lab.save_plan(planned, out or "runs/train", beside=config and config.parent.parent)
     entries = planned.entries(folder.path)
     fingerprint = entries[0]["fingerprint"]
-    _tell(f"{entries[0]['n_parameters']:,} parameters, {entries[0]['steps']} steps, in {folder.run(fingerprint).path}")
+    tell(f"{entries[0]['n_parameters']:,} parameters, {entries[0]['steps']} steps, in {folder.run(fingerprint).path}")
     with lab.open_executor(execution) as workers, LiveGrid(folder, workers.slots) as grid:
         summary = drive(folder, workers, execution, entries=entries, on_event=grid)
     rows = lab.final_rows(folder, fingerprint)
     if json_:
-        _print_json(rows)
+        print_json(rows)
     else:
-        print_records(_said(rows), f"{summary.states[fingerprint]}: {folder.run(fingerprint).path}")
+        print_records(said(rows), f"{summary.states[fingerprint]}: {folder.run(fingerprint).path}")
     return 0 if summary.is_complete else 1
-
-
-@app.command
-def probe(model: str, *, text: str | None = None, length: int | None = None, json_: Json = False) -> int:
-    """Look at a run or at a checkpoint: sinks, massive activations, gates.
-
-    Parameters
-    ----------
-    model:
-        A finished run's folder, probed on its held-out data; a folder in Hugging Face's layout (config.json, safetensors,
-        tokenizer) or a .gguf file, probed on a text.
-    text:
-        For a checkpoint: a file or a folder; the source of Python's standard library unless stated.
-    length:
-        Tokens a sequence; a run's training context, and at most 512 for a checkpoint, unless stated.
-    json_:
-        One JSON record a measurement, layers and heads included.
-    """
-    from . import lab
-    from .config import ConfigError
-    from .terminal import print_records
-
-    title = ""
-    if lab.is_checkpoint(model):
-        look = lab.probe_checkpoint(model, text=text or "stdlib", length=length)
-        rows, title = look.rows, "\n".join([look.description, *look.facts, ""])
-        for class_name, why in dict.fromkeys((u.class_name, u.why) for u in look.unobserved):
-            names = [u.module for u in look.unobserved if (u.class_name, u.why) == (class_name, why)]
-            _tell(f"not observed: {class_name}, {why} ({len(names)} layers, the first is {names[0]})")
-    elif text is not None:
-        raise ConfigError([f"--text {text}: a run is probed on its own held-out data; leave it out"])
-    else:
-        rows = lab.probe(model, length=length)
-    if json_:
-        _print_json([row.as_dict() for row in rows])
-        return 0
-    keys = ("metric", "stack", "site", "value", "unit", "threshold", "domain", "key")
-    shown = [{key: getattr(r, key) for key in keys} for r in rows if r.layer is None and r.head is None]
-    print_records(_said(shown), title)
-    return 0
-
-
-def _said(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Measurements without the columns in which nothing is said; what has no stack among several is the `decoder`."""
-    has_stacks = any(row["stack"] for row in rows)
-    by_stack = {row["metric"] for row in rows if row["stack"]}
-    named = [row | {"stack": row["stack"] or ("decoder" if row["metric"] in by_stack else None)} for row in rows]
-    empty = {
-        key for key in ("stack", "site", "threshold", "domain", "key") if all(row.get(key) is None for row in rows)
-    }
-    return [{k: v for k, v in row.items() if k not in empty} for row in (named if has_stacks else rows)]
 
 
 @app.command
@@ -372,13 +311,13 @@ def gates(name: str | None = None, /, *, json_: Json = False) -> int:
     json_:
         One JSON record an entry, with its kind.
     """
-    from . import catalogue
-    from .terminal import print_records
+    from .. import catalogue
+    from ..terminal import print_records
 
     sections = catalogue.gate_catalogue() if name is None else {}
     records = [r for section in sections.values() for r in section] if name is None else catalogue.gate_detail(name)
     if json_:
-        _print_json(records)
+        print_json(records)
         return 0
     if name is None:
         print(
@@ -419,11 +358,11 @@ def probes(*, json_: Json = False) -> int:
     json_:
         One JSON record a metric.
     """
-    from . import catalogue
-    from .terminal import print_records
+    from .. import catalogue
+    from ..terminal import print_records
 
     records = catalogue.probe_records()
-    _print_json(records) if json_ else print_records(records, "docs/metrics.md defines each metric")
+    print_json(records) if json_ else print_records(records, "docs/metrics.md defines each metric")
     return 0
 
 
@@ -440,16 +379,16 @@ def sizes(name: str | None = None, /, *assignments: str, json_: Json = False) ->
     json_:
         One JSON record a size, with all its numbers.
     """
-    from . import catalogue
-    from .config import ConfigError, parse_assignments
-    from .terminal import print_records
+    from .. import catalogue
+    from ..config import ConfigError, parse_assignments
+    from ..terminal import print_records
 
     given = parse_assignments(assignments)
     if many := [path for path, values in given.items() if len(values) > 1]:
         raise ConfigError([f"{path}: one size takes one value; ask once for each" for path in many])
     records = catalogue.size_records(name, {path: values[0] for path, values in given.items()})
     if json_:
-        _print_json(records)
+        print_json(records)
         return 0
     rows = [_size_row(r) for r in records]
     print("GFLOP: of training, a token at the size's context; GiB: float32 weights, gradients and")
@@ -509,7 +448,7 @@ def _size_row(record: dict[str, Any]) -> dict[str, Any]:
 @app.command
 def schema() -> int:
     """Print the JSON Schema of a run, for editors and checks."""
-    from .config import Run
+    from ..config import Run
 
     print(json.dumps(Run.model_json_schema(), indent=1))
     return 0
@@ -524,11 +463,11 @@ def doctor(*, json_: Json = False) -> int:
     json_:
         One JSON record a fact.
     """
-    from . import catalogue
-    from .terminal import print_records
+    from .. import catalogue
+    from ..terminal import print_records
 
     records = catalogue.machine_records()
-    _print_json(records) if json_ else print_records(records)
+    print_json(records) if json_ else print_records(records)
     return 0
 
 
@@ -561,7 +500,7 @@ def _status(words: list[str]) -> int:
     except BrokenPipeError:
         return 1  # the reader of our output has gone, as in `| head`
     except (MemoryError, RuntimeError) as error:
-        from .study.worker import classify
+        from ..study.worker import classify
 
         outcome, message = classify(error)
         if outcome != "oom":
@@ -573,7 +512,7 @@ def _status(words: list[str]) -> int:
         where = f"{error.filename}: " if error.filename else ""
         return _fail(1, f"{where}{error.strerror or error}")
     except ValueError as error:
-        from .config import ConfigError
+        from ..config import ConfigError
 
         return _fail(2 if isinstance(error, ConfigError) else 1, str(error))
     return result if isinstance(result, int) else 0
@@ -586,29 +525,7 @@ def _fail(status_: int, *lines: str) -> int:
     return status_
 
 
-def _tell(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
-
-
-def _print_json(records: list[dict[str, Any]]) -> None:
-    for record in records:
-        print(json.dumps(_json_ready(record), ensure_ascii=False, default=str, allow_nan=False))
-
-
-def _json_ready(value: Any) -> Any:
-    """Not-a-number and infinities as strings, as in rows.jsonl: JSON has none."""
-    if isinstance(value, float) and not isfinite(value):
-        return str(value)
-    if isinstance(value, dict):
-        return {k: _json_ready(v) for k, v in value.items()}
-    return [_json_ready(v) for v in value] if isinstance(value, list) else value
-
-
 def _stderr() -> Any:
     from rich.console import Console
 
     return Console(stderr=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,5 @@
+"""python -m gatelab.cli: the same as `gatelab`."""
+
+from . import main
+
+main()

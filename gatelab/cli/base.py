@@ -1,0 +1,51 @@
+"""What the commands share: the application, `--json`, and how something is said."""
+
+import json
+import sys
+from math import isfinite
+from typing import Annotated, Any
+
+from cyclopts import App, Parameter
+
+from .. import __version__
+
+app = App(
+    name="gatelab",
+    help="A laboratory for gated softmax attention: run paired studies, probe checkpoints, read a page one can believe.",
+    version=__version__,
+    help_flags=["--help", "-h"],
+    result_action="return_value",
+    suppress_keyboard_interrupt=False,  # it would leave without a word
+)
+
+Json = Annotated[bool, Parameter(name="--json", negative="")]
+
+
+def tell(message: str) -> None:
+    """A word beside the output."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def print_json(records: list[dict[str, Any]]) -> None:
+    """One record a line."""
+    for record in records:
+        print(json.dumps(_json_ready(record), ensure_ascii=False, default=str, allow_nan=False))
+
+
+def _json_ready(value: Any) -> Any:
+    """Not-a-number and infinities as strings, as in rows.jsonl: JSON has none."""
+    if isinstance(value, float) and not isfinite(value):
+        return str(value)
+    if isinstance(value, dict):
+        return {k: _json_ready(v) for k, v in value.items()}
+    return [_json_ready(v) for v in value] if isinstance(value, list) else value
+
+
+def said(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Measurements without the columns in which nothing is said; what has no stack among several is the `decoder`."""
+    has_stacks = any(row["stack"] for row in rows)
+    by_stack = {row["metric"] for row in rows if row["stack"]}
+    named = [row | {"stack": row["stack"] or ("decoder" if row["metric"] in by_stack else None)} for row in rows]
+    optional = ("stack", "site", "stage", "threshold", "domain", "key")
+    empty = {key for key in optional if all(row.get(key) is None for row in rows)}
+    return [{k: v for k, v in row.items() if k not in empty} for row in (named if has_stacks else rows)]

@@ -1,0 +1,128 @@
+"""gatelab probe: a run, or anybody's checkpoint."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Parameter
+
+from .base import Json, print_json, said, tell
+
+if TYPE_CHECKING:
+    from ..evals.checkpoint import Look
+    from ..record import Row
+
+Words = Annotated[list[str] | None, Parameter(negative="", consume_multiple=True)]
+Flag = Annotated[bool, Parameter(negative="")]
+
+
+def probe(
+    model: str,
+    *,
+    text: str | None = None,
+    length: int | None = None,
+    sequences: int | None = None,
+    at_once: int | None = None,
+    probes: str | None = None,
+    dtype: Literal["float32", "bfloat16", "auto"] | None = None,
+    device: Literal["cpu", "cuda", "auto"] | None = None,
+    extend: Literal["yarn", "linear", "dynamic"] | None = None,
+    trust_remote_code: Flag = False,
+    allow_pickle: Flag = False,
+    intervene: Words = None,
+    documents: int | None = None,
+    out: Path | None = None,
+    json_: Json = False,
+) -> int:
+    """Look at a run or at a checkpoint: sinks, massive activations, gates.
+
+    Parameters
+    ----------
+    model:
+        A finished run's folder, probed on its held-out data; a folder in Hugging Face's layout (config.json, safetensors,
+        tokenizer), a .gguf file, or a model of the hub as org/name, probed on a text.
+    text:
+        For a checkpoint: a file or a folder; the source of Python's standard library unless stated.
+    length:
+        Tokens a sequence; a run's training context, and at most 512 for a checkpoint, unless stated.
+    sequences:
+        How many; as many as 4,096 tokens make, 8 at most, unless stated.
+    at_once:
+        Tokens a pass of a decoder, with a cache: 2,048 unless stated; 0 reads sequences whole.
+    probes:
+        Names joined by commas, see `gatelab probes`; all unless stated.
+    dtype:
+        Of the weights: float32 unless stated; auto is as they are stored.
+    device:
+        cpu unless stated; auto is a GPU where there is one.
+    extend:
+        For a length beyond the model's positions: stretch the rotary ones.
+    trust_remote_code:
+        Run the code that a checkpoint brings along.
+    allow_pickle:
+        Open pickled weights, as weights only.
+    intervene:
+        Edits, such as zero-value@first, mask-key@first, clip-massive@100x: the change in next-token loss, beside the same-size
+        edit elsewhere, by dose. `gatelab probe --help` of the guide lists the kinds.
+    documents:
+        How many documents of at most `length` tokens the loss is over; 16 unless stated.
+    out:
+        A folder for the page and all rows.
+    json_:
+        One JSON record a measurement, layers and heads included.
+    """
+    from .. import lab
+    from ..config import ConfigError
+
+    if not lab.is_checkpoint(model):
+        given = {
+            "--text": text, "--sequences": sequences, "--at-once": at_once, "--probes": probes, "--dtype": dtype,
+            "--device": device, "--extend": extend, "--trust-remote-code": trust_remote_code or None,
+            "--allow-pickle": allow_pickle or None, "--intervene": intervene, "--documents": documents, "--out": out,
+        }  # fmt: skip
+        beyond = [name for name, value in given.items() if value is not None]
+        if beyond and Path(model).exists():
+            raise ConfigError(
+                [f"{beyond[0]} is for checkpoints: a run is probed on its own held-out data; leave it out"]
+            )
+        return _tell_rows(lab.probe(model, length=length), "", is_json=json_)
+    if documents is not None and not intervene:
+        raise ConfigError([f"--documents {documents} is for --intervene, which is not given; leave it out"])
+    from ..evals.checkpoint import Reading
+    from ..models.external import Extension, Loading
+
+    if extend is not None and length is None:
+        raise ConfigError([f"--extend {extend} stretches positions to --length, which is not given; state both"])
+    look = lab.probe_checkpoint(
+        model,
+        Reading(text or "stdlib", length, sequences, 2048 if at_once is None else at_once),
+        Loading(
+            dtype=dtype or "float32",
+            device=device or "cpu",
+            trust_remote_code=trust_remote_code,
+            allow_pickle=allow_pickle,
+            extension=None if extend is None else Extension(kind=extend, length=length),
+        ),
+        names=None if probes is None else probes.split(","),
+    )
+    return _finish(look, out, is_json=json_)
+
+
+def _finish(look: "Look", out: Path | None, *, is_json: bool) -> int:
+    for class_name, why in dict.fromkeys((u.class_name, u.why) for u in look.unobserved):
+        names = [u.module for u in look.unobserved if (u.class_name, u.why) == (class_name, why)]
+        tell(f"not observed: {class_name}, {why} ({len(names)} layers, the first is {names[0]})")
+    return _tell_rows(look.rows, "\n".join([look.description, *look.facts, ""]), is_json=is_json)
+
+
+def _tell_rows(rows: "list[Row]", title: str, *, is_json: bool) -> int:
+    from ..terminal import print_records
+
+    if is_json:
+        print_json([row.as_dict() for row in rows])
+        return 0
+    keys = ("metric", "stack", "site", "stage", "value", "unit", "threshold", "domain", "key")
+    shown = [
+        {key: getattr(r, key) for key in keys} for r in rows if r.layer is None and r.head is None and r.bin is None
+    ]
+    print_records(said(shown), title)
+    return 0

@@ -1,0 +1,135 @@
+"""Where a checkpoint comes from, as one value, and what transformers is asked for: configuration, tokenizer, model.
+
+Notable: a folder, a GGUF file and a model of the hub differ in what `from_pretrained` is given and in nothing else. What it
+raises becomes one sentence.
+"""
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, redirect_stderr
+from dataclasses import dataclass, field
+from io import StringIO
+from pickle import UnpicklingError
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+Read = TypeVar("Read")
+
+
+@dataclass(frozen=True)
+class Source:
+    """`place` and `given` are what `from_pretrained` is told; `locally` are the values of its `local_files_only` to be
+    tried in turn, and `before_fetching` raises where there is nobody to fetch from; `explain` says of an error what a user can
+    do, or None; `notes` are sentences about the weights."""
+
+    title: str
+    name: str
+    place: str
+    given: dict[str, Any]
+    stored_dtype: Callable[[], str]
+    locally: tuple[bool, ...] = (True,)
+    before_fetching: Callable[[], None] = lambda: None
+    explain: Callable[[Exception], str | None] = lambda error: None
+    notes: tuple[str, ...] = field(default=())
+
+    def read(self, what: str, read: Callable[[dict[str, Any]], Read]) -> Read:
+        """`read(keywords of from_pretrained)`, or one sentence that `what` cannot be read and why.
+
+        Raises:
+            ValueError: that sentence.
+        """
+        errors: list[Exception] = []
+        for only_local in self.locally:
+            try:
+                if not only_local:
+                    self.before_fetching()
+                with _quiet(shows_bars=not only_local):
+                    return read({**self.given, "local_files_only": only_local})
+            except (MemoryError, torch.OutOfMemoryError):
+                raise ValueError(
+                    f"{self.title}: {what} do not fit into memory; free some, or load as bfloat16"
+                ) from None
+            except UnpicklingError:
+                raise ValueError(
+                    f"{self.title}: its pickle holds more than weights or is damaged, so it was not opened; have it converted "
+                    "to safetensors by whoever made it"
+                ) from None
+            except Exception as error:  # tokenizers raise bare Exceptions, and so may a checkpoint's own code
+                errors.append(error)
+                if not isinstance(error, OSError):
+                    break  # it is there, and no other place has another one
+        why = self.explain(errors[-1]) or f"{what} cannot be read ({first_line(errors[-1])})"
+        raise ValueError(f"{self.title}: {why}") from None
+
+    def config(self) -> Any:
+        """The configuration."""
+        from transformers import AutoConfig
+
+        return self.read("its configuration", lambda given: AutoConfig.from_pretrained(self.place, **given))
+
+    def tokenizer(self) -> Any:
+        """The tokenizer."""
+        from transformers import AutoTokenizer
+
+        return self.read("its tokenizer", lambda given: AutoTokenizer.from_pretrained(self.place, **given))
+
+    def skeleton(self, auto_class: Any, config: Any) -> nn.Module:
+        """The model without memory for its weights, as transformers makes it before it reads them."""
+
+        def build(given: dict[str, Any]) -> nn.Module:
+            with torch.device("meta"):
+                return auto_class.from_config(copy.deepcopy(config), trust_remote_code=given["trust_remote_code"])
+
+        return self.read("what its configuration describes", build)
+
+    def model(self, auto_class: Any, config: Any, *, dtype: str, device: str, formats: tuple[bool, ...]) -> nn.Module:
+        """The model with its weights. `formats` are the values of `use_safetensors` to be tried in turn."""
+        placed = {} if device == "cpu" else {"device_map": {"": device}}
+
+        def load(given: dict[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
+            for use_safetensors in formats:
+                try:
+                    return auto_class.from_pretrained(
+                        self.place, config=copy.deepcopy(config), dtype=dtype, use_safetensors=use_safetensors,
+                        weights_only=True, output_loading_info=True, **placed, **given,
+                    )  # fmt: skip
+                except OSError:
+                    if use_safetensors is formats[-1]:
+                        raise
+            raise AssertionError
+
+        model, loading = self.read("its weights", load)
+        missing = sorted(name for name in loading["missing_keys"] if not name.startswith("pooler."))
+        if missing:
+            raise ValueError(
+                f"{self.title}: {len(missing)} weights are missing, such as {missing[0]}, and would be random; is a file "
+                "missing?"
+            )
+        return model.eval()
+
+
+def first_line(error: Exception) -> str:
+    """What an error says first."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+@contextmanager
+def _quiet(*, shows_bars: bool) -> Iterator[None]:
+    """Without transformers' notes, which are about heads that are not loaded, and without progress bars but those of a
+    download; a GGUF's bar takes no setting."""
+    from transformers.utils import logging
+
+    verbosity, had_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    if not shows_bars:
+        logging.disable_progress_bar()
+    try:
+        with nullcontext() if shows_bars else redirect_stderr(StringIO()):
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if had_bars:
+            logging.enable_progress_bar()
