@@ -40,8 +40,10 @@ class Position(Probe):
             self.add_bins(metric, mass_BN, where)
         counted_BT = view.counted_BT(self.config.skip_queries)
         mass_BT = first.mass_BHT.mean(dim=1).masked_fill(~counted_BT, torch.nan)
-        # The query's position in its document.
-        position_BT = torch.arange(view.n_queries, device=mass_BT.device) - first.first_BT
+        position_BT = None
+        if view.last.segment_ids_BT is not None:
+            # The query's position in its document.
+            position_BT = torch.arange(view.n_queries, device=mass_BT.device) - first.first_BT
         self.add_bins("first_mass_by_query", by_octave(mass_BT, position_BT), where)
 
     def summaries(self, rows: list[Row]) -> list[Row]:

@@ -153,11 +153,14 @@ class Probe(ABC):
                     at = dict(key) if axis is None else dict(key) | {axis: i}
                     rows.append(Row(run, step, self.name, metric, mean, self.metrics[metric], **at))
 
-        for (metric, key), parts in self._values.items():
-            put(metric, key, torch.cat(parts).double().nanmean(dim=0, keepdim=True).tolist())
-        for (metric, key, axis, reduce), parts in self._many.items():
+        values, many = list(self._values.items()), list(self._many.items())
+        here = iter(_on_host([part for _, parts in (*values, *many) for part in parts]))
+        for (metric, key), parts in values:
+            value_B = torch.cat([next(here) for _ in parts])
+            put(metric, key, value_B.nanmean(dim=0, keepdim=True).tolist())
+        for (metric, key, axis, reduce), parts in many:
             width = max(part.shape[1] for part in parts)
-            value_BN = torch.cat([F.pad(p, (0, width - p.shape[1]), value=torch.nan) for p in parts]).double()
+            value_BN = torch.cat([F.pad(next(here), (0, width - p.shape[1]), value=torch.nan) for p in parts])
             if reduce is not None:
                 whole_B = value_BN.nanmean(dim=1) if reduce == "mean" else value_BN.amax(dim=1)
                 put(metric, key, whole_B.nanmean(dim=0, keepdim=True).tolist())
@@ -175,6 +178,17 @@ class Probe(ABC):
                 at = dict(coordinates) | {name: place}
                 rows.append(Row(run, step, self.name, metric, count / len(found), self.metrics[metric], **at))
         return rows
+
+
+def _on_host(tensors: list[Tensor]) -> list[Tensor]:
+    """The same numbers in float64, fetched in one go from each device."""
+    out: dict[int, Tensor] = {}
+    for device in dict.fromkeys(t.device for t in tensors):
+        there = [(i, t) for i, t in enumerate(tensors) if t.device == device]
+        flat_N = torch.cat([t.flatten() for _, t in there]).double().cpu()
+        for (i, t), part in zip(there, flat_N.split([t.numel() for _, t in there]), strict=True):
+            out[i] = part.view(t.shape)
+    return [out[i] for i in range(len(tensors))]
 
 
 def _key(coordinates: dict[str, object]) -> Key:

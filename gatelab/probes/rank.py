@@ -2,7 +2,12 @@
 
 from typing import ClassVar
 
+import torch
+from torch import Tensor
+
+from ..config.run import ProbeConfig
 from ..ops.attention_stats import Rank as SampledRank
+from ..ops.attention_stats import ranks
 from ..record import Row
 from .probe import AttentionView, Probe, over_layers
 
@@ -14,13 +19,27 @@ class Rank(Probe):
     metrics: ClassVar = {"effective_rank": "1", "stable_rank": "1"}
     statistics: ClassVar = (SampledRank,)
 
+    def __init__(self, config: ProbeConfig, domains: tuple[str, ...]):
+        super().__init__(config, domains)
+        self._grams: list[tuple[dict[str, object], Tensor]] = []
+
     def attention(self, view: AttentionView) -> None:
-        """One layer: per head, and the layer's mean over heads."""
-        if view.is_short:
-            return
-        where = view.where | {"length": view.n_queries}
-        self.add_heads("effective_rank", view.of(SampledRank).effective_BH, where)
-        self.add_heads("stable_rank", view.of(SampledRank).stable_BH, where)
+        """One layer: the rows' products are kept, and all layers' eigenvalues are found together."""
+        if not view.is_short:
+            self._grams.append((view.where | {"length": view.n_queries}, view.of(SampledRank).gram_BHRR))
+
+    def rows(self, run: str, step: int) -> list[Row]:
+        """Heads, layers, model."""
+        by_size: dict[torch.Size, list[tuple[dict[str, object], Tensor]]] = {}
+        for where, gram_BHRR in self._grams:
+            by_size.setdefault(gram_BHRR.shape, []).append((where, gram_BHRR))
+        self._grams.clear()
+        for found in by_size.values():
+            effective_NBH, stable_NBH = ranks(torch.stack([gram_BHRR for _, gram_BHRR in found]))
+            for (where, _), effective_BH, stable_BH in zip(found, effective_NBH, stable_NBH, strict=True):
+                self.add_heads("effective_rank", effective_BH, where)
+                self.add_heads("stable_rank", stable_BH, where)
+        return super().rows(run, step)
 
     def summaries(self, rows: list[Row]) -> list[Row]:
         """Means over layers."""

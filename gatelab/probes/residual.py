@@ -79,7 +79,9 @@ class ResidualView:
     def median_B(self) -> Tensor:
         """Of |x| over tokens and channels; of two in the middle the lower."""
         if self._x_BTD is not None:
-            return self._x_BTD.float().abs().flatten(1).median(dim=1).values
+            x_BN = self._x_BTD.float().abs().flatten(1)
+            # A GPU sorts a row of millions in less time than it finds its median.
+            return x_BN.sort(dim=1).values[:, (x_BN.shape[1] - 1) // 2] if x_BN.is_cuda else x_BN.median(dim=1).values
         total_BN = self._counts_BN.cumsum(dim=1)
         half_B1 = (total_BN[:, -1:] + 1) // 2
         index_B1 = torch.searchsorted(total_BN, half_B1)

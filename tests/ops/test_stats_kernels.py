@@ -60,6 +60,7 @@ SHAPES = (
     Shape("odd", B=2),
     Shape("even", T=48, S=48),
     Shape("groups", H=6, G=2, T=19, S=19),
+    Shape("more-heads-than-run-together", B=3, T=7, S=18, H=6, G=3),
     Shape("continued", T=19, S=50),
     Shape("decoded", T=1, S=37),
     Shape("window", T=45, S=45, window=9),

@@ -3,7 +3,7 @@
 from .block import Block, Gates
 from .effect import N_BINS, OPEN, SHUT, Effect, Scores, SiteScores, ValueNorms
 from .reference import AttentionStats, attention_stats
-from .sampled import Places, Rank, by_octave, octave, sampled_queries
+from .sampled import Places, Rank, by_octave, octave, ranks, sampled_queries
 from .statistic import Columns, FirstKey, LargestLogit, Spread, Statistic, one_pass
 from .stretch import Stretch
 
@@ -30,5 +30,6 @@ __all__ = [
     "by_octave",
     "octave",
     "one_pass",
+    "ranks",
     "sampled_queries",
 ]

@@ -77,8 +77,8 @@ def column_sums_kernel(
     q_batch: tl.int64, q_token: tl.int64, q_head: tl.int64, k_batch: tl.int64, k_token: tl.int64, k_head: tl.int64,
     n_heads, K: tl.constexpr, PADDED: tl.constexpr, X: tl.constexpr, Y: tl.constexpr, HEADS_TOGETHER: tl.constexpr,
 ):  # fmt: skip
-    """out [B, H, S] from q [B, T, H, K], k [B, S, H / R, K] and lse [B, H, T]; `least` and `most`: how far a query may
-    stand behind a key that it sees; `scale`: log₂ e / √K."""
+    """out [B, H, S] from q [B, T, H, K], k [B, S, H / R, K] and lse [B, H, T in whole blocks], to the base of 2 and ∞ past
+    the last query; `least` and `most`: how far a query may stand behind a key that it sees; `scale`: log₂ e / √K."""
     block, bh = place(tl.cdiv(S, X), n_heads, HEADS_TOGETHER)
     b, h = tl.cast(bh // H, tl.int64), bh % H
     key = block * X

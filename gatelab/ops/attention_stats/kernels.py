@@ -38,7 +38,9 @@ class Tiles(NamedTuple):
 
 # A matrix product leaves the exponentials nothing to overlap with but another program: each table is in the order of
 # preference, and the first tiles of which two programs fit a multiprocessor's shared memory are taken.
-COLUMN_TILES = (Tiles(256, 64, 8, 2, 128), Tiles(128, 64, 4, 2, 168), Tiles(64, 64, 4, 2), Tiles(32, 32, 4, 2))
+COLUMN_TILES = (
+    Tiles(256, 64, 8, 3, 128), Tiles(256, 64, 8, 2, 128), Tiles(128, 64, 4, 2, 168), Tiles(64, 64, 4, 2), Tiles(32, 32, 4, 2)
+)  # fmt: skip
 ROW_TILES = (Tiles(128, 128, 8, 2, 128), Tiles(128, 64, 4, 2, 168), Tiles(64, 64, 4, 2), Tiles(32, 32, 4, 2))
 # Products of float32 are no work for tensor cores, and hold both factors in registers.
 _FLOAT32_TILES = (Tiles(32, 32, 4, 2),)

@@ -5,7 +5,6 @@ of a rank, which needs rows side by side, more than that cannot be kept. Which r
 """
 
 from abc import abstractmethod
-from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -59,18 +58,20 @@ class Places(Sampled):
         uniform_BRS = sees_BRS * (counted_BR / n_seen_BR.clamp(min=1))[..., None]
         weights_BHRS = weights_BHRS * counted_BR[:, None, :, None]
         key_S = torch.arange(stretch.start_key, stretch.start_key + block.n_keys, device=index_R.device)
-        distance_RS = (block.query_T[index_R, None] - key_S).abs()
+        query_R = block.query_T[index_R]
+        distance_RS = (query_R[:, None] - key_S).abs().float()
         length = stretch.n_tokens or max(stretch.start + stretch.shape[2], stretch.start_key + stretch.shape[3])
         n = length.bit_length()
         # A query whose weights are all 0 looks nowhere.
         total_BHR = weights_BHRS.sum(dim=-1)
         is_some_BHR = total_BHR != 0
-        far_BHR = torch.einsum("bhrs,rs->bhr", weights_BHRS, distance_RS.float()) / total_BHR.where(is_some_BHR, 1.0)
+        far_BHR = torch.einsum("bhrs,rs->bhr", weights_BHRS, distance_RS) / total_BHR.where(is_some_BHR, 1.0)
+        origin_1 = torch.zeros_like(query_R[:1])
         sums = (
-            _by_octave(weights_BHRS, octave(distance_RS), n),
-            _by_octave(uniform_BRS, octave(distance_RS), n),
-            _by_octave(weights_BHRS, octave(key_S).expand_as(distance_RS), n),
-            _by_octave(uniform_BRS, octave(key_S).expand_as(distance_RS), n),
+            _by_octave(weights_BHRS, query_R, stretch.start_key, n),
+            _by_octave(uniform_BRS, query_R, stretch.start_key, n),
+            _by_octave(weights_BHRS.sum(dim=2, keepdim=True), origin_1, stretch.start_key, n),
+            _by_octave(uniform_BRS.sum(dim=1, keepdim=True), origin_1, stretch.start_key, n),
             far_BHR.sum(dim=-1),
             is_some_BHR.sum(dim=-1),
         )
@@ -98,21 +99,41 @@ def by_octave(value_BT: Tensor, position_BT: Tensor | None = None) -> Tensor:
     """Mean over the positions of each octave, [B, N]; not-a-number where there is none. Values that are not-a-number do not
     count; positions are 0 … T − 1 unless given, and less than T."""
     B, T = value_BT.shape
+    n, is_there_BT = T.bit_length(), ~value_BT.isnan()
+    value_BT, there_BT = value_BT.masked_fill(~is_there_BT, 0.0).double(), is_there_BT.double()
     if position_BT is None:
-        position_BT = torch.arange(T, device=value_BT.device).expand(B, T)
-    index_BT, n = octave(position_BT), T.bit_length()
-    is_there_BT = ~value_BT.isnan()
-    zeros_BN = torch.zeros(B, n, dtype=torch.float64, device=value_BT.device)
-    sums_BN = zeros_BN.scatter_add(1, index_BT, value_BT.masked_fill(~is_there_BT, 0.0).double())
-    counts_BN = zeros_BN.scatter_add(1, index_BT, is_there_BT.double())
+        origin_1 = torch.zeros(1, dtype=torch.int64, device=value_BT.device)
+        sums_BN, counts_BN = (_by_octave(x_BT[:, None], origin_1, 0, n) for x_BT in (value_BT, there_BT))
+    else:
+        zeros_BN = torch.zeros(B, n, dtype=torch.float64, device=value_BT.device)
+        index_BT = octave(position_BT)
+        sums_BN, counts_BN = (zeros_BN.scatter_add(1, index_BT, x_BT) for x_BT in (value_BT, there_BT))
     return (sums_BN / torch.where(counts_BN > 0, counts_BN, torch.nan)).float()
 
 
-def _by_octave(mass: Tensor, octave_RS: Tensor, n: int) -> Tensor:
-    """Sums over keys and queries, […, R, S] -> […, N]."""
-    # A float32 loses what is added last to tens of thousands of like numbers.
-    zeros = torch.zeros(*mass.shape[:-2], n, dtype=torch.float64, device=mass.device)
-    return zeros.scatter_add(-1, octave_RS.flatten().expand(*mass.shape[:-2], -1), mass.flatten(-2).double())
+def _by_octave(mass: Tensor, origin_R: Tensor, start_key: int, n: int) -> Tensor:
+    """Sums over keys by the octave of their distance from a row's origin, and over rows, […, R, S] -> […, N].
+
+    As differences of running sums in float64: the keys of an octave stand side by side, on either side of the origin.
+    """
+    S = mass.shape[-1]
+    running = F.pad(mass.double().cumsum(dim=-1), (1, 0))
+    # The octaves' least distances, and the first one beyond.
+    edge_N = (2 ** torch.arange(n + 1, device=mass.device)) - 1
+    origin_R1 = origin_R[:, None] - start_key
+
+    def before(key_RN: Tensor) -> Tensor:
+        """The sum over the keys before each of these places."""
+        index_RN = key_RN.clamp(0, S).expand(*mass.shape[:-2], *key_RN.shape)
+        return running.gather(-1, index_RN)
+
+    after = before(origin_R1 + edge_N)
+    left = before(origin_R1 - edge_N + 1)
+    # Distance 0 is on both sides and counts once, on the right.
+    sums = after[..., 1:] - after[..., :-1] + left[..., :-1] - left[..., 1:]
+    own = before(origin_R1 + 1) - before(origin_R1)
+    sums[..., :1] -= own
+    return sums.sum(dim=-2)
 
 
 class Rank(Sampled):
@@ -125,26 +146,28 @@ class Rank(Sampled):
     def add_rows(self, block: Block, index_R: Tensor) -> None:
         self._rows.append(F.pad(block.sampled(index_R)[0], (block.stretch.start_key, 0)))
 
-    @cached_property
-    def _singular_BHR(self) -> Tensor:
+    @property
+    def gram_BHRR(self) -> Tensor:
+        """The rows' products with one another, float64: their eigenvalues are the squared singular values."""
         n = max(rows.shape[-1] for rows in self._rows)
         rows_BHRS = torch.cat([F.pad(rows, (0, n - rows.shape[-1])) for rows in self._rows], dim=2)
         gram_BHRR = torch.zeros(*rows_BHRS.shape[:3], rows_BHRS.shape[2], dtype=torch.float64, device=rows_BHRS.device)
         for s in range(0, n, 4096):
             part_BHRS = rows_BHRS[..., s : s + 4096].double()
             gram_BHRR += part_BHRS @ part_BHRS.mT
-        # The solver does not come back from what is not a number.
-        is_number_BH = gram_BHRR.isfinite().all(dim=-1).all(dim=-1)
-        singular_BHR = torch.linalg.eigvalsh(gram_BHRR.where(is_number_BH[..., None, None], 0.0)).clamp(min=0).sqrt()
-        return singular_BHR.masked_fill(~is_number_BH[..., None], torch.nan)
+        return gram_BHRR
 
-    @property
-    def effective_BH(self) -> Tensor:
-        singular_BHR = self._singular_BHR
-        share_BHR = singular_BHR / singular_BHR.sum(dim=-1, keepdim=True)
-        return torch.special.entr(share_BHR).sum(dim=-1).exp().float()
+    effective_BH = property(lambda self: ranks(self.gram_BHRR)[0])
+    stable_BH = property(lambda self: ranks(self.gram_BHRR)[1])
 
-    @property
-    def stable_BH(self) -> Tensor:
-        square_BHR = self._singular_BHR.square()
-        return (square_BHR.sum(dim=-1) / square_BHR.amax(dim=-1)).float()
+
+def ranks(gram_BHRR: Tensor) -> tuple[Tensor, Tensor]:
+    """Effective and stable rank, [B, H] both, of matrices whose rows have these products."""
+    # The solver does not come back from what is not a number.
+    is_number_BH = gram_BHRR.isfinite().all(dim=-1).all(dim=-1)
+    square_BHR = torch.linalg.eigvalsh(gram_BHRR.where(is_number_BH[..., None, None], 0.0)).clamp(min=0)
+    square_BHR = square_BHR.masked_fill(~is_number_BH[..., None], torch.nan)
+    singular_BHR = square_BHR.sqrt()
+    share_BHR = singular_BHR / singular_BHR.sum(dim=-1, keepdim=True)
+    effective_BH = torch.special.entr(share_BHR).sum(dim=-1).exp()
+    return effective_BH.float(), (square_BHR.sum(dim=-1) / square_BHR.amax(dim=-1)).float()
