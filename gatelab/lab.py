@@ -27,8 +27,10 @@ from .study.plan import Plan, make_plan
 from .study.study import Arm, Study, load_study
 
 if TYPE_CHECKING:
-    from .evals.checkpoint import Look, Reading
+    from .evals.changes import Effects
+    from .evals.checkpoint import Edits, Look, Reading
     from .models.external import Loading
+    from .train.group import Member
 
 EXECUTORS = ("local",)
 
@@ -325,16 +327,48 @@ def probe(path: str | Path, *, length: int | None = None) -> list[Row]:
         StoreError: no run there, or one that has not finished.
         ValueError: a length that its positions or its data do not allow.
     """
+    from .evals.heldout import measure
+
+    folder, member, step = _trained(path, length)
+    return measure(member.model, member.source, member.run, fingerprint=folder.fingerprint, step=step)
+
+
+def intervene(path: str | Path, words: list[str], *, documents: int = 16, length: int | None = None) -> "Effects":
+    """What interventions (`gatelab.probes.interventions.KINDS`) do to the next-token loss of a finished run, over its first
+    held-out sequences; see `gatelab.evals.intervene.effects`.
+
+    Raises:
+        StoreError: no run there, or one that has not finished.
+        ValueError: an intervention that cannot be made, more documents than there are.
+    """
+    from .data import objective_heldout
+    from .evals.intervene import effects
+
+    _, member, _ = _trained(path, length)
+    run_config = member.run
+    available = member.source.heldout_sequences(run_config.train.seq_len)
+    if documents < 1 or (available is not None and documents > available):
+        most = "" if available is None else f" to {available}"
+        raise ValueError(f"--documents {documents}: this run has held-out sequences for 1{most}")
+    sequences = []
+    for i in range(documents):
+        batch = objective_heldout(member.source, run_config.resolved_objective, i, 1, run_config.train.seq_len)
+        sequences.append([*batch.inputs_BT[0].tolist(), int(batch.targets_BT[0, -1])])
+    return effects(member.model, sequences, words)
+
+
+def _trained(path: str | Path, length: int | None) -> "tuple[RunFolder, Member, int]":
+    """A finished run's folder, its model and data, and its last step."""
     if not Path(path).exists():
         raise StoreError(
-            f"{path}: no such folder or file; name a run's folder, a checkpoint's folder or a .gguf file (nothing is fetched)"
+            f"{path}: no such folder or file; name a run's folder, a checkpoint's folder, a .gguf file, or a model of the hub "
+            f"as org/name"
         )
     folder = find_run(path)
     if folder.done() is None:
         raise StoreError(
             f"{path}: this run has not finished, so it has no final weights; `gatelab status` says how it stands"
         )
-    from .evals.heldout import measure
     from .train.checkpoint import load_weights
     from .train.group import Group
 
@@ -343,8 +377,7 @@ def probe(path: str | Path, *, length: int | None = None) -> list[Row]:
         run_config = _at_length(run_config, length)
     member = Group([run_config]).members[0]
     check_lengths(member.source, run_config.train.seq_len)
-    step = load_weights(member.model, folder.path / "weights.safetensors")
-    return measure(member.model, member.source, run_config, fingerprint=folder.fingerprint, step=step)
+    return folder, member, load_weights(member.model, folder.path / "weights.safetensors")
 
 
 def is_checkpoint(source: str | Path) -> bool:
@@ -363,6 +396,7 @@ def probe_checkpoint(
     loading: "Loading | None" = None,
     *,
     names: list[str] | None = None,
+    edits: "Edits | None" = None,
 ) -> "Look":
     """Probe a transformers checkpoint, a folder, a .gguf file or a model of the hub, on a text; see
     `gatelab.evals.checkpoint.look`.
@@ -373,7 +407,18 @@ def probe_checkpoint(
     from .evals.checkpoint import look
     from .models.external import Loading
 
-    return look(source, reading, loading=loading or Loading(), names=names)
+    return look(source, reading, loading=loading or Loading(), names=names, edits=edits)
+
+
+def write_look(look: "Look", out: str | Path) -> Path:
+    """Write the page of a look at a checkpoint, its rows beside it; returns the page's path."""
+    from .report.checkpoint import Seen, write_checkpoint_page
+
+    missing = [(u.module, u.class_name, u.why) for u in look.unobserved]
+    effects = [] if look.effects is None else look.effects.rows(look.name)
+    seen = Seen(look.name, look.description, look.facts, look.rows, missing, look.notes, look.tokens, effects)
+    Path(out).mkdir(parents=True, exist_ok=True)
+    return write_checkpoint_page(Path(out) / "probe.html", seen)
 
 
 def _at_length(run_config: Run, length: int) -> Run:

@@ -8,6 +8,7 @@ from cyclopts import Parameter
 from .base import Json, print_json, said, tell
 
 if TYPE_CHECKING:
+    from ..evals.changes import Effects
     from ..evals.checkpoint import Look
     from ..record import Row
 
@@ -61,8 +62,8 @@ def probe(
     allow_pickle:
         Open pickled weights, as weights only.
     intervene:
-        Edits, such as zero-value@first, mask-key@first, clip-massive@100x: the change in next-token loss, beside the same-size
-        edit elsewhere, by dose. `gatelab probe --help` of the guide lists the kinds.
+        Edits, such as zero-value@first, mask-key@first, drop-first, gate=open, clip-massive=100x: the change in next-token
+        loss, beside the same-size edit elsewhere, by dose. `gatelab interventions` lists them.
     documents:
         How many documents of at most `length` tokens the loss is over; 16 unless stated.
     out:
@@ -73,21 +74,24 @@ def probe(
     from .. import lab
     from ..config import ConfigError
 
+    if documents is not None and not intervene:
+        raise ConfigError([f"--documents {documents} is for --intervene, which is not given; leave it out"])
     if not lab.is_checkpoint(model):
         given = {
             "--text": text, "--sequences": sequences, "--at-once": at_once, "--probes": probes, "--dtype": dtype,
             "--device": device, "--extend": extend, "--trust-remote-code": trust_remote_code or None,
-            "--allow-pickle": allow_pickle or None, "--intervene": intervene, "--documents": documents, "--out": out,
+            "--allow-pickle": allow_pickle or None, "--out": out,
         }  # fmt: skip
         beyond = [name for name, value in given.items() if value is not None]
         if beyond and Path(model).exists():
             raise ConfigError(
                 [f"{beyond[0]} is for checkpoints: a run is probed on its own held-out data; leave it out"]
             )
-        return _tell_rows(lab.probe(model, length=length), "", is_json=json_)
-    if documents is not None and not intervene:
-        raise ConfigError([f"--documents {documents} is for --intervene, which is not given; leave it out"])
-    from ..evals.checkpoint import Reading
+        if not intervene:
+            return _tell_rows(lab.probe(model, length=length), "", is_json=json_)
+        effects = lab.intervene(model, intervene, documents=documents or 16, length=length)
+        return _tell_effects(effects, is_json=json_)
+    from ..evals.checkpoint import Edits, Reading
     from ..models.external import Extension, Loading
 
     if extend is not None and length is None:
@@ -103,6 +107,7 @@ def probe(
             extension=None if extend is None else Extension(kind=extend, length=length),
         ),
         names=None if probes is None else probes.split(","),
+        edits=None if not intervene else Edits(tuple(intervene), 16 if documents is None else documents),
     )
     return _finish(look, out, is_json=json_)
 
@@ -111,7 +116,21 @@ def _finish(look: "Look", out: Path | None, *, is_json: bool) -> int:
     for class_name, why in dict.fromkeys((u.class_name, u.why) for u in look.unobserved):
         names = [u.module for u in look.unobserved if (u.class_name, u.why) == (class_name, why)]
         tell(f"not observed: {class_name}, {why} ({len(names)} layers, the first is {names[0]})")
-    return _tell_rows(look.rows, "\n".join([look.description, *look.facts, ""]), is_json=is_json)
+    if out is not None:
+        from .. import lab
+
+        tell(f"the page: {lab.write_look(look, out)}")
+    notes = [f"Note: {note}" for note in look.notes]
+    _tell_rows(look.rows, "\n".join([look.description, *look.facts, *notes, ""]), is_json=is_json)
+    return 0 if look.effects is None else _tell_effects(look.effects, is_json=is_json)
+
+
+def _tell_effects(effects: "Effects", *, is_json: bool) -> int:
+    if is_json:
+        print_json([row.as_dict() for row in effects.rows()])
+    else:
+        print("\n".join(effects.lines()))
+    return 0
 
 
 def _tell_rows(rows: "list[Row]", title: str, *, is_json: bool) -> int:

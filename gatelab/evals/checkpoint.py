@@ -1,7 +1,8 @@
 """Looking at somebody's checkpoint: the probes on text, through its own tokenizer, and the facts to read first."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,14 @@ from ..models.footprint import Prefill, check_fits
 from ..models.memory import available
 from ..probes import PROBES
 from ..probes.external import Unobserved, observe, read_in_stretches
+from ..probes.interventions import parse, strongest_keys
 from ..record import Row
+from .changes import Effects
+from .intervene import effects
 
 # About a minute on a CPU for a hundred million weights.
 LENGTH, TOKENS, MOST = 512, 4096, 8
+LONG = 16_384
 _DEFAULT = Loading()
 
 
@@ -54,6 +59,19 @@ class Look:
     rows: list[Row]
     unobserved: list[Unobserved]
     tokens: dict[int, str] = field(default_factory=dict)
+    effects: Effects | None = None
+
+
+@dataclass(frozen=True)
+class Edits:
+    """Interventions by their words (`gatelab.probes.interventions.KINDS`), and over how many documents."""
+
+    words: tuple[str, ...]
+    documents: int = 16
+
+    def __post_init__(self) -> None:
+        if self.documents < 1:
+            raise ValueError(f"--documents {self.documents}: expected one at least")
 
 
 def look(
@@ -62,39 +80,57 @@ def look(
     *,
     loading: Loading = _DEFAULT,
     names: Sequence[str] | None = None,
+    edits: Edits | None = None,
 ) -> Look:
     """The probes on a text, with the tokenizer's own first and last tokens in every sequence. An encoder-decoder's decoder
     reads the same text. A decoder reads long sequences in stretches, so that memory grows with their length.
 
     Args:
         source: a folder in Hugging Face's layout, a .gguf file, or a model of the hub.
-        names: of probes; None takes all.
+        names: of probes; None takes all, but for `rank` of sequences beyond 16,384 tokens, whose rows take 64 × T a head.
+        edits: also what these do to the next-token loss, on sequences of the same text, whole, of at most 512 tokens.
 
     Raises:
         ValueError, DataError: a checkpoint or a text that cannot be used, a length that the positions do not allow, more
-            memory than there is, an unknown probe.
+            memory than there is, an unknown probe or edit.
     """
     reading = reading or Reading()
+    parsed = [parse(word) for word in (edits.words if edits else ())]
     for name in names or ():
         if name not in PROBES:
             raise ValueError(f"--probes {name}: expected {', '.join(PROBES)}{nearest(name, list(PROBES))}")
+    if parsed:
+        loading = loading.model_copy(update={"head": True})
     checkpoint = open_external(source, loading)
     sequences = sequences_of(checkpoint, reading)
-    at_once = stretch_of(checkpoint, reading, len(sequences[0]))
-    check_memory(checkpoint, len(sequences[0]), at_once)
+    n_tokens = len(sequences[0])
+    at_once = stretch_of(checkpoint, reading, n_tokens)
+    check_memory(checkpoint, n_tokens, at_once)
+    notes = list(checkpoint.notes)
+    if names is None and n_tokens > LONG:
+        names = [name for name in PROBES if name != "rank"]
+        notes.append(f"beyond {LONG} tokens the probe rank is left out; --probes takes it in")
     loaded = checkpoint.load()
     recorder = read(loaded, sequences, at_once=at_once, names=names)
     rows = recorder.rows(loaded.name)
     listed = {r.key for r in rows if r.metric == "sink_token"}
     tokens = {i: loaded.tokenizer.convert_ids_to_tokens(i) or "" for i in sorted(listed)}
+    changes = None
+    if parsed:
+        length = min(n_tokens, LENGTH)
+        documents = sequences_of(checkpoint, replace(reading, length=length, sequences=edits.documents))
+        changes = effects(loaded.model, documents, parsed, positions=strongest_keys(rows) or None)
+        notes.append(f"interventions: {len(documents)} sequences of {length} tokens, {changes.kind_of_interval}")
     how = f"{loaded.name}: {described(sequences, reading, loaded.tokenizer)}, {checkpoint.dtype} on {checkpoint.device}"
-    return Look(loaded.name, how, facts(rows, tokens), loaded.notes, rows, recorder.unobserved, tokens)
+    found = facts(rows, tokens)
+    return Look(loaded.name, how, found, tuple(notes), rows, recorder.unobserved, tokens, changes)
 
 
 @torch.no_grad()
 def read(model: External, sequences: list[list[int]], *, at_once: int | None, names: Sequence[str] | None) -> Any:
     """The recorder of the probes on these ids."""
-    module = model.model
+    # Logits over a vocabulary are the largest tensor of a pass, and no probe reads them.
+    module = model.model.base_model
     is_both = getattr(module.config, "is_encoder_decoder", False)
     with observe(module, names, config=ProbeConfig()) as recorder:
         for ids in sequences:
@@ -106,6 +142,8 @@ def read(model: External, sequences: list[list[int]], *, at_once: int | None, na
                 start = module.config.decoder_start_token_id or module.config.pad_token_id or 0
                 shifted_BT = torch.cat([torch.full_like(ids_BT[:, :1], start), ids_BT[:, :-1]], dim=1)
                 module(input_ids=ids_BT, decoder_input_ids=shifted_BT)
+            elif "use_cache" in signature(module.forward).parameters:
+                module(input_ids=ids_BT, use_cache=False)
             else:
                 module(input_ids=ids_BT)
     return recorder
