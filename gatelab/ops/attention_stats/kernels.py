@@ -2,7 +2,7 @@
 
 Notable: nothing waits for the device, nothing is differentiable, and the same input gives the same bits: no atomics, and
 the sizes of blocks follow from the shapes and the device alone, by the tables here, not from a race between them (which
-benchmarks/probes_gpu.py runs). Products of bfloat16 and float16 are summed in float32 on the tensor cores, those of
+benchmarks/probes/kernels.py runs). Products of bfloat16 and float16 are summed in float32 on the tensor cores, those of
 float32 are float32. Importing this file needs Triton; nothing else in Gatelab does.
 """
 

@@ -20,7 +20,11 @@ def _seen(
     largest, mass, square, moment, q, k_base, x, start, stop, k_stride, S, least, most, scale,
     X: tl.constexpr, Y: tl.constexpr, K: tl.constexpr, PADDED: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
-    """The four of the rows q, from x on, with the keys start … stop: largest q·k, Σ 2^d, Σ 4^d, Σ 2^d · d."""
+    """The four of the rows q, from x on, with the keys start … stop: largest q·k · scale, Σ 2^d, Σ 4^d, Σ 2^d · d.
+
+    The largest is carried as it was rounded: products of it would be fused with what follows, and of a row that has seen
+    nothing two of 10³⁰ differ by more than any exponential holds.
+    """
     for y in tl.range(start, stop, Y):
         k = rows(k_base, y, k_stride, S, Y, K, PADDED, MASKED)
         products = tl.dot(q, tl.trans(k), input_precision="ieee")
@@ -29,14 +33,13 @@ def _seen(
             ahead = key[None, :] - (x + tl.arange(0, X))[:, None]
             sees = (ahead >= least) & (ahead <= most) & (key < S)[None, :]
             products = tl.where(sees, products, _LOWEST)
-        before = largest * scale
-        largest = tl.maximum(largest, tl.max(products, axis=1))
-        now = largest * scale
-        d = products * scale - now[:, None]
+        before = largest
+        largest = tl.maximum(before, tl.max(products, axis=1) * scale)
+        d = products * scale - largest[:, None]
         weights = tl.exp2(d)
         if MASKED:
             weights, d = tl.where(sees, weights, 0.0), tl.where(sees, d, 0.0)
-        fall = before - now
+        fall = before - largest
         keep = tl.exp2(fall)
         moment = keep * (moment + mass * fall) + tl.sum(weights * d, axis=1)
         mass = keep * mass + tl.sum(weights, axis=1)
@@ -82,10 +85,10 @@ def row_stats_kernel(
     mass, square = tl.where(inside, mass, 1.0), tl.where(inside, square, 1.0)
     log2_mass = tl.log2(mass)
     entropy = tl.maximum((log2_mass - moment / mass) * _LN_2, 0.0)  # a row of one key may round below 0
-    tl.store(row, (largest * scale + log2_mass) * _LN_2, mask=inside)
+    tl.store(row, (largest + log2_mass) * _LN_2, mask=inside)
     tl.store(row + plane, entropy, mask=inside)
     tl.store(row + 2 * plane, mass * mass / square, mask=inside)
-    tl.store(row + 3 * plane, largest * scale * _LN_2, mask=inside)
+    tl.store(row + 3 * plane, largest * _LN_2, mask=inside)
     tl.store(row + 4 * plane, first, mask=inside)
 
 

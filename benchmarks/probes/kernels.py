@@ -1,8 +1,8 @@
 """What the probes' kernels cost beside attention: errors against float64, times of one run, memory, other sizes of blocks.
 
 Everything of a length is timed in every round, taking turns, and a ratio is to the fastest attention forward pass of the
-same round; a timing has waited for the device on both sides. Usage: python benchmarks/probes_gpu.py --out FOLDER, which
-gets probes_gpu.jsonl and probes_gpu.md. Small shapes and other tiles are tried until --seconds are over.
+same round; a timing has waited for the device on both sides. Usage: python benchmarks/probes/kernels.py --out FOLDER, which
+gets kernels.jsonl and kernels.md. Small shapes and other tiles are tried until --seconds are over.
 --quick: the same steps at 64 tokens, without a GPU in Triton's interpreter, where times mean nothing.
 """
 
@@ -22,7 +22,7 @@ START = time.perf_counter()
 QUICK = "--quick" in sys.argv
 # Kernels are interpreted or compiled as this says when they are imported.
 os.environ["TRITON_INTERPRET"] = "1" if QUICK else "0"
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
@@ -256,8 +256,8 @@ def written(log: list[dict], folder: Path) -> str:
     lines += ["", *(f"Does not run: {r['what']}: {r['why']}" for r in log if r["kind"] == "does not run")]
     text = "\n".join([*lines, "", f"{time.perf_counter() - START:.0f} seconds in all."])
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "probes_gpu.jsonl").write_text("".join(json.dumps(row) + "\n" for row in log), encoding="utf-8")
-    (folder / "probes_gpu.md").write_text(text + "\n", encoding="utf-8")
+    (folder / "kernels.jsonl").write_text("".join(json.dumps(row) + "\n" for row in log), encoding="utf-8")
+    (folder / "kernels.md").write_text(text + "\n", encoding="utf-8")
     return text
 
 
