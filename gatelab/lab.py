@@ -353,7 +353,7 @@ def intervene(path: str | Path, words: list[str], *, documents: int = 16, length
     sequences = []
     for i in range(documents):
         batch = objective_heldout(member.source, run_config.resolved_objective, i, 1, run_config.train.seq_len)
-        sequences.append([*batch.inputs_BT[0].tolist(), int(batch.targets_BT[0, -1])])
+        sequences.append(batch.inputs_BT[0].tolist())
     return effects(member.model, sequences, words)
 
 

@@ -1,7 +1,7 @@
 """What there is: gates and what they are made of, sizes, probes; and what this machine can do. Lists of plain records."""
 
 from .gates import gate_catalogue, gate_detail, refusal
-from .machine import machine_records, probe_records
+from .machine import intervention_records, machine_records, probe_records
 from .sizes import size_records
 from .weights import PAPER_SHAPE, added_weights, equation, gate_weights
 
@@ -12,6 +12,7 @@ __all__ = [
     "gate_catalogue",
     "gate_detail",
     "gate_weights",
+    "intervention_records",
     "machine_records",
     "probe_records",
     "refusal",

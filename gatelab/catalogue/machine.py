@@ -16,6 +16,16 @@ def probe_records() -> list[dict[str, Any]]:
     return [{"probe": name, "metric": m, "unit": u} for name, p in PROBES.items() for m, u in p.metrics.items()]
 
 
+def intervention_records() -> list[dict[str, Any]]:
+    """One record a kind of edit: its word, what it does, its doses."""
+    from ..probes.interventions import KINDS
+
+    return [
+        {"word": word, "what": kind.kinds[word].what, "doses": " ".join(f"{d:g}" for d in kind.kinds[word].doses)}
+        for word, kind in KINDS.items()
+    ]
+
+
 def machine_records() -> list[dict[str, Any]]:
     """One record a fact about this machine and installation."""
     from ..data.cache import default_cache

@@ -367,6 +367,28 @@ def probes(*, json_: Json = False) -> int:
 
 
 @app.command
+def interventions(*, json_: Json = False) -> int:
+    """List the edits that `gatelab probe --intervene` makes: WORD[@key or site][=value][:l18h8,l19][~dose].
+
+    Parameters
+    ----------
+    json_:
+        One JSON record a kind.
+    """
+    from .. import catalogue
+    from ..terminal import print_records
+
+    records = catalogue.intervention_records()
+    if json_:
+        print_json(records)
+    else:
+        print_records(
+            records, "WORD[@key or site][=value][:layers and heads][~dose], such as zero-value@first:l18h8~0.5"
+        )
+    return 0
+
+
+@app.command
 def sizes(name: str | None = None, /, *assignments: str, json_: Json = False) -> int:
     """List the ladder of model sizes, or show one, and what a change of it adds.
 
