@@ -15,7 +15,7 @@ class Arms:
     """The arms of a study in its order: their words, and the one colour and dash pattern of each."""
 
     labels: dict[str, str]
-    colours: dict[str, tuple[str, list[int]]]
+    colours: dict[str, tuple[str, tuple[int, int]]]
     baseline: str
 
     def colour(self) -> Any:
@@ -24,11 +24,16 @@ class Arms:
 
         return alt.Color("arm:N", scale=self._scale(0), legend=None)
 
+    @property
+    def is_dashed(self) -> bool:
+        """Whether some arm has another dash pattern than the first's."""
+        return len({dash for _, dash in self.colours.values()}) > 1
+
     def looks(self) -> dict[str, Any]:
-        """The encodings of a line: its colour, and its dash pattern where some arm has another than the first's."""
+        """The encodings of a line: its colour, and its dash pattern where arms differ in it."""
         import altair as alt
 
-        if len({tuple(dash) for _, dash in self.colours.values()}) == 1:
+        if not self.is_dashed:
             return {"color": self.colour()}
         return {"color": self.colour(), "strokeDash": alt.StrokeDash("arm:N", scale=self._scale(1), legend=None)}
 

@@ -7,6 +7,7 @@ from ..record import Finding
 from .book import Book
 from .figures import forest
 from .markup import NONE, Html, span, tag
+from .parts import section
 from .tables import badge, effects_table
 
 _MANY = 12
@@ -84,7 +85,7 @@ def verdicts(book: Book) -> Html:
         for name in [n for n, metric in book.metrics.items() if metric["primary"]]:
             found = [f for f in book.findings if f.primary and (f.cell, f.metric) == (cell["name"], name)]
             out.append(_claim(book, cell["name"], name, found))
-    return tag("section", tag("h2", "Verdicts"), out, id="verdicts")
+    return section("verdicts", "Verdicts", out)
 
 
 def _claim(book: Book, cell: str, metric: str, findings: Sequence[Finding]) -> Html:
@@ -99,7 +100,7 @@ def _claim(book: Book, cell: str, metric: str, findings: Sequence[Finding]) -> H
     said = [tag("li", tag("p", badge(f.verdict), book.arm(f.arm), class_="who"), _sentence(f)) for f in findings]
     none = tag("span", "no pair", class_="badge hole")
     said += [tag("li", tag("p", none, book.arm(a), class_="who"), "No pair of runs has finished.") for a in absent]
-    return tag("div", title, book.place(forest(findings, book.arms, absent)), tag("ul", said), class_="claim")
+    return tag("div", title, book.charts.place(forest(findings, book.arms, absent)), tag("ul", said), class_="claim")
 
 
 def _sentence(f: Finding) -> Html:
@@ -131,12 +132,12 @@ def effects(book: Book) -> Html:
         plots = []
         for metric in dict.fromkeys(f.metric for f in found):
             chart = forest([f for f in found if f.metric == metric], book.arms)
-            plots.append(book.place(chart, book.words.get(metric, metric)))
+            plots.append(book.charts.place(chart, book.words.get(metric, metric)))
         if plots:
             figures += [book.heading(cell), tag("div", plots, class_="grid narrow")]
     fold = tag("details", tag("summary", "exploratory effects as plots"), figures, class_="print") if figures else None
     table = effects_table(book.findings, book.words, book.arms.labels)
-    return tag("section", tag("h2", "Effects"), table, fold, id="effects")
+    return section("effects", "Effects", table, fold)
 
 
 def _distinct(words: Iterable[str]) -> str:

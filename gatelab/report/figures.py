@@ -12,7 +12,7 @@ from ..record import Finding
 from .charts import Arms, Figure, Line, columns, fitted, lines, records, short, specification, table
 from .markup import number
 from .measured import Points
-from .style import BASELINE, RAMP
+from .style import BASELINE, DOTTED, RAMP
 
 WIDE, NARROW, SMALL = 560, 380, 320  # pixels
 _STEPS = (0, 1, 3, 10, 30, 100, 300, 1000, 3000, 10_000, 30_000, 100_000, 300_000, 1_000_000)
@@ -107,14 +107,18 @@ def curves(
     if domain is None and low < 0 < high:
         layers.append(table([{"y": 0}]).mark_rule(opacity=0.5).encode(y="y:Q"))
     if reference:
-        dotted = table(records(reference)).mark_line(strokeDash=[2, 3], color=BASELINE, strokeWidth=1.5)
+        dotted = table(records(reference)).mark_line(strokeDash=list(DOTTED), color=BASELINE, strokeWidth=1.5)
         layers.append(dotted.encode(x=x, y=y))
+    # Round ends would fill the gaps between dashes.
+    cap = "butt" if arms.is_dashed else "round"
     thin = lines([{"arm": n.arm, "seed": n.seed, **columns(n.points)} for n in seeds])
     thick = lines([{"arm": arm, **columns(points)} for arm, points in means.items() if points])
     layers.append(
-        thin.mark_line(strokeWidth=1, opacity=0.45, clip=True).encode(x=x, y=y, detail="seed:N", **arms.looks())
+        thin.mark_line(strokeWidth=1, opacity=0.45, clip=True, strokeCap=cap).encode(
+            x=x, y=y, detail="seed:N", **arms.looks()
+        )
     )
-    layers.append(thick.mark_line(strokeWidth=2.6, clip=True).encode(x=x, y=y, **arms.looks()))
+    layers.append(thick.mark_line(strokeWidth=2.6, clip=True, strokeCap=cap).encode(x=x, y=y, **arms.looks()))
     circles = [r for n in marks for r in records(n.points, arm=n.arm, seed=n.seed) if low <= r["y"] <= high]
     ends = [r for n in seeds if n.cut for r in records(n.points[-1:], arm=n.arm, seed=n.seed, state=n.cut)]
     tips = ["arm:N", "seed:N", alt.Tooltip("x:Q", title=along), alt.Tooltip("y:Q", title=y_title)]

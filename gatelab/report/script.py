@@ -24,26 +24,33 @@ WATCH = """
 }
 """
 
-DRAW = """
+# The opening of a block that draws: `charts` of the page, and `show`, the view of a chart that was drawn.
+SHOW = """
 {
+  const { theme, charts } = JSON.parse(document.getElementById('charts').textContent);
+  const room = document.querySelector('main').clientWidth - 40;
+  const options = { mode: 'vega-lite', renderer: 'svg', actions: false, ast: true, defaultStyle: false, config: theme,
+                    tooltip: { disableDefaultStyle: true } };
+
+  const show = async ({ id, fit, spec }) => {
+    const place = document.getElementById(id);
+    if (fit) spec.width = Math.min(fit, place.clientWidth || room);
+    try {
+      return (await vegaEmbed(place, spec, options)).view;
+    } catch (error) {
+      console.error(error);
+      place.textContent = 'This chart could not be drawn; its numbers are in the tables and CSV files.';
+    }
+  };
+"""
+
+DRAW = (
+    SHOW
+    + """
   const draw = async () => {
     const root = document.documentElement;
-    const { theme, charts } = JSON.parse(document.getElementById('charts').textContent);
-    const room = document.querySelector('main').clientWidth - 40;
-    const options = { mode: 'vega-lite', renderer: 'svg', actions: false, ast: true, defaultStyle: false, config: theme,
-                      tooltip: { disableDefaultStyle: true } };
     let drawn = 0;
-    for (const { id, fit, spec } of charts) {
-      const place = document.getElementById(id);
-      if (fit) spec.width = Math.min(fit, place.clientWidth || room);
-      try {
-        await vegaEmbed(place, spec, options);
-        drawn += 1;
-      } catch (error) {
-        console.error(error);
-        place.textContent = 'This chart could not be drawn; its numbers are in the tables and CSV files.';
-      }
-    }
+    for (const chart of charts) if (await show(chart)) drawn += 1;
     root.dataset.requests = JSON.stringify(performance.getEntriesByType('resource').map((r) => r.name));
     root.dataset.overflow = root.scrollWidth - root.clientWidth;
     root.dataset.drawn = drawn + '/' + charts.length;
@@ -90,3 +97,4 @@ DRAW = """
   draw();
 }
 """
+)

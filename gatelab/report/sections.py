@@ -5,11 +5,12 @@ Notable: where a run is missing, a figure says which one and why beneath it, or 
 
 from collections.abc import Iterable
 
-from .book import Book, absent
+from .book import Book
 from .charts import Line
 from .figures import curves, gate_histogram, map_top, mass_map
 from .markup import Html, decimal, number, tag
 from .measured import Points, RunView, mean_curve, mean_table, thin
+from .parts import absent, ramp, section
 from .style import RAMP
 
 
@@ -23,7 +24,7 @@ def losses(book: Book) -> Html:
         figures = [_loss(book, cell["name"], seeds, held), _difference(book, cell["name"], held)] if has_any else []
         grid = tag("div", figures, class_="grid") if figures else absent(f"No loss yet.{book.holes(cell['name'])}")
         out += [book.heading(cell), grid]
-    return tag("section", tag("h2", "Loss"), out, id="loss")
+    return section("loss", "Loss", out)
 
 
 def _loss(book: Book, cell: str, seeds: list[Line], held: list[Line]) -> Html:
@@ -42,7 +43,7 @@ def _loss(book: Book, cell: str, seeds: list[Line], held: list[Line]) -> Html:
         " run that is not done. Training loss is averaged over bins of steps that are equally wide on this logarithmic"
         f" axis, at most 200 a line; curves.csv has every step.{' What lies above the frame is cut off.' if cut else ''}"
     )
-    return book.place(chart, "Training and held-out loss", caption + book.holes(cell))
+    return book.charts.place(chart, "Training and held-out loss", caption + book.holes(cell))
 
 
 def _difference(book: Book, cell: str, held: list[Line]) -> Html:
@@ -61,7 +62,7 @@ def _difference(book: Book, cell: str, held: list[Line]) -> Html:
         alt_text=f"{title}, in {cell}. {_ends(book, means, 3)}",
     )  # fmt: skip
     caption = "Below zero: the arm predicts held-out data better. The verdict rests on the last points."
-    return book.place(chart, title, caption)
+    return book.charts.place(chart, title, caption)
 
 
 def masses(book: Book) -> Html:
@@ -80,22 +81,20 @@ def masses(book: Book) -> Html:
             y_title="first-token mass [share]", alt_text=f"First-token mass in {name}. {_ends(book, means, 3)}",
         )  # fmt: skip
         dotted = f"Dotted: uniform attention, {number(uniform[-1][1])}." if uniform else ""
-        figures.append(book.place(chart, cell["title"], dotted + book.holes(name)))
+        figures.append(book.charts.place(chart, cell["title"], dotted + book.holes(name)))
     lead = (
         "Share of attention that goes to the first token: mean over layers, heads, and queries after the first, on"
         " held-out data. Thin: one seed. Thick: the arm's mean. Cross: a run that is not done."
     )
-    heading = tag("h2", "First-token mass over training")
-    return tag("section", heading, tag("p", lead), tag("div", figures, class_="grid"), id="mass")
+    return section("mass", "First-token mass over training", tag("p", lead), tag("div", figures, class_="grid"))
 
 
 def maps(book: Book) -> Html:
     """Layer by head maps of first-token mass, all on one scale."""
     top = map_top([v for table in book.measured.heads.values() for v in table.values()])
-    ramp = tag("i", style=f"background:linear-gradient(90deg,{','.join(RAMP)})", role="img", aria_label="colour scale")
-    words = tag("span", "first-token mass; all maps of this page are on this one scale", class_="quiet")
+    words = "first-token mass; all maps of this page are on this one scale"
     lead = "Where the first token is attended to, head by head, at each run's last look. Layers run down, heads across."
-    out = [tag("p", lead), tag("div", "0", ramp, f"{top:g}", words, class_="ramp")]
+    out = [tag("p", lead), ramp(RAMP, "0", f"{top:g}", words)]
     for cell in book.cells:
         name = cell["name"]
         arms = {arm: book.measured.of(name, arm) for arm in book.measured.arms(name)}
@@ -111,7 +110,7 @@ def maps(book: Book) -> Html:
             tag("p", given + book.holes(name), class_="about"),
             tag("details", tag("summary", f"every seed of {cell['title']}"), each, class_="print"),
         ]
-    return tag("section", tag("h2", "First-token mass by layer and head"), out, id="maps")
+    return section("maps", "First-token mass by layer and head", out)
 
 
 def _mean_map(book: Book, arm: str, runs: list[RunView], top: float) -> Html:
@@ -124,7 +123,7 @@ def _mean_map(book: Book, arm: str, runs: list[RunView], top: float) -> Html:
     peak = f"highest {decimal(table[layer, head], 2)} (layer {layer}, head {head})"
     caption = f"{seeds}; all heads {decimal(overall, 2)}; {peak}"
     alt_text = f"First-token mass by layer and head, {book.arms.labels[arm]}: {caption}"
-    return book.place(mass_map(table, top, alt_text, side=36), book.arm(arm), caption)
+    return book.charts.place(mass_map(table, top, alt_text, side=36), book.arm(arm), caption)
 
 
 def _seed_map(book: Book, run: RunView, top: float) -> Html:
@@ -133,7 +132,7 @@ def _seed_map(book: Book, run: RunView, top: float) -> Html:
     if not table:
         return absent(seed)
     alt_text = f"First-token mass by layer and head, {book.arms.labels[run.key[1]]}, {seed}"
-    return book.place(mass_map(table, top, alt_text, side=28), seed)
+    return book.charts.place(mass_map(table, top, alt_text, side=28), seed)
 
 
 def gates(book: Book) -> Html:
@@ -155,14 +154,14 @@ def gates(book: Book) -> Html:
             shares, caption = {arm: shares for arm, (shares, _) in arms.items()}, f"mean gate: {said}"
             alt_text = f"Gate scores of layer {layer} in {cell['name']}; {caption}"
             chart = gate_histogram(shares, means, book.arms, alt_text, top=1.05 * max(peaks), is_log=is_log)
-            figures.append(book.place(chart, f"layer {layer}", caption))
+            figures.append(book.charts.place(chart, f"layer {layer}", caption))
         floor = " The upright axis is logarithmic; shares below 0.0001 lie on its floor." if is_log else ""
         out += [tag("p", floor + book.holes(cell["name"]), class_="about"), tag("div", figures, class_="grid narrow")]
     lead = (
         "Shares of all gate scores of a layer, in bins over 0 (shut) to 1 (open), at the last look; finished seeds are"
         " pooled. Dashed: the mean gate."
     )
-    return tag("section", tag("h2", "Gate scores"), tag("p", lead), out, id="gates")
+    return section("gates", "Gate scores", tag("p", lead), out)
 
 
 def _pooled(book: Book, cell: str) -> dict[int, dict[str, tuple[dict[int, float], float | None]]]:
@@ -194,7 +193,7 @@ def massive(book: Book) -> Html:
                 chart = curves(
                     seeds, means, book.arms, marks=seeds, along="layer", y_title=title.lower(), alt_text=alt_text
                 )
-                figures.append(book.place(chart, title))
+                figures.append(book.charts.place(chart, title))
         missing = tag("p", book.holes(cell["name"]), class_="about")
         out += [
             book.heading(cell),
@@ -202,7 +201,7 @@ def massive(book: Book) -> Html:
             missing,
         ]
     lead = "Residual stream after each layer, at the last look of finished runs. Thin: one seed. Thick: the arm's mean."
-    return tag("section", tag("h2", "Massive activations"), tag("p", lead), out, id="massive")
+    return section("massive", "Massive activations", tag("p", lead), out)
 
 
 def _lines(book: Book, cell: str, metric: str) -> list[Line]:

@@ -1,4 +1,4 @@
-"""How charts look: one colour an arm, one ramp for every map, the theme; and how a verdict is marked.
+"""How charts look: colours, dashes, one ramp for every map, the theme; and how a verdict is marked.
 
 Notable: text and axes are drawn in `currentColor`, so that one drawing serves light, dark and print. Arms take Okabe and
 Ito's colours, which stay apart for colour-blind readers; after six of them the dashes change. The ramp is viridis, whose
@@ -8,9 +8,11 @@ brightness rises steadily. A verdict is a sign and a word, and only then a colou
 from typing import Any
 
 BASELINE = "#7a828a"
-_OKABE_ITO = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+ORANGE, BLUE, GREEN, PURPLE, SKY, YELLOW = "#d55e00", "#0072b2", "#009e73", "#cc79a7", "#56b4e9", "#f0e442"
+_OKABE_ITO = (ORANGE, BLUE, GREEN, PURPLE, "#e69f00", SKY)
 # One long dash is solid; printers draw dash by dash, so it must be long.
-_DASHES = ([10_000, 0], [6, 3], [2, 2])
+SOLID, DASHED, DOTTED = (10_000, 0), (6, 3), (2, 3)
+_DASHES = (SOLID, DASHED, DOTTED)
 
 RAMP = ("#440154", "#46327e", "#365c8d", "#277f8e", "#1fa187", "#4ac16d", "#a0da39", "#fde725")
 
@@ -51,7 +53,7 @@ THEME: dict[str, Any] = {
 }
 
 
-def arm_colours(arms: list[str], baseline: str) -> dict[str, tuple[str, list[int]]]:
+def arm_colours(arms: list[str], baseline: str) -> dict[str, tuple[str, tuple[int, int]]]:
     """{arm: (colour, dash pattern)}: grey for the baseline, then the palette, again with dashes when it is used up."""
     out = {baseline: (BASELINE, _DASHES[0])}
     for i, arm in enumerate(a for a in arms if a != baseline):

@@ -72,7 +72,8 @@ nav { display: flex; flex-wrap: wrap; gap: .2rem 1.1rem; font-size: .9rem; margi
 .grid { display: grid; gap: 1.4rem 2rem; grid-template-columns: repeat(auto-fill, minmax(min(100%, 29rem), 1fr)); }
 .grid.narrow { grid-template-columns: repeat(auto-fill, minmax(min(100%, 19rem), 1fr)); }
 .row { display: flex; flex-wrap: wrap; gap: 1rem 1.8rem; align-items: flex-start; }
-.row figcaption { max-width: 12.5rem; }
+.row > figure { width: var(--wide, auto); }
+.row figcaption { max-width: var(--wide, 12.5rem); }
 figure { margin: 0; min-width: 0; max-width: 100%; break-inside: avoid; }
 figure > .title { font-weight: 600; font-size: .875rem; margin: 0 0 .15rem; max-width: none; display: flex; gap: .6rem;
   align-items: baseline; }

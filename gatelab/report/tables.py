@@ -28,14 +28,13 @@ def effects_table(findings: Sequence[Finding], words: dict[str, str], labels: di
     confidences = sorted({f"{f.confidence:.3g}" for f in findings})
     interval = f"{float(confidences[0]):.0%} interval" if len(confidences) == 1 else "interval"
     columns = ["arm", "metric", "baseline", "arm mean", "effect", interval, "p", "q", "pairs", "detectable", "verdict"]
-    kinds = [None, None, *["num"] * 8, None]
-    head = tag("tr", [tag("th", c, scope="col", class_=kind) for c, kind in zip(columns, kinds, strict=True)])
+    numeric = set(range(2, 10))
     bodies = []
     for primary, heading in ((True, "Primary"), (False, "Exploratory")):
         chosen = [f for f in findings if f.primary == primary]
         for cell in dict.fromkeys(f.cell for f in chosen):
             title = tag("tr", tag("th", f"{heading}, {cell}", colspan=len(columns), scope="rowgroup"), class_="group")
-            rows = [_effect_row(f, words, labels, columns, kinds) for f in chosen if f.cell == cell]
+            rows = [_effect_row(f, words, labels, columns, numeric) for f in chosen if f.cell == cell]
             bodies.append(tag("tbody", title, rows))
         if not chosen:
             bodies.append(tag("tbody", tag("tr", tag("td", f"{heading}: none yet", colspan=len(columns)))))
@@ -44,12 +43,12 @@ def effects_table(findings: Sequence[Finding], words: dict[str, str], labels: di
         " together by q. Exploratory ones have p alone, not corrected for the number of tests: hints for the next study."
     )
     return scrolling(
-        tag("table", tag("caption", caption), tag("thead", head), bodies, class_="cards effects"), "effects"
+        tag("table", tag("caption", caption), headings(columns, numeric), bodies, class_="cards effects"), "effects"
     )
 
 
 def _effect_row(
-    f: Finding, words: dict[str, str], labels: dict[str, str], columns: list[str], kinds: list[str | None]
+    f: Finding, words: dict[str, str], labels: dict[str, str], columns: list[str], numeric: set[int]
 ) -> Html:
     digits = places(max((abs(x) for x in (f.effect, f.low, f.high) if isfinite(x)), default=1.0))
     unit = "" if f.unit in ("", "1") else f" [{f.unit}]"
@@ -66,7 +65,7 @@ def _effect_row(
         number(f.detectable, 2),
         badge(f.verdict),
     ]
-    return _row(values, columns, kinds, title="; ".join(f.notes) or None)
+    return _row(values, columns, numeric, title="; ".join(f.notes) or None)
 
 
 def shares_table(shares: Sequence[dict[str, Any]], metrics: dict[str, dict], labels: dict[str, str]) -> Html:
@@ -106,9 +105,8 @@ def runs_table(measured: Measured, labels: dict[str, str]) -> Html:
     """Every planned run, its state, and what reproduces it."""
     columns = ["cell", "arm", "seed", "run", "parameters", "remainder", "state", "step", "last loss", "time", "device"]
     numeric = {2, 4, 5, 7, 8, 9}
-    head = tag("tr", [tag("th", c, scope="col", class_="num" if i in numeric else None) for i, c in enumerate(columns)])
     body = [_run_rows(run, labels, columns, numeric) for run in measured.runs]
-    return scrolling(tag("table", tag("thead", head), tag("tbody", body), class_="runs"), "runs")
+    return scrolling(tag("table", headings(columns, numeric), tag("tbody", body), class_="runs"), "runs")
 
 
 def _run_rows(run: RunView, labels: dict[str, str], columns: list[str], numeric: set[int]) -> list[Html]:
@@ -144,17 +142,22 @@ def _run_rows(run: RunView, labels: dict[str, str], columns: list[str], numeric:
 
 def table(columns: list[str], rows: Iterable[list[Any]], *, numeric: set[int], name: str) -> Html:
     """A table whose first column heads its rows; `numeric` columns are set to the right."""
-    kinds = ["num" if i in numeric else None for i in range(len(columns))]
-    head = tag("tr", [tag("th", c, scope="col", class_=kind) for c, kind in zip(columns, kinds, strict=True)])
-    body = [_row(row, columns, kinds) for row in rows]
-    return scrolling(tag("table", tag("thead", head), tag("tbody", body), class_="cards"), name)
+    body = [_row(row, columns, numeric) for row in rows]
+    return scrolling(tag("table", headings(columns, numeric), tag("tbody", body), class_="cards"), name)
 
 
-def _row(values: list[Any], columns: list[str], kinds: list[str | None], title: str | None = None) -> Html:
+def headings(columns: Sequence[str | Html], numeric: set[int]) -> Html:
+    """The names above columns."""
+    cells = [tag("th", c, scope="col", class_="num" if i in numeric else None) for i, c in enumerate(columns)]
+    return tag("thead", tag("tr", cells))
+
+
+def _row(values: list[Any], columns: list[str], numeric: set[int], title: str | None = None) -> Html:
     """A row; each cell knows its column's name, which a narrow screen shows beside it."""
     cells = [
-        tag("td", value, class_=kind, data_label=column)
-        for value, column, kind in zip(values[1:], columns[1:], kinds[1:], strict=True)
+        tag("td", value, class_="num" if i in numeric else None, data_label=column)
+        for i, (value, column) in enumerate(zip(values, columns, strict=True))
+        if i
     ]
     return tag("tr", tag("th", values[0], scope="row"), cells, title=title)
 
@@ -168,7 +171,7 @@ def effects_csv(findings: Iterable[Finding]) -> str:
     """Every field of every finding; lists are joined by semicolons."""
     rows = [asdict(f) for f in findings]
     flat = [{k: ";".join(map(str, v)) if isinstance(v, list) else v for k, v in row.items()} for row in rows]
-    return _csv([f.name for f in fields(Finding)], flat)
+    return csv_text([f.name for f in fields(Finding)], flat)
 
 
 def runs_csv(measured: Measured) -> str:
@@ -184,7 +187,7 @@ def runs_csv(measured: Measured) -> str:
         }
         for run in measured.runs
     ]
-    return _csv(list(dict.fromkeys(key for row in rows for key in row)), rows)
+    return csv_text(list(dict.fromkeys(key for row in rows for key in row)), rows)
 
 
 def curves_csv(measured: Measured) -> str:
@@ -195,10 +198,11 @@ def curves_csv(measured: Measured) -> str:
         for key, points in measured.curves.items()
         for step, value in points
     ]
-    return _csv(names, rows)
+    return csv_text(names, rows)
 
 
-def _csv(names: list[str], rows: Iterable[dict[str, Any]]) -> str:
+def csv_text(names: list[str], rows: Iterable[dict[str, Any]]) -> str:
+    """Records under their names; what a record does not have is empty."""
     out = io.StringIO()
     writer = csv.DictWriter(out, names, lineterminator="\n")
     writer.writeheader()

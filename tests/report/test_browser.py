@@ -1,26 +1,12 @@
 """In a real browser: the charts draw, the console is clean, nothing is requested, nothing is wider than a phone."""
 
 import json
-import os
 
 import pytest
-from browser import Browser, find_chromium
 from reading import Page
 from synthetic import ARMS, CELLS, SEEDS, analysed, make_study
 
 from gatelab.report import write_report
-
-
-@pytest.fixture(scope="module")
-def browser():
-    program = find_chromium()
-    if program is None and os.environ.get("CI"):
-        pytest.fail("no chromium was found, and this is a CI run: install the package chromium")
-    if program is None:
-        pytest.skip("no chromium was found: install the package chromium")
-    browser = Browser(program)
-    yield browser
-    browser.close()
 
 
 @pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, False), (1280, True)])

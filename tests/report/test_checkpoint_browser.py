@@ -1,27 +1,13 @@
 """A checkpoint's page in a real browser: it draws, it fits a phone, and the thresholds do in it what they do in Python."""
 
 import json
-import os
 import time
 
 import pytest
-from browser import Browser, find_chromium
 from looked import affected, looked
 
 from gatelab.record import Row
 from gatelab.report.checkpoint import SWITCHES, Seen, Thresholds, census, heads_of, write_checkpoint_page
-
-
-@pytest.fixture(scope="module")
-def browser():
-    program = find_chromium()
-    if program is None and os.environ.get("CI"):
-        pytest.fail("no chromium was found, and this is a CI run: install the package chromium")
-    if program is None:
-        pytest.skip("no chromium was found: install the package chromium")
-    browser = Browser(program)
-    yield browser
-    browser.close()
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +91,7 @@ def test_the_browser_classifies_as_python_does(browser, path, rows, at):
 
 def test_the_charts_follow_the_thresholds(browser, path, rows):
     opened(browser, path, width=1280)
-    cells = """[...document.querySelectorAll('#switch-map-0 .mark-rect path')].filter(
+    cells = """[...document.querySelectorAll('#switches-0-1 .mark-rect path')].filter(
         p => p.getAttribute('fill') === '#009e73').length"""
     assert browser.run(cells) == census(heads_of(rows))["gate"]
     move(browser, "openness", 1.0)

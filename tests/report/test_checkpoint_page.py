@@ -125,7 +125,7 @@ def test_profiles_by_depth_are_those_of_the_rows_with_the_writing_layer_marked(p
         r for part in spec_of(page, "Largest |x| by layer")["layer"] for r in part["data"]["values"] if "words" in r
     ]
     assert {(m["x"], m["words"]) for m in marks} == {(1, "written by 1"), (2, "last after 2")}
-    assert "Block 1 writes the largest activation" in page.text and "block 3 removes it" in page.text
+    assert "Block 1 writes the largest activation" in page.text and "block 3 begins to remove it." in page.text
     assert "position 0 in 100% of the sequences and channel 7 in 88%" in page.text
     assert "massive by the rule" in page.text and "not massive" not in page.text
     norms = {(r.layer, r.bin): short(r.value) for r in rows if r.metric == "residual_norm"}
@@ -135,6 +135,26 @@ def test_profiles_by_depth_are_those_of_the_rows_with_the_writing_layer_marked(p
 def test_an_activation_that_is_not_massive_is_said_not_to_be(tmp_path):
     small = [replace(r, value=r.value / 1000) if r.metric == "massive_max" else r for r in looked(3, 4, 2)]
     assert "not massive by the rule" in page_of(tmp_path, small).text
+
+
+@pytest.mark.parametrize(("last", "words"), [(1, "block 2 begins to remove it."), (2, "no block removes it.")])
+def test_the_block_after_which_the_largest_falls_below_half_begins_to_remove_it(tmp_path, last, words):
+    made = [replace(r, value=float(last)) if r.metric == "massive_layer_last" else r for r in looked(3, 4, 2)]
+    assert f"and {words}" in page_of(tmp_path, made).text
+
+
+def test_the_key_of_a_dashed_line_shows_its_dashes(page):
+    for words in ("Mean, shut and open", "Share of heads with a sink"):
+        line = next(
+            part["encoding"] for part in spec_of(page, words)["layer"] if part["mark"].get("strokeCap") == "butt"
+        )
+        start = next(i for i, (_, a) in enumerate(page.elements) if a.get("aria-label", "").startswith(words))
+        swatches = [a["style"] for _, a in page.elements[start:] if a.get("class") == "swatch"]
+        colours, dashes = (line[name]["scale"]["range"] for name in ("color", "strokeDash"))
+        for colour, (drawn, left), style in zip(colours, dashes, swatches[: len(colours)], strict=True):
+            dashed = f"repeating-linear-gradient(90deg,{colour} 0 {drawn}px,transparent {drawn}px {drawn + left}px)"
+            assert style == f"background:{dashed if left else colour}"
+        assert [left > 0 for _, left in dashes][:2] == [False, True]
 
 
 def test_gates_have_ridges_lines_and_what_they_depend_on(page, rows):
@@ -323,7 +343,7 @@ def test_headings_do_not_skip_a_level_and_charts_and_sliders_are_named(page):
     assert levels[0] == 1 and levels.count(1) == 1
     assert all(after <= before + 1 for before, after in pairwise(levels))
     places = {a["id"]: a["aria-label"] for _, a in page.elements if a.get("class") == "chart"}
-    assert {chart["id"] for chart in page.charts} | {"switch-map-0", "switch-bars-0"} == set(places)
+    assert {chart["id"] for chart in page.charts} | {"switches-0-1", "switches-0-2"} == set(places)
     assert all(len(words) > 20 for words in places.values())
     tags = [tag for tag, _ in page.elements]
     assert tags.count("figure") == tags.count("figcaption") == len(places)

@@ -65,10 +65,12 @@ def test_arms_beyond_the_palette_differ_by_their_dashes():
 def test_dashes_are_drawn_only_where_colours_do_not_suffice():
     def drawn(names):
         arms = Arms({name: name for name in names}, arm_colours(names, "none"), "none")
-        return list(find(curves([], {}, arms, alt_text="nothing", y_title="loss").spec, "strokeDash"))
+        spec = curves([], {}, arms, alt_text="nothing", y_title="loss").spec
+        return list(find(spec, "strokeDash")), set(find(spec, "strokeCap"))
 
-    assert drawn(NAMES) == []
-    assert len(drawn(["none", *(f"arm-{i}" for i in range(7))])) == 2
+    assert drawn(NAMES) == ([], {"round"})
+    dashes, ends = drawn(["none", *(f"arm-{i}" for i in range(7))])
+    assert len(dashes) == 2 and ends == {"butt"}, "round ends would fill the gaps"
 
 
 def test_the_forest_holds_the_findings_numbers(reported):

@@ -1,9 +1,12 @@
-"""The section of the residual stream: its largest entries by depth, which layer writes and removes them, its norm."""
+"""The section of the residual stream: its largest entries by depth, which block writes them, which one begins to
+remove them, its norm."""
 
 from ..markup import Html, join, number, tag
-from .figures import BLUE, Mark, Series, ends, line_chart, points_of
+from ..parts import section
+from ..style import BLUE
+from .figures import Mark, Series, ends, line_chart, points_of
 from .maps import octave_map
-from .sheet import Scale, Sheet, section
+from .sheet import Scale, Sheet
 
 # What arXiv 2402.17762 calls massive: above 100, and about 1000 times the median.
 _MASSIVE, _TIMES = 100.0, 1000.0
@@ -24,13 +27,12 @@ _METRICS = {
 
 def activations(sheet: Sheet) -> Html | None:
     """Profiles by depth with the layers that write and remove the largest activation, and the norm by depth and position."""
-    stacks = sheet.table.stacks(*_METRICS, "residual_norm")
     out = []
-    for stack in stacks:
+    for stack, heading in sheet.stacks(*_METRICS, "residual_norm"):
         figures = [f for metric in _METRICS if (f := _profile(sheet, metric, stack))]
         norm, said = _norms(sheet, stack), _story(sheet, stack)
         grid = tag("div", figures, norm, class_="grid")
-        out += [sheet.heading(stack, stacks), tag("p", said) if said else None, grid]
+        out += [heading, tag("p", said) if said else None, grid]
     if not out:
         return None
     lead = (
@@ -41,14 +43,14 @@ def activations(sheet: Sheet) -> Html | None:
 
 
 def _story(sheet: Sheet, stack: str | None) -> str | None:
-    """Which block writes the largest activation, which one removes it, where it is, and whether it is massive."""
+    """Which block writes the largest activation, after which it falls below half, where it is, and whether it is massive."""
     largest = sheet.table.layers("massive_max", stack)
     written = sheet.table.model("massive_layer", stack)
     last = sheet.table.model("massive_layer_last", stack)
     if not largest or written is None or last is None:
         return None
     top = max(largest, key=largest.__getitem__)
-    removed = f"block {last + 1:.0f} removes it" if last < max(largest) else "no block removes it"
+    removed = f"block {last + 1:.0f} begins to remove it" if last < max(largest) else "no block removes it"
     said = f"Block {written:.0f} writes the largest activation, {number(largest[top], 4)} after layer {top}, and {removed}."
     places = [
         f"{word} {place} in {share:.0%} of the sequences"
@@ -78,7 +80,7 @@ def _profile(sheet: Sheet, metric: str, stack: str | None) -> Html | None:
     marks = _marks(sheet, stack) if metric in ("massive_max", "massive_ratio") else []
     chart = line_chart([line], f"{title} by layer. {ends([line])}", along="layer", x_title="layer", y_title=y_title,
                        end=sheet.table.n_layers - 1, floor=floor, marks=marks)  # fmt: skip
-    return sheet.place(chart, title, caption + (" Logarithmic axis." if floor is not None else ""))
+    return sheet.charts.place(chart, title, caption + (" Logarithmic axis." if floor is not None else ""))
 
 
 def _marks(sheet: Sheet, stack: str | None) -> list[Mark]:
@@ -102,4 +104,4 @@ def _norms(sheet: Sheet, stack: str | None) -> Html | None:
     chart = octave_map(bins, scale, f"Norm of the residual stream by layer and position. {said}",
                        n_layers=sheet.table.n_layers, word="norm")  # fmt: skip
     caption = f"Mean ‖x‖ over the positions of an octave and over sequences; logarithmic colours. {said}"
-    return sheet.place(chart, "Norm by depth and position", join([scale.legend("‖x‖"), caption]))
+    return sheet.charts.place(chart, "Norm by depth and position", join([scale.legend("‖x‖"), caption]))

@@ -3,17 +3,17 @@
 from collections.abc import Sequence
 
 from ..markup import Html, number, tag
-from ..style import BASELINE
-from .figures import DOTTED, ORANGE, Points, Series, line_chart, points_of
+from ..parts import section
+from ..style import BASELINE, DOTTED, ORANGE
+from .figures import Points, Series, line_chart, points_of
 from .seen import Layers
-from .sheet import Sheet, section
+from .sheet import Sheet
 
 
 def positions(sheet: Sheet) -> Html | None:
     """Mass by octaves of the query's position, of the distance and of the key's position, each beside uniform attention."""
-    stacks = sheet.table.stacks("first_mass_by_query", "distance_mass", "position_mass")
     out = []
-    for stack in stacks:
+    for stack, heading in sheet.stacks("first_mass_by_query", "distance_mass", "position_mass"):
         figures = [_first_by_query(sheet, stack)]
         for metric, title, x_title, caption in (
             ("distance_mass", "Mass by distance", "distance, octaves from", "Mass of a query on the keys at distances in the"
@@ -23,7 +23,7 @@ def positions(sheet: Sheet) -> Html | None:
         ):  # fmt: skip
             reference = sheet.table.bins(f"{metric}_uniform", stack).get(None, {})
             figures.append(_octaves(sheet, metric, stack, title, x_title, caption, points_of(reference)))
-        out += [sheet.heading(stack, stacks), tag("div", [f for f in figures if f], class_="grid")]
+        out += [heading, tag("div", [f for f in figures if f], class_="grid")]
     if not out:
         return None
     lead = (
@@ -74,7 +74,7 @@ def _octaves(
     said = ", ".join(f"from {2 ** int(n) - 1}: {number(v)}" for n, v in mean)
     chart = line_chart(series, f"{title}, by octave: {said}.", along="octave", x_title=x_title, y_title="share of mass",
                        end=max(end, 1), floor=1e-4, thin=layers)  # fmt: skip
-    return sheet.place(chart, title, caption)
+    return sheet.charts.place(chart, title, caption)
 
 
 def _kept(bins: dict[int | None, Layers], length: int | None) -> tuple[dict[int | None, Layers], int | None]:

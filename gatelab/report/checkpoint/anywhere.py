@@ -2,11 +2,13 @@
 
 from collections import Counter
 
-from ..markup import Html, join, tag
+from ..markup import NONE, Html, join, tag
+from ..parts import section
+from ..style import BLUE, DASHED, ORANGE, SOLID
 from ..tables import table
-from .figures import BLUE, DASHED, ORANGE, SOLID, Series, ends, keyed, line_chart, points_of
+from .figures import Series, ends, key, line_chart, points_of
 from .seen import Table
-from .sheet import Sheet, percent, section
+from .sheet import Sheet, percent
 
 _LISTED = 8
 _SINK = 0.3  # the middle one of the thresholds that rows have by default
@@ -14,13 +16,12 @@ _SINK = 0.3  # the middle one of the thresholds that rows have by default
 
 def anywhere(sheet: Sheet) -> Html | None:
     """What the strongest keys are and where, and how concentrated attention is, layer by layer."""
-    stacks = sheet.table.stacks("sink_importance", "sink_position", "attention_entropy")
     out = []
-    for stack in stacks:
+    for stack, heading in sheet.stacks("sink_importance", "sink_position", "attention_entropy"):
         tables = [t for t in (_thresholds(sheet, stack), _tokens(sheet, stack), _positions(sheet.table, stack)) if t]
         figures = [f for f in (_elsewhere(sheet, stack), *_shapes(sheet, stack)) if f]
         numbers, drawn = tag("div", tables, class_="grid"), tag("div", figures, class_="grid")
-        out += [sheet.heading(stack, stacks), numbers, drawn]
+        out += [heading, numbers, drawn]
     if not out:
         return None
     lead = (
@@ -74,12 +75,12 @@ def _positions(found: Table, stack: str | None) -> Html | None:
     sinks = Counter(r.key for r in places if importance.get((r.layer, r.head), 0.0) > _SINK)
     away = len(places) - counts[0]
     rows = [
-        [at, n, percent(n / len(places)), sinks[at] if importance else "–"] for at, n in counts.most_common(_LISTED)
+        [at, n, percent(n / len(places)), sinks[at] if importance else NONE] for at, n in counts.most_common(_LISTED)
     ]
     rest = len(counts) - len(rows)
     if rest > 0:
         n = len(places) - sum(row[1] for row in rows)
-        more = sum(sinks.values()) - sum(sinks[row[0]] for row in rows) if importance else "–"
+        more = sum(sinks.values()) - sum(sinks[row[0]] for row in rows) if importance else NONE
         rows.append([f"{rest} more", n, percent(n / len(places)), more])
     text = f"In {away} of {len(places)} heads ({percent(away / len(places))}) the strongest key most often is not at position 0."
     columns = ["position", "heads", "share", "of them above 0.3"]
@@ -101,14 +102,14 @@ def _elsewhere(sheet: Sheet, stack: str | None) -> Html | None:
         return None
     chart = line_chart(series, f"Share of heads with a sink above 0.3 by layer. {ends(series)}", along="layer",
                        x_title="layer", y_title="share of heads", end=found.n_layers - 1)  # fmt: skip
-    caption = join(["Share of (sequence, head) pairs whose strongest key gets more than 0.3.", keyed(series)])
-    return sheet.place(chart, "Heads with a sink", caption)
+    caption = join(["Share of (sequence, head) pairs whose strongest key gets more than 0.3.", key(series)])
+    return sheet.charts.place(chart, "Heads with a sink", caption)
 
 
 def _shapes(sheet: Sheet, stack: str | None) -> list[Html | None]:
     """Concentration by layer: a line through the means, a band from the lowest head to the highest."""
     return [
-        banded(sheet, metric, stack, title, unit, caption, floor=floor)
+        _banded(sheet, metric, stack, title, unit, caption, floor=floor)
         for metric, title, unit, caption, floor in (
             ("attention_entropy", "Entropy", "nats", "Of a query's attention.", None),
             (
@@ -144,7 +145,7 @@ def _shapes(sheet: Sheet, stack: str | None) -> list[Html | None]:
     ]
 
 
-def banded(
+def _banded(
     sheet: Sheet, metric: str, stack: str | None, title: str, unit: str, caption: str, *, floor: float | None
 ) -> Html | None:
     """A metric by layer, its mean over heads as a line and all of its heads as a band."""
@@ -161,6 +162,6 @@ def banded(
                        y_title=f"{title.lower()} [{unit}]" if unit != "1" else title.lower(), end=sheet.table.n_layers - 1,
                        floor=floor)  # fmt: skip
     said = f"{caption} Mean over queries and sequences. Line: {how} over heads; band: lowest to highest head."
-    return sheet.place(
+    return sheet.charts.place(
         chart, title, said if metric != "max_logit" else f"{caption} Line: {how} over heads; band: all heads."
     )

@@ -10,21 +10,18 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ..charts import Figure, fitted, lines, short, table
-from ..markup import Html, number
-from ..style import RAMP
+from ..markup import Html, number, tag
+from ..parts import swatch
+from ..style import ORANGE, RAMP, SOLID
 from .maps import OCTAVE_LABEL
-from .sheet import key
 
 # An axis' own format gives all its labels the prefix of the largest: 0k for 300.
 _LOG_LABEL = "datum.value < 1000 ? format(datum.value, '~g') : format(datum.value, '~s')"
 
 Points = Sequence[tuple[float, float]]
-Along = Literal["layer", "octave"]
+Along = Literal["layer", "octave", "dose"]
 
 WIDTH, HEIGHT = 500, 210
-BLUE, ORANGE, GREEN, PURPLE = "#0072b2", "#d55e00", "#009e73", "#cc79a7"
-# One long dash is solid; printers draw dash by dash, so it must be long.
-SOLID, DASHED, DOTTED = (10_000, 0), (6, 3), (2, 3)
 
 
 @dataclass(frozen=True)
@@ -80,7 +77,7 @@ def line_chart(
 
 
 def drawn(
-    alt: Any, series: Sequence[Series], x: Any, y: Any, along: str, y_title: str, floor: float | None
+    alt: Any, series: Sequence[Series], x: Any, y: Any, along: Along, y_title: str, floor: float | None
 ) -> list[Any]:
     """The series as lines, and as points that say their numbers."""
     names = [s.label for s in series]
@@ -95,10 +92,16 @@ def drawn(
     )
     tips = [alt.Tooltip("s:N", title="line"), alt.Tooltip("x:Q", title=along), alt.Tooltip("y:Q", title=y_title)]
     dots = whole.mark_point(filled=True, size=22, opacity=1).encode(x=x, y=y, color=colour, tooltip=tips)
-    return [whole.mark_line(strokeWidth=2.2).encode(x=x, y=y, color=colour, strokeDash=dash, detail="p:N"), dots]
+    # Round ends would fill the gaps between dashes.
+    return [
+        whole.mark_line(strokeWidth=2.2, strokeCap="butt").encode(
+            x=x, y=y, color=colour, strokeDash=dash, detail="p:N"
+        ),
+        dots,
+    ]
 
 
-def band(alt: Any, s: Series, x: Any, y: Any, along: str, floor: float | None) -> Any:
+def band(alt: Any, s: Series, x: Any, y: Any, along: Along, floor: float | None) -> Any:
     """What is between a series' low and high values."""
     edges = dict(zip((px for px, _ in s.points), zip(s.low, s.high, strict=True), strict=True))
     parts = []
@@ -185,7 +188,7 @@ def _values(series: Sequence[Series], thin: Mapping[int, Points] | None) -> list
     return drawn + [v for s in series for v in (*s.low, *s.high)]
 
 
-def _parts(points: Points, along: str) -> list[Points]:
+def _parts(points: Points, along: Along) -> list[Points]:
     """A line over layers or octaves as its unbroken pieces: no line is drawn through what was not observed."""
     if along == "dose":
         return [points]
@@ -213,6 +216,6 @@ def ends(series: Sequence[Series]) -> str:
     return "; ".join(said)
 
 
-def keyed(series: Sequence[Series]) -> Html:
-    """The key of a chart's lines."""
-    return key([(s.colour, s.label) for s in series])
+def key(series: Sequence[Series]) -> Html:
+    """The lines of charts, each a piece of it beside its words."""
+    return tag("ul", [tag("li", swatch(s.colour, s.dash), s.label) for s in series], class_="legend")

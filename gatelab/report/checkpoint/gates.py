@@ -1,9 +1,11 @@
 """The section of the gates: their scores by layer, what explains them, and which of them never move."""
 
 from ..markup import Html, join, number, tag
+from ..parts import section
+from ..style import BLUE, DASHED, DOTTED, GREEN, ORANGE, SOLID
 from ..tables import table
-from .figures import BLUE, DASHED, DOTTED, GREEN, ORANGE, Series, ends, keyed, line_chart, points_of, ridges
-from .sheet import Sheet, percent, section
+from .figures import Series, ends, key, line_chart, points_of, ridges
+from .sheet import Sheet, percent
 
 _N_BINS = 50
 _SHUT, _OPEN = 0.1, 0.9
@@ -39,12 +41,12 @@ def _ridges(sheet: Sheet, stack: str | None, site: str) -> Html | None:
         "Share of a layer's scores in each of 50 bins over 0 to 1; each layer is drawn to its own largest bin, whose share a"
         " pointer reads. Dot: the layer's mean."
     )
-    return sheet.place(chart, "Scores by layer", caption)
+    return sheet.charts.place(chart, "Scores by layer", caption)
 
 
 def _openness(sheet: Sheet, stack: str | None, site: str) -> Html | None:
     kinds = (
-        ("gate_mean", None, "mean score", BLUE, (10_000, 0)),
+        ("gate_mean", None, "mean score", BLUE, SOLID),
         ("gate_below", _SHUT, "share shut, below 0.1", ORANGE, DASHED),
         ("gate_above", _OPEN, "share open, above 0.9", GREEN, DOTTED),
     )
@@ -56,7 +58,7 @@ def _explained(sheet: Sheet, stack: str | None, site: str) -> Html | None:
     series = [
         Series(words, colour, points_of(sheet.table.layers("gate_variance_explained", stack, site=site, domain=domain)), dash)
         for domain, words, colour, dash in (
-            ("token", "the token's id", BLUE, (10_000, 0)),
+            ("token", "the token's id", BLUE, SOLID),
             ("position", "the octave of its position", ORANGE, DASHED),
         )
     ]  # fmt: skip
@@ -66,7 +68,7 @@ def _explained(sheet: Sheet, stack: str | None, site: str) -> Html | None:
 
 def _still(sheet: Sheet, stack: str | None, site: str) -> Html | None:
     kinds = (
-        ("gate_dead", _SHUT, "dead: shut, and stays so", ORANGE, (10_000, 0)),
+        ("gate_dead", _SHUT, "dead: shut, and stays so", ORANGE, SOLID),
         ("gate_stuck_open", _OPEN, "stuck open", GREEN, DASHED),
     )
     dead, stuck = (sheet.table.model(m, stack, site=site, threshold=at) for m, at, *_ in kinds)
@@ -91,7 +93,7 @@ def _drawn(sheet: Sheet, series: list[Series], title: str, y_title: str, caption
         return None
     chart = line_chart(series, f"{title}. {ends(series)}", along="layer", x_title="layer", y_title=y_title,
                        end=sheet.table.n_layers - 1)  # fmt: skip
-    return sheet.place(chart, title, join([caption, keyed(series)]))
+    return sheet.charts.place(chart, title, join([caption, key(series)]))
 
 
 def _variance_table(sheet: Sheet, stack: str | None, site: str) -> Html | None:

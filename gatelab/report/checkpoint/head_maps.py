@@ -1,8 +1,9 @@
 """The section of the layer by head maps: shares on one scale, value drain and logit gap on their own."""
 
 from ..markup import Html, join, number, tag
+from ..parts import section
 from .maps import head_map
-from .sheet import Scale, Sheet, section
+from .sheet import Scale, Sheet
 
 UNIT = Scale(0.0, 1.0)
 
@@ -23,12 +24,11 @@ _SHARES = {
 
 def maps(sheet: Sheet) -> Html | None:
     """Layer by head maps on one scale, and two on scales of their own."""
-    stacks = sheet.table.stacks(*_SHARES, "value_drain", "sink_logit_gap")
     out = []
-    for stack in stacks:
+    for stack, heading in sheet.stacks(*_SHARES, "value_drain", "sink_logit_gap"):
         figures = [f for metric in _SHARES if (f := _share_map(sheet, metric, stack))]
         own = [f for f in (_drain_map(sheet, stack), _gap_map(sheet, stack)) if f]
-        out += [sheet.heading(stack, stacks), tag("div", figures, own, class_="row")]
+        out += [heading, tag("div", figures, own, class_="row")]
     if not out:
         return None
     lead = (
@@ -60,7 +60,7 @@ def _share_map(sheet: Sheet, metric: str, stack: str | None) -> Html | None:
     figure = head_map(
         values, means, UNIT, f"{title} by layer and head. {said}", n_layers=sheet.table.n_layers, word=word
     )
-    return sheet.place(figure, title, f"{caption} {said}")
+    return sheet.charts.place(figure, title, f"{caption} {said}")
 
 
 def _drain_map(sheet: Sheet, stack: str | None) -> Html | None:
@@ -77,7 +77,7 @@ def _drain_map(sheet: Sheet, stack: str | None) -> Html | None:
     means = sheet.table.layers("value_drain", stack)
     figure = head_map(values, means, scale, f"Value drain by layer and key/value head. {said}",
                       n_layers=sheet.table.n_layers, word="ratio", across="key/value head")  # fmt: skip
-    return sheet.place(figure, "Value drain", join([scale.legend("ratio"), caption]))
+    return sheet.charts.place(figure, "Value drain", join([scale.legend("ratio"), caption]))
 
 
 def _gap_map(sheet: Sheet, stack: str | None) -> Html | None:
@@ -97,4 +97,4 @@ def _gap_map(sheet: Sheet, stack: str | None) -> Html | None:
     figure = head_map(
         values, means, scale, f"Logit gap by layer and head. {said}", n_layers=sheet.table.n_layers, word="gap"
     )
-    return sheet.place(figure, "Logit gap of the first token", join([scale.legend("nats"), caption]))
+    return sheet.charts.place(figure, "Logit gap of the first token", join([scale.legend("nats"), caption]))

@@ -6,14 +6,14 @@ from math import isfinite
 
 from ...record import Row
 from ..markup import Html, number, tag
-from ..style import BASELINE
+from ..parts import section
+from ..style import BASELINE, DASHED, ORANGE, SOLID
 from ..tables import table
-from .figures import DASHED, ORANGE, Series
+from .figures import Series, key
 from .intervals import Estimate, dose_response, forest
-from .sheet import Sheet, key, section
+from .sheet import Sheet
 
 _CONTROL = "control of "
-_COLOUR = ORANGE
 
 
 @dataclass
@@ -42,7 +42,7 @@ class _Curve:
         points = sorted((d, self.doses[d][0]) for d in self.at)
         ordered = [edge for _, edge in sorted(zip(self.at, full, strict=True))]
         low, high = ([edge[i] for edge in ordered] if has_band else [] for i in (0, 1))
-        colour, dash = (BASELINE, DASHED) if self.is_control else (_COLOUR, (10_000, 0))
+        colour, dash = (BASELINE, DASHED) if self.is_control else (ORANGE, SOLID)
         return Series("control" if self.is_control else "intervention", colour, points, dash, low, high)
 
 
@@ -57,17 +57,17 @@ def interventions(sheet: Sheet) -> Html | None:
     estimates = [_estimate(c) for pair in pairs for c in pair if c]
     said = "; ".join(f"{e.label} {number(e.value)}" for e in estimates)
     chart = forest(estimates, f"Change in loss of each intervention. {said}", x_title=f"change in loss [{unit} a token]",
-                   colour=_COLOUR)  # fmt: skip
+                   colour=ORANGE)  # fmt: skip
     caption = (
         "Each at its largest dose. Dot: the mean over documents. Bar: its interval. Right of the rule: the edit hurts."
     )
-    figures = [sheet.place(chart, "Change in loss", caption)]
+    figures = [sheet.charts.place(chart, "Change in loss", caption)]
     figures += [f for c, control in pairs if (f := _response(sheet, c, control, unit))]
     lead = (
         "What editing the forward pass does to the loss on the same tokens, and what an edit of the same size does elsewhere."
         " An effect is one where the two differ."
     )
-    names = key([(_COLOUR, "intervention"), (BASELINE, "its control")])
+    names = key([Series("intervention", ORANGE, ()), Series("its control", BASELINE, (), DASHED)])
     return section("interventions", "Interventions", tag("p", lead), names, tag("div", figures, class_="grid"),
                    tag("details", tag("summary", "every dose as numbers"), _numbers(pairs, unit), class_="print"))  # fmt: skip
 
@@ -102,7 +102,9 @@ def _response(sheet: Sheet, curve: _Curve, control: _Curve | None, unit: str) ->
     said = "; ".join(f"{s.label} from {number(s.points[0][1])} to {number(s.points[-1][1])}" for s in series)
     chart = dose_response(series, f"Change in loss by dose, {curve.name}: {said}.", x_title="dose",
                           y_title=f"change in loss [{unit}]")  # fmt: skip
-    return sheet.place(chart, curve.name, "Mean over documents; the band is its interval. Dose 0 changes nothing.")
+    return sheet.charts.place(
+        chart, curve.name, "Mean over documents; the band is its interval. Dose 0 changes nothing."
+    )
 
 
 def _numbers(pairs: Sequence[tuple[_Curve, _Curve | None]], unit: str) -> Html:

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..charts import Figure, fitted, short, table
 from ..style import BASELINE
-from .sheet import Scale, down, height_of
+from .sheet import Scale
 
 _CELLS, _BARS, _AXIS = 384, 62, 46  # pixels across: all cells, the bars, what stands left of them
 
@@ -29,7 +29,7 @@ def head_map(
     import altair as alt
 
     n = 1 + max(head for _, head in values)
-    cell = min(22.0, max(5.0, _CELLS / n))
+    cell = cell_of(n)
     gap, bars = 14 / cell, _BARS / cell
     start = n - 0.5 + gap
     zero = start + bars / 2 if scale.is_diverging else start
@@ -38,10 +38,7 @@ def head_map(
         for layer, mean in sorted(means.items())
         for end in [start + bars * scale.share(mean)]
     ]
-    axis = alt.Axis(values=list(range(0, n, ceil(22 / cell))), format="d", grid=False, domain=False, ticks=False,
-                    titleAnchor="start", labelOverlap="greedy")  # fmt: skip
-    x = alt.X("x:Q", title=across, axis=axis, scale=alt.Scale(domain=[-0.5, start + bars], nice=False, zero=False))
-    y = down(n_layers)
+    x, y = over_heads(n, across, end=start + bars), down(n_layers)
     tips = [alt.Tooltip("l:Q", title="layer"), alt.Tooltip("v:Q", title=f"mean {word}")]
     edges = table([{"x": short(at)} for at in (start, zero, start + bars)])
     layers = [
@@ -106,3 +103,36 @@ def _cells(alt: Any, values: Mapping[tuple[int, int], float], scale: Scale, x: A
         .mark_rect()
         .encode(x=x, x2="x2:Q", y=y, y2="y2:Q", color=alt.Color(f"{shade}:Q", scale=colours, legend=None), tooltip=tips)
     )
+
+
+def cell_of(n: int) -> float:
+    """Pixels across of one of `n` heads."""
+    return min(22.0, max(5.0, _CELLS / n))
+
+
+def over_heads(n: int, title: str, *, end: float) -> Any:
+    """The axis of `n` heads across a map that goes on to `end`."""
+    import altair as alt
+
+    axis = alt.Axis(values=list(range(0, n, ceil(22 / cell_of(n)))), format="d", grid=False, domain=False, ticks=False,
+                    titleAnchor="start", labelOverlap="greedy")  # fmt: skip
+    return alt.X("x:Q", title=title, axis=axis, scale=alt.Scale(domain=[-0.5, end], nice=False, zero=False))
+
+
+def down(n_layers: int) -> Any:
+    """The axis of layers that run down a map, 0 above."""
+    import altair as alt
+
+    axis = alt.Axis(values=labelled(n_layers), format="d", grid=False, domain=False, ticks=False)
+    scale = alt.Scale(domain=[n_layers - 0.5, -0.5], nice=False, zero=False)
+    return alt.Y("y:Q", title="layer", axis=axis, scale=scale)
+
+
+def labelled(n_layers: int) -> list[int]:
+    """The layers whose numbers have room beside a map."""
+    return list(range(0, n_layers, ceil(n_layers * 13 / height_of(n_layers))))
+
+
+def height_of(n_layers: int) -> int:
+    """Pixels down of a map."""
+    return round(n_layers * min(22.0, max(7.0, 420 / n_layers)))

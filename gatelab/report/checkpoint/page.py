@@ -1,7 +1,5 @@
 """The page of a probed checkpoint: one HTML file that asks nothing of the network, and its rows as CSV beside it."""
 
-import csv
-import io
 from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
@@ -9,19 +7,24 @@ from pathlib import Path
 from ... import __version__
 from ...record import Row
 from ...store import write_text
+from ..document import document
 from ..markup import Html, join, tag
+from ..parts import contents, footer, glossary
+from ..tables import csv_text
 from .activations import activations
 from .along import positions
 from .anywhere import anywhere
-from .document import document
 from .gates import gates
 from .head_maps import maps
 from .header import header
 from .interventions import interventions
+from .script import SWITCH
 from .seen import Seen, Table
 from .sheet import Sheet
+from .stylesheet import MORE_CSS
 from .switches import switches
 
+_PLAIN = "The charts and the thresholds need JavaScript. The tables and the CSV file do not."
 _WORDS = {
     "First-token mass": "Share of attention on the first token, mean over the queries after it. Read it beside what uniform"
     " attention would give, which falls with length.",
@@ -58,43 +61,30 @@ def write_checkpoint_page(path: Path, look: Seen) -> Path:
         raise ValueError(f"the page {str(path)!r} {what}: give a file in a folder that is there")
     sheet = Sheet(look, Table(look.rows))
     beside = path.with_suffix(".csv")
-    body, data = _body(sheet, beside.name)
-    write_text(beside, rows_csv([*look.rows, *look.effects]))
-    write_text(path, document(look.name, body, sheet.charts, data))
+    body = _body(sheet, beside.name)
+    write_text(beside, _rows_csv([*look.rows, *look.effects]))
+    write_text(path, document(look.name, body, sheet.charts, plain=_PLAIN, css=MORE_CSS, script=SWITCH))
     return path
 
 
-def _body(sheet: Sheet, beside: str) -> tuple[Html, dict | None]:
-    found, data = switches(sheet)
+def _body(sheet: Sheet, beside: str) -> Html:
     parts = {
         "maps": ("Heads", maps(sheet)),
-        "switches": ("Off-switches", found),
+        "switches": ("Off-switches", switches(sheet)),
         "anywhere": ("Sinks", anywhere(sheet)),
         "gates": ("Gates", gates(sheet)),
         "activations": ("Activations", activations(sheet)),
         "positions": ("Positions", positions(sheet)),
         "interventions": ("Interventions", interventions(sheet)),
-        "how": ("How to read this page", _how()),
+        "how": ("How to read this page", glossary(_WORDS.items())),
     }
     there = {anchor: (word, part) for anchor, (word, part) in parts.items() if part is not None}
-    nav = tag("nav", [tag("a", word, href=f"#{a}") for a, (word, _) in there.items()], aria_label="sections")
-    footer = tag("footer", f"Gatelab {__version__}. Beside this page, every number of it: {beside}.")
-    return join([header(sheet.seen, nav), tag("main", [part for _, part in there.values()]), footer]), data
+    nav = contents({anchor: word for anchor, (word, _) in there.items()})
+    main = tag("main", [part for _, part in there.values()])
+    return join([header(sheet.seen, nav), main, footer(__version__, beside)])
 
 
-def _how() -> Html:
-    entries = [(tag("dt", word), tag("dd", meaning)) for word, meaning in _WORDS.items()]
-    more = "docs/metrics.md of the project defines every metric in full."
-    return tag(
-        "section", tag("h2", "How to read this page"), tag("dl", entries, class_="words"), tag("p", more), id="how"
-    )
-
-
-def rows_csv(rows: Iterable[Row]) -> str:
+def _rows_csv(rows: Iterable[Row]) -> str:
     """Every field of every row; what a row does not have is empty."""
-    out = io.StringIO()
     names = [f.name for f in fields(Row)]
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(names)
-    writer.writerows([getattr(row, name) for name in names] for row in rows)
-    return out.getvalue()
+    return csv_text(names, ({name: getattr(row, name) for name in names} for row in rows))

@@ -4,18 +4,17 @@ Notable: `switchOf` is `off_switch` in another language; a test holds the two to
 root element says that the charts are drawn.
 """
 
-SWITCH = """
-{
+from ..script import SHOW
+
+SWITCH = (
+    SHOW
+    + """
   const source = document.getElementById('switches-data');
   const setUp = async () => {
-    const { theme } = JSON.parse(document.getElementById('charts').textContent);
     const { defaults, fields, shown, groups } = JSON.parse(source.textContent);
     const thresholds = { ...defaults };
     const sliders = [...document.querySelectorAll('input[data-threshold]')];
     const heads = groups.map((g) => g.heads.map((values) => Object.fromEntries(fields.map((f, i) => [f, values[i]]))));
-    const room = document.querySelector('main').clientWidth - 40;
-    const options = { mode: 'vega-lite', renderer: 'svg', actions: false, ast: true, defaultStyle: false, config: theme,
-                      tooltip: { disableDefaultStyle: true } };
 
     const sink = (h) => {
       const first = h.first_mass ?? 0, strongest = h.importance ?? 0;
@@ -69,18 +68,11 @@ SWITCH = """
       apply();
     });
 
-    for (const [i, { charts }] of groups.entries()) {
-      for (const [name, { fit, spec }] of Object.entries(charts)) {
-        const place = document.getElementById(name);
-        spec.width = Math.min(fit, place.clientWidth || room);
-        spec.datasets = { heads: heads[i].map(record) };
-        try {
-          const { view } = await vegaEmbed(place, spec, options);
-          views.push({ group: i, view });
-        } catch (error) {
-          console.error(error);
-          place.textContent = 'This chart could not be drawn; its numbers are in the table.';
-        }
+    for (const [i, group] of groups.entries()) {
+      for (const chart of group.charts) {
+        chart.spec.datasets = { heads: heads[i].map(record) };
+        const view = await show(chart);
+        if (view) views.push({ group: i, view });
       }
     }
     document.documentElement.dataset.switches = 'drawn';
@@ -88,3 +80,4 @@ SWITCH = """
   if (source) setUp();
 }
 """
+)

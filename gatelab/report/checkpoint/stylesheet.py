@@ -6,21 +6,17 @@ MORE_CSS = """
 .telling li { font-size: 1.02rem; line-height: 1.4; }
 .more-facts { font-size: .92rem; padding-left: 1.2rem; }
 .notice p { font-weight: 600; }
-.notice li, .more-facts li, .telling li, .question { overflow-wrap: anywhere; }
+li, main p, figcaption, .question, .ramp, tbody th, table code { overflow-wrap: anywhere; }
 .unobserved h2 { border-top: 0; margin: 1.4rem 0 0; padding-top: 0; font-size: 1.08rem; }
-.unobserved code { overflow-wrap: anywhere; }
-td details > summary code { overflow-wrap: anywhere; }
-.key { list-style: none; display: flex; flex-wrap: wrap; gap: .1rem 1.3rem; margin: .2rem 0; padding: 0; font-size: .8rem; }
-figcaption .key { color: var(--text); }
+.legend { list-style: none; display: flex; flex-wrap: wrap; gap: .1rem 1.3rem; margin: .2rem 0; padding: 0; font-size: .8rem; }
+.legend .swatch { width: 24px; }
+figcaption .legend { color: var(--text); }
 .row { margin: .8rem 0; }
 .row > * { max-width: 100%; }
-.row figcaption { max-width: none; }
 .grid { align-items: start; margin: 1rem 0; }
 .grid .wide { margin: .2rem 0; }
 .grid h3 { font-size: .95rem; margin: .4rem 0 .3rem; }
-.title span { overflow-wrap: anywhere; min-width: 0; }
-tbody th { overflow-wrap: anywhere; }
-.grid figure { width: auto !important; }
+.title span { min-width: 0; }
 .ramp { margin: .3rem 0; }
 .ramp i { width: 9rem; }
 .mark-rect path { shape-rendering: crispEdges; }
@@ -33,8 +29,7 @@ tbody th { overflow-wrap: anywhere; }
 .sliders button { justify-self: start; font-size: .84rem; padding: .25rem .8rem; }
 figcaption .ramp { flex-wrap: nowrap; gap: .4rem; margin: .3rem 0 .4rem; color: var(--text); }
 figcaption .ramp i { width: 5.5rem; }
-main p, figcaption, .ramp { overflow-wrap: anywhere; }
-table code { overflow-wrap: anywhere; font-size: .95em; }
+table code { font-size: .95em; }
 :focus-visible { outline: 2px solid var(--link); outline-offset: 2px; }
 @media print { .sliders { display: none; } }
 """

@@ -1,24 +1,25 @@
 """The charts of the off-switches, whose data a script fills in and replaces: a map by layer and head, bars by layer."""
 
-from math import ceil
+from typing import Any
 
 from ..charts import Figure, fitted
-from ..style import BASELINE
+from ..style import BASELINE, BLUE, GREEN, ORANGE, PURPLE, SKY, YELLOW
+from .maps import cell_of, down, height_of, labelled, over_heads
 from .off_switch import SWITCHES, HeadValues
-from .sheet import down, height_of
 
 # switch -> (colour, letter, the letter's colour)
 LOOKS = {
-    "gate": ("#009e73", "G", "#000"),
-    "slot": ("#56b4e9", "S", "#000"),
-    "drained": ("#0072b2", "D", "#fff"),
-    "writes": ("#d55e00", "W", "#000"),
-    "unknown": ("#cc79a7", "U", "#000"),
-    "diffuse": ("#f0e442", "F", "#000"),
+    "gate": (GREEN, "G", "#000"),
+    "slot": (SKY, "S", "#000"),
+    "drained": (BLUE, "D", "#fff"),
+    "writes": (ORANGE, "W", "#000"),
+    "unknown": (PURPLE, "U", "#000"),
+    "diffuse": (YELLOW, "F", "#000"),
     "other": (f"{BASELINE}66", "", "#000"),
 }
+# What a script needs to show a switch: its words, letter and place in the order.
+SHOWN = {name: {"k": words, "g": LOOKS[name][1], "o": i} for i, (name, words) in enumerate(SWITCHES.items())}
 _NAMED = "heads"
-_CELLS = 384
 
 
 def class_map(heads: list[HeadValues], n_layers: int, alt_text: str) -> Figure:
@@ -26,20 +27,14 @@ def class_map(heads: list[HeadValues], n_layers: int, alt_text: str) -> Figure:
     import altair as alt
 
     n = 1 + max(head.head for head in heads)
-    cell = min(22.0, max(5.0, _CELLS / n))
-    axis = alt.Axis(values=list(range(0, n, ceil(22 / cell))), format="d", grid=False, domain=False, ticks=False)
-    x = alt.X("x:Q", title="head", axis=axis, scale=alt.Scale(domain=[-0.5, n - 0.5], nice=False, zero=False))
+    cell, x = cell_of(n), over_heads(n, "head", end=n - 0.5)
     base = alt.Chart(alt.NamedData(name=_NAMED)).transform_calculate(
         x="datum.h - 0.5", x2="datum.h + 0.5", y="datum.l - 0.5", y2="datum.l + 0.5"
     )
     y = down(n_layers)
-    layers = [base.mark_rect().encode(x=x, x2="x2:Q", y=y, y2="y2:Q", color=_colour(), tooltip=_tips())]
+    layers = [base.mark_rect().encode(x=x, x2="x2:Q", y=y, y2="y2:Q", color=_by_switch(0), tooltip=_tips())]
     if cell >= 16 and height_of(n_layers) / n_layers >= 12:
-        ink = alt.Color(
-            "s:N", scale=alt.Scale(domain=list(LOOKS), range=[k for _, _, k in LOOKS.values()]), legend=None
-        )
-        letters = base.mark_text(fontSize=9).encode(x="h:Q", y="l:Q", text="g:N", color=ink)
-        layers.append(letters)
+        layers.append(base.mark_text(fontSize=9).encode(x="h:Q", y="l:Q", text="g:N", color=_by_switch(2)))
     chart = alt.layer(*layers).resolve_scale(color="independent")
     return fitted(chart, alt_text, round(n * cell + 46), height_of(n_layers))
 
@@ -48,8 +43,7 @@ def stacked_bars(n_layers: int, alt_text: str) -> Figure:
     """The share of a layer's heads that use each switch, layers running down as in the map."""
     import altair as alt
 
-    axis = alt.Axis(values=list(range(0, n_layers, ceil(n_layers * 13 / height_of(n_layers)))), grid=False, domain=False,
-                    ticks=False)  # fmt: skip
+    axis = alt.Axis(values=labelled(n_layers), grid=False, domain=False, ticks=False)
     scale = alt.Scale(domain=list(range(n_layers)), paddingInner=0.15, paddingOuter=0)
     y = alt.Y("l:O", title="layer", axis=axis, scale=scale)
     x = alt.X("n:Q", stack="normalize", title="share of heads", axis=alt.Axis(format="%", tickCount=4, grid=False))
@@ -58,15 +52,17 @@ def stacked_bars(n_layers: int, alt_text: str) -> Figure:
         alt.Chart(alt.NamedData(name=_NAMED))
         .transform_aggregate(n="count()", groupby=["l", "s", "k", "o"])
         .mark_bar()
-        .encode(x=x, y=y, color=_colour(), order="o:Q", tooltip=tips)
+        .encode(x=x, y=y, color=_by_switch(0), order="o:Q", tooltip=tips)
     )
     return fitted(chart, alt_text, 400, height_of(n_layers))
 
 
-def _colour() -> object:
+def _by_switch(index: int) -> Any:
     import altair as alt
 
-    return alt.Color("s:N", scale=alt.Scale(domain=list(LOOKS), range=[c for c, _, _ in LOOKS.values()]), legend=None)
+    return alt.Color(
+        "s:N", scale=alt.Scale(domain=list(LOOKS), range=[look[index] for look in LOOKS.values()]), legend=None
+    )
 
 
 def _tips() -> list:
@@ -75,8 +71,3 @@ def _tips() -> list:
     names = {"l": "layer", "h": "head", "k": "switch", "m": "mass of its key", "d": "value ratio of it", "e": "entropy",
              "q": "openness"}  # fmt: skip
     return [alt.Tooltip(f"{field}:{'N' if field == 'k' else 'Q'}", title=words) for field, words in names.items()]
-
-
-def shown(names: list[str]) -> dict[str, dict[str, object]]:
-    """What a script needs to show a switch: its words, letter and place in the order."""
-    return {name: {"k": SWITCHES[name], "g": LOOKS[name][1], "o": i} for i, name in enumerate(names)}
