@@ -333,6 +333,23 @@ def probe(path: str | Path, *, length: int | None = None) -> list[Row]:
     return measure(member.model, member.source, member.run, fingerprint=folder.fingerprint, step=step)
 
 
+def look_at_run(path: str | Path, *, length: int | None = None) -> "Look":
+    """A finished run as `probe_checkpoint` shows a checkpoint, for its page; see `probe`.
+
+    Raises:
+        StoreError, ValueError: as `probe` does.
+    """
+    from .evals.checkpoint import Look, facts
+
+    rows = probe(path, length=length)
+    loss = next(r for r in rows if r.metric == "val_loss" and r.domain is None)
+    model = flat(find_run(path).config()["model"])
+    sizes = f"{model['arch']}, {model['n_layers']} layers, width {model['d_model']}, gate {model['gate']}"
+    description = f"run {loss.run} ({sizes}), step {loss.step}: {loss.length} held-out tokens a sequence"
+    notes = (f"its held-out loss is {loss.value:.4f} nats a token",)
+    return Look(loss.run, description, facts(rows), notes, [r for r in rows if r.source != "eval"], [])
+
+
 def intervene(path: str | Path, words: list[str], *, documents: int = 16, length: int | None = None) -> "Effects":
     """What interventions (`gatelab.probes.interventions.KINDS`) do to the next-token loss of a finished run, over its first
     held-out sequences; see `gatelab.evals.intervene.effects`.

@@ -80,13 +80,15 @@ def probe(
         given = {
             "--text": text, "--sequences": sequences, "--at-once": at_once, "--probes": probes, "--dtype": dtype,
             "--device": device, "--extend": extend, "--trust-remote-code": trust_remote_code or None,
-            "--allow-pickle": allow_pickle or None, "--out": out,
+            "--allow-pickle": allow_pickle or None,
         }  # fmt: skip
         beyond = [name for name, value in given.items() if value is not None]
         if beyond and Path(model).exists():
             raise ConfigError(
                 [f"{beyond[0]} is for checkpoints: a run is probed on its own held-out data; leave it out"]
             )
+        if out is not None and not intervene:
+            return _finish(lab.look_at_run(model, length=length), out, is_json=json_)
         if not intervene:
             return _tell_rows(lab.probe(model, length=length), "", is_json=json_)
         effects = lab.intervene(model, intervene, documents=documents or 16, length=length)

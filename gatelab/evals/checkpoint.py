@@ -219,11 +219,9 @@ def facts(rows: list[Row], tokens: dict[int, str] | None = None) -> list[str]:
         out.append(f"The largest activation is {best.value:.4g}, after {where}: {ratio:.4g} times the median there.")
     whole = {r.metric: r.value for r in of if (r.layer, r.head, r.bin, r.site) == (None, None, None, "sdpa")}
     if "gate_mean" in whole:
-        sink = (
-            f"; of the first token's attention {whole['effective_sink']:.1%} is left"
-            if "effective_sink" in whole
-            else ""
-        )
+        sink = ""
+        if "effective_sink" in whole and mass is not None:
+            sink = f"; of the first token's {mass:.1%} of the attention they let {whole['effective_sink']:.1%} through"
         out.append(f"The gates' mean score is {whole['gate_mean']:.2f}, {whole['gate_below']:.0%} are shut{sink}.")
     sinks = [r for r in rows if r.metric == "sink_token" and r.key in (tokens or {})]
     if sinks:
