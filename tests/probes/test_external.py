@@ -297,7 +297,7 @@ def test_linear_attention_is_named_and_has_no_rows() -> None:
 @pytest.mark.parametrize("family", ["Falcon", "MPNet"])
 def test_a_family_beside_the_registry_is_watched_in_its_own_code(family: str) -> None:
     model = build(family, None)
-    with observe(model) as recorder:
+    with observe(model, config=CONFIG) as recorder:
         run(model)
     eager = run(build(family, "eager"), output_attentions=True).attentions
     agree(recorder.rows(), dict(enumerate(eager)), stack=None if family == "Falcon" else "encoder")
