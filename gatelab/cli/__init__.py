@@ -518,7 +518,8 @@ def _status(words: list[str]) -> int:
     except CycloptsError as error:
         return _fail(2, str(error).strip() or type(error).__name__, "`gatelab --help` lists the commands")
     except KeyboardInterrupt:
-        return _fail(130, "stopped; the runs were saved, the same command continues")
+        saved = "; the runs were saved, the same command continues" if words[0] in ("run", "train") else ""
+        return _fail(130, f"stopped{saved}")
     except BrokenPipeError:
         return 1  # the reader of our output has gone, as in `| head`
     except (MemoryError, RuntimeError) as error:

@@ -76,6 +76,8 @@ def probe(
 
     if documents is not None and not intervene:
         raise ConfigError([f"--documents {documents} is for --intervene, which is not given; leave it out"])
+    if out is not None and out.exists() and not out.is_dir():
+        raise ConfigError([f"--out {out}: is a file; name a folder, which is made where there is none"])
     if not lab.is_checkpoint(model):
         given = {
             "--text": text, "--sequences": sequences, "--at-once": at_once, "--probes": probes, "--dtype": dtype,
@@ -91,8 +93,8 @@ def probe(
             return _finish(lab.look_at_run(model, length=length), out, is_json=json_)
         if not intervene:
             return _tell_rows(lab.probe(model, length=length), "", is_json=json_)
-        effects = lab.intervene(model, intervene, documents=documents or 16, length=length)
-        return _tell_effects(effects, is_json=json_)
+        effects = lab.intervene(model, intervene, documents=16 if documents is None else documents, length=length)
+        return _tell_effects(effects, Path(model).name, is_json=json_)
     from ..evals.checkpoint import Edits, Reading
     from ..models.external import Extension, Loading
 
@@ -108,7 +110,7 @@ def probe(
             allow_pickle=allow_pickle,
             extension=None if extend is None else Extension(kind=extend, length=length),
         ),
-        names=None if probes is None else probes.split(","),
+        names=None if probes is None else [name.strip() for name in probes.split(",") if name.strip()],
         edits=None if not intervene else Edits(tuple(intervene), 16 if documents is None else documents),
     )
     return _finish(look, out, is_json=json_)
@@ -124,12 +126,12 @@ def _finish(look: "Look", out: Path | None, *, is_json: bool) -> int:
         tell(f"the page: {lab.write_look(look, out)}")
     notes = [f"Note: {note}" for note in look.notes]
     _tell_rows(look.rows, "\n".join([look.description, *look.facts, *notes, ""]), is_json=is_json)
-    return 0 if look.effects is None else _tell_effects(look.effects, is_json=is_json)
+    return 0 if look.effects is None else _tell_effects(look.effects, look.name, is_json=is_json)
 
 
-def _tell_effects(effects: "Effects", *, is_json: bool) -> int:
+def _tell_effects(effects: "Effects", run: str, *, is_json: bool) -> int:
     if is_json:
-        print_json([row.as_dict() for row in effects.rows()])
+        print_json([row.as_dict() for row in effects.rows(run)])
     else:
         print("\n".join(effects.lines()))
     return 0

@@ -16,7 +16,7 @@ from ..models.external import Checkpoint, External, Loading, open_external
 from ..models.footprint import Prefill, check_fits
 from ..models.memory import available
 from ..probes import PROBES
-from ..probes.external import Unobserved, observe, read_in_stretches
+from ..probes.external import Unobserved, carries_over, observe, read_in_stretches
 from ..probes.interventions import parse, strongest_keys
 from ..record import Row
 from .changes import Effects
@@ -25,6 +25,8 @@ from .intervene import effects
 # About a minute on a CPU for a hundred million weights.
 LENGTH, TOKENS, MOST = 512, 4096, 8
 LONG = 16_384
+# The importance above which a key is called a sink (arXiv 2410.10781).
+SINK = 0.3
 _DEFAULT = Loading()
 
 
@@ -96,6 +98,9 @@ def look(
     """
     reading = reading or Reading()
     parsed = [parse(word) for word in (edits.words if edits else ())]
+    if names is not None and any("@strongest" in edit.word for edit in parsed):
+        names = [*names, "anywhere"]
+    names = None if names is None else list(dict.fromkeys(names))
     for name in names or ():
         if name not in PROBES:
             raise ValueError(f"--probes {name}: expected {', '.join(PROBES)}{nearest(name, list(PROBES))}")
@@ -111,6 +116,10 @@ def look(
         names = [name for name in PROBES if name != "rank"]
         notes.append(f"beyond {LONG} tokens the probe rank is left out; --probes takes it in")
     loaded = checkpoint.load()
+    if at_once is not None and not carries_over(loaded.model.base_model, ids_of(sequences[0], loaded.model)):
+        at_once = None
+        check_memory(checkpoint, n_tokens, None)
+        notes.append("it is read whole: in passes, with transformers' cache, it gives other numbers")
     recorder = read(loaded, sequences, at_once=at_once, names=names)
     rows = recorder.rows(loaded.name)
     listed = {r.key for r in rows if r.metric == "sink_token"}
@@ -118,7 +127,7 @@ def look(
     changes = None
     if parsed:
         length = min(n_tokens, LENGTH)
-        documents = sequences_of(checkpoint, replace(reading, length=length, sequences=edits.documents))
+        documents = sequences_of(checkpoint, replace(reading, length=length, sequences=None), at_most=edits.documents)
         changes = effects(loaded.model, documents, parsed, positions=strongest_keys(rows) or None)
         notes.append(f"interventions: {len(documents)} sequences of {length} tokens, {changes.kind_of_interval}")
     how = f"{loaded.name}: {described(sequences, reading, loaded.tokenizer)}, {checkpoint.dtype} on {checkpoint.device}"
@@ -134,12 +143,13 @@ def read(model: External, sequences: list[list[int]], *, at_once: int | None, na
     is_both = getattr(module.config, "is_encoder_decoder", False)
     with observe(module, names, config=ProbeConfig()) as recorder:
         for ids in sequences:
-            ids_BT = torch.tensor([ids], device=module.device)
+            ids_BT = ids_of(ids, module)
             recorder.tokens_BT = None if is_both else ids_BT
             if at_once is not None:
                 read_in_stretches(module, ids_BT, recorder, at_once=at_once)
             elif is_both:
-                start = module.config.decoder_start_token_id or module.config.pad_token_id or 0
+                stated = (getattr(module.config, f"{name}_token_id", None) for name in ("decoder_start", "pad"))
+                start = next((i for i in stated if i is not None), 0)
                 shifted_BT = torch.cat([torch.full_like(ids_BT[:, :1], start), ids_BT[:, :-1]], dim=1)
                 module(input_ids=ids_BT, decoder_input_ids=shifted_BT)
             elif "use_cache" in signature(module.forward).parameters:
@@ -147,6 +157,11 @@ def read(model: External, sequences: list[list[int]], *, at_once: int | None, na
             else:
                 module(input_ids=ids_BT)
     return recorder
+
+
+def ids_of(ids: list[int], module: Any) -> torch.Tensor:
+    """One sequence, where the model is."""
+    return torch.tensor([ids], device=module.device)
 
 
 def stretch_of(checkpoint: Checkpoint, reading: Reading, n_tokens: int) -> int | None:
@@ -207,10 +222,11 @@ def facts(rows: list[Row], tokens: dict[int, str] | None = None) -> list[str]:
         place = next(
             r for r in of if (r.metric, r.layer, r.head) == ("sink_position", best.layer, best.head)
         )  # the most frequent one
-        out.append(
-            f"The strongest sink is in head {best.head} of layer {best.layer}: one key gets {best.value:.1%}, in "
-            f"{place.value:.0%} of the sequences the key at position {place.key}."
-        )
+        where = f"head {best.head} of layer {best.layer}"
+        said = f"The strongest sink is in {where}: one key gets"
+        if best.value <= SINK:
+            said = f"No head has a sink, a key with more than {SINK:.0%}: the strongest key, in {where}, gets"
+        out.append(f"{said} {best.value:.1%}, in {place.value:.0%} of the sequences the key at position {place.key}.")
     largest = [r for r in rows if r.metric == "massive_max" and r.layer is not None]
     if largest:
         best = max(largest, key=lambda r: r.value)
@@ -230,8 +246,8 @@ def facts(rows: list[Row], tokens: dict[int, str] | None = None) -> list[str]:
     return out
 
 
-def sequences_of(checkpoint: Checkpoint, reading: Reading) -> list[list[int]]:
-    """Ids of sequences of equal length.
+def sequences_of(checkpoint: Checkpoint, reading: Reading, *, at_most: int | None = None) -> list[list[int]]:
+    """Ids of sequences of equal length, as many as the reading says, or those that there are up to `at_most`.
 
     Raises:
         ValueError, DataError: a length that the positions do not allow, a text that is too short or cannot be read.
@@ -245,7 +261,7 @@ def sequences_of(checkpoint: Checkpoint, reading: Reading) -> list[list[int]]:
     before, after = _ends(tokenizer)
     n_ends = len(before) + len(after)
     wanted = length or min(LENGTH, checkpoint.max_tokens or LENGTH)
-    n = reading.sequences or max(1, min(MOST, TOKENS // wanted))
+    n = at_most or reading.sequences or max(1, min(MOST, TOKENS // wanted))
     body = wanted - n_ends
     if body < 1:
         raise ValueError(f"--length {wanted}: the tokenizer's own first and last tokens are {n_ends}; take more")

@@ -55,7 +55,7 @@ class Anywhere(Probe):
         self.add_heads("sink_importance", importance_BH, where)
         self.add_heads("sink_excess", excess_BH, where)
         for threshold in self.config.thresholds:
-            is_sink_BH = (importance_BH > threshold).float()
+            is_sink_BH = (importance_BH > threshold).float().masked_fill(importance_BH.isnan(), torch.nan)
             self.add_heads("sink_rate_any", is_sink_BH, where | {"threshold": threshold})
             self.add("sink_elsewhere", (is_sink_BH * ~is_first_BH).mean(dim=1), **where, threshold=threshold)
         # Weights that are not numbers have no strongest key.

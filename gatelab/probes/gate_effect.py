@@ -1,7 +1,8 @@
 """What the gate on the attention output does: how much of the output it lets through, how much of the sink.
 
 Notable: openness weighs the scores by the energy of what they gate, so that it compares gates of any granularity,
-activation and form, and models whose gate is not known (1 without a gate). Both measures are this laboratory's own.
+activation and form. Without a gate, or of a family whose gate is not known, there are no rows. Both measures are this
+laboratory's own.
 """
 
 from typing import ClassVar

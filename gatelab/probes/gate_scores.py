@@ -36,7 +36,7 @@ class GateScores(Probe):
 
     def attention(self, view: AttentionView) -> None:
         """Every gate of one layer."""
-        if not view.last.gates:
+        if not view.last.gates or view.is_short:
             return
         for site, scores in view.of(Scores).sites.items():
             where = view.where | {"site": site}

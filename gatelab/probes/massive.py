@@ -42,7 +42,8 @@ class Massive(Probe):
         self.add("residual_kurtosis", view.kurtosis_B, **where)
         level_BD = view.level_BD
         usual_B1 = level_BD.median(dim=1, keepdim=True).values
-        self.add("outlier_channels", (level_BD > OUTLIER * usual_B1).sum(dim=1), **where)
+        n_outliers_B = (level_BD > OUTLIER * usual_B1).sum(dim=1).float()
+        self.add("outlier_channels", n_outliers_B.masked_fill(view.largest_B.isnan(), float("nan")), **where)
         self.add_bins("residual_norm", by_octave(view.norm_BT), where)
 
     def summaries(self, rows: list[Row]) -> list[Row]:

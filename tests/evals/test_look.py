@@ -71,7 +71,7 @@ def test_facts_name_the_planted_sink_and_the_planted_activation() -> None:
     def row(metric: str, value: float, **at: Any) -> Row:
         return Row("x", 0, "", metric, value, "", **at)
 
-    sinks = [row("sink_importance", 0.2 + 0.1 * (layer == 3 and h == 1), layer=layer, head=h) for layer, h in
+    sinks = [row("sink_importance", 0.2 + 0.2 * (layer == 3 and h == 1), layer=layer, head=h) for layer, h in
              [(2, 0), (2, 1), (3, 0), (3, 1)]]  # fmt: skip
     rows = [
         row("first_token_mass", 0.467), row("first_token_uniform", 0.01), *sinks,
@@ -81,7 +81,7 @@ def test_facts_name_the_planted_sink_and_the_planted_activation() -> None:
     ]  # fmt: skip
     first, sink, massive = facts(rows)
     assert first == "The first token takes 46.7% of the attention; uniform attention would give it 1.0%."
-    assert "head 1 of layer 3" in sink and "30.0%" in sink and "75% of the sequences the key at position 17" in sink
+    assert "head 1 of layer 3" in sink and "40.0%" in sink and "75% of the sequences the key at position 17" in sink
     assert massive == "The largest activation is 400, after layer 5: 800 times the median there."
     assert facts([]) == []
 

@@ -64,7 +64,7 @@ def test_an_encoder_in_stretches_is_not_observed() -> None:
     with observe(model, ["sinks"]) as recorder, recorder.in_stretches(20):
         model(tokens(length=20))
     assert {u.why for u in recorder.unobserved} == {
-        "its mask shows later tokens, or is none; a sequence in stretches needs causal attention"
+        "its mask is neither causal nor a window's, which a sequence in stretches needs"
     }
 
 

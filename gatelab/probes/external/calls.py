@@ -78,7 +78,7 @@ class Call:
             weights_BHTS = of_part(part, self.weights_BHTS)[..., queries, keys]
             return Stretch(
                 q_BTHK=None, k_BSGK=None, v_BSGK=v_BSGK, weights_BHTS=weights_BHTS, is_causal=part.is_causal,
-                window=part.window, segment_ids_BT=ids_BT, mask_BTS=part.mask_BTS, start_key=start_key, n_tokens=n_tokens,
+                window=part.window, segment_ids_BT=ids_BT, start_key=start_key, n_tokens=n_tokens,
             )  # fmt: skip
         _, H, _, K = self.q_BHTK.shape
         # A stretch's logits are q·k/√K.
@@ -99,7 +99,6 @@ class Call:
             is_causal=part.is_causal,
             window=part.window,
             segment_ids_BT=ids_BT,
-            mask_BTS=part.mask_BTS,
             bias_BHTS=bias_BHTS,
             softcap=self.softcap,
             start_key=start_key,

@@ -19,8 +19,7 @@ _BLOCK = 256
 class Part:
     """Sequences `rows` of a batch (None: all of them) between tokens `start` and `end`; what is outside is padding.
 
-    `segment_ids_T` numbers the documents, or the chunks, of tokens that see only their own; None without. `mask_BTS` is
-    what a stretch's queries see, where no rule says it.
+    `segment_ids_T` numbers the documents, or the chunks, of tokens that see only their own; None without.
     """
 
     rows: int | None
@@ -29,7 +28,6 @@ class Part:
     is_causal: bool
     window: int | None = None
     segment_ids_T: Tensor | None = None
-    mask_BTS: Tensor | None = None
 
 
 def of_part(part: Part, values: Tensor) -> Tensor:
@@ -63,8 +61,8 @@ def read_mask(
 
 
 def read_stretch(mask: Tensor | None, n_queries: int, n_keys: int) -> Part | None:
-    """The part that queries make which go on from a cache: the last of the keys are their own tokens. None for a mask of
-    another kind, or one that shows later tokens."""
+    """The part that queries make which go on from a cache: the last of the keys are their own tokens. None for a mask that
+    is neither causal nor a window's."""
     if mask is None:
         return Part(None, 0, n_keys, is_causal=True)
     masks_BTS = _sees(mask, n_queries)
@@ -84,7 +82,7 @@ def read_stretch(mask: Tensor | None, n_queries: int, n_keys: int) -> Part | Non
         ).all()
     ):
         return Part(None, 0, n_keys, is_causal=True, window=window)
-    return Part(None, 0, n_keys, is_causal=True, mask_BTS=masks_BTS)
+    return None
 
 
 def _sees(mask: Tensor, n_queries: int) -> Tensor | None:

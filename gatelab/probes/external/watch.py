@@ -25,6 +25,7 @@ from .masks import Part, of_part, read_mask, read_stretch
 # Children of a block that mix no tokens.
 _LOCAL = re.compile(r"norm|^ln|mlp|ffn|feed_forward|^fc|drop|act|moe|expert|router|residual|intermediate|^output$")
 _LOCAL_CLASS = re.compile(r"(Norm|MLP|MoE|Moe|SparseMoeBlock|Experts|HyperConnection)$")
+_MIXER = re.compile(r"Mamba|Mixer|DeltaNet|SSM|Recurrent|ShortConv")
 UNSEEN = "no call of an attention function that can be replaced was seen in it"
 Look = tuple[Part, AttentionView | ResidualView]
 
@@ -44,11 +45,13 @@ class Recording(Protocol):
     probes: list[Probe]
     domain_BT: Tensor | None
     tokens_BT: Tensor | None
-    n_layers_seen: int
     stretches: Stretches | None
 
     def miss(self, name: str, module: nn.Module, why: str) -> None:
         """Note a module that cannot be observed."""
+
+    def saw(self, name: str) -> None:
+        """Note one that was."""
 
     def rows(self, run: str, step: int) -> list[Row]:
         """Everything measured so far."""
@@ -64,6 +67,7 @@ class Watch:
         self.calls: list[Call] = []
         # What looks up its attention function, whose own softmax is not to be noticed again.
         self.registered: set[nn.Module] = set()
+        self.is_paused = False
         self.gates: dict[nn.Module, Tensor] = {}
         self.read: dict[tuple[int, int, int, bool, bool], tuple[Tensor | None, list[Part] | None]] = {}
         self.padding: dict[str | None, list[Part]] = {}
@@ -86,7 +90,7 @@ class Watch:
         """Let an attention function run, and note what it was given and gave."""
         self.registered.add(module)
         output = attend(module, *arguments, **keywords)
-        if module in self.names:
+        if module in self.names and not self.is_paused:
             call = read_call(module, self.names[module], attend.is_sdpa, arguments, keywords)
             call.y_BTHK = same_output(output, call)
             self.calls.append(call)
@@ -94,6 +98,8 @@ class Watch:
 
     def noticed(self, softmax: Softmaxed | Fused) -> None:
         """Note an attention that a family computes in its own code."""
+        if self.is_paused:
+            return
         if softmax.v_BGSK is None:
             self.recorder.miss(softmax.name, softmax.module, "what its softmax weighs was not seen")
         else:
@@ -112,6 +118,8 @@ class Watch:
 
     @torch.no_grad()
     def _end(self, *_: Any) -> None:
+        if self.is_paused:
+            return
         if not self.calls and not self.blocks:
             self.recorder.miss("", self.model, UNSEEN)
         looks, n_tokens = self._looks()  # of what stands in no block
@@ -132,18 +140,29 @@ class Watch:
     def _block_hook(self, block: Block) -> Any:
         @torch.no_grad()
         def hook(module: nn.Module, _inputs: Any, output: Any) -> None:
-            if not self.calls:
-                for child, mixer in module.named_children():
-                    if not (_LOCAL.search(child.lower()) or _LOCAL_CLASS.search(type(mixer).__name__)):
-                        self.recorder.miss(f"{block.name}.{child}", mixer, UNSEEN)
+            if self.is_paused:
+                return
+            self._miss_mixers(block)
+            # What goes on from a cache is no sequence of its own.
+            goes_on = any(not call.is_cross and call.sizes[1] != call.sizes[2] for call in self.calls)
             looks, _ = self._looks()
             x_BTD = output[0] if isinstance(output, tuple) else output
-            if x_BTD.dim() == 3:
+            if x_BTD.dim() == 3 and (self.recorder.stretches is not None or not goes_on):
                 looks += self._residuals(block, x_BTD.detach(), looks)
                 self._n_passed = x_BTD.shape[1]
             self._give(looks)
 
         return hook
+
+    def _miss_mixers(self, block: Block) -> None:
+        """Note what mixes tokens in a block and is no attention that was seen."""
+        seen = [call.name for call in self.calls]
+        for child, mixer in block.module.named_children():
+            name, kind = f"{block.name}.{child}", type(mixer).__name__
+            is_local = _LOCAL.search(child.lower()) or _LOCAL_CLASS.search(kind)
+            # Beside attention only what is known to mix: other children may be anything.
+            if not is_local and (not seen or (_MIXER.search(kind) and not any(s.startswith(name) for s in seen))):
+                self.recorder.miss(name, mixer, UNSEEN)
 
     def _residuals(self, block: Block, x_BTD: Tensor, looks: list[Look]) -> list[Look]:
         if self.recorder.stretches is not None:
@@ -180,7 +199,7 @@ class Watch:
                 self.recorder.miss(call.name, call.module, found)
             else:
                 looks += found
-                self.recorder.n_layers_seen += 1
+                self.recorder.saw(call.name)
         self.gates.clear()
         return looks, max((call.sizes[1] for call in calls), default=0)
 
@@ -202,6 +221,8 @@ class Watch:
         parts = self._parts(call)
         if parts is None:
             return "its mask is neither causal nor open, with or without window, documents and padding"
+        if call.is_cross and self.padding.get(None):
+            return "some of its queries are padding; run sequences of one length"
         layer, looks = self._layer(call.name), []
         for part in parts:
             queries = slice(None) if call.is_cross else slice(part.start, part.end)
@@ -239,7 +260,7 @@ class Watch:
             return "its keys are other tokens, and a sequence in stretches shows them again and again"
         parts = self._parts(call)
         if parts is None:
-            return "its mask shows later tokens, or is none; a sequence in stretches needs causal attention"
+            return "its mask is neither causal nor a window's, which a sequence in stretches needs"
         layer, whole = self._layer(call.name), slice(None)
         view = self._gathered(
             call.name,
