@@ -46,6 +46,6 @@ def said(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     has_stacks = any(row["stack"] for row in rows)
     by_stack = {row["metric"] for row in rows if row["stack"]}
     named = [row | {"stack": row["stack"] or ("decoder" if row["metric"] in by_stack else None)} for row in rows]
-    optional = ("stack", "site", "stage", "threshold", "domain", "key")
+    optional = ("stack", "site", "stage", "threshold", "domain", "key", "channel")
     empty = {key for key in optional if all(row.get(key) is None for row in rows)}
     return [{k: v for k, v in row.items() if k not in empty} for row in (named if has_stacks else rows)]

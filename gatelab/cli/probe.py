@@ -143,7 +143,7 @@ def _tell_rows(rows: "list[Row]", title: str, *, is_json: bool) -> int:
     if is_json:
         print_json([row.as_dict() for row in rows])
         return 0
-    keys = ("metric", "stack", "site", "stage", "value", "unit", "threshold", "domain", "key")
+    keys = ("metric", "stack", "site", "stage", "value", "unit", "threshold", "domain", "key", "channel")
     shown = [
         {key: getattr(r, key) for key in keys} for r in rows if r.layer is None and r.head is None and r.bin is None
     ]

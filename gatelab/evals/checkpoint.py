@@ -232,7 +232,9 @@ def facts(rows: list[Row], tokens: dict[int, str] | None = None) -> list[str]:
         best = max(largest, key=lambda r: r.value)
         ratio = next(r.value for r in rows if (r.metric, r.layer, r.stack) == ("massive_ratio", best.layer, best.stack))
         where = f"layer {best.layer}" + (" of the encoder" if best.stack == "encoder" else "")
-        out.append(f"The largest activation is {best.value:.4g}, after {where}: {ratio:.4g} times the median there.")
+        out.append(
+            f"The largest activation is {_said(best.value)}, after {where}: {_said(ratio)} times the median there."
+        )
     whole = {r.metric: r.value for r in of if (r.layer, r.head, r.bin, r.site) == (None, None, None, "sdpa")}
     if "gate_mean" in whole:
         sink = ""
@@ -241,9 +243,20 @@ def facts(rows: list[Row], tokens: dict[int, str] | None = None) -> list[str]:
         out.append(f"The gates' mean score is {whole['gate_mean']:.2f}, {whole['gate_below']:.0%} are shut{sink}.")
     sinks = [r for r in rows if r.metric == "sink_token" and r.key in (tokens or {})]
     if sinks:
-        named = ", ".join(f"{tokens[r.key]!r} ({r.value:.0%})" for r in sorted(sinks, key=lambda r: -r.value)[:3])
-        out.append(f"The strongest keys are most often {named} of all (sequence, head) pairs.")
+        named = ", ".join(
+            f"{_shown(tokens[r.key])!r} ({r.value:.0%})" for r in sorted(sinks, key=lambda r: -r.value)[:3]
+        )
+        out.append(f"The strongest keys are most often {named} of all (sequence, layer, head) triples.")
     return out
+
+
+def _said(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
+
+
+def _shown(token: str) -> str:
+    """A token of a byte-level vocabulary, whose blank and line's end are letters."""
+    return token.replace("Ġ", " ").replace("Ċ", "\n")
 
 
 def sequences_of(checkpoint: Checkpoint, reading: Reading, *, at_most: int | None = None) -> list[list[int]]:

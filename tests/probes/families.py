@@ -124,7 +124,7 @@ FAMILIES: dict[str, Family] = {
     "minimax": Family("MiniMax", _GROUPED | _EXPERTS | {
         "layer_types": ["linear_attention", "full_attention"], "block_size": 16,
     }, why={"MiniMaxLightningAttention": UNSEEN}),
-    "falcon_h1": Family("FalconH1", _GROUPED | _MAMBA | {"mamba_d_ssm": 64}),
+    "falcon_h1": Family("FalconH1", _GROUPED | _MAMBA | {"mamba_d_ssm": 64}, why={"FalconH1Mixer": UNSEEN}),
     "jamba": Family("Jamba", _GROUPED | _EXPERTS | {
         "attn_layer_period": 2, "attn_layer_offset": 1, "mamba_d_state": 4, "mamba_dt_rank": 4,
     }, why={"JambaMambaMixer": UNSEEN}),

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 
+import families
 import pytest
 import torch
 from test_external import CONFIG, build, tokens
 from torch import nn
 
-from gatelab.probes.external import observe, read_in_stretches
+from gatelab.probes.external import carries_over, observe, read_in_stretches
 from gatelab.record import Row
 
 pytest.importorskip("transformers")
@@ -92,3 +93,32 @@ def test_memory_grows_as_the_sequence_and_not_as_its_square() -> None:
 
     short, long = read(512), read(2048)
     assert long < 5 * short
+
+
+@pytest.mark.parametrize(
+    ("name", "carries"), [("llama", True), ("qwen3_next", True), ("bloom", True), ("jamba", False), ("rwkv", False)]
+)
+def test_models_whose_state_begins_anew_in_every_pass_are_refused(name: str, carries: bool) -> None:
+    model, ids_BT = families.build(name), tokens(batch=1, length=40) % 30
+    assert carries_over(model, ids_BT) is carries
+    with observe(model, ["sinks"]) as recorder:
+        if carries:
+            read_in_stretches(model, ids_BT, recorder, at_once=16)
+            assert {r.length for r in recorder.rows() if r.metric == "first_token_mass"} == {40}
+        else:
+            with pytest.raises(ValueError, match="run it whole"):
+                read_in_stretches(model, ids_BT, recorder, at_once=16)
+
+
+def test_what_is_generated_is_no_sequence_of_its_own() -> None:
+    model = families.build("llama")
+    ids_BT = tokens(batch=1, length=20) % 30
+    found = []
+    for n in (0, 3):
+        with observe(model, ["massive"]) as recorder, torch.no_grad():
+            cache = model(ids_BT, use_cache=True).past_key_values
+            for _ in range(n):
+                model(ids_BT[:, :1], past_key_values=cache, use_cache=True)
+        found.append({where(row): row.value for row in recorder.rows()})
+        assert not recorder.unobserved
+    assert found[0] == found[1]

@@ -20,7 +20,13 @@ _PATIENCE_S = 10
 def is_hub_id(source: str | Path) -> bool:
     """Whether it reads as a hub id and is no path: nothing is there, nor is a folder of its first part."""
     text = str(source)
-    return bool(_ID.fullmatch(text)) and not os.path.exists(text) and not os.path.exists(text.partition("/")[0])
+    is_file = text.endswith((".gguf", ".safetensors", ".bin", ".json"))
+    return (
+        bool(_ID.fullmatch(text))
+        and not is_file
+        and not os.path.exists(text)
+        and not os.path.exists(text.partition("/")[0])
+    )
 
 
 def hub(source: str, loading: Loading) -> Source:
