@@ -414,6 +414,7 @@ def probe_checkpoint(
     *,
     names: list[str] | None = None,
     edits: "Edits | None" = None,
+    tell: Callable[[str], None] | None = None,
 ) -> "Look":
     """Probe a transformers checkpoint, a folder, a .gguf file or a model of the hub, on a text; see
     `gatelab.evals.checkpoint.look`.
@@ -424,7 +425,7 @@ def probe_checkpoint(
     from .evals.checkpoint import look
     from .models.external import Loading
 
-    return look(source, reading, loading=loading or Loading(), names=names, edits=edits)
+    return look(source, reading, loading=loading or Loading(), names=names, edits=edits, tell=tell)
 
 
 def write_look(look: "Look", out: str | Path) -> Path:

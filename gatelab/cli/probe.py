@@ -1,5 +1,6 @@
 """gatelab probe: a run, or anybody's checkpoint."""
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -111,6 +112,7 @@ def probe(
             extension=None if extend is None else Extension(kind=extend, length=length),
         ),
         names=None if probes is None else [name.strip() for name in probes.split(",") if name.strip()],
+        tell=tell if sys.stderr.isatty() else None,
         edits=None if not intervene else Edits(tuple(intervene), 16 if documents is None else documents),
     )
     return _finish(look, out, is_json=json_)

@@ -1,6 +1,6 @@
 """Looking at somebody's checkpoint: the probes on text, through its own tokenizer, and the facts to read first."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from inspect import signature
 from pathlib import Path
@@ -83,6 +83,7 @@ def look(
     loading: Loading = _DEFAULT,
     names: Sequence[str] | None = None,
     edits: Edits | None = None,
+    tell: Callable[[str], None] | None = None,
 ) -> Look:
     """The probes on a text, with the tokenizer's own first and last tokens in every sequence. An encoder-decoder's decoder
     reads the same text. A decoder reads long sequences in stretches, so that memory grows with their length.
@@ -90,6 +91,7 @@ def look(
     Args:
         source: a folder in Hugging Face's layout, a .gguf file, or a model of the hub.
         names: of probes; None takes all, but for `rank` of sequences beyond 16,384 tokens, whose rows take 64 × T a head.
+        tell: called with what is being done, where it takes a while.
         edits: also what these do to the next-token loss, on sequences of the same text, whole, of at most 512 tokens.
 
     Raises:
@@ -115,11 +117,14 @@ def look(
     if names is None and n_tokens > LONG:
         names = [name for name in PROBES if name != "rank"]
         notes.append(f"beyond {LONG} tokens the probe rank is left out; --probes takes it in")
+    tell = tell or (lambda _: None)
+    tell(f"loading {checkpoint.n_weights:,} weights")
     loaded = checkpoint.load()
     if at_once is not None and not carries_over(loaded.model.base_model, ids_of(sequences[0], loaded.model)):
         at_once = None
         check_memory(checkpoint, n_tokens, None)
         notes.append("it is read whole: in passes, with transformers' cache, it gives other numbers")
+    tell(f"reading {len(sequences)} x {n_tokens} tokens")
     recorder = read(loaded, sequences, at_once=at_once, names=names)
     rows = recorder.rows(loaded.name)
     listed = {r.key for r in rows if r.metric == "sink_token"}
@@ -128,6 +133,7 @@ def look(
     if parsed:
         length = min(n_tokens, LENGTH)
         documents = sequences_of(checkpoint, replace(reading, length=length, sequences=None), at_most=edits.documents)
+        tell(f"{len(parsed)} interventions and their controls, each dose of each on {len(documents)} x {length} tokens")
         changes = effects(loaded.model, documents, parsed, positions=strongest_keys(rows) or None)
         notes.append(f"interventions: {len(documents)} sequences of {length} tokens, {changes.kind_of_interval}")
     how = f"{loaded.name}: {described(sequences, reading, loaded.tokenizer)}, {checkpoint.dtype} on {checkpoint.device}"
