@@ -184,6 +184,8 @@ def carries_over(model: nn.Module, ids_BT: Tensor, recorder: Observed | None = N
         cache = DynamicCache(config=model.config)
         model(input_ids=ids_BT[:, :half], past_key_values=cache, use_cache=True)
         after_BTD = model(input_ids=ids_BT[:, half:], past_key_values=cache, use_cache=True)[0]
+    except torch.OutOfMemoryError:
+        raise  # reading it whole would take more
     except (ValueError, TypeError, AttributeError, RuntimeError, IndexError, KeyError):
         return False  # it takes another cache, or none
     finally:

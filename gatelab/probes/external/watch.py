@@ -68,6 +68,8 @@ class Watch:
         # What looks up its attention function, whose own softmax is not to be noticed again.
         self.registered: set[nn.Module] = set()
         self.is_paused = False
+        # Tokens of the pass, as its blocks showed.
+        self._n_passed = 0
         self.gates: dict[nn.Module, Tensor] = {}
         self.read: dict[tuple[int, int, int, bool, bool], tuple[Tensor | None, list[Part] | None]] = {}
         self.padding: dict[str | None, list[Part]] = {}
@@ -128,8 +130,6 @@ class Watch:
             self.recorder.stretches.n_read += self._n_passed or n_tokens
             self._n_passed = 0
         self.read.clear()
-
-    _n_passed = 0
 
     def _gate_hook(self, attention: nn.Module) -> Any:
         def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
