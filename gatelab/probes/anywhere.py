@@ -54,10 +54,8 @@ class Anywhere(Probe):
         is_first_BH = key_BH == (0 if view.stack == "cross" else view.of(FirstKey).first_BT.gather(1, key_BH))
         self.add_heads("sink_importance", importance_BH, where)
         self.add_heads("sink_excess", excess_BH, where)
-        for threshold in self.config.thresholds:
-            is_sink_BH = (importance_BH > threshold).float().masked_fill(importance_BH.isnan(), torch.nan)
-            self.add_heads("sink_rate_any", is_sink_BH, where | {"threshold": threshold})
-            self.add("sink_elsewhere", (is_sink_BH * ~is_first_BH).mean(dim=1), **where, threshold=threshold)
+        self.add_rate("sink_rate_any", importance_BH, where)
+        self.add_rate("sink_elsewhere", importance_BH.masked_fill(is_first_BH, 0.0), where, axis=None)
         # Weights that are not numbers have no strongest key.
         place_BH = key_BH.masked_fill(importance_BH.isnan(), -1)
         for head in range(key_BH.shape[1]):

@@ -29,7 +29,7 @@ from .gate_scores import GateScores
 from .gate_variance import GateVariance
 from .massive import Massive
 from .position import Position
-from .probe import AttentionView, Probe, show, statistics_of
+from .probe import AttentionView, Probe, norms_alone, show, statistics_of
 from .rank import Rank
 from .residual import ResidualView
 from .shape import Shape
@@ -198,7 +198,7 @@ def _of_queries(name: str, given_BT: Tensor | None, q_BTHK: Tensor) -> Tensor | 
 def _residual_hook(index: int, stack: str | None, recorder: Recorder) -> Any:
     @torch.no_grad()
     def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
-        view = ResidualView(index, stack)
+        view = ResidualView(index, stack, norms_alone(recorder.probes))
         view.add(output)
         show(view, recorder.probes)
 

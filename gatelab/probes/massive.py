@@ -30,6 +30,7 @@ class Massive(Probe):
         "residual_kurtosis": "1",
         "residual_norm": "1",
     }
+    reads_entries = True
     places: ClassVar = {"massive_position": ("key", 1), "massive_channel": ("channel", 1)}
 
     def residual(self, view: ResidualView) -> None:

@@ -9,17 +9,20 @@ from abc import ABC, abstractmethod
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, TypeVar
+from operator import attrgetter
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..config.run import ProbeConfig
 from ..ops.attention_stats import FirstKey, Gates, Statistic, Stretch, one_pass
-from ..record import Row
+from ..record import COORDINATES, Row
 from .residual import ResidualView
 
+# What tells rows of one run and one metric apart, but for the layer.
+_OTHER_COORDINATES = attrgetter(*(name for name in COORDINATES if name != "layer"))
 AnyStatistic = TypeVar("AnyStatistic", bound=Statistic)
 
 
@@ -91,6 +94,17 @@ class AttentionView:
 Key = tuple[tuple[str, object], ...]
 
 
+class Filed(NamedTuple):
+    """The name of what is filed: the axis that numbers are along (None: no rows of them), how they become the layer's number
+    (None: they do not), and the threshold of which they say whether they are above it."""
+
+    metric: str
+    key: Key
+    axis: str | None
+    reduce: str | None
+    above: float | None = None
+
+
 class Probe(ABC):
     """Accumulates per-sequence means. `metrics` names what it measures: metric -> unit (docs/metrics.md defines them);
     `statistics` are those of the attention weights that it asks of a view.
@@ -105,12 +119,13 @@ class Probe(ABC):
     metrics: ClassVar[dict[str, str]]
     statistics: ClassVar[tuple[type[Statistic], ...]] = ()
     places: ClassVar[dict[str, tuple[str, int]]] = {}
+    # Whether `residual` asks for more than the norms.
+    reads_entries: ClassVar[bool] = False
 
     def __init__(self, config: ProbeConfig, domains: tuple[str, ...]):
         self.config, self.domains = config, domains
         # Kept where they were computed and averaged when rows are asked for: a look does not wait for the device.
-        self._values: dict[tuple[str, Key], list[Tensor]] = defaultdict(list)
-        self._many: dict[tuple[str, Key, str, str | None], list[Tensor]] = defaultdict(list)
+        self._many: dict[Filed, list[Tensor]] = defaultdict(list)
         self._places: dict[tuple[str, Key], list[Tensor]] = defaultdict(list)
 
     def asks(self, gates: Gates) -> tuple[type[Statistic], ...]:
@@ -125,19 +140,26 @@ class Probe(ABC):
 
     def add(self, metric: str, value_B: Tensor, **coordinates: object) -> None:
         """File one number a sequence."""
-        self._values[metric, _key(coordinates)].append(value_B.detach().float())
+        self._many[Filed(metric, _key(coordinates), None, "mean")].append(value_B.detach()[:, None])
 
     def add_heads(self, metric: str, value_BH: Tensor, where: dict[str, object], reduce: str = "mean") -> None:
         """File each head's numbers, and the layer's: their mean, or their maximum."""
-        self._many[metric, _key(where), "head", reduce].append(value_BH.detach().float())
+        self._many[Filed(metric, _key(where), "head", reduce)].append(value_BH.detach())
+
+    def add_rate(self, metric: str, value_BH: Tensor, where: dict[str, object], axis: str | None = "head") -> None:
+        """File at each of the thresholds whether a head's number is above it, by head (`axis` None: not), and of the layer the
+        share of heads."""
+        for above in self.config.thresholds:
+            name = Filed(metric, _key(where | {"threshold": above}), axis, "mean", above)
+            self._many[name].append(value_BH.detach())
 
     def add_bins(self, metric: str, value_BN: Tensor, where: dict[str, object]) -> None:
         """File the numbers of each bin."""
-        self._many[metric, _key(where), "bin", None].append(value_BN.detach().float())
+        self._many[Filed(metric, _key(where), "bin", None)].append(value_BN.detach())
 
     def add_place(self, metric: str, index: Tensor, **coordinates: object) -> None:
         """File places, of any shape; −1 is: nowhere, which counts and is not listed."""
-        self._places[metric, _key(coordinates)].append(index.detach().flatten())
+        self._places[metric, _key(coordinates)].append(index.detach().reshape(-1, 1))
 
     @abstractmethod
     def summaries(self, rows: list[Row]) -> list[Row]:
@@ -147,32 +169,28 @@ class Probe(ABC):
         """All rows: heads, layers, model."""
         rows: list[Row] = []
 
-        def put(metric: str, key: Key, means: list[float], axis: str | None = None) -> None:
+        def put(name: Filed, means: list[float], axis: str | None = None) -> None:
+            metric, at = name.metric, dict(name.key)
             for i, mean in enumerate(means):
+                if axis is not None:
+                    at[axis] = i
                 if mean == mean:  # else no sequence had a number
-                    at = dict(key) if axis is None else dict(key) | {axis: i}
                     rows.append(Row(run, step, self.name, metric, mean, self.metrics[metric], **at))
 
-        values, many = list(self._values.items()), list(self._many.items())
-        here = iter(_on_host([part for _, parts in (*values, *many) for part in parts]))
-        for (metric, key), parts in values:
-            value_B = torch.cat([next(here) for _ in parts])
-            put(metric, key, value_B.nanmean(dim=0, keepdim=True).tolist())
-        for (metric, key, axis, reduce), parts in many:
-            width = max(part.shape[1] for part in parts)
-            value_BN = torch.cat([F.pad(next(here), (0, width - p.shape[1]), value=torch.nan) for p in parts])
-            if reduce is not None:
-                whole_B = value_BN.nanmean(dim=1) if reduce == "mean" else value_BN.amax(dim=1)
-                put(metric, key, whole_B.nanmean(dim=0, keepdim=True).tolist())
-            put(metric, key, value_BN.nanmean(dim=0).tolist(), axis)
+        found = _on_host(self._many)
+        for name, whole, means in zip(found, *_means(found), strict=True):
+            if name.reduce is not None:
+                put(name, [whole])
+            if name.axis is not None:
+                put(name, means, name.axis)
         rows += self._most_frequent(run, step)
         return self.summaries(rows) + rows
 
     def _most_frequent(self, run: str, step: int) -> list[Row]:
         rows = []
-        for (metric, coordinates), parts in self._places.items():
+        for (metric, coordinates), places_N1 in _on_host(self._places).items():
             name, most = self.places[metric]
-            found = torch.cat(parts).tolist()
+            found = [int(place) for place in places_N1.flatten()]
             counts = Counter(place for place in found if place >= 0)
             for place, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:most]:
                 at = dict(coordinates) | {name: place}
@@ -180,15 +198,56 @@ class Probe(ABC):
         return rows
 
 
-def _on_host(tensors: list[Tensor]) -> list[Tensor]:
-    """The same numbers in float64, fetched in one go from each device."""
-    out: dict[int, Tensor] = {}
-    for device in dict.fromkeys(t.device for t in tensors):
-        there = [(i, t) for i, t in enumerate(tensors) if t.device == device]
-        flat_N = torch.cat([t.flatten() for _, t in there]).double().cpu()
-        for (i, t), part in zip(there, flat_N.split([t.numel() for _, t in there]), strict=True):
-            out[i] = part.view(t.shape)
-    return [out[i] for i in range(len(tensors))]
+def _on_host(filed: dict[Any, list[Tensor]]) -> dict[Any, np.ndarray]:
+    """What is filed under each name, [B, N] in float64, not-a-number where a part has fewer than N; fetched in one go from
+    each device."""
+    parts = [part for parts in filed.values() for part in parts]
+    here: dict[int, np.ndarray] = {}
+    for device in dict.fromkeys(part.device for part in parts):
+        there = [part for part in parts if part.device == device]
+        flat_N = torch.cat([part.flatten() for part in there]).double().cpu().numpy()
+        ends = np.cumsum([part.numel() for part in there])
+        for part, values in zip(there, np.split(flat_N, ends[:-1]), strict=True):
+            here[id(part)] = values.reshape(part.shape)
+    return {name: _joined([here[id(part)] for part in parts]) for name, parts in filed.items()}
+
+
+def _joined(parts: list[np.ndarray]) -> np.ndarray:
+    if len(parts) == 1:
+        return parts[0]
+    width = max(part.shape[1] for part in parts)
+    return np.concatenate(
+        [
+            p if p.shape[1] == width else np.pad(p, ((0, 0), (0, width - p.shape[1])), constant_values=np.nan)
+            for p in parts
+        ]
+    )
+
+
+def _means(found: dict[Filed, np.ndarray]) -> tuple[list[float | None], list[list[float]]]:
+    """Of each, its mean over sequences of the head's mean or maximum, and its means over sequences by place; those of one
+    shape together, since a model has thousands."""
+    wholes, means = [None] * len(found), [[]] * len(found)
+    alike = defaultdict(list)
+    for i, (name, value_BN) in enumerate(found.items()):
+        alike[value_BN.shape, name.reduce, name.above].append((i, value_BN))
+    for (_, reduce, above), members in alike.items():
+        value_MBN = np.stack([value_BN for _, value_BN in members])
+        if above is not None:
+            value_MBN = np.where(np.isnan(value_MBN), np.nan, value_MBN > above)
+        by_place_MN = _mean(value_MBN, 1).tolist()
+        whole_MB = None if reduce is None else _mean(value_MBN, 2) if reduce == "mean" else value_MBN.max(axis=2)
+        whole_M = [None] * len(members) if whole_MB is None else _mean(whole_MB, 1).tolist()
+        for (i, _), whole, by_place_N in zip(members, whole_M, by_place_MN, strict=True):
+            wholes[i], means[i] = whole, by_place_N
+    return wholes, means
+
+
+def _mean(values: np.ndarray, axis: int) -> np.ndarray:
+    """Over what is a number; not-a-number where nothing is."""
+    is_number = values == values
+    n = is_number.sum(axis=axis)
+    return np.where(is_number, values, 0.0).sum(axis=axis) / np.where(n > 0, n, np.nan)
 
 
 def _key(coordinates: dict[str, object]) -> Key:
@@ -198,7 +257,7 @@ def _key(coordinates: dict[str, object]) -> Key:
 def show(view: AttentionView | ResidualView, probes: Iterable[Probe]) -> None:
     """Let each probe look at a view, in float32 also where a training has lower precision chosen for it."""
     is_residual = isinstance(view, ResidualView)
-    device = view.largest_B.device if is_residual else view.last.device
+    device = view.device if is_residual else view.last.device
     with torch.autocast(device.type, enabled=False):
         for probe in probes:
             (probe.residual if is_residual else probe.attention)(view)
@@ -211,6 +270,11 @@ def mean_of(value_BHT: Tensor, selected_BT: Tensor) -> Tensor:
     return (value_BHT * selected_B1T).sum(-1) / torch.where(count_B1 > 0, count_B1, torch.nan)
 
 
+def norms_alone(probes: Iterable[Probe]) -> bool:
+    """Whether no probe asks more of the residual stream than its norms."""
+    return not any(probe.reads_entries for probe in probes)
+
+
 def statistics_of(probes: Iterable[Probe], gates: Gates) -> tuple[type[Statistic], ...]:
     """What the probes ask of the weights of a layer with these gates, each once."""
     return tuple(dict.fromkeys(kind for probe in probes for kind in probe.asks(gates)))
@@ -219,9 +283,10 @@ def statistics_of(probes: Iterable[Probe], gates: Gates) -> tuple[type[Statistic
 def over_layers(rows: list[Row], metric: str, reduce: str = "mean") -> list[Row]:
     """Model-level rows of a metric: its layer rows (no head) reduced over layers, one a combination of the other
     coordinates."""
-    groups: dict[Row, list[float]] = defaultdict(list)
+    groups: dict[tuple[object, ...], tuple[Row, list[float]]] = {}
     for row in rows:
         if row.metric == metric and row.layer is not None and row.head is None:
-            groups[replace(row, layer=None, value=0.0)].append(row.value)
+            key = _OTHER_COORDINATES(row)
+            groups.setdefault(key, (row, []))[1].append(row.value)
     reducers = {"mean": lambda v: sum(v) / len(v), "max": max}
-    return [replace(key, value=reducers[reduce](values)) for key, values in groups.items()]
+    return [replace(row, layer=None, value=reducers[reduce](values)) for row, values in groups.values()]

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ..ops.attention_stats import joined
+
 # A float32 without its sign is 31 bits; the first 18 are the exponent and 10 bits of the mantissa.
 _DROPPED = 13
 _N_COUNTS = 1 << (31 - _DROPPED)
@@ -20,11 +22,13 @@ class ResidualView:
     `encoder` in an encoder-decoder.
 
     `largest_B` is max |x|, at `position_B` and `channel_B` (−1 where x is not a number); `norm_BT`: ‖x_t‖; `level_BD`: the
-    mean over tokens of |x_c| over the token's root mean square; `moments_B4`: means of x, x², x³, x⁴.
+    mean over tokens of |x_c| over the token's root mean square; `moments_B4`: means of x, x², x³, x⁴. `norms_alone`: only
+    `norm_BT` is gathered.
     """
 
     layer: int
     stack: str | None
+    norms_alone: bool = False
     largest_B: Tensor | None = None
     position_B: Tensor | None = None
     channel_B: Tensor | None = None
@@ -37,6 +41,13 @@ class ResidualView:
 
     def add(self, x_BTD: Tensor) -> None:
         """The next tokens."""
+        norm_BT = torch.linalg.vector_norm(x_BTD, dim=-1, dtype=torch.float32)
+        self._norms.append(norm_BT)
+        if not self.norms_alone:
+            self._add_entries(x_BTD, norm_BT)
+        self.n_tokens += x_BTD.shape[1]
+
+    def _add_entries(self, x_BTD: Tensor, norm_BT: Tensor) -> None:
         given_BTD, x_BTD = x_BTD, x_BTD.float()
         n_channels = x_BTD.shape[2]
         largest_B, index_B = x_BTD.abs().flatten(1).max(dim=1)
@@ -50,8 +61,6 @@ class ResidualView:
             self.largest_B = torch.where(is_kept_B, self.largest_B, largest_B)
             self.position_B = torch.where(is_kept_B, self.position_B, position_B)
             self.channel_B = torch.where(is_kept_B, self.channel_B, channel_B)
-        norm_BT = x_BTD.norm(dim=-1)
-        self._norms.append(norm_BT)
         rms_BT1 = norm_BT[..., None] / n_channels**0.5
         self._level_BD = self._level_BD + (x_BTD.abs() / rms_BT1).nan_to_num(0.0).sum(dim=1)
         wide_BN = x_BTD.double().flatten(1)
@@ -61,7 +70,6 @@ class ResidualView:
             power_BN *= wide_BN
         self._moments_B4 = self._moments_B4 + torch.stack(sums, dim=1)
         self._keep(given_BTD)
-        self.n_tokens += x_BTD.shape[1]
 
     def _keep(self, x_BTD: Tensor) -> None:
         """The first piece as it is, and from the second on counts of leading bits."""
@@ -72,7 +80,8 @@ class ResidualView:
             self._counts_BN, self._x_BTD = _counted(self._x_BTD), None
         self._counts_BN = self._counts_BN + _counted(x_BTD)
 
-    norm_BT = property(lambda self: torch.cat(self._norms, dim=1))
+    device = property(lambda self: self._norms[0].device)
+    norm_BT = property(lambda self: joined(self._norms, dim=1))
     level_BD = property(lambda self: self._level_BD / self.n_tokens)
 
     @property

@@ -32,13 +32,13 @@ class Shape(Probe):
         counted_BT = view.counted_BT(self.config.skip_queries) & (n_seen_BT > 1)
         where = view.where | {"length": view.n_queries}
         relative_BHT = spread.entropy_BHT / n_seen_BT.clamp(min=2).log()[:, None]
-        for metric, value_BHT in (
-            ("attention_entropy", spread.entropy_BHT),
-            ("attention_entropy_relative", relative_BHT),
-            ("attention_focus", spread.focus_BHT),
+        shape_NBHT = torch.stack([spread.entropy_BHT, relative_BHT, spread.focus_BHT])
+        # A query whose weights are all 0 has no shape.
+        mean_NBH = shape_NBHT.masked_fill_(~counted_BT[:, None], torch.nan).nanmean(dim=-1)
+        for metric, mean_BH in zip(
+            ("attention_entropy", "attention_entropy_relative", "attention_focus"), mean_NBH, strict=True
         ):
-            # A query whose weights are all 0 has no shape.
-            self.add_heads(metric, value_BHT.masked_fill(~counted_BT[:, None], torch.nan).nanmean(dim=-1), where)
+            self.add_heads(metric, mean_BH, where)
         self.add_heads("max_logit", view.of(LargestLogit).largest_BH, where, reduce="max")
 
     def summaries(self, rows: list[Row]) -> list[Row]:

@@ -44,11 +44,7 @@ class Sinks(Probe):
             for i, domain in enumerate(self.domains):
                 selected_BT = counted_BT & (view.domain_BT == i)
                 self.add_heads("first_token_mass", mean_of(first.mass_BHT, selected_BT), where | {"domain": domain})
-        for threshold in self.config.thresholds:
-            is_sink_BH = (
-                (importance_BHS[..., 0] > threshold).float().masked_fill(importance_BHS[..., 0].isnan(), torch.nan)
-            )
-            self.add_heads("sink_rate", is_sink_BH, where | {"threshold": threshold})
+        self.add_rate("sink_rate", importance_BHS[..., 0], where)
         gap_BHT = first.gap_BHT.masked_fill(~counted_BT[:, None], torch.nan)
         self.add_heads("sink_logit_gap", gap_BHT.nanmean(dim=-1), where)
         if view.has_slot:

@@ -91,7 +91,7 @@ def test_a_training_step_may_be_watched() -> None:
     with capture(model) as recorder:
         model(ids_BT).sum().backward()
     assert all(torch.equal(p.grad, g) for p, g in zip(model.parameters(), expected, strict=True))
-    kept = [v for probe in recorder.probes for parts in probe._values.values() for v in parts]
+    kept = [v for probe in recorder.probes for parts in probe._many.values() for v in parts]
     assert kept and not any(v.requires_grad for v in kept)
 
 

@@ -4,7 +4,7 @@ from .block import Block, Gates
 from .effect import N_BINS, OPEN, SHUT, Effect, Scores, SiteScores, ValueNorms
 from .reference import AttentionStats, attention_stats
 from .sampled import Places, Rank, by_octave, octave, ranks, sampled_queries
-from .statistic import Columns, FirstKey, LargestLogit, Spread, Statistic, one_pass
+from .statistic import Columns, FirstKey, LargestLogit, Spread, Statistic, joined, one_pass
 from .stretch import Stretch
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "ValueNorms",
     "attention_stats",
     "by_octave",
+    "joined",
     "octave",
     "one_pass",
     "ranks",

@@ -123,6 +123,13 @@ class Block:
         index_BT1, is_there_BT1 = self._first_BT1
         return (self.sees_BTS.gather(-1, index_BT1) & is_there_BT1).squeeze(-1) / self.n_seen_BT.clamp(min=1)
 
+    @property
+    def first_value_norm_BTG(self) -> Tensor:
+        """‖v‖ of it."""
+        index_BT1, _ = self._first_BT1
+        v_BSGK = self.stretch.v_BSGK
+        return v_BSGK.gather(1, index_BT1[..., None].expand(-1, -1, *v_BSGK.shape[2:])).float().norm(dim=-1)
+
     def received(self) -> Received:
         """What every key gets."""
         column_BHS = self.weights_BHTS.sum(dim=2)
@@ -179,6 +186,11 @@ class Block:
         weights_BGRTS = self.weights_BHTS.unflatten(1, (v_BSGK.shape[2], -1))
         y_BTHK = torch.einsum("bgrts,bsgk->btgrk", weights_BGRTS, v_BSGK).flatten(2, 3)
         return s.normaliser.finish(y_BTHK, s.learned or {}, s.heads)
+
+    @property
+    def y_norm_BTH(self) -> Tensor:
+        """Its norm by head."""
+        return self.y_BTHK.norm(dim=-1)
 
 
 def part(values: Tensor, index: slice | Tensor, s: int) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor
 from ...config.gate import GateSpec
 from ..gate_apply import apply_gate, gate_scores
 from .block import Block
-from .statistic import Statistic
+from .statistic import Statistic, joined
 
 N_BINS = 50
 # A score below is shut, above open.
@@ -26,10 +26,11 @@ class ValueNorms(Statistic):
         start = block.stretch.start_key
         new = slice(self._n_keys - start, block.n_keys)
         if new.start < new.stop:
-            self._parts.append(block.stretch.v_BSGK[:, new].float().norm(dim=-1))
+            v_BSGK = block.stretch.v_BSGK[:, new]
+            self._parts.append(torch.linalg.vector_norm(v_BSGK, dim=-1, dtype=torch.float32))
             self._n_keys = start + block.n_keys
 
-    norm_BSG = property(lambda self: torch.cat(self._parts, dim=1))
+    norm_BSG = property(lambda self: joined(self._parts, dim=1))
 
 
 @dataclass
@@ -50,8 +51,8 @@ class SiteScores:
     means: list[Tensor]
     mean_sizes: list[Tensor]
 
-    mean_BTH = property(lambda self: torch.cat(self.means, dim=1))
-    mean_size_BTH = property(lambda self: torch.cat(self.mean_sizes, dim=1))
+    mean_BTH = property(lambda self: joined(self.means, dim=1))
+    mean_size_BTH = property(lambda self: joined(self.mean_sizes, dim=1))
 
     def __add__(self, other: "SiteScores") -> "SiteScores":
         # Numbers and tensors are summed, lists joined.
@@ -113,10 +114,12 @@ class Effect(Statistic):
         if spec is not None and (spec.source == "lse" or (stretch.is_mapped and _needs_output(spec))):
             spec = None
         if stretch.v_BSGK is not None and stretch.normaliser.is_softmax:
-            sink_BTHK, norm_BTH = self._sink(block), block.y_BTHK.norm(dim=-1)
-            self._add("write", sink_BTHK.norm(dim=-1) / norm_BTH)
+            norm_BTH, mass_BTH = block.y_norm_BTH, block.first_mass_BHT.transpose(1, 2)
+            value_BTG = block.first_value_norm_BTG
+            value_BTH = value_BTG.repeat_interleave(mass_BTH.shape[2] // value_BTG.shape[2], dim=2)
+            self._add("write", mass_BTH.abs() * value_BTH / norm_BTH)
             if spec is not None and spec.form == "mul":
-                gated_BTHK = sink_BTHK * gate_scores(logits_BTHK, spec).float()
+                gated_BTHK = self._sink(block) * gate_scores(logits_BTHK, spec).float()
                 self._add("gated_write", gated_BTHK.norm(dim=-1) / norm_BTH)
         if spec is None:
             return
@@ -129,7 +132,8 @@ class Effect(Statistic):
             self._add("openness", (gated_BTHK * block.y_BTHK).sum(-1) / energy_BTH)
 
     def _add(self, name: str, value_BTH: Tensor) -> None:
-        self._parts[name].append(value_BTH.transpose(1, 2).masked_fill(value_BTH.transpose(1, 2).isinf(), torch.nan))
+        value_BHT = value_BTH.transpose(1, 2)
+        self._parts[name].append(value_BHT.masked_fill(value_BHT.isinf(), torch.nan))
 
     @staticmethod
     def _sink(block: Block) -> Tensor:
@@ -142,7 +146,7 @@ class Effect(Statistic):
         return mass_BTH[..., None] * v_BTGK.repeat_interleave(mass_BTH.shape[2] // v_BTGK.shape[2], dim=2)
 
     def _joined(self, name: str) -> Tensor | None:
-        return torch.cat(self._parts[name], dim=-1) if self._parts[name] else None
+        return joined(self._parts[name]) if self._parts[name] else None
 
     write_BHT = property(lambda self: self._joined("write"))
     gated_write_BHT = property(lambda self: self._joined("gated_write"))

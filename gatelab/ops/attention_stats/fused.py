@@ -6,13 +6,14 @@ of the first key is told from its mass, which float32 knows to about 10⁻⁶: g
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from types import ModuleType
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.linalg import vector_norm
 
 from ...config.normaliser import SinkLogit, Softmax
 from . import identities
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from .stretch import Stretch
 
 _WIDEST = 256  # channels that the kernels hold
-_REST = math.exp(-12)
+_MOST = 1 - math.exp(-12)
 _AT_ONCE = 1024  # queries, where a mask says what they see
 _TYPES = (torch.bfloat16, torch.float16, torch.float32)
 
@@ -52,6 +53,52 @@ def functions() -> ModuleType | None:
 
 
 @dataclass(frozen=True)
+class Order:
+    """What follows of a causal order alone, with or without a window: the same for all layers of a model."""
+
+    n_seen_T: Tensor
+    sees_first_T: Tensor
+    all_see_first: bool
+    has_no_gap_T: Tensor
+    first_uniform_T: Tensor
+    uniform_S: Tensor
+    n_queries_S: Tensor
+    shared_uniform_S: Tensor
+
+
+# A model has a rule or two, and with a pass of a long sequence they change.
+@lru_cache(maxsize=4)
+def order(start: int, start_key: int, T: int, S: int, window: int | None, device: torch.device) -> Order:
+    """Of T queries from position `start` on and S keys from `start_key` on."""
+    query_T = torch.arange(start, start + T, device=device)
+    key_S = torch.arange(start_key, start_key + S, device=device)
+    n_seen_T = query_T + 1
+    sees_first_T = torch.full_like(query_T, start_key == 0, dtype=torch.bool)
+    # Key k is seen by the queries from k on, the window's length of them, among those of this stretch.
+    low_S = (key_S - start).clamp(0, T)
+    high_S = torch.full_like(key_S, T)
+    if window is not None:
+        n_seen_T = n_seen_T.clamp(max=window)
+        sees_first_T &= query_T < window
+        high_S = (key_S + window - start).clamp(0, T)
+    share_T = F.pad((1.0 / n_seen_T.double()).cumsum(0), (1, 0))
+    uniform_S = (share_T[high_S] - share_T[low_S]).float()
+    shared_uniform_S = uniform_S.clone()
+    if start == 0:
+        shared_uniform_S[0] -= 1.0
+    return Order(
+        n_seen_T=n_seen_T,
+        sees_first_T=sees_first_T,
+        all_see_first=start_key == 0 and (window is None or start + T <= window),
+        has_no_gap_T=~(sees_first_T & (query_T > 0)),
+        first_uniform_T=sees_first_T / n_seen_T,
+        uniform_S=uniform_S,
+        n_queries_S=high_S - low_S,
+        shared_uniform_S=shared_uniform_S,
+    )
+
+
+@dataclass(frozen=True)
 class Fused(Block):
     """All queries of a stretch at once; its weights are never there."""
 
@@ -60,6 +107,11 @@ class Fused(Block):
     @property
     def _weighed(self) -> tuple[Tensor, Tensor]:
         raise ValueError("no weight is stored here; ask for `sampled` rows")
+
+    @cached_property
+    def _order(self) -> "Order":
+        s = self.stretch
+        return order(s.start, s.start_key, *s.shape[2:], s.window, s.device)
 
     @cached_property
     def _rows(self) -> RowStats:
@@ -90,61 +142,55 @@ class Fused(Block):
         rows = self.stretch.rows(self.query_T[index_R])
         return rows.weights_BHTS, rows.sees_BTS
 
-    @cached_property
+    @property
     def n_seen_BT(self) -> Tensor:
         """How many keys each query sees."""
-        n_T = self.query_T + 1
-        if self.stretch.window is not None:
-            n_T = n_T.clamp(max=self.stretch.window)
-        return n_T.expand(self.stretch.shape[0], -1)
+        return self._order.n_seen_T.expand(self.stretch.shape[0], -1)
 
     @cached_property
-    def _sees_first_T(self) -> Tensor:
-        is_near_T = torch.full_like(self.query_T, True, dtype=torch.bool)
-        if self.stretch.window is not None:
-            is_near_T = self.query_T < self.stretch.window
-        return is_near_T & (self.stretch.start_key == 0)
+    def _log_first_BHT(self) -> Tensor:
+        return self._rows.first_BHT - self._lse_BHT
 
     @cached_property
     def first_mass_BHT(self) -> Tensor:
         """Mass on the first token."""
-        return (self._rows.first_BHT - self._lse_BHT).exp() * self._sees_first_T
+        mass_BHT = self._log_first_BHT.exp()
+        return mass_BHT if self._order.all_see_first else mass_BHT * self._order.sees_first_T
 
     @property
     def first_gap_BHT(self) -> Tensor:
         """ln of that over all other mass; not-a-number where it is hidden or alone."""
-        mass_BHT = self.first_mass_BHT.clamp(min=torch.finfo(torch.float32).tiny)
-        gap_BHT = mass_BHT.log() - (1.0 - mass_BHT).clamp(min=_REST).log()
-        return gap_BHT.masked_fill(~(self._sees_first_T & (self.query_T > 0)), torch.nan)
+        others_BHT = torch.log1p(-self.first_mass_BHT.clamp(max=_MOST))
+        gap_BHT = self._log_first_BHT.clamp(min=math.log(torch.finfo(torch.float32).tiny)) - others_BHT
+        return gap_BHT.masked_fill_(self._order.has_no_gap_T, torch.nan)
 
-    @cached_property
+    @property
     def first_uniform_BT(self) -> Tensor:
         """Its mass in uniform attention; 0 where it is hidden."""
-        return self._sees_first_T / self.n_seen_BT
+        return self._order.first_uniform_T.expand(self.stretch.shape[0], -1)
+
+    @property
+    def first_value_norm_BTG(self) -> Tensor:
+        """‖v‖ of it."""
+        norm_B1G = vector_norm(self.stretch.v_BSGK[:, :1], dim=-1, dtype=torch.float32)
+        return norm_B1G.expand(-1, len(self.query_T), -1)
 
     def received(self) -> Received:
         """What every key gets."""
-        s = self.stretch
-        B, _, T, S = s.shape
+        s, order = self.stretch, self._order
+        B, _, _, S = s.shape
         mass_BHS = self.maths.column_sums(s.q_BTHK, s.k_BSGK, self._lse_BHT.contiguous(), window=s.window)
-        key_S = torch.arange(s.start_key, s.start_key + S, device=s.device)
-        # Key k is seen by the queries from k on, the window's length of them, among those of this stretch.
-        low_S = (key_S - s.start).clamp(0, T)
-        high_S = torch.full_like(key_S, T)
-        if s.window is not None:
-            high_S = (key_S + s.window - s.start).clamp(0, T)
-        share_T = F.pad((1.0 / self.n_seen_BT[0].double()).cumsum(0), (1, 0))
-        uniform_S = (share_T[high_S] - share_T[low_S]).float()
-        shared_BHS, shared_S = mass_BHS, uniform_S
+        shared_BHS = mass_BHS
         if s.start == 0:
             # The first query sees the first key alone.
-            alone_BHS = torch.zeros_like(mass_BHS)
-            alone_BHS[..., 0] = self.first_mass_BHT[..., 0]
-            shared_BHS = mass_BHS - alone_BHS
-            shared_S = uniform_S - F.one_hot(torch.zeros_like(key_S[0]), S)
-        n_queries_S = high_S - low_S
+            shared_BHS = mass_BHS.clone()
+            shared_BHS[..., 0] -= self.first_mass_BHT[..., 0]
         return Received(
-            mass_BHS, shared_BHS, uniform_S.expand(B, S), n_queries_S.expand(B, S), shared_S.float().expand(B, S)
+            mass_BHS,
+            shared_BHS,
+            order.uniform_S.expand(B, S),
+            order.n_queries_S.expand(B, S),
+            order.shared_uniform_S.expand(B, S),
         )
 
     def entropy_and_focus(self) -> tuple[Tensor, Tensor]:
@@ -177,3 +223,9 @@ class Fused(Block):
                 )
             y_BHTK = torch.cat(parts, dim=2)
         return y_BHTK.transpose(1, 2).float() * (1.0 - self.slot_BHT).transpose(1, 2)[..., None]
+
+    @property
+    def y_norm_BTH(self) -> Tensor:
+        """Its norm by head."""
+        y_BTHK = self.stretch.y_BTHK
+        return vector_norm(self.y_BTHK if y_BTHK is None else y_BTHK, dim=-1, dtype=torch.float32)

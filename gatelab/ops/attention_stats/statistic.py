@@ -34,6 +34,11 @@ def one_pass(statistics: Iterable[Statistic], stretch: Stretch, *, block: int = 
             statistic.add(part)
 
 
+def joined(parts: list[Tensor], dim: int = -1) -> Tensor:
+    """The parts one behind the other; one alone as it is, not copied."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=dim)
+
+
 class FirstKey(Statistic):
     """Mass on the first key, which is the query's document's first token, and in cross-attention key 0.
 
@@ -59,7 +64,7 @@ class FirstKey(Statistic):
         )
 
     def _joined(self, i: int) -> Tensor:
-        return torch.cat([parts[i] for parts in self._parts], dim=-1)
+        return joined([parts[i] for parts in self._parts])
 
     mass_BHT = property(lambda self: self._joined(0))
     slot_BHT = property(lambda self: self._joined(1))
@@ -76,7 +81,7 @@ class Columns(Statistic):
 
     def __init__(self) -> None:
         self._sums: tuple[Tensor, ...] = ()
-        self._n_keys = 0
+        self._n_keys, self._is_own = 0, False
 
     def add(self, block: Block) -> None:
         self._sum_up(block.received(), block.stretch.start_key, block.stretch.n_tokens)
@@ -85,11 +90,16 @@ class Columns(Statistic):
         """Add sums over keys from position `start` on; a causal block reaches further than those before it."""
         end = start + sums[0].shape[-1]
         self._n_keys = max(self._n_keys, end)
+        if not self._sums and start == 0 and end >= (n_tokens or 0):
+            self._sums = sums  # as they are, unless more follows
+            return
         room = self._sums[0].shape[-1] if self._sums else 0
         if end > room:
             room = max(end, n_tokens or 0)
             kept = self._sums or tuple(s[..., :0] for s in sums)
-            self._sums = tuple(F.pad(s, (0, room - s.shape[-1])) for s in kept)
+            self._sums, self._is_own = tuple(F.pad(s, (0, room - s.shape[-1])) for s in kept), True
+        if not self._is_own:
+            self._sums, self._is_own = tuple(s.clone() for s in self._sums), True
         for total, new in zip(self._sums, sums, strict=True):
             total[..., start:end] += new
 
@@ -126,8 +136,8 @@ class Spread(Statistic):
         self._entropy.append(entropy_BHT)
         self._focus.append(focus_BHT)
 
-    entropy_BHT = property(lambda self: torch.cat(self._entropy, dim=-1))
-    focus_BHT = property(lambda self: torch.cat(self._focus, dim=-1))
+    entropy_BHT = property(lambda self: joined(self._entropy))
+    focus_BHT = property(lambda self: joined(self._focus))
 
 
 class LargestLogit(Statistic):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ...record import Row
 from ..blocks import Block, blocks
-from ..probe import AttentionView, Probe, show, statistics_of
+from ..probe import AttentionView, Probe, norms_alone, show, statistics_of
 from ..residual import ResidualView
 from .calls import Call, noticed_call, read_call, same_output
 from .gates import FAMILIES
@@ -139,20 +139,24 @@ class Watch:
 
     def _block_hook(self, block: Block) -> Any:
         @torch.no_grad()
-        def hook(module: nn.Module, _inputs: Any, output: Any) -> None:
-            if self.is_paused:
-                return
-            self._miss_mixers(block)
-            # What goes on from a cache is no sequence of its own.
-            goes_on = any(not call.is_cross and call.sizes[1] != call.sizes[2] for call in self.calls)
-            looks, _ = self._looks()
-            x_BTD = output[0] if isinstance(output, tuple) else output
-            if x_BTD.dim() == 3 and (self.recorder.stretches is not None or not goes_on):
-                looks += self._residuals(block, x_BTD.detach(), looks)
-                self._n_passed = x_BTD.shape[1]
-            self._give(looks)
+        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            if not self.is_paused:
+                # Not under the mode that looks at the model's own calls: it would look at each of these.
+                with torch._C.DisableTorchFunction():
+                    self._after(block, output[0] if isinstance(output, tuple) else output)
 
         return hook
+
+    def _after(self, block: Block, x_BTD: Tensor) -> None:
+        """A block has run, and this came out."""
+        self._miss_mixers(block)
+        # What goes on from a cache is no sequence of its own.
+        goes_on = any(not call.is_cross and call.sizes[1] != call.sizes[2] for call in self.calls)
+        looks, _ = self._looks()
+        if x_BTD.dim() == 3 and (self.recorder.stretches is not None or not goes_on):
+            looks += self._residuals(block, x_BTD.detach(), looks)
+            self._n_passed = x_BTD.shape[1]
+        self._give(looks)
 
     def _miss_mixers(self, block: Block) -> None:
         """Note what mixes tokens in a block and is no attention that was seen."""
@@ -166,16 +170,19 @@ class Watch:
 
     def _residuals(self, block: Block, x_BTD: Tensor, looks: list[Look]) -> list[Look]:
         if self.recorder.stretches is not None:
-            view = self._gathered(block.name, ResidualView(block.layer, block.stack))
+            view = self._gathered(block.name, self._residual(block))
             view.add(x_BTD)
             return []
         own = [part for part, view in looks if view.stack != "cross"]
         out: list[Look] = []
         for part in own or self.padding.get(block.stack) or [Part(None, 0, x_BTD.shape[1], is_causal=False)]:
-            view = ResidualView(block.layer, block.stack)
+            view = self._residual(block)
             view.add(of_part(part, x_BTD)[:, part.start : part.end])
             out.append((part, view))
         return out
+
+    def _residual(self, block: Block) -> ResidualView:
+        return ResidualView(block.layer, block.stack, norms_alone(self.recorder.probes))
 
     def _layer(self, name: str) -> int:
         """The layer that the name of something in a block states."""
