@@ -41,12 +41,14 @@ class Normaliser(Config):
     """The softmax over the keys and, where there is one, the slot; a rival overrides what it does otherwise.
 
     `is_softmax` says that the weights are p · σ(lse − s), lse the log-sum-exp of the row, which fused kernels compute;
-    any other kind needs its whole matrix.
+    any other kind needs its whole matrix. `may_differ`: what is learned may differ between the sequences of a batch, with one
+    more axis in front.
     """
 
     formula: ClassVar[str]
     source: ClassVar[str]
     is_softmax: ClassVar[bool] = True
+    may_differ: ClassVar[bool] = False
 
     def check(self, n_heads: int, n_kv_heads: int) -> None:
         """Refuse heads that the normaliser cannot serve.
@@ -95,6 +97,7 @@ class SinkLogit(Normaliser):
 
     formula = "eˣ / (eˢ + Σ eˣ), s learned a head"
     source = "gpt-oss"
+    may_differ = True
 
     kind: Literal["sink-logit"] = "sink-logit"
     init: float = 0.0
@@ -103,7 +106,8 @@ class SinkLogit(Normaliser):
         return {"sink_logit_H": Learned((heads.n_heads,), self.init)}
 
     def slot_logits(self, q_BTHK: Tensor, learned: dict[str, Tensor]) -> Tensor | None:
-        return _wide(learned["sink_logit_H"])[None, :, None, None]
+        logit_H = _wide(learned["sink_logit_H"])  # or one a sequence, [B, H]
+        return logit_H.view(-1, logit_H.shape[-1], 1, 1)
 
 
 class OffByOne(Normaliser):

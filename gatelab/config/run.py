@@ -206,7 +206,8 @@ class Run(Config):
 class Execution(Config):
     """How a run is carried out; nothing here changes its fingerprint.
 
-    `slots` groups of runs at a time (0: as many as cores allow); `group` runs of one shape in one process; `threads` a
+    `slots` groups of runs at a time (0: as many as cores allow); `group` runs of one shape in one process, stacked where they
+    can be (0: as many as keep a GPU busy, on CPUs one); `threads` a
     process on CPUs; `micro_batch` sequences at a time, gradients accumulated (0: the whole batch); `compile` auto
     compiles on GPUs; `packed` computes queries, keys, values and the gates that read the same input in one matrix product,
     equal up to rounding; a checkpoint at least every `checkpoint_s` seconds; a run longer than `timeout_s` seconds (0: no
@@ -215,7 +216,7 @@ class Execution(Config):
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     slots: Annotated[int, Field(ge=0)] = 0
-    group: Count = 1
+    group: Annotated[int, Field(ge=0, le=4096)] = 0
     threads: Annotated[int, Field(gt=0, le=1024)] = 1
     micro_batch: Annotated[int, Field(ge=0)] = 0
     compile: Literal["auto", "on", "off"] = "auto"

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from gatelab.config import BigramBackcopy, Text
 
-from .batch import IGNORED, Batch, DataError, Source, check_lengths
+from .batch import IGNORED, Batch, DataError, Source, check_lengths, joined
 from .cache import default_cache
 from .corpus import open_text
-from .objectives import objective_batch, objective_heldout
+from .objectives import objective_batch, objective_batches, objective_heldout
 from .streams import BigramBackcopySource
 from .tokenizer import ByteTokenizer, LoadedTokenizer
 
@@ -24,7 +24,9 @@ __all__ = [
     "Source",
     "check_lengths",
     "default_cache",
+    "joined",
     "objective_batch",
+    "objective_batches",
     "objective_heldout",
     "open_source",
 ]

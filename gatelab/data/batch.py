@@ -4,7 +4,7 @@ Notable: a source keeps no state. Sequence number `step · batch_size + row` of 
 resuming, comparing arms and cutting a batch into micro-batches need nothing but the step's number.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Protocol
 
 import numpy as np
@@ -38,6 +38,12 @@ class Batch:
     decoder_inputs_BT: np.ndarray | None = None
 
 
+def joined(batches: list[Batch]) -> Batch:
+    """The rows of one batch after those of the other."""
+    parts = {f.name: [getattr(batch, f.name) for batch in batches] for f in fields(Batch)}
+    return Batch(**{name: None if p[0] is None else np.concatenate(p) for name, p in parts.items()})
+
+
 class Source(Protocol):
     """Where batches come from.
 
@@ -62,6 +68,10 @@ class Source(Protocol):
 
     def train_batch(self, seed: int, step: int, batch_size: int, seq_len: int) -> Batch:
         """The batch of a step, counted from 0; a pure function of its arguments."""
+        ...
+
+    def train_batches(self, seeds: list[int], step: int, batch_size: int, seq_len: int) -> Batch:
+        """`train_batch` of each seed, the rows of one after those of the other."""
         ...
 
     def heldout_batch(self, index: int, batch_size: int, seq_len: int) -> Batch:

@@ -12,7 +12,7 @@ import numpy as np
 
 from gatelab.config.objective import Continuation, MaskedTokens, NextToken, Objective, SpanCorruption
 
-from .batch import IGNORED, Batch, DataError, Source
+from .batch import IGNORED, Batch, DataError, Source, joined
 from .order import HELDOUT_OBJECTIVE, TRAIN_OBJECTIVE, uniform_rows
 
 
@@ -38,6 +38,15 @@ def objective_batch(source: Source, objective: Objective, seed: int, step: int, 
     """
     draws = _Draws(seed, TRAIN_OBJECTIVE, step * batch_size)
     return _applied(objective, source, source.train_batch(seed, step, batch_size, seq_len), draws)
+
+
+def objective_batches(
+    source: Source, objective: Objective, seeds: list[int], step: int, batch_size: int, seq_len: int
+) -> Batch:
+    """`objective_batch` of each seed, the rows of one after those of the other."""
+    if isinstance(objective, NextToken):
+        return source.train_batches(seeds, step, batch_size, seq_len)
+    return joined([objective_batch(source, objective, seed, step, batch_size, seq_len) for seed in seeds])
 
 
 def objective_heldout(source: Source, objective: Objective, index: int, batch_size: int, seq_len: int) -> Batch:

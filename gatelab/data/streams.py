@@ -60,7 +60,11 @@ class BigramBackcopySource:
         self._cdf = self._cdf.ravel()
 
     def train_batch(self, seed: int, step: int, batch_size: int, seq_len: int) -> Batch:
-        return self._batch(uniform_rows(seed, TRAIN, step * batch_size, batch_size, seq_len))
+        return self.train_batches([seed], step, batch_size, seq_len)
+
+    def train_batches(self, seeds: list[int], step: int, batch_size: int, seq_len: int) -> Batch:
+        rows = [uniform_rows(seed, TRAIN, step * batch_size, batch_size, seq_len) for seed in seeds]
+        return self._batch(np.concatenate(rows))
 
     def heldout_batch(self, index: int, batch_size: int, seq_len: int) -> Batch:
         return self._batch(uniform_rows(0, HELDOUT, index * batch_size, batch_size, seq_len))

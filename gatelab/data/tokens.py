@@ -95,9 +95,12 @@ class TokenSource:
         Raises:
             DataError: when the text is shorter than one window.
         """
-        span = self._span(self.n_train_tokens, seq_len)
-        starts = epoch_starts(seed, step * batch_size, batch_size, self.n_train_tokens, seq_len, span)
-        return self._batch(self._corpus.train.windows(starts, span))
+        return self.train_batches([seed], step, batch_size, seq_len)
+
+    def train_batches(self, seeds: list[int], step: int, batch_size: int, seq_len: int) -> Batch:
+        span, n = self._span(self.n_train_tokens, seq_len), self.n_train_tokens
+        starts = [epoch_starts(seed, step * batch_size, batch_size, n, seq_len, span) for seed in seeds]
+        return self._batch(self._corpus.train.windows(np.concatenate(starts), span))
 
     def heldout_batch(self, index: int, batch_size: int, seq_len: int) -> Batch:
         span = self._span(self.n_heldout_tokens, seq_len)

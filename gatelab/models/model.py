@@ -13,7 +13,7 @@ from ..config.architecture import Stack
 from ..config.model import ModelConfig
 from ..nn.attention import GatedAttention
 from ..nn.cache import KVCache
-from ..nn.linear import Linear
+from ..nn.linear import Linear, lookup, spread
 from ..nn.norm import Norm
 from ..nn.relative import RelativeBias
 from .block import Block, Pass
@@ -66,7 +66,8 @@ class Model(nn.Module, ABC):
             raise ValueError(f"registers={c.registers} and document numbers do not go together; leave one out")
         x_BTD = self._embed(stack, tokens_BT, max(0, start - c.registers))
         if R:
-            registers_BRD = self._of(stack, "registers_RD").to(x_BTD.dtype).expand(tokens_BT.shape[0], -1, -1)
+            registers_RD = spread(self._of(stack, "registers_RD"), x_BTD, n_dims=2).to(x_BTD.dtype)
+            registers_BRD = registers_RD.expand(tokens_BT.shape[0], -1, -1)
             x_BTD = torch.cat([registers_BRD, x_BTD], dim=1)
         relative = getattr(self, _prefix(stack) + "relative")
         if relative is not None:
@@ -113,12 +114,12 @@ class Model(nn.Module, ABC):
         return getattr(self, _prefix(stack) + name)
 
     def _embed(self, stack: Stack, tokens_BT: Tensor, start: int) -> Tensor:
-        x_BTD, end = self.embedding(tokens_BT), start + tokens_BT.shape[1]
+        x_BTD, end = lookup(self.embedding.weight, tokens_BT), start + tokens_BT.shape[1]
         table = self._of(stack, "position_embedding")
         if table is not None:
             if end > self.config.max_seq_len:
                 raise ValueError(f"{end} tokens are more than max_seq_len={self.config.max_seq_len} learned positions")
-            x_BTD = x_BTD + table.weight[start:end]
+            x_BTD = x_BTD + spread(table.weight[..., start:end, :], x_BTD, n_dims=2)
         return x_BTD.to(self.compute_dtype or x_BTD.dtype)
 
 

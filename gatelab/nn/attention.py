@@ -7,7 +7,6 @@ to probe and to remove, and may still run as one product (`is_packed`); taps mar
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config.base import validate
@@ -21,7 +20,7 @@ from ..ops.gated_attention import choose, gated_attention
 from .cache import Keys, KVCache
 from .gate import Gate
 from .kv_experts import RoutedHeads
-from .linear import Linear
+from .linear import Linear, linear, spread
 from .norm import Norm
 from .rope import Rope
 from .softmax import LearnedNormaliser
@@ -199,7 +198,7 @@ class GatedAttention(nn.Module):
             gate.logits(x_BTD, v_BTGK=raw_v_BTGK, product=products.get("sdpa")) if is_inside else None,
             gate.spec if is_inside else None,
             normaliser=self.normaliser,
-            learned=None if self.sink is None else self.sink.learned(),
+            learned=None if self.sink is None else self.sink.learned(len(x_BTD)),
             heads=self.heads,
             score_logits_BSH=keys.score_logits_BSH,
             score_gate=None if scores is None else scores.spec,
@@ -253,10 +252,10 @@ class GatedAttention(nn.Module):
         gates = {s: g.g_proj for s, g in self.gates.items() if g.spec.source == "hidden" and g.g_down is None}
         maps = {"q": self.q_proj, "k": self.k_proj, "v": self.v_proj, **gates}
         joined = {name: m for name, m in maps.items() if isinstance(m, Linear)}
-        weight = torch.cat([m.weight.to(x_BTD.dtype) for m in joined.values()])
-        pieces = F.linear(x_BTD, weight).split([m.out_features for m in joined.values()], dim=-1)
+        weight = torch.cat([m.weight.to(x_BTD.dtype) for m in joined.values()], dim=-2)
+        pieces = linear(x_BTD, weight).split([m.out_features for m in joined.values()], dim=-1)
         products = {
-            name: piece if m.bias is None else piece + m.bias.to(x_BTD.dtype)
+            name: piece if m.bias is None else piece + spread(m.bias.to(x_BTD.dtype), x_BTD, n_dims=1)
             for (name, m), piece in zip(joined.items(), pieces, strict=True)
         }
         return products | {name: m(x_BTD) for name, m in maps.items() if name not in joined}

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from ..config.gate import GateSpec
 from ..config.gate_axes import resolve_share
 from ..ops.gate_apply import apply_gate
-from .linear import HeadLinear, Linear
+from .linear import HeadLinear, Linear, spread
 from .tap import Tap
 
 __all__ = ["Gate", "GateSpec"]
@@ -75,7 +75,8 @@ class Gate(nn.Module):
             product: x W_g (+ b) where the layer has computed it already, in one product with its other projections.
         """
         if not self.spec.has_projection:
-            return self.tap_logits(self.constant_HK.to(x_BTD.dtype)[None, None])
+            constant_HK = spread(self.constant_HK, x_BTD, n_dims=2).to(x_BTD.dtype)
+            return self.tap_logits(constant_HK[None, None] if constant_HK.dim() == 2 else constant_HK[:, None])
         logits = self._project(self._source(x_BTD, v_BTGK, y_BTHK)) if product is None else product
         if not isinstance(self.g_proj, HeadLinear):
             logits = logits.unflatten(-1, (self.shape.heads, self.shape.width))

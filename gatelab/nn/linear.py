@@ -1,4 +1,8 @@
-"""Linear maps with float32 master weights, computing in the type of their input."""
+"""Linear maps with float32 master weights, computing in the type of their input.
+
+Notable: in a stack of M models (`gatelab.train.stack`) a parameter has one more axis in front, and a batch holds the
+models' sequences one after the other, [M·B, …]; what multiplies them model by model is here.
+"""
 
 from typing import Literal
 
@@ -20,8 +24,7 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., d_in] to [..., d_out]."""
-        bias = None if self.bias is None else self.bias.to(x.dtype)
-        return F.linear(x, self.weight.to(x.dtype), bias)
+        return linear(x, self.weight, self.bias)
 
 
 class HeadLinear(nn.Module):
@@ -36,6 +39,42 @@ class HeadLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The heads' slices lie side by side on the last axis of x."""
-        slices = x.unflatten(-1, (self.weight.shape[0], self.in_features))
-        out = torch.einsum("...hi,hoi->...ho", slices, self.weight.to(x.dtype))
-        return out if self.bias is None else out + self.bias.to(x.dtype)
+        slices, weight = x.unflatten(-1, (self.weight.shape[-3], self.in_features)), self.weight.to(x.dtype)
+        if weight.dim() == 3:
+            out = torch.einsum("...hi,hoi->...ho", slices, weight)
+            return out if self.bias is None else out + self.bias.to(x.dtype)
+        slices_MNHI = slices.reshape(len(weight), -1, *slices.shape[-2:])
+        out = torch.einsum("mnhi,mhoi->mnho", slices_MNHI, weight)
+        out = out if self.bias is None else out + self.bias.to(x.dtype)[:, None]
+        return out.reshape(*slices.shape[:-1], -1)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x W ᵀ + b in x's type, [..., in] to [..., out]; of M stacked weights [M, out, in] (and biases [M, out]) each
+    multiplies its M-th of the first axis of x."""
+    weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
+    if weight.dim() == 2:
+        return F.linear(x, weight, bias)
+    x_MNI = x.reshape(len(weight), -1, x.shape[-1])
+    weight_MIO = weight.transpose(1, 2)
+    out_MNO = torch.bmm(x_MNI, weight_MIO) if bias is None else torch.baddbmm(bias[:, None], x_MNI, weight_MIO)
+    return out_MNO.view(*x.shape[:-1], -1)
+
+
+def lookup(table: Tensor, ids_BT: Tensor) -> Tensor:
+    """Rows of a table [V, D] by their numbers, [B, T, D]; of M stacked tables [M, V, D] each serves its M-th of the first
+    axis."""
+    if table.dim() == 2:
+        return F.embedding(ids_BT, table)
+    M, V, _ = table.shape
+    first_M = torch.arange(0, M * V, V, device=ids_BT.device)
+    return F.embedding(ids_BT + first_M.repeat_interleave(len(ids_BT) // M)[:, None], table.flatten(0, 1))
+
+
+def spread(values: Tensor, like: Tensor, *, n_dims: int) -> Tensor:
+    """A parameter of `n_dims` axes as it multiplies the last axes of a tensor [B, …]: as it is, or of M stacked ones
+    [M·B, 1, …], each repeated for its sequences."""
+    if values.dim() == n_dims:
+        return values
+    spread_MB = values[:, None].expand(-1, len(like) // len(values), *values.shape[1:]).flatten(0, 1)
+    return spread_MB.view(len(like), *[1] * (like.dim() - 1 - n_dims), *values.shape[1:])

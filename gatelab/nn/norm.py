@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .linear import Linear
+from .linear import Linear, spread
 
 
 class Norm(nn.Module):
@@ -33,10 +33,23 @@ class Norm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Same shape and type; torch's kernels accumulate in float32."""
+        if self.kind != "rms-no-gain" and self.weight.dim() > 1:
+            return self._stacked(x)
         if self.kind == "layer":
             return F.layer_norm(x, (self.width,), self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
         weight = None if self.kind == "rms-no-gain" else self.weight.to(x.dtype)
         normed = F.rms_norm(x, (self.width,), weight, self.eps)
+        if self.kind != "gated-rms":
+            return normed
+        return normed * self.up(F.silu(self.down(normed))).sigmoid()
+
+    def _stacked(self, x: Tensor) -> Tensor:
+        """Of M models, with their own gains: [M·B, …, width]. Rounded once, as torch's kernels do."""
+        wide, shape = x.to(torch.promote_types(x.dtype, torch.float32)), (self.width,)
+        if self.kind == "layer":
+            normed = F.layer_norm(wide, shape, eps=self.eps)
+            return (normed * spread(self.weight, x, n_dims=1) + spread(self.bias, x, n_dims=1)).to(x.dtype)
+        normed = (F.rms_norm(wide, shape, eps=self.eps) * spread(self.weight, x, n_dims=1)).to(x.dtype)
         if self.kind != "gated-rms":
             return normed
         return normed * self.up(F.silu(self.down(normed))).sigmoid()

@@ -22,9 +22,14 @@ class LearnedNormaliser(nn.Module):
             )
             self.register_parameter(name, nn.Parameter(values))
 
-    def learned(self) -> dict[str, Tensor]:
-        """The parameters by name, as the attention op takes them."""
-        return {name: getattr(self, name) for name in self.names}
+    def learned(self, n_sequences: int = 1) -> dict[str, Tensor]:
+        """The parameters by name, as the attention op takes them; of M stacked models for each of so many sequences."""
+        n_dims = {name: len(start.shape) for name, start in self.normaliser.learned(self.heads).items()}
+        values = {name: getattr(self, name) for name in self.names}
+        return {
+            name: x if x.dim() == n_dims[name] else x.repeat_interleave(n_sequences // len(x), dim=0)
+            for name, x in values.items()
+        }
 
     def extra_repr(self) -> str:
         """The kind."""

@@ -72,6 +72,17 @@ class Recorder:
             )
         return [row for probe in self.probes for row in probe.rows(run, step)]
 
+    def rows_of(self, runs: list[str], step: int) -> list[list[Row]]:
+        """`rows` of each run of a stacked model: of M runs the first has the first M-th of every batch, and so on.
+
+        Raises:
+            ValueError: as `rows`.
+        """
+        if len(runs) == 1 or not self.n_layers_seen:
+            return [self.rows(run, step) for run in runs]
+        by_probe = [probe.divided(len(runs)) for probe in self.probes]
+        return [[row for parts in by_probe for row in parts[m].rows(run, step)] for m, run in enumerate(runs)]
+
 
 @contextmanager
 def capture(
@@ -154,7 +165,7 @@ def _watch(attention: GatedAttention, index: int, recorder: Recorder) -> list[An
             k_BSGK=seen["k"],
             v_BSGK=seen["v"],
             normaliser=attention.normaliser,
-            learned=None if attention.sink is None else attention.sink.learned(),
+            learned=None if attention.sink is None else attention.sink.learned(len(seen["q"])),
             heads=attention.heads,
             is_causal=stack is None,
             window=attention.window,

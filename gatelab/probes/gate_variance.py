@@ -44,6 +44,17 @@ class GateVariance(Probe):
                 tokens_BT = None if view.tokens_BS is None else view.tokens_BS.cpu()
                 self._seen[key].append((mean_BTH, position_T.expand(mean_BTH.shape[:2]), tokens_BT))
 
+    def divided(self, n: int) -> list[Probe]:
+        """With the scores that are kept."""
+        out = super().divided(n)
+        for key, seen in self._seen.items():
+            for mean_BTH, position_BT, tokens_BT in seen:
+                tokens = [None] * n if tokens_BT is None else tokens_BT.chunk(n)
+                parts = zip(out, mean_BTH.chunk(n), position_BT.chunk(n), tokens, strict=True)
+                for probe, *own in parts:
+                    probe._seen[key].append(tuple(own))
+        return out
+
     def rows(self, run: str, step: int) -> list[Row]:
         """Heads' and layers' shares, and the model's."""
         rows: list[Row] = []

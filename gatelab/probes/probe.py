@@ -7,7 +7,7 @@ gathered of them adds up, so that a probe sees no difference.
 
 from abc import ABC, abstractmethod
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from typing import Any, ClassVar, NamedTuple, TypeVar
@@ -161,6 +161,18 @@ class Probe(ABC):
         """File places, of any shape; −1 is: nowhere, which counts and is not listed."""
         self._places[metric, _key(coordinates)].append(index.detach().reshape(-1, 1))
 
+    def divided(self, n: int) -> list["Probe"]:
+        """What was filed of each n-th of the batches, as n probes."""
+        out = [type(self)(self.config, self.domains) for _ in range(n)]
+        for name in ("_many", "_places"):
+            filed = getattr(self, name)
+            here = _on_host_as_they_are([part for parts in filed.values() for part in parts])
+            for key, parts in filed.items():
+                for _ in parts:
+                    for probe, own in zip(out, next(here).chunk(n), strict=True):
+                        getattr(probe, name)[key].append(own)
+        return out
+
     @abstractmethod
     def summaries(self, rows: list[Row]) -> list[Row]:
         """Model-level rows from the layer rows."""
@@ -210,6 +222,17 @@ def _on_host(filed: dict[Any, list[Tensor]]) -> dict[Any, np.ndarray]:
         for part, values in zip(there, np.split(flat_N, ends[:-1]), strict=True):
             here[id(part)] = values.reshape(part.shape)
     return {name: _joined([here[id(part)] for part in parts]) for name, parts in filed.items()}
+
+
+def _on_host_as_they_are(tensors: list[Tensor]) -> Iterator[Tensor]:
+    """The tensors on the host, fetched in one go from each device and type."""
+    here: dict[int, Tensor] = {}
+    for kind in dict.fromkeys((t.device, t.dtype) for t in tensors):
+        there = [t for t in tensors if (t.device, t.dtype) == kind]
+        flat_N = torch.cat([t.flatten() for t in there]).cpu()
+        for t, values in zip(there, flat_N.split([t.numel() for t in there]), strict=True):
+            here[id(t)] = values.view(t.shape)
+    return iter([here[id(t)] for t in tensors])
 
 
 def _joined(parts: list[np.ndarray]) -> np.ndarray:

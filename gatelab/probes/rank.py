@@ -28,6 +28,14 @@ class Rank(Probe):
         if not view.is_short:
             self._grams.append((view.where | {"length": view.n_queries}, view.of(SampledRank).gram_BHRR))
 
+    def divided(self, n: int) -> list[Probe]:
+        """With the rows' products."""
+        out = super().divided(n)
+        for where, gram_BHRR in self._grams:
+            for probe, own in zip(out, gram_BHRR.chunk(n), strict=True):
+                probe._grams.append((where, own))
+        return out
+
     def rows(self, run: str, step: int) -> list[Row]:
         """Heads, layers, model."""
         by_size: dict[torch.Size, list[tuple[dict[str, object], Tensor]]] = {}

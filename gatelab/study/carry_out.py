@@ -124,13 +124,10 @@ def _write_step(step: Step, group: "Group", runs: list[RunFolder], writers: list
 
 
 def _look(group: "Group", runs: list[RunFolder], writers: list[_Writer]) -> None:
-    from ..evals.heldout import measure
+    from ..evals.heldout import look
 
-    for folder, member, writer in zip(runs, group.members, writers, strict=True):
-        if member.alive:
-            writer.rows.write(
-                measure(member.model, member.source, member.run, fingerprint=folder.fingerprint, step=group.step)
-            )
+    for writer, rows in zip(writers, look(group, [folder.fingerprint for folder in runs]), strict=True):
+        writer.rows.write(rows)
 
 
 def _show_progress(

@@ -22,10 +22,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ..config import Execution
+from ..config import Execution, Run, validate
 from ..store import RunFolder, StudyFolder
 from . import ledger
 from .executor import EXITS, GRACE_S, TARGET, Ended, Executor, Task
+from .grouping import group_size
 from .worker import disk_is_full
 
 Kind = Literal["submitted", "ended", "left", "state"]
@@ -238,7 +239,7 @@ class _Driver:
 
     def _submit(self) -> bool:
         """Start the next group: pending runs of one cell and arm (one shape) with one micro-batch. False: none is ready."""
-        first, group = None, []
+        first, group, most = None, [], 1
         for fingerprint in list(self._pending):
             if not self._is_ready(fingerprint):
                 continue
@@ -252,9 +253,10 @@ class _Driver:
                 # Another driver was faster.
                 self._sort_in(fingerprint, "state")
                 continue
-            first = shape
+            if first is None:
+                first, most = shape, self._execution.group or self._fitting(run)
             group.append(run)
-            if len(group) == self._execution.group:
+            if len(group) == most:
                 break
         if first is None:
             return False
@@ -267,6 +269,10 @@ class _Driver:
         for name in names:
             self._tell("submitted", name, "running")
         return True
+
+    def _fitting(self, run: RunFolder) -> int:
+        """How many runs like this one train together."""
+        return group_size(validate(Run, run.config()), has_gpus=self._executor.has_gpus)
 
     def _settle(self, ended: Ended) -> None:
         """Close what an ended task left open, and decide how its runs go on."""

@@ -51,6 +51,10 @@ class Executor(Protocol):
     def slots(self) -> int:
         """Tasks that run at once; a driver keeps no more than these submitted."""
 
+    @property
+    def has_gpus(self) -> bool:
+        """Whether tasks find a GPU."""
+
     def submit(self, task: Task) -> str:
         """Start a task and return its handle without waiting for it."""
 

@@ -74,6 +74,10 @@ class LocalExecutor:
     def slots(self) -> int:
         return self._slots
 
+    @property
+    def has_gpus(self) -> bool:
+        return bool(self._devices)
+
     def submit(self, task: Task) -> str:
         if self._server is None:
             self._start_server()

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..config.data import Data
 from ..config.run import Execution, Run
 from ..data import Source, open_source
 from ..models import build_model
@@ -17,6 +18,7 @@ from ..models.model import Model
 from .checkpoint import pack, unpack
 from .optim import build_optimizer
 from .parallel import Ranks, join
+from .stack import Stack, why_not
 
 
 @dataclass
@@ -60,8 +62,9 @@ class Group:
                 "execution.compile=auto, which then does not compile, or off"
             )
         self.dtype = pick_dtype(first.train.precision, self.device)
+        self._sources: dict[Data, Source] = {}
         self.members = [self._member(run) for run in runs]
-        self.step = 0
+        self.step, self.stack = 0, None
 
     @property
     def run(self) -> Run:
@@ -74,6 +77,17 @@ class Group:
         return self.execution.micro_batch or self.run.train.batch_size
 
     @property
+    def is_stacked(self) -> bool:
+        """Whether its runs are trained as one stack."""
+        return len(self.members) > 1 and why_not(self) is None
+
+    def stacked(self) -> Stack:
+        """The stack of its runs, which from then on holds their weights."""
+        if self.stack is None:
+            self.stack = Stack(self)
+        return self.stack
+
+    @property
     def is_compiled(self) -> bool:
         if self.execution.compile == "auto":
             return self.device.type == "cuda" and all(m.run.optim.qk_clip is None for m in self.members)
@@ -81,7 +95,7 @@ class Group:
 
     def facts(self) -> dict[str, Any]:
         """What was really used, for the run's environment.json."""
-        from ..ops.gated_attention import choose
+        from ..ops.gated_attention import chosen_for
 
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
         return {
@@ -89,16 +103,24 @@ class Group:
             "compute_dtype": str(self.dtype).removeprefix("torch."),
             "compiled": self.is_compiled,
             "packed": self.execution.packed,
-            "attention": choose("auto", self.run.model.softmax),
+            "attention": chosen_for(
+                self.run.model,
+                dtype=self.dtype,
+                device=self.device,
+                has_mask=getattr(self.run.data, "document_mask", False),
+            ),
             "threads": torch.get_num_threads(),
             "micro_batch": self.micro_batch,
             "processes": self.ranks.world,
             "runs_in_group": len(self.members),
+            "stacked": self.is_stacked,
         }
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything that training needs to continue, as tensors and JSON."""
         tensors: dict[str, Tensor] = {}
+        if self.stack is not None:
+            self.stack.publish(self.step)
         for i, m in enumerate(self.members):
             tensors |= pack(m.model, m.optimizer, f"{i}.")
             tensors[f"{i}.losses"] = torch.tensor(m.losses, dtype=torch.float64)
@@ -110,10 +132,13 @@ class Group:
             unpack(m.model, m.optimizer, tensors, f"{i}.", path)
             m.losses = tensors[f"{i}.losses"].tolist()
             m.alive = state["alive"][i]
-        self.step = state["step"]
+        self.step, self.stack = state["step"], None  # to be built anew of what was loaded
 
     def _member(self, run: Run) -> Member:
-        source = open_source(run.data)
+        # Runs of one text read one source.
+        if run.data not in self._sources:
+            self._sources[run.data] = open_source(run.data)
+        source = self._sources[run.data]
         run = run.resolved(source.vocab_size)
         model = build_model(run.model, seed=run.seed).to(self.device)
         model.compute_dtype, model.is_packed = self.dtype, self.execution.packed

@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from ..config.run import Run
-from ..data import IGNORED, Batch, objective_batch
+from ..data import IGNORED, Batch, joined, objective_batch, objective_batches
 from ..nn.moe import Routing
 from ..record import Step
 from .group import Group, Member
 from .objectives import choices, router_loss, target_loss
 from .qk_clip import clip_queries, largest_logits
 from .schedule import learning_rate
+from .stack import StackedBatch
 
 Loss = Callable[..., Tensor]
 
@@ -32,22 +33,21 @@ def train(group: Group | Run) -> Iterator[Step]:
     """
     group = Group([group]) if isinstance(group, Run) else group
     steps = group.run.train.steps
-    loss_function = torch.compile(target_loss, dynamic=False) if group.is_compiled else target_loss
-    batches = [_batch(group, m) for m in group.members]
+    if group.step >= steps:
+        return
+    training = _Together(group) if group.is_stacked else _InTurn(group)
+    training.fetch(group.step)
     while group.step < steps and any(m.alive for m in group.members):
         index = group.step
         rates = [learning_rate(m.run.optim, index, steps) for m in group.members]
-        measured = [
-            _optimise(group, m, batch, rate, loss_function) if m.alive else None
-            for m, batch, rate in zip(group.members, batches, rates, strict=True)
-        ]
+        measured = training.optimise(rates, index)
         group.step = index + 1
         if group.step < steps:
             # Before the results are read: on a GPU the next batch is made while this step computes.
-            batches = [_batch(group, m) for m in group.members]
+            training.fetch(group.step)
         losses, norms, diverged = [], [], []
-        for m, result in zip(group.members, measured, strict=True):
-            loss, norm = (math.nan, math.nan) if result is None else result.tolist()
+        for m, (loss, norm) in zip(group.members, measured.tolist(), strict=True):
+            loss, norm = (loss, norm) if m.alive else (math.nan, math.nan)
             diverged.append(m.alive and not (math.isfinite(loss) and math.isfinite(norm)))
             m.alive = m.alive and not diverged[-1]
             m.losses.append(loss)
@@ -55,6 +55,57 @@ def train(group: Group | Run) -> Iterator[Step]:
             norms.append(norm)
         tokens = group.step * group.run.train.tokens_per_step
         yield Step(group.step, tokens, rates, losses, norms, diverged)
+
+
+class _Together:
+    """A group whose runs are one stack."""
+
+    def __init__(self, group: Group):
+        self.group, self.stack = group, group.stacked()
+
+    def fetch(self, step: int) -> None:
+        """Make the batches of a step."""
+        group, t = self.group, self.group.run.train
+        objective = group.run.resolved_objective
+        # Runs of one source are read together.
+        by_source: dict[int, list[Member]] = {}
+        for m in group.members:
+            by_source.setdefault(id(m.source), []).append(m)
+        if len(by_source) == 1:
+            seeds = [m.run.seed for m in group.members]
+            batch = objective_batches(group.members[0].source, objective, seeds, step, t.batch_size, t.seq_len)
+        else:
+            parts = [
+                objective_batch(m.source, objective, m.run.seed, step, t.batch_size, t.seq_len) for m in group.members
+            ]
+            batch = joined(parts)
+        self.batch = StackedBatch(batch, len(group.members), group.device)
+
+    def optimise(self, rates: list[float], step: int) -> Tensor:
+        """One step of all; (cross-entropy, gradient norm) a run."""
+        return self.stack.optimise(self.batch, rates, step)
+
+
+class _InTurn:
+    """A group whose runs take their steps one after the other."""
+
+    def __init__(self, group: Group):
+        self.group = group
+        self.loss_function = torch.compile(target_loss, dynamic=False) if group.is_compiled else target_loss
+
+    def fetch(self, step: int) -> None:
+        """Make the batches of a step."""
+        self.batches = [_batch(self.group, m, step) for m in self.group.members]
+
+    def optimise(self, rates: list[float], step: int) -> Tensor:
+        """One step of each; (cross-entropy, gradient norm) a run."""
+        nothing = torch.full((2,), math.nan, device=self.group.device)
+        return torch.stack(
+            [
+                _optimise(self.group, m, batch, rate, self.loss_function) if m.alive else nothing
+                for m, batch, rate in zip(self.group.members, self.batches, rates, strict=True)
+            ]
+        )
 
 
 def _optimise(group: Group, member: Member, batch: "DeviceBatch", rate: float, loss_function: Loss) -> Tensor:
@@ -115,10 +166,10 @@ class DeviceBatch:
             yield tuple(None if t is None else t[i : i + size] for t in self.tensors)
 
 
-def _batch(group: Group, member: Member) -> DeviceBatch:
+def _batch(group: Group, member: Member, step: int) -> DeviceBatch:
     run, t = member.run, member.run.train
     objective = run.resolved_objective
-    return DeviceBatch(objective_batch(member.source, objective, run.seed, group.step, t.batch_size, t.seq_len), group)
+    return DeviceBatch(objective_batch(member.source, objective, run.seed, step, t.batch_size, t.seq_len), group)
 
 
 def _to(array: object, device: torch.device) -> Tensor:

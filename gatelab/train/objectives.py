@@ -45,6 +45,22 @@ def target_loss(
     )
 
 
+def target_losses(
+    model: Model,
+    n_models: int,
+    inputs_BT: Tensor,
+    targets_BT: Tensor,
+    segment_ids_BT: Tensor | None = None,
+    decoder_inputs_BT: Tensor | None = None,
+) -> Tensor:
+    """`target_loss` of each of M stacked models, [M]; the batch holds their sequences one after the other."""
+    logits_BTV = logits_of(model, inputs_BT, segment_ids_BT, decoder_inputs_BT)
+    loss_N = F.cross_entropy(
+        logits_BTV.flatten(0, 1).float(), targets_BT.flatten(), ignore_index=IGNORED, reduction="none"
+    )
+    return loss_N.view(n_models, -1).sum(dim=1)
+
+
 @dataclass(frozen=True)
 class Choices:
     """What the routers chose in the global batch: choices of each expert, and tokens, a layer."""

@@ -21,6 +21,8 @@ HOUR = 3600.0
 class Scripted:
     """Carries out each task at once: `script(run, times)` gives the outcome of a run that was begun `times` times."""
 
+    has_gpus = False
+
     def __init__(self, script: Callable[[RunFolder, int], str], slots: int = 1):
         self.slots, self.tasks, self.most = slots, [], 0
         self._script, self._ended = script, []

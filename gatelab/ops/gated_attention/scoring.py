@@ -83,8 +83,9 @@ def scoring(
         raise ValueError(f"{heads} does not describe q and k, which have {H} and {G} heads of {K} channels")
     learned = {} if learned is None else learned
     expected = {name: p.shape for name, p in normaliser.learned(heads).items()}
-    if {name: tuple(t.shape) for name, t in learned.items()} != expected:
-        given = {name: tuple(t.shape) for name, t in learned.items()}
+    given = {name: tuple(t.shape) for name, t in learned.items()}
+    of_each = {name: (B, *shape) for name, shape in expected.items()} if normaliser.may_differ else expected
+    if given not in (expected, of_each):
         raise ValueError(f"learned of shapes {given}: {normaliser.kind} takes {expected}")
     if score_logits_BSH is not None:
         score_logits_BSH = score_logits_BSH.expand(-1, S, -1)  # a constant has 1 in the place of S

@@ -1,0 +1,32 @@
+"""How many runs of one shape train as one stack, where a study does not say: enough to keep a GPU busy.
+
+Notable: a step below about 32 thousand tokens leaves a GPU waiting for launches, and weights of small models are read once a
+step however many sequences there are, so small runs share steps until these have that many tokens. Large ones are alone.
+"""
+
+import math
+
+from ..config.run import Run
+from ..train.cost import training_bytes
+
+# Tokens of a step, over all runs of a stack.
+_TOKENS = 2**17
+_MOST_RUNS = 256
+# Bytes of all runs together, half of the smallest GPU that training is done on in earnest.
+_MOST_BYTES = 2**35
+
+
+def group_size(run: Run, *, has_gpus: bool) -> int:
+    """Runs in one process: on CPUs one, since processes share the cores better; 1 too for what `gatelab.train.stack` does not
+    stack.
+
+    Args:
+        run: resolved.
+    """
+    model, train = run.model, run.train
+    stacks = model.moe is None and model.positions != "relative" and run.optim.qk_clip is None
+    if not has_gpus or not stacks:
+        return 1
+    of_one = training_bytes(model, train.batch_size, train.seq_len, objective=run.objective).total()
+    wanted = math.ceil(_TOKENS / train.tokens_per_step)
+    return max(1, min(wanted, _MOST_RUNS, _MOST_BYTES // of_one))
