@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "gatelab"
 LAYERS = (
     "config", "record", "ops", "nn", "models", "data", "train", "probes", "evals", "store", "study",
-    "analysis", "report", "catalogue", "lab", "terminal", "cli",
+    "analysis", "report", "catalogue", "bench", "lab", "terminal", "cli",
 )  # fmt: skip
 # Studies are what a user writes: they name anything, and nothing names them.
 FILES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py" and p.parent.name != "studies")

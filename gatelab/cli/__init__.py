@@ -13,8 +13,10 @@ from typing import Annotated, Any
 from cyclopts import CycloptsError, Parameter
 
 from .base import Json, app, print_json, said, tell
+from .bench import bench as bench_command
 from .probe import probe as probe_command
 
+app.command(bench_command)
 app.command(probe_command)
 _MOST_LINES = 20  # of one error; a grid can be wrong in thousands of cells
 

@@ -29,5 +29,16 @@ class Decoder(Model):
         Raises:
             ValueError: when the sequence is longer than the positions or the cache.
         """
+        return self.head(self.hidden(tokens_BT, segment_ids_BT=segment_ids_BT, cache=cache, routed=routed))
+
+    def hidden(
+        self,
+        tokens_BT: Tensor,
+        *,
+        segment_ids_BT: Tensor | None = None,
+        cache: KVCache | None = None,
+        routed: list[Routing] | None = None,
+    ) -> Tensor:
+        """What the head reads, [B, T, D]; arguments and errors as of `forward`."""
         (stack,) = self.config.architecture.stacks
-        return self.head(self.run(stack, tokens_BT, Pass(segment_ids_BT, cache, routed=routed)))
+        return self.run(stack, tokens_BT, Pass(segment_ids_BT, cache, routed=routed))

@@ -22,5 +22,11 @@ class Encoder(Model):
         Raises:
             ValueError: when the sequence is longer than the positions.
         """
+        return self.head(self.hidden(tokens_BT, segment_ids_BT=segment_ids_BT, routed=routed))
+
+    def hidden(
+        self, tokens_BT: Tensor, *, segment_ids_BT: Tensor | None = None, routed: list[Routing] | None = None
+    ) -> Tensor:
+        """What the head reads, [B, T, D]; arguments and errors as of `forward`."""
         (stack,) = self.config.architecture.stacks
-        return self.head(self.run(stack, tokens_BT, Pass(segment_ids_BT, routed=routed)))
+        return self.run(stack, tokens_BT, Pass(segment_ids_BT, routed=routed))

@@ -31,8 +31,19 @@ class EncoderDecoder(Model):
         Raises:
             ValueError: when a sequence is longer than the positions or the cache.
         """
+        return self.head(self.hidden(tokens_BS, decoder_tokens_BT, cache=cache, routed=routed))
+
+    def hidden(
+        self,
+        tokens_BS: Tensor,
+        decoder_tokens_BT: Tensor,
+        *,
+        cache: KVCache | None = None,
+        routed: list[Routing] | None = None,
+    ) -> Tensor:
+        """What the head reads, [B, T, D]; arguments and errors as of `forward`."""
         context_BSD = None if cache is not None and cache.context else self.encode(tokens_BS, routed=routed)
-        return self.decode(context_BSD, decoder_tokens_BT, cache=cache, routed=routed)
+        return self._decoded(context_BSD, decoder_tokens_BT, Pass(cache=cache, routed=routed))
 
     def encode(self, tokens_BS: Tensor, *, routed: list[Routing] | None = None) -> Tensor:
         """The context that the decoder looks at, [B, S, D]."""
@@ -47,5 +58,8 @@ class EncoderDecoder(Model):
         routed: list[Routing] | None = None,
     ) -> Tensor:
         """Logits [B, T, V] given the context; None when the cache has it."""
-        given = Pass(cache=cache, context_BSD=context_BSD, routed=routed)
-        return self.head(self.run(self.config.architecture.stacks[1], decoder_tokens_BT, given))
+        return self.head(self._decoded(context_BSD, decoder_tokens_BT, Pass(cache=cache, routed=routed)))
+
+    def _decoded(self, context_BSD: Tensor | None, decoder_tokens_BT: Tensor, given: Pass) -> Tensor:
+        given.context_BSD = context_BSD
+        return self.run(self.config.architecture.stacks[1], decoder_tokens_BT, given)

@@ -51,6 +51,10 @@ class Model(nn.Module, ABC):
     def forward(self, tokens_BT: Tensor) -> Tensor:
         """Logits."""
 
+    @abstractmethod
+    def hidden(self, tokens_BT: Tensor) -> Tensor:
+        """What the head reads."""
+
     def run(self, stack: Stack, tokens_BT: Tensor, given: Pass) -> Tensor:
         """The normed hidden state that a stack makes of tokens, [B, T, D]; registers are added and taken off here.
 

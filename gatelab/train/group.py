@@ -78,8 +78,8 @@ class Group:
 
     @property
     def is_stacked(self) -> bool:
-        """Whether its runs are trained as one stack."""
-        return len(self.members) > 1 and why_not(self) is None
+        """Whether its runs are trained as one stack; on a GPU a run alone too, whose step then waits for no launches."""
+        return (len(self.members) > 1 or self.device.type == "cuda") and why_not(self) is None
 
     def stacked(self) -> Stack:
         """The stack of its runs, which from then on holds their weights."""

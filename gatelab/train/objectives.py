@@ -6,13 +6,13 @@ Notable: all are sums over a part of a batch divided by numbers of the whole, so
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..config.moe import MoE
 from ..data import IGNORED
 from ..models.model import Model
 from ..nn.moe import Routing, router_losses
+from ..ops.linear_cross_entropy import linear_cross_entropy
 from .parallel import Ranks
 
 
@@ -38,11 +38,9 @@ def target_loss(
     routed: list[Routing] | None = None,
 ) -> Tensor:
     """Sum over targets of the cross-entropy in nats, float32; targets that are IGNORED do not count."""
-    logits_BTV = logits_of(model, inputs_BT, segment_ids_BT, decoder_inputs_BT, routed)
-    # The log-sum-exp over the vocabulary needs float32.
-    return F.cross_entropy(
-        logits_BTV.flatten(0, 1).float(), targets_BT.flatten(), ignore_index=IGNORED, reduction="sum"
-    )
+    x_BTD = _hidden_of(model, inputs_BT, segment_ids_BT, decoder_inputs_BT, routed)
+    weight_1VD, targets_1N = model.head.weight[None], targets_BT.flatten()[None]
+    return linear_cross_entropy(x_BTD.flatten(0, 1)[None], weight_1VD, targets_1N, ignored=IGNORED)[0]
 
 
 def target_losses(
@@ -53,12 +51,23 @@ def target_losses(
     segment_ids_BT: Tensor | None = None,
     decoder_inputs_BT: Tensor | None = None,
 ) -> Tensor:
-    """`target_loss` of each of M stacked models, [M]; the batch holds their sequences one after the other."""
-    logits_BTV = logits_of(model, inputs_BT, segment_ids_BT, decoder_inputs_BT)
-    loss_N = F.cross_entropy(
-        logits_BTV.flatten(0, 1).float(), targets_BT.flatten(), ignore_index=IGNORED, reduction="none"
-    )
-    return loss_N.view(n_models, -1).sum(dim=1)
+    """`target_loss` of each of M stacked models (or of a plain one), [M]; the batch holds their sequences one after the other."""
+    x_BTD = _hidden_of(model, inputs_BT, segment_ids_BT, decoder_inputs_BT)
+    x_MND, targets_MN = x_BTD.reshape(n_models, -1, x_BTD.shape[-1]), targets_BT.reshape(n_models, -1)
+    weight_MVD = model.head.weight.view(n_models, -1, x_BTD.shape[-1])
+    return linear_cross_entropy(x_MND, weight_MVD, targets_MN, ignored=IGNORED)
+
+
+def _hidden_of(
+    model: Model,
+    inputs_BT: Tensor,
+    segment_ids_BT: Tensor | None,
+    decoder_inputs_BT: Tensor | None,
+    routed: list[Routing] | None = None,
+) -> Tensor:
+    if decoder_inputs_BT is None:
+        return model.hidden(inputs_BT, segment_ids_BT=segment_ids_BT, routed=routed)
+    return model.hidden(inputs_BT, decoder_inputs_BT, routed=routed)
 
 
 @dataclass(frozen=True)

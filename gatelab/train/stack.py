@@ -1,5 +1,7 @@
 """Stack: M runs of one shape trained in one step: weights [M, …], batches [M·B, …], one pass, one update.
 
+M may be 1: on a GPU a run alone is trained by the same step, for its graph.
+
 Notable: a run's own model and optimiser state are views of the stack's, so that looks, rows and checkpoints of a run are
 what they are without it. Losses are summed, so gradients of runs do not meet; learning rates, decays, clips and the end of
 a diverged run are numbers of one axis. On a GPU the step is captured once, as one CUDA graph, and replayed.
@@ -7,7 +9,8 @@ a diverged run are numbers of one axis. On a GPU the step is captured once, as o
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,6 +23,8 @@ from .objectives import target_losses
 if TYPE_CHECKING:
     from .group import Group, Member
 
+# A parameter begins at a multiple of so many float32 numbers.
+_EVEN = 32
 # What the update takes of each run, in this order.
 _HYPER = ("rate", "decay", "beta1", "beta2", "eps", "unbias1", "unbias2", "clip", "alive")
 
@@ -52,13 +57,12 @@ class Stack:
     def __init__(self, group: "Group"):
         self.members, self.device, self.is_compiled = group.members, group.device, group.is_compiled
         self.n_parts = -(-group.run.train.batch_size // group.micro_batch)
-        self.model = _stacked([m.model for m in self.members])
-        self.names = [name for name, _ in self.model.named_parameters()]
-        self.parameters = [p for _, p in self.model.named_parameters()]
-        decays = _decays(self.members[0])
-        self.decayed = [decays[name] for name in self.names]
-        self.first = [torch.zeros_like(p) for p in self.parameters]
-        self.second = [torch.zeros_like(p) for p in self.parameters]
+        self.places = _places(self.members[0].model)
+        self.weights_MP = _flat([dict(m.model.named_parameters()) for m in self.members], self.places)
+        self.first_MP, self.second_MP = torch.zeros_like(self.weights_MP), torch.zeros_like(self.weights_MP)
+        self.model = _stacked([m.model for m in self.members], self.weights_MP, self.places)
+        self.parameters = [dict(self.model.named_parameters())[name] for name in self.places]
+        self.is_decayed_P = _decayed(self.members[0], self.places, self.weights_MP)
         self._take_states()
         self._losses: Callable[..., Tensor] = target_losses
         self._update: Callable[..., Tensor] = update
@@ -86,17 +90,17 @@ class Stack:
         """Give each run's optimiser its state as it stands after `step` steps."""
         for m, member in enumerate(self.members):
             own = dict(member.model.named_parameters())
-            for name, first, second in zip(self.names, self.first, self.second, strict=True):
+            for name, place in self.places.items():
+                first, second = place.of(self.first_MP[m]), place.of(self.second_MP[m])
                 count = torch.tensor(float(step), device=self.device)
-                member.optimizer.state[own[name]] = {"step": count, "exp_avg": first[m], "exp_avg_sq": second[m]}
+                member.optimizer.state[own[name]] = {"step": count, "exp_avg": first, "exp_avg_sq": second}
 
     def _take_states(self) -> None:
         for m, member in enumerate(self.members):
             for name, p in member.model.named_parameters():
                 if state := member.optimizer.state.get(p):
-                    i = self.names.index(name)
-                    self.first[i][m].copy_(state["exp_avg"])
-                    self.second[i][m].copy_(state["exp_avg_sq"])
+                    self.places[name].of(self.first_MP[m]).copy_(state["exp_avg"])
+                    self.places[name].of(self.second_MP[m]).copy_(state["exp_avg_sq"])
 
     def _hyper(self, rates: list[float], step: int) -> Tensor:
         """[9, M] in the order of `_HYPER`, float32 on the host."""
@@ -118,7 +122,8 @@ class Stack:
             total_M = loss_M.detach() if total_M is None else total_M + loss_M.detach()
             gradients = found if gradients is None else torch._foreach_add(gradients, found)
         with torch.no_grad():
-            norm_M = self._update(self.parameters, gradients, self.first, self.second, self.decayed, hyper)
+            gradient_MP = _side_by_side(gradients, self.places, self.weights_MP)
+            norm_M = self._update(self.weights_MP, gradient_MP, self.first_MP, self.second_MP, self.is_decayed_P, hyper)
         return torch.stack([total_M, norm_M], dim=1)
 
 
@@ -181,55 +186,96 @@ class _Captured:
 
 
 def update(
-    parameters: list[Tensor],
-    gradients: list[Tensor],
-    first: list[Tensor],
-    second: list[Tensor],
-    decayed: list[bool],
+    weights_MP: Tensor,
+    gradient_MP: Tensor,
+    first_MP: Tensor,
+    second_MP: Tensor,
+    is_decayed_P: Tensor,
     hyper: Tensor,
 ) -> Tensor:
     """AdamW with decoupled decay (arXiv 1711.05101) in place, after clipping each run's global norm; returns the norms [M].
 
-    All tensors are [M, …]; `hyper` is [9, M] in the order of `_HYPER`. A run that is not alive keeps every bit.
+    `hyper` is [9, M] in the order of `_HYPER`. A run that is not alive keeps every bit.
     """
-    norm_M = torch.stack([g.flatten(1).float().square().sum(dim=1) for g in gradients]).sum(dim=0).sqrt()
-    rate, decay, beta1, beta2, eps, unbias1, unbias2, clip, alive = hyper.unbind(0)
-    scale_M = (clip / (norm_M + 1e-6)).clamp(max=1.0)
-    for p, g, m, v, is_decayed in zip(parameters, gradients, first, second, decayed, strict=True):
-
-        def wide(values_M: Tensor, like: Tensor = p) -> Tensor:
-            return values_M.view(-1, *[1] * (like.dim() - 1))
-
-        g = g * wide(scale_M)
-        new_m = m + (g - m) * (1 - wide(beta1))
-        new_v = v * wide(beta2) + g * g * (1 - wide(beta2))
-        start = p * (1 - wide(decay)) if is_decayed else p
-        step = new_m / (new_v.sqrt() / wide(unbias2) + wide(eps))
-        new_p = start - wide(rate / unbias1) * step
-        goes_on = wide(alive) > 0
-        m.copy_(torch.where(goes_on, new_m, m))
-        v.copy_(torch.where(goes_on, new_v, v))
-        p.copy_(torch.where(goes_on, new_p, p))
+    norm_M = gradient_MP.square().sum(dim=1).sqrt()
+    rate, decay, beta1, beta2, eps, unbias1, unbias2, clip, alive = hyper[:, :, None].unbind(0)
+    gradient_MP = gradient_MP * (clip / (norm_M[:, None] + 1e-6)).clamp(max=1.0)
+    new_first_MP = first_MP + (gradient_MP - first_MP) * (1 - beta1)
+    new_second_MP = second_MP * beta2 + gradient_MP * gradient_MP * (1 - beta2)
+    step_MP = new_first_MP / (new_second_MP.sqrt() / unbias2 + eps)
+    new_weights_MP = weights_MP * (1 - decay * is_decayed_P) - rate / unbias1 * step_MP
+    goes_on = alive > 0
+    first_MP.copy_(torch.where(goes_on, new_first_MP, first_MP))
+    second_MP.copy_(torch.where(goes_on, new_second_MP, second_MP))
+    weights_MP.copy_(torch.where(goes_on, new_weights_MP, weights_MP))
     return norm_M
 
 
-def _decays(member: "Member") -> dict[str, bool]:
-    """By name, whether weight decay applies."""
+@dataclass(frozen=True)
+class _Place:
+    """Where a parameter of a shape stands among the P numbers of a model."""
+
+    start: int
+    shape: torch.Size
+
+    def of(self, values: Tensor) -> Tensor:
+        """The parameter in [P], or of all models in [M, P]: [M, *shape]."""
+        part = values[..., self.start : self.start + self.shape.numel()]
+        return part.view(*values.shape[:-1], *self.shape)
+
+
+def _places(model: Model) -> dict[str, _Place]:
+    """By name; each begins at a multiple of 128 bytes, so that kernels read whole lines."""
+    places, start = {}, 0
+    for name, p in model.named_parameters():
+        places[name] = _Place(start, p.shape)
+        start += -(-p.numel() // _EVEN) * _EVEN
+    return places
+
+
+def _flat(own: list[dict[str, nn.Parameter]], places: dict[str, _Place]) -> Tensor:
+    """All models' parameters, [M, P]."""
+    last = list(places.values())[-1]
+    P = last.start + -(-last.shape.numel() // _EVEN) * _EVEN
+    like = next(iter(own[0].values()))
+    flat_MP = torch.zeros(len(own), P, dtype=like.dtype, device=like.device)
+    for name, place in places.items():
+        for m, parameters in enumerate(own):
+            place.of(flat_MP[m]).copy_(parameters[name].detach())
+    return flat_MP
+
+
+def _side_by_side(gradients: Sequence[Tensor], places: dict[str, _Place], like_MP: Tensor) -> Tensor:
+    """Gradients in the order of the places, as [M, P]."""
+    M, padded = len(like_MP), []
+    for gradient, place in zip(gradients, places.values(), strict=True):
+        padded.append(gradient.reshape(M, -1))
+        if rest := -place.shape.numel() % _EVEN:
+            padded.append(like_MP.new_zeros(M, rest))
+    return torch.cat(padded, dim=1)
+
+
+def _decayed(member: "Member", places: dict[str, _Place], like_MP: Tensor) -> Tensor:
+    """1 where weight decay applies, else 0, [P]."""
     matrices = {id(p) for p in member.optimizer.param_groups[0]["params"]}  # as `build_optimizer` orders them
-    return {name: id(p) in matrices for name, p in member.model.named_parameters()}
+    out_P = torch.zeros_like(like_MP[0])
+    for name, p in member.model.named_parameters():
+        places[name].of(out_P).fill_(float(id(p) in matrices))
+    return out_P
 
 
-def _stacked(models: list[Model]) -> Model:
-    """A model of the same modules whose parameters are [M, …]; those of the models become views of them."""
+def _stacked(models: list[Model], flat_MP: Tensor, places: dict[str, _Place]) -> Model:
+    """A model of the same modules whose parameters are views of the flat ones, as are now those of the models; of several
+    models with one more axis in front."""
+    for m, model in enumerate(models):
+        for name, p in model.named_parameters():
+            p.data = places[name].of(flat_MP[m])
+    if len(models) == 1:
+        return models[0]
     out = copy.deepcopy(models[0])
-    own = [dict(model.named_parameters()) for model in models]
-    joined = {name: nn.Parameter(torch.stack([o[name].detach() for o in own])) for name in own[0]}
-    ids = {id(p): joined[name] for name, p in out.named_parameters()}
+    joined = {id(p): nn.Parameter(places[name].of(flat_MP)) for name, p in out.named_parameters()}
     for module in out.modules():
         for name, p in list(module._parameters.items()):
             if p is not None:
-                module._parameters[name] = ids[id(p)]
-    for m, parameters in enumerate(own):
-        for name, p in parameters.items():
-            p.data = joined[name].detach()[m]
+                module._parameters[name] = joined[id(p)]
     return out

@@ -287,7 +287,7 @@ def test_a_copied_and_an_unpickled_layer_compute_the_same(options: dict[str, obj
             r"softmax='sink-logit': give a value of gatelab.config, as in softmax=SinkLogit\(\)",
         ),
         ({"rope_scaling": "yarn"}, "rope_scaling='yarn': give a value of gatelab.config.rope"),
-        ({"impl": "flash"}, "impl='flash': expected one of auto, reference, sdpa"),
+        ({"impl": "flush"}, "impl='flush': expected one of auto, reference, sdpa"),
         ({"gate": True}, "gate=True: expected a slug such as sdpa-headwise"),
         ({"gate": {"site": "sdpa"}}, "expected a slug such as sdpa-headwise"),
         ({"gate": "gpt-oss"}, "'gpt-oss' changes no gate: use it as model.preset=gpt-oss"),

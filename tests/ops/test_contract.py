@@ -162,8 +162,8 @@ def test_mistakes_are_told() -> None:
         gated_attention(q_BTHK, q_BTHK[:, :2], q_BTHK[:, :2])
     with pytest.raises(ValueError, match="give both, or neither"):
         gated_attention(q_BTHK, q_BTHK, q_BTHK, None, GateSpec.parse("sdpa-headwise"))
-    with pytest.raises(ValueError, match="'flash': expected one of auto, reference, sdpa"):
-        gated_attention(q_BTHK, q_BTHK, q_BTHK, impl="flash")
+    with pytest.raises(ValueError, match="'flush': expected one of auto, reference, sdpa"):
+        gated_attention(q_BTHK, q_BTHK, q_BTHK, impl="flush")
     with pytest.raises(ValueError, match=r"mask_BTS of shape \(3, 3\): expected \(1, 3, 3\)"):
         gated_attention(q_BTHK, q_BTHK, q_BTHK, mask_BTS=torch.ones(3, 3, dtype=torch.bool))
     with pytest.raises(ValueError, match=r"bias_BHTS of shape \(1, 3, 3, 3\)"):

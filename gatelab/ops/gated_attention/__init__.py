@@ -1,33 +1,71 @@
 """Gated attention with any normaliser. The public function checks its inputs and calls the implementation named."""
 
+import torch
 from torch import Tensor
 
 from ...config.gate import GateSpec
+from ...config.model import ModelConfig
 from ...config.normaliser import Heads, Normaliser, Softmax
-from . import reference, sdpa
+from . import flash, reference, sdpa
+from .flash import Call
 from .reference import attention_weights
 from .scoring import check_gate_logits, scoring, visible
 
+# Those that serve whatever their normaliser allows; `flash.KEEPS_OUTPUT` names two for the calls that `flash.unserved` has
+# nothing against.
 IMPLEMENTATIONS = {"reference": reference.gated_attention, "sdpa": sdpa.gated_attention}
 _SOFTMAX = Softmax()
 
 
-def choose(impl: str, normaliser: Normaliser = _SOFTMAX) -> str:
-    """The implementation that `auto` means for a normaliser; callers store the name with their results.
+def choose(impl: str, normaliser: Normaliser = _SOFTMAX, call: Call | None = None) -> str:
+    """The implementation that `auto` means for a normaliser and a call; callers store the name with their results.
 
-    A softmax, with a slot or without, goes to the fused kernels; any other normaliser to the whole matrix, which takes
-    memory of T × S a head.
+    A softmax, with a slot or without, goes to the fused kernels: to `flash-lean` on CUDA devices where it serves the call,
+    else to `sdpa`. Any other normaliser goes to the whole matrix, which takes memory of T × S a head. Without a call the
+    answer holds for every call.
 
     Raises:
-        ValueError: for a name that does not exist, or one that does not serve the normaliser.
+        ValueError: for a name that does not exist, or one that does not serve the normaliser or the call.
     """
     if impl == "auto":
+        is_lean = call is not None and call.device.type == "cuda" and flash.unserved(normaliser, call) is None
+        if is_lean:
+            return "flash-lean"
         return "sdpa" if normaliser.is_softmax else "reference"
-    if impl not in IMPLEMENTATIONS:
-        raise ValueError(f"impl={impl!r}: expected one of auto, {', '.join(IMPLEMENTATIONS)}")
+    names = [*IMPLEMENTATIONS, *flash.KEEPS_OUTPUT]
+    if impl not in names:
+        raise ValueError(f"impl={impl!r}: expected one of auto, {', '.join(names)}")
     if impl == "sdpa" and not normaliser.is_softmax:
         raise ValueError(f"impl='sdpa' computes a softmax, and {normaliser.kind} is none; take reference, or auto")
+    if impl in flash.KEEPS_OUTPUT:
+        why = flash.unserved(normaliser, call)
+        if why is not None:
+            raise ValueError(f"impl={impl!r} {why}; take {'sdpa' if normaliser.is_softmax else 'reference'}, or auto")
     return impl
+
+
+def chosen_for(config: ModelConfig, *, dtype: torch.dtype, device: torch.device, has_mask: bool = False) -> str:
+    """What `auto` means in the layers of a resolved model on whole sequences, joined by `+` where they differ.
+
+    Args:
+        dtype: that the model computes in.
+        has_mask: whether sequences come with document numbers.
+    """
+    c, names = config, []
+    extras = (("mask_BTS",) if has_mask else ()) + (("bias_BHTS",) if c.positions == "relative" else ())
+    for stack in c.architecture.stacks:
+        layers = [(False, None if c.is_global(layer) else c.window) for layer in range(c.depth(stack))]
+        for is_cross, window in [*layers, *([(True, None)] if stack.has_cross else [])]:
+            gates = {g.site: g for g in c.gates(stack, is_cross=is_cross)}
+            gate = gates.get("sdpa")
+            # A gate that reads the output, or follows a map of it, comes after the op.
+            if gate is not None and (c.output_map != "none" or gate.source in ("output", "hybrid")):
+                gate = None
+            more = (*(() if is_cross else extras), *(("score_gate",) if "scores" in gates else ()))
+            is_causal = stack.is_causal and not is_cross
+            call = Call(c.max_seq_len, c.max_seq_len, c.head_dim, (dtype,), device, gate, is_causal, window, more)
+            names.append(choose("auto", c.softmax, call))
+    return "+".join(sorted(set(names)))
 
 
 def gated_attention(
@@ -67,12 +105,12 @@ def gated_attention(
             constant.
         score_gate: form `mul` multiplies the weights by act(g_j), after they were normalised; `add` adds act(g_j) to the
             logits; `forget` adds Σ ln act(g) over the keys after j up to the query (arXiv 2503.02130).
-        impl: `reference`, `sdpa` or `auto`; never replaced silently.
+        impl: `reference`, `sdpa`, `flash`, `flash-lean` or `auto`; never replaced silently.
 
     Raises:
         ValueError: shapes that do not fit, a mask that is not boolean, more causal queries than keys, queries without a key,
             a gate without logits or of another site, parameters that are not the normaliser's, an unknown implementation or
-            one that does not serve the normaliser.
+            one that does not serve the normaliser or the call.
     """
     if k_BSGK.shape != v_BSGK.shape:
         shapes = f"{tuple(k_BSGK.shape)}, {tuple(v_BSGK.shape)}"
@@ -91,7 +129,14 @@ def gated_attention(
         score_logits_BSH=score_logits_BSH,
         score_gate=score_gate,
     )
-    return IMPLEMENTATIONS[choose(impl, normaliser)](q_BTHK, k_BSGK, v_BSGK, gate_logits_BTHK, gate, s)
+    name = choose(impl, normaliser, flash.call_of(q_BTHK, k_BSGK, v_BSGK, gate, s))
+    if name in IMPLEMENTATIONS:
+        return IMPLEMENTATIONS[name](q_BTHK, k_BSGK, v_BSGK, gate_logits_BTHK, gate, s)
+    keeps_output = flash.KEEPS_OUTPUT[name]
+    z_BTHK, _ = flash.attention(
+        q_BTHK, k_BSGK, v_BSGK, gate_logits_BTHK, is_causal=is_causal, keeps_output=keeps_output
+    )
+    return z_BTHK
 
 
-__all__ = ["IMPLEMENTATIONS", "attention_weights", "choose", "gated_attention", "visible"]
+__all__ = ["IMPLEMENTATIONS", "Call", "attention_weights", "choose", "chosen_for", "gated_attention", "visible"]

@@ -1,0 +1,231 @@
+"""bench ops: gated attention by every implementation and peer, next to no gate, and the gate alone.
+
+Notable: everything of the shape is timed in every round, ungated and gated, so that ratios are within rounds: to the
+fastest of all ungated candidates. A candidate is first held to the numeric contract on shorter sequences of the same
+type and heads; one that fails is not timed. Forward passes keep what a backward pass needs.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..config.architecture import Stack
+from ..config.gate import GateSpec
+from ..config.model import ModelConfig
+from ..models.block import Block, Pass
+from ..ops.contract import check
+from ..ops.gate_apply import apply_gate
+from ..ops.gated_attention import gated_attention
+from .candidates import Candidate, attention_candidates, gate_candidates
+from .floors import Rates, attention_ms, gate_bytes
+from .plan import OpsPlan
+from .timing import Budget, Timing, Turns, Work, take_turns, why_not
+
+NOTE = (
+    "Floors: attention at the product's rate, 2 B H T² K operations forward and 2.5 times as many backward, or each tensor "
+    "moved once where that takes longer; and the gate's own kernels, 3 passes over a tensor as large as the output forward and "
+    "5 backward (elementwise), 2 and 3 (headwise), 1 more where the output is recovered, 1 fewer where a headwise gate goes "
+    "in with the log-sum-exp. Peers that are compiled are timed on CUDA alone."
+)
+BOTH = "forward + backward"
+_CHECKED = 256  # tokens of the contract's sequences, at most
+Arguments = dict[str, Any]
+
+
+def measure(plan: OpsPlan, rates: Rates, budget: Budget, tell: Callable[[str], None]) -> list[Timing]:
+    """The rows of both tables. What raises is a row that says why."""
+    with _room_to_compile(plan):
+        alone = _gate_alone(plan, rates, budget, tell)
+        return [*_attention(plan, rates, budget, tell), *alone]
+
+
+def _attention(plan: OpsPlan, rates: Rates, budget: Budget, tell: Callable[[str], None]) -> list[Timing]:
+    device = torch.device(plan.device)
+    rows: list[Timing] = []
+    works: dict[str, Work] = {}
+    for word in plan.gates:
+        spec = None if word == "none" else GateSpec.parse(word)
+        short = drawn(plan, spec, batch=min(plan.batch, 2), length=min(plan.length, _CHECKED))
+        long = drawn(plan, spec, batch=plan.batch, length=plan.length)
+        for c in attention_candidates(spec, device, length=plan.length):
+            tell(f"the contract: {word}, {c.name}")
+            contract = held(c, partial(gated_attention, gate=spec, impl="reference"), short, budget)
+            for work in ("forward", BOTH):
+                row = _row("ops", plan, spec, c, work, contract)
+                rows.append(row)
+                if contract == "holds":
+                    works[_key(row)] = Work(partial(_run, c.call, long, work))
+    tell(f"timing a layer and {len(works)} passes of attention")
+    layer, layer_work, layer_floor_ms = _layer(plan, rates)
+    # The layer first: of it every row needs the time.
+    turns = take_turns({_key(layer): layer_work, **works}, device, budget=budget)
+    layer_times = turns.times.get(_key(layer))
+    best = {w: _fastest(turns, [r for r in rows if r.work == w and r.gate == "none"]) for w in ("forward", BOTH)}
+    own = [r for r in rows if r.is_own and r.work == BOTH]
+    fastest_own = {_key(f) for g in plan.gates if (f := _fastest(turns, [r for r in own if r.gate == g]))}
+    if layer_times is None:
+        out = [replace(layer, contract=turns.failed[_key(layer)])]
+    else:
+        out = [layer.timed(layer_times, floor_ms=layer_floor_ms)]
+    for row in rows:
+        if _key(row) not in turns.times:
+            out.append(replace(row, contract=turns.failed.get(_key(row), row.contract)))
+            continue
+        times = turns.times[_key(row)]
+        row = row.timed(times, floor_ms=_attention_ms(plan, rates, row.work) + _gate_ms(plan, rates, row))
+        base = best[row.work]
+        if base is not None:
+            row = row.over(times, turns.times[_key(base)], f"ungated, {base.candidate}")
+        ungated = turns.times.get(_key(replace(row, gate="none")))
+        if row.work == BOTH and row.gate != "none" and layer_times is not None and ungated is not None:
+            row = replace(row, of_layer=(times.median - ungated.median) / layer_times.median)
+        out.append(replace(row, at=row.at | ({"fastest_own": True} if _key(row) in fastest_own else {})))
+    return out
+
+
+def _gate_alone(plan: OpsPlan, rates: Rates, budget: Budget, tell: Callable[[str], None]) -> list[Timing]:
+    device, rows, works = torch.device(plan.device), [], {}
+    for word in plan.gates:
+        if word == "none":
+            continue
+        spec = GateSpec.parse(word)
+        drawn_short = drawn(plan, spec, batch=min(plan.batch, 2), length=min(plan.length, _CHECKED))
+        drawn_long = drawn(plan, spec, batch=plan.batch, length=plan.length)
+        for c in gate_candidates(spec, device):
+            short, long = _of_gate(drawn_short, c), _of_gate(drawn_long, c)
+            contract = held(c, partial(apply_gate, spec=spec), short, budget)
+            for work in ("forward", "backward"):
+                row = _row("gate", plan, spec, c, work, contract)
+                rows.append(row)
+                if contract == "holds":
+                    works[_key(row)] = _gate_work(c.call, long, work)
+    tell(f"timing {len(works)} passes of the gate alone")
+    turns = take_turns(works, device, budget=budget, share=0.25)
+    out = []
+    for row in rows:
+        if _key(row) not in turns.times:
+            out.append(replace(row, contract=turns.failed.get(_key(row), row.contract)))
+            continue
+        row = row.timed(turns.times[_key(row)], floor_ms=_gate_ms(plan, rates, row))
+        against = next((n for n in ("torch.compile", "eager") if _key(replace(row, candidate=n)) in turns.times), None)
+        if against is not None:
+            row = row.over(turns.times[_key(row)], turns.times[_key(replace(row, candidate=against))], against)
+        out.append(row)
+    return out
+
+
+def _room_to_compile(plan: OpsPlan) -> AbstractContextManager[object]:
+    if plan.device != "cuda":
+        return nullcontext()
+    import torch._dynamo
+
+    # Each gate is compiled for the checked and for the timed shape, and the default limit is 8 in all.
+    return torch._dynamo.config.patch(recompile_limit=64)
+
+
+def drawn(plan: OpsPlan, spec: GateSpec | None, *, batch: int, length: int) -> Arguments:
+    """Random q, k, v, logits and an upstream gradient of a plan's heads and type, by the names that the op has; leaves."""
+    dtype, device, K = getattr(torch, plan.dtype), torch.device(plan.device), plan.head_dim
+    g = torch.Generator(device).manual_seed(0)
+
+    def normal(n_heads: int, width: int, *, is_leaf: bool = True) -> Tensor:
+        x = torch.randn(batch, length, n_heads, width, generator=g, device=device).to(dtype)
+        return x.requires_grad_(is_leaf)
+
+    out = {"q_BTHK": normal(plan.heads, K), "k_BSGK": normal(plan.kv_heads, K), "v_BSGK": normal(plan.kv_heads, K)}
+    if spec is not None:
+        out["gate_logits_BTHK"] = normal(plan.heads, K if spec.granularity == "elementwise" else 1)
+    return out | {"grad_BTHK": normal(plan.heads, K, is_leaf=False)}
+
+
+def held(candidate: Candidate, reference: Callable[..., Tensor], arguments: Arguments, budget: Budget) -> str:
+    """`holds`, `FAIL` with the worst tensor, or why it could not be held to the contract."""
+    if not budget.left:
+        return "not run: the time was over; give more --seconds"
+    try:
+        broken = [v for v in check(candidate.call, reference, arguments) if not v.holds]
+    except Exception as error:
+        return why_not(error)
+    if not broken:
+        return "holds"
+    worst = max(broken, key=lambda v: v.error / v.allowed)
+    return f"FAIL {worst.tensor}: error {worst.error:.2g}, allowed {worst.allowed:.2g}"
+
+
+def _row(what: str, plan: OpsPlan, spec: GateSpec | None, c: Candidate, work: str, contract: str) -> Timing:
+    heads = f"{plan.heads}/{plan.kv_heads}×{plan.head_dim}"
+    at = {name: getattr(plan, name) for name in ("tokens", "length", "heads", "kv_heads", "head_dim", "dtype")}
+    at |= {} if spec is None else {"granularity": spec.granularity}
+    at |= {"more_passes": c.more_passes} if c.more_passes else {}
+    gate = "none" if spec is None else spec.slug
+    shape = f"{plan.batch} × {plan.length:,}, {heads}, {plan.dtype}"
+    return Timing(what, shape, gate, c.name, work, contract, is_own=c.is_own, at=at)
+
+
+def _key(row: Timing) -> str:
+    return f"{row.gate}, {row.candidate}, {row.work}"
+
+
+def _fastest(turns: Turns, rows: list[Timing]) -> Timing | None:
+    there = [row for row in rows if _key(row) in turns.times]
+    return min(there, key=lambda row: turns.times[_key(row)].median, default=None)
+
+
+def _run(call: Callable[..., Tensor], arguments: Arguments, work: str, _: None) -> object:
+    inputs = {name: t for name, t in arguments.items() if name != "grad_BTHK"}
+    z_BTHK = call(**inputs)
+    return z_BTHK if work == "forward" else torch.autograd.grad(z_BTHK, list(inputs.values()), arguments["grad_BTHK"])
+
+
+def _gate_work(call: Callable[..., Tensor], arguments: Arguments, work: str) -> Work:
+    inputs = {name: t for name, t in arguments.items() if name != "grad_BTHK"}
+    if work == "forward":
+        return Work(lambda _: call(**inputs))
+    leaves = [t for t in inputs.values() if t.requires_grad]
+    return Work(
+        lambda z_BTHK: torch.autograd.grad(z_BTHK, leaves, arguments["grad_BTHK"]),
+        before=lambda: call(**inputs),
+    )
+
+
+def _of_gate(arguments: Arguments, candidate: Candidate) -> Arguments:
+    names = {"y_BTHK": "q_BTHK", "logits_BTHK": "gate_logits_BTHK", "grad_BTHK": "grad_BTHK"}
+    given = {name: arguments[there] for name, there in names.items()}
+    return {name: t.detach() if name in candidate.without else t for name, t in given.items()}
+
+
+def _gate_ms(plan: OpsPlan, rates: Rates, row: Timing) -> float:
+    if row.gate == "none":
+        return 0.0
+    tensor_bytes = plan.tokens * plan.heads * plan.head_dim * getattr(torch, plan.dtype).itemsize
+    moved = gate_bytes(tensor_bytes, row.at["granularity"], row.work, more_passes=row.at.get("more_passes", 0))
+    return rates.ms(moved, 0)
+
+
+def _attention_ms(plan: OpsPlan, rates: Rates, work: str) -> float:
+    itemsize = getattr(torch, plan.dtype).itemsize
+    heads = {"H": plan.heads, "G": plan.kv_heads, "K": plan.head_dim}
+    return attention_ms(rates, B=plan.batch, T=plan.length, **heads, itemsize=itemsize, work=work)
+
+
+def _layer(plan: OpsPlan, rates: Rates) -> tuple[Timing, Work, float]:
+    """The row, the pass and the floor of an ungated decoder layer as wide as the heads together; compiled on CUDA."""
+    width, is_cuda = plan.heads * plan.head_dim, plan.device == "cuda"
+    config = ModelConfig(
+        d_model=width, n_layers=1, n_heads=plan.heads, n_kv_heads=plan.kv_heads, head_dim=plan.head_dim
+    ).resolved(256, plan.length)
+    block = Block(config, Stack("blocks", "self"), 0).to(plan.device)
+    layer = torch.compile(block, dynamic=False) if is_cuda else block
+    dtype = getattr(torch, plan.dtype)
+    x_BTD, grad_BTD = torch.randn(2, plan.batch, plan.length, width, device=plan.device).to(dtype)
+    leaves = [x_BTD.requires_grad_(), *block.parameters()]
+    work = Work(lambda _: torch.autograd.grad(layer(x_BTD, Pass()), leaves, grad_BTD))
+    candidate = Candidate("a decoder layer, compiled" if is_cuda else "a decoder layer", layer)
+    floor_ms = rates.ms(0, 6 * plan.tokens * sum(p.numel() for p in block.parameters() if p.dim() == 2))
+    row = _row("layer", plan, None, candidate, BOTH, "")
+    return row, work, floor_ms + _attention_ms(plan, rates, BOTH)

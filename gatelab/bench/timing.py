@@ -1,0 +1,224 @@
+"""How things are timed: taking turns in rounds, so that a busy or a hot device slows all of them alike.
+
+Notable: warm-ups are not counted; the number of rounds follows from the time that is left; a ratio is the median of the
+ratios within rounds. On CUDA a timing is between two events, and before each the L2 cache is overwritten.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import torch
+
+_LEAST, _MOST = 3, 50  # rounds
+_L2 = 256 << 20  # bytes; larger than the L2 cache of any GPU so far
+
+
+def _nothing() -> None:
+    return None
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is timed: `run` of what `before` gave, and `before` is not timed."""
+
+    run: Callable[[Any], object]
+    before: Callable[[], Any] = _nothing
+
+
+Measure = Callable[[Work], float]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The time that a benchmark may take, from now on."""
+
+    end: float
+
+    @classmethod
+    def of(cls, seconds: float) -> "Budget":
+        return cls(time.perf_counter() + seconds)
+
+    @property
+    def left(self) -> float:
+        """Seconds; 0 when it is over."""
+        return max(0.0, self.end - time.perf_counter())
+
+
+@dataclass(frozen=True)
+class Times:
+    """Milliseconds of one candidate, one a round, and the peak of bytes beyond those before (None on a CPU)."""
+
+    ms: tuple[float, ...]
+    peak_bytes: int | None
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.ms)
+
+
+@dataclass(frozen=True)
+class Turns:
+    """Times by name; of what could not be timed, why."""
+
+    times: dict[str, Times]
+    failed: dict[str, str]
+    rounds: int
+
+
+@dataclass(frozen=True)
+class Timing:
+    """A row of the results. Times in milliseconds over `rounds`; `floor_ms` is what the device must spend by its measured
+    rates; `ratio` is the median over rounds of the time over that of `against`; `of_layer` what it takes beyond its
+    own ungated pass, as a share of a decoder layer's time; `contract` holds, fails or says why there is no time."""
+
+    what: str
+    shape: str
+    gate: str
+    candidate: str
+    work: str
+    contract: str = ""
+    median_ms: float | None = None
+    least_ms: float | None = None
+    most_ms: float | None = None
+    rounds: int | None = None
+    floor_ms: float | None = None
+    of_floor: float | None = None
+    ratio: float | None = None
+    ratio_least: float | None = None
+    ratio_most: float | None = None
+    against: str | None = None
+    of_layer: float | None = None
+    peak_mib: float | None = None
+    peak_ratio: float | None = None
+    tokens_per_s: float | None = None
+    mfu: float | None = None
+    goal: str | None = None
+    met: str | None = None
+    is_own: bool = False
+    at: dict[str, Any] = field(default_factory=dict)
+
+    def timed(self, times: Times, *, floor_ms: float | None = None, scale: float = 1.0) -> "Timing":
+        """The row with its times, each multiplied by `scale`."""
+        ms = [scale * t for t in times.ms]
+        median = statistics.median(ms)
+        return replace(
+            self,
+            median_ms=median,
+            least_ms=min(ms),
+            most_ms=max(ms),
+            rounds=len(ms),
+            floor_ms=floor_ms,
+            of_floor=None if floor_ms is None else median / floor_ms,
+            peak_mib=None if times.peak_bytes is None else times.peak_bytes / 2**20,
+        )
+
+    def over(self, times: Times, base: Times, against: str, *, scale: float = 1.0) -> "Timing":
+        """The row with its ratio to a baseline that was timed in the same rounds."""
+        ratios = [scale * a / b for a, b in zip(times.ms, base.ms, strict=True)]
+        peak = times.peak_bytes / base.peak_bytes if times.peak_bytes and base.peak_bytes else None
+        return replace(
+            self,
+            ratio=statistics.median(ratios),
+            ratio_least=min(ratios),
+            ratio_most=max(ratios),
+            against=against,
+            peak_ratio=peak,
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Every field that says something."""
+        return {k: v for k, v in asdict(self).items() if v not in (None, "", {})}
+
+
+def clock(device: torch.device) -> Measure:
+    """Milliseconds of one work on the device: between two events on CUDA, wall time elsewhere."""
+    if device.type != "cuda":
+        return wall_clock(device)
+    flushed = torch.empty(_L2, dtype=torch.uint8, device=device)
+
+    def measure(work: Work) -> float:
+        given = work.before()
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        flushed.zero_()
+        start.record()
+        work.run(given)
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end)
+
+    return measure
+
+
+def wall_clock(device: torch.device) -> Measure:
+    """Milliseconds of wall time, with the device idle at both ends: for work that waits for the device by itself."""
+
+    def measure(work: Work) -> float:
+        given = work.before()
+        _wait(device)
+        start = time.perf_counter()
+        work.run(given)
+        _wait(device)
+        return 1e3 * (time.perf_counter() - start)
+
+    return measure
+
+
+def take_turns(
+    works: dict[str, Work], device: torch.device, *, budget: Budget, share: float = 1.0, measure: Measure | None = None
+) -> Turns:
+    """Time all works in every round, for a share of the budget that is left: 3 rounds at least and 50 at most.
+
+    What raises in its warm-up, or is reached only when the time is over, is left out, and `failed` says why.
+    """
+    measure, until = measure or clock(device), Budget.of(share * budget.left)
+    peaks: dict[str, int | None] = {}
+    failed: dict[str, str] = {}
+    estimate = 0.0
+    for name, work in works.items():
+        if peaks and not until.left:
+            failed[name] = "not run: the time was over; give more --seconds"
+            continue
+        try:
+            work.run(work.before())
+            peaks[name] = _peak_bytes(work, device)
+            start = time.perf_counter()
+            measure(work)
+            estimate += time.perf_counter() - start
+        except Exception as error:
+            failed[name] = why_not(error)
+    rounds = min(_MOST, max(_LEAST, int(until.left / estimate))) if estimate else 0
+    found: dict[str, list[float]] = {name: [] for name in peaks if name not in failed}
+    for _ in range(rounds):
+        for name, times in found.items():
+            times.append(measure(works[name]))
+    return Turns({name: Times(tuple(times), peaks[name]) for name, times in found.items()}, failed, rounds)
+
+
+def why_not(error: Exception) -> str:
+    """`not run: …` in one line; memory that an exhausted pass held is given back."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return "not run: out of memory"
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return f"not run: {lines[0][:200]}"
+
+
+def _peak_bytes(work: Work, device: torch.device) -> int | None:
+    if device.type != "cuda":
+        return None
+    given = work.before()
+    _wait(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    work.run(given)
+    _wait(device)
+    return torch.cuda.max_memory_allocated(device) - before
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

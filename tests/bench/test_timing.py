@@ -1,0 +1,147 @@
+"""Turns, floors and goals: what is timed in which order, what a device must spend, and where a goal is judged."""
+
+import math
+
+import pytest
+import torch
+
+from gatelab.bench.floors import Rates, attention_ms, gate_bytes, measure_rates
+from gatelab.bench.goals import GOALS, judged
+from gatelab.bench.timing import Budget, Times, Timing, Work, take_turns
+
+CPU = torch.device("cpu")
+ROW = Timing("ops", "a shape", "sdpa-headwise", "gatelab flash", "forward + backward")
+
+
+def test_works_take_turns_and_warm_ups_are_not_counted() -> None:
+    ran, clock = [], iter(range(1000))
+    works = {name: Work(lambda _, n=name: ran.append(n)) for name in "ab"}
+
+    def measure(work: Work) -> float:
+        work.run(work.before())
+        return float(next(clock))
+
+    turns = take_turns(works, CPU, budget=Budget.of(60.0), measure=measure)
+    n = turns.rounds
+    assert ran == ["a", "a", "b", "b"] + ["a", "b"] * n
+    assert turns.times["a"].ms == tuple(float(2 + 2 * i) for i in range(n))
+    assert turns.times["b"].ms == tuple(float(3 + 2 * i) for i in range(n))
+
+
+def test_rounds_are_three_at_least_and_fifty_at_most() -> None:
+    works = {"a": Work(lambda _: None)}
+    for seconds, rounds in ((1e-9, 3), (600.0, 50)):
+        assert take_turns(works, CPU, budget=Budget.of(seconds)).rounds == rounds
+
+
+def test_what_raises_is_left_out_and_says_why() -> None:
+    def fails(_: None) -> None:
+        raise RuntimeError("no kernel\nand more")
+
+    turns = take_turns({"bad": Work(fails), "good": Work(lambda _: None)}, CPU, budget=Budget.of(1.0))
+    assert turns.failed == {"bad": "not run: no kernel"} and list(turns.times) == ["good"]
+    assert take_turns({"bad": Work(fails)}, CPU, budget=Budget.of(1.0)).rounds == 0
+
+
+def test_out_of_memory_is_said_in_few_words() -> None:
+    def fails(_: None) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 137.00 GiB")
+
+    turns = take_turns({"large": Work(fails)}, CPU, budget=Budget.of(1.0))
+    assert turns.failed == {"large": "not run: out of memory"}
+
+
+def test_when_the_time_is_over_the_first_is_still_timed() -> None:
+    works = {name: Work(lambda _: None) for name in "ab"}
+    turns = take_turns(works, CPU, budget=Budget.of(0.0))
+    assert list(turns.times) == ["a"] and "more --seconds" in turns.failed["b"]
+
+
+def test_what_comes_before_is_given_on_and_is_not_timed() -> None:
+    given = []
+    work = Work(given.append, before=lambda: 7)
+    take_turns({"a": work}, CPU, budget=Budget.of(1e-9))
+    assert set(given) == {7}
+
+
+def test_a_ratio_is_the_median_of_ratios_within_rounds() -> None:
+    # Of the medians it would be 30 / 10.
+    times, base = Times((10.0, 30.0, 40.0), 300), Times((10.0, 10.0, 80.0), 100)
+    row = ROW.timed(times, floor_ms=15.0).over(times, base, "ungated")
+    assert (row.median_ms, row.least_ms, row.most_ms, row.of_floor) == (30.0, 10.0, 40.0, 2.0)
+    assert (row.ratio, row.ratio_least, row.ratio_most, row.peak_ratio) == (1.0, 0.5, 3.0, 3.0)
+    assert ROW.timed(times, scale=0.5).median_ms == 15.0
+
+
+def test_measured_rates_are_numbers_of_a_computer() -> None:
+    rates = measure_rates(CPU, torch.float32)
+    assert 1e7 < rates.bytes_per_s < 1e14 and 1e7 < rates.flops_per_s < 1e16
+
+
+def test_the_floors_of_the_gate_are_those_of_the_tables() -> None:
+    # 32,768 tokens, 16 heads of 128 in bfloat16 over 3.0 TB/s: 134 and 224 µs elementwise, 89 and 134 headwise.
+    tensor, rates = 32_768 * 16 * 128 * 2, Rates(3.0e12, 774e12, 8192)
+
+    def microseconds(granularity: str, work: str, more_passes: int = 0) -> int:
+        return round(1e3 * rates.ms(gate_bytes(tensor, granularity, work, more_passes=more_passes), 0))
+
+    assert [microseconds("elementwise", work) for work in ("forward", "backward")] == [134, 224]
+    assert [microseconds("headwise", work) for work in ("forward", "backward")] == [89, 134]
+    assert microseconds("headwise", "backward", -1) == 89  # with the log-sum-exp
+    assert microseconds("headwise", "forward", -1) == 89
+    assert microseconds("elementwise", "forward + backward", 1) == round(9 * 2**27 / 3.0e6)
+
+
+def test_the_floor_of_attention_is_its_products_or_its_memory() -> None:
+    shape = {"B": 2, "T": 64, "H": 4, "G": 2, "K": 8, "itemsize": 2}
+    pairs = sum(0.5 * 2 for _ in range(64) for _ in range(64)) / 2  # half of all, as it is counted everywhere
+    products = 2 * 4 * pairs * 4 * 8  # B H, and two products of K channels, a multiplication and an addition each
+    computing = Rates(math.inf, 1e9, 8)
+    assert attention_ms(computing, **shape, work="forward") == pytest.approx(products / 1e6)
+    assert attention_ms(computing, **shape, work="forward + backward") == pytest.approx(3.5 * products / 1e6)
+    moving = Rates(1e9, math.inf, 8)
+    tensors = 2 * 64 * 8 * 2 * (4 + 2 + 2 + 4)  # q, k, v and the output
+    assert attention_ms(moving, **shape, work="forward") == pytest.approx(tensors / 1e6)
+
+
+def of_layer(share: float) -> Timing:
+    at = {"length": 4096, "granularity": "headwise", "head_dim": 64, "fastest_own": True}
+    return Timing(**(vars(ROW) | {"median_ms": 1.0, "of_layer": share, "at": at}))
+
+
+def test_a_goal_is_judged_on_the_gpus_it_was_set_for() -> None:
+    for share, verdict in ((0.009, "met"), (0.011, "missed")):
+        for device in ("NVIDIA H100 80GB HBM3", "NVIDIA H200"):
+            row = judged([of_layer(share)], device)[0]
+            assert (row.goal, row.met) == ("at most 1% of a layer", verdict)
+    assert judged([of_layer(0.009)], "x86_64 CPU")[0].met == "—"
+
+
+def test_a_row_may_have_two_goals() -> None:
+    at = {"length": 4096, "granularity": "elementwise", "head_dim": 128, "fastest_own": True}
+    row = Timing(**(vars(ROW) | {"median_ms": 1.0, "ratio": 1.04, "at": at}))
+    assert judged([row], "NVIDIA H100")[0].met == "met"
+    headwise = Timing(**(vars(row) | {"of_layer": 0.02, "at": at | {"granularity": "headwise"}}))
+    found = judged([headwise], "NVIDIA H100")[0]
+    assert found.goal == "at most 1.02 of the best ungated; at most 1% of a layer" and found.met == "missed; missed"
+
+
+def test_what_was_not_timed_or_has_another_shape_has_no_goal() -> None:
+    assert judged([ROW], "NVIDIA H100")[0].goal is None
+    at = {"length": 1024, "granularity": "elementwise", "head_dim": 128, "fastest_own": True}
+    assert judged([Timing(**(vars(ROW) | {"median_ms": 1.0, "at": at}))], "NVIDIA H100")[0].goal is None
+
+
+def test_a_goal_without_its_number_is_not_judged() -> None:
+    at = {"length": 8192}
+    row = Timing("probe", "8,192", "none", "probes", "pass", "holds", median_ms=1.0, ratio=0.1, at=at)
+    assert judged([row], "NVIDIA H200")[0].met == "—"
+
+
+def test_mfu_has_the_goal_of_its_size_and_device() -> None:
+    at = {"n_parameters": 33_300_992, "is_moe": False}
+    row = Timing("train", "30m", "none", "alone", "step of a run", median_ms=1.0, mfu=0.35, at=at)
+    assert [judged([row], name)[0].met for name in ("NVIDIA H100", "NVIDIA H200")] == ["met", "missed"]
+    large = Timing(**(vars(row) | {"at": at | {"n_parameters": 1_236_000_000}}))
+    assert judged([large], "NVIDIA H100")[0].goal == "MFU at least 50%"
+    assert len({goal.text for goal in GOALS}) == len(GOALS)
