@@ -14,6 +14,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+# Asked once: a compiler cannot follow the question.
+_HAS_TRITON = importlib.util.find_spec("triton") is not None
 # Logits of one chunk of all M models.
 _CHUNK_BYTES = {"cpu": 4 * 2**20, "cuda": 64 * 2**20}
 # Matrix products on a GPU waste no tile of a chunk of this many tokens.
@@ -22,7 +24,7 @@ _EVEN = 128
 
 def obstacle(dtype: torch.dtype, device: torch.device) -> str | None:
     """Why this cannot run here, or None."""
-    if _has_kernel(dtype, device) and importlib.util.find_spec("triton") is None:
+    if _has_kernel(dtype, device) and not _HAS_TRITON:
         return "on CUDA it needs triton, which is not installed"
     return None
 
