@@ -1,7 +1,8 @@
 """How things are timed: taking turns in rounds, so that a busy or a hot device slows all of them alike.
 
 Notable: warm-ups are not counted; the number of rounds follows from the time that is left; a ratio is the median of the
-ratios within rounds. On CUDA a timing is between two events, and before each the L2 cache is overwritten.
+ratios within rounds. On CUDA a timing is between two events behind a pause, in which the work is launched; before each the L2
+cache is overwritten.
 """
 
 import statistics
@@ -14,6 +15,8 @@ import torch
 
 _LEAST, _MOST = 3, 50  # rounds
 _L2 = 256 << 20  # bytes; larger than the L2 cache of any GPU so far
+# A pause of a few milliseconds: as long as Python takes to launch a work, so that its launches are not timed.
+_PAUSE = 8_000_000  # clock cycles
 
 
 def _nothing() -> None:
@@ -143,6 +146,7 @@ def clock(device: torch.device) -> Measure:
         given = work.before()
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         flushed.zero_()
+        torch.cuda._sleep(_PAUSE)
         start.record()
         work.run(given)
         end.record()
