@@ -41,7 +41,7 @@ class Normaliser(Config):
     """The softmax over the keys and, where there is one, the slot; a rival overrides what it does otherwise.
 
     `is_softmax` says that the weights are p · σ(lse − s), lse the log-sum-exp of the row, which fused kernels compute;
-    any other kind needs its whole matrix. `may_differ`: what is learned may differ between the sequences of a batch, with one
+    any other kind needs its whole matrix. `has_slot`: something takes mass beside the keys. `may_differ`: what is learned may differ between the sequences of a batch, with one
     more axis in front.
     """
 
@@ -49,6 +49,7 @@ class Normaliser(Config):
     source: ClassVar[str]
     is_softmax: ClassVar[bool] = True
     may_differ: ClassVar[bool] = False
+    has_slot: ClassVar[bool] = False
 
     def check(self, n_heads: int, n_kv_heads: int) -> None:
         """Refuse heads that the normaliser cannot serve.
@@ -97,6 +98,7 @@ class SinkLogit(Normaliser):
 
     formula = "eˣ / (eˢ + Σ eˣ), s learned a head"
     source = "gpt-oss"
+    has_slot = True
     may_differ = True
 
     kind: Literal["sink-logit"] = "sink-logit"
@@ -115,6 +117,7 @@ class OffByOne(Normaliser):
 
     formula = "eˣ / (1 + Σ eˣ)"
     source = "softmax-1 (Evan Miller, Attention Is Off By One, 2023)"
+    has_slot = True
 
     kind: Literal["off-by-one"] = "off-by-one"
 
@@ -131,6 +134,7 @@ class KeyBias(Normaliser):
 
     formula = "eˣ / (eˢ + Σ eˣ), s = q·k*/√K, k* learned"
     source = "arXiv 2410.10781"
+    has_slot = True
 
     kind: Literal["key-bias"] = "key-bias"
 

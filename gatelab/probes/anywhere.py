@@ -9,9 +9,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ..config.run import ProbeConfig
 from ..ops.attention_stats import Columns, FirstKey, ValueNorms
 from ..record import Row
-from .probe import AttentionView, Probe, over_layers
+from .probe import AttentionView, Probe, layers_of, over_layers
 from .residual import ResidualView
 
 # Queries that must see a key; half of what the most seen key has, in shorter sequences. Where every query looks at the
@@ -39,10 +40,13 @@ class Anywhere(Probe):
         "key_mass_uniform": "share",
     }
     statistics: ClassVar = (FirstKey, Columns, ValueNorms)
+    takes_layers = True
     places: ClassVar = {"sink_position": ("key", 1), "sink_token": ("key", 5)}
 
-    # Where the layer's strongest head looks, and at how many keys: for the residual after it.
-    _looked: tuple[Tensor, int] | None = None
+    def __init__(self, config: ProbeConfig, domains: tuple[str, ...]):
+        super().__init__(config, domains)
+        # By stack and layer, where its strongest head looks, and at how many keys: for the residual after it.
+        self._looked: dict[tuple[str | None, int], tuple[Tensor, int]] = {}
 
     def attention(self, view: AttentionView) -> None:
         """One layer: per head, and the layer's mean over heads."""
@@ -66,7 +70,9 @@ class Anywhere(Probe):
         if view.stack == "cross":
             return
         key_B1 = key_BH.gather(1, importance_BH.argmax(dim=1, keepdim=True))
-        self._looked = key_B1.squeeze(1), view.n_keys
+        layers = layers_of(view)
+        for layer, key_B in zip(layers, key_B1.view(len(layers), -1).unbind(0), strict=True):
+            self._looked[view.stack, layer] = key_B, view.n_keys
         if view.tokens_BS is not None:
             token_BH = view.tokens_BS.gather(1, key_BH).masked_fill(~(excess_BH >= LISTED_EXCESS), -1)
             self.add_place("sink_token", token_BH, **{k: v for k, v in where.items() if k != "layer"})
@@ -74,14 +80,18 @@ class Anywhere(Probe):
             self._by_domain(columns, view.domain_BT, where)
 
     def residual(self, view: ResidualView) -> None:
-        """One block."""
-        looked, self._looked = self._looked, None
+        """One block, or several."""
+        layers = layers_of(view)
+        norm_LBT = view.norm_BT.unflatten(0, (len(layers), -1))
+        looked = [self._looked.pop((view.stack, layer), None) for layer in layers]
         # A view may show a part of the batch, or of its tokens: then the places are not those of the residual.
-        norm_BT = view.norm_BT
-        if looked is None or norm_BT.shape != (len(looked[0]), looked[1]):
+        same = [i for i, at in enumerate(looked) if at and norm_LBT.shape[1:] == (len(at[0]), at[1])]
+        if not same:
             return
-        where = {"layer": view.layer} | ({} if view.stack is None else {"stack": view.stack})
-        self.add("sink_residual_peak", against_others(norm_BT, looked[0]), **where)
+        norm_LBT = norm_LBT if len(same) == len(layers) else norm_LBT[same]
+        peak_LB = against_others(norm_LBT, torch.stack([looked[i][0] for i in same]))
+        where = {} if view.stack is None else {"stack": view.stack}
+        self.add("sink_residual_peak", peak_LB.flatten(), layer=tuple(layers[i] for i in same), **where)
 
     def summaries(self, rows: list[Row]) -> list[Row]:
         """Means over layers; the largest peak of any layer."""

@@ -23,6 +23,7 @@ class Position(Probe):
         "first_mass_by_query": "share",
     }
     statistics: ClassVar = (FirstKey, Places)
+    takes_layers = True
 
     def attention(self, view: AttentionView) -> None:
         """One layer."""
@@ -41,7 +42,7 @@ class Position(Probe):
         counted_BT = view.counted_BT(self.config.skip_queries)
         mass_BT = first.mass_BHT.mean(dim=1).masked_fill(~counted_BT, torch.nan)
         position_BT = None
-        if view.last.segment_ids_BT is not None:
+        if view.has_documents:
             # The query's position in its document.
             position_BT = torch.arange(view.n_queries, device=mass_BT.device) - first.first_BT
         self.add_bins("first_mass_by_query", by_octave(mass_BT, position_BT), where)

@@ -10,7 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from operator import attrgetter
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -33,15 +33,21 @@ class AttentionView:
     `stack` is None for causal self-attention, `encoder` for one that sees both ways, `cross` for one that looks at a
     context of other tokens. `domain_BT` numbers the domain of each query (−1: none), or is None; `tokens_BS` are the ids of
     the keys' tokens (−1: none), or None. `last` is the stretch that was added last; `n_queries` and `n_keys` count all.
+    `layer` is the layer's number, or those of layers that `side_by_side` put into one view, one after the other in each
+    batch axis.
     """
 
-    layer: int
+    layer: int | tuple[int, ...]
     stack: str | None
     domain_BT: Tensor | None = None
     tokens_BS: Tensor | None = None
     last: Stretch | None = None
     n_queries: int = 0
     n_keys: int = 0
+    has_slot: bool = False
+    has_documents: bool = False
+    sizes: tuple[object, ...] = ()
+    device: torch.device | None = None
     _taken: dict[type[Statistic], Statistic] = field(default_factory=dict, repr=False)
 
     @property
@@ -54,12 +60,6 @@ class AttentionView:
         """One query, or one key: every query is left out of the means, and an importance of 1 says nothing."""
         return min(self.n_queries, self.n_keys) < 2
 
-    @property
-    def has_slot(self) -> bool:
-        """Whether a slot takes mass beside the keys."""
-        s = self.last
-        return s.q_BTHK is not None and s.normaliser.slot_logits(s.q_BTHK, s.learned or {}) is not None
-
     def add(self, stretch: Stretch, kinds: Iterable[type[Statistic]]) -> None:
         """Gather the statistics of these kinds from a stretch; the kinds are the same for all stretches."""
         for kind in kinds:
@@ -67,7 +67,12 @@ class AttentionView:
         # Float32 also where a training has lower precision chosen for it.
         with torch.autocast(stretch.device.type, enabled=False):
             one_pass(self._taken.values(), stretch)
-        self.last = stretch
+        self.last, self.device = stretch, stretch.device
+        self.has_slot = stretch.weights_BHTS is None and stretch.normaliser.has_slot
+        self.has_documents = stretch.segment_ids_BT is not None
+        B, H, *_ = stretch.shape
+        # Sequences, heads, key/value heads, and what decides which numbers there are.
+        self.sizes = B, H, None if stretch.v_BSGK is None else stretch.v_BSGK.shape[2], stretch.normaliser.is_softmax
         self.n_queries += stretch.shape[2]
         self.n_keys = stretch.start_key + stretch.shape[3]
 
@@ -89,6 +94,42 @@ class AttentionView:
             return torch.ones_like(first.uniform_BT, dtype=torch.bool)
         # 1/visible keys counts the position within the document: skip the first ones.
         return first.uniform_BT < 1.0 / skip_queries - 1e-9
+
+
+def layers_of(view: "AttentionView | ResidualView") -> tuple[int, ...]:
+    """The layers of a view, one or several."""
+    return view.layer if isinstance(view.layer, tuple) else (view.layer,)
+
+
+class _Joined:
+    """The numbers of several layers' statistics as those of one, along the batch."""
+
+    def __init__(self, members: list[Statistic]):
+        self._members = members
+
+    def __getattr__(self, name: str) -> Tensor | None:
+        parts = [getattr(member, name) for member in self._members]
+        joined = None if parts[0] is None else torch.cat(parts)
+        setattr(self, name, joined)  # asked once
+        return joined
+
+
+def side_by_side(views: list[AttentionView]) -> AttentionView:
+    """Views of several layers without gates, of the same sequences and sizes, as one: what is computed of it is computed once
+    for all, which is what a GPU wants."""
+    first, n = views[0], len(views)
+    if n == 1:
+        return first
+    out = AttentionView(
+        tuple(view.layer for view in views),
+        first.stack,
+        None if first.domain_BT is None else first.domain_BT.repeat(n, 1),
+        None if first.tokens_BS is None else first.tokens_BS.repeat(n, 1),
+    )
+    for name in ("n_queries", "n_keys", "has_slot", "has_documents", "device"):
+        setattr(out, name, getattr(first, name))
+    out._taken = {kind: _Joined([view.of(kind) for view in views]) for kind in first._taken}
+    return out
 
 
 Key = tuple[tuple[str, object], ...]
@@ -121,12 +162,14 @@ class Probe(ABC):
     places: ClassVar[dict[str, tuple[str, int]]] = {}
     # Whether `residual` asks for more than the norms.
     reads_entries: ClassVar[bool] = False
+    # Whether it may be shown several layers as one view, see `side_by_side`.
+    takes_layers: ClassVar[bool] = False
 
     def __init__(self, config: ProbeConfig, domains: tuple[str, ...]):
         self.config, self.domains = config, domains
         # Kept where they were computed and averaged when rows are asked for: a look does not wait for the device.
         self._many: dict[Filed, list[Tensor]] = defaultdict(list)
-        self._places: dict[tuple[str, Key], list[Tensor]] = defaultdict(list)
+        self._places: dict[Filed, list[Tensor]] = defaultdict(list)
 
     def asks(self, gates: Gates) -> tuple[type[Statistic], ...]:
         """The statistics that it asks of a layer with these gates."""
@@ -159,7 +202,7 @@ class Probe(ABC):
 
     def add_place(self, metric: str, index: Tensor, **coordinates: object) -> None:
         """File places, of any shape; −1 is: nowhere, which counts and is not listed."""
-        self._places[metric, _key(coordinates)].append(index.detach().reshape(-1, 1))
+        self._places[Filed(metric, _key(coordinates), None, None)].append(index.detach().reshape(-1, 1))
 
     def divided(self, n: int) -> list["Probe"]:
         """What was filed of each n-th of the batches, as n probes."""
@@ -200,7 +243,7 @@ class Probe(ABC):
 
     def _most_frequent(self, run: str, step: int) -> list[Row]:
         rows = []
-        for (metric, coordinates), places_N1 in _on_host(self._places).items():
+        for (metric, coordinates, *_), places_N1 in _on_host(self._places).items():
             name, most = self.places[metric]
             found = [int(place) for place in places_N1.flatten()]
             counts = Counter(place for place in found if place >= 0)
@@ -210,9 +253,9 @@ class Probe(ABC):
         return rows
 
 
-def _on_host(filed: dict[Any, list[Tensor]]) -> dict[Any, np.ndarray]:
+def _on_host(filed: dict[Filed, list[Tensor]]) -> dict[Filed, np.ndarray]:
     """What is filed under each name, [B, N] in float64, not-a-number where a part has fewer than N; fetched in one go from
-    each device."""
+    each device. What was filed for several layers at once comes under a name for each."""
     parts = [part for parts in filed.values() for part in parts]
     here: dict[int, np.ndarray] = {}
     for device in dict.fromkeys(part.device for part in parts):
@@ -221,7 +264,22 @@ def _on_host(filed: dict[Any, list[Tensor]]) -> dict[Any, np.ndarray]:
         ends = np.cumsum([part.numel() for part in there])
         for part, values in zip(there, np.split(flat_N, ends[:-1]), strict=True):
             here[id(part)] = values.reshape(part.shape)
-    return {name: _joined([here[id(part)] for part in parts]) for name, parts in filed.items()}
+    found: dict[Filed, list[np.ndarray]] = defaultdict(list)
+    for name, parts in filed.items():
+        for part in parts:
+            for own, values in _by_layer(name, here[id(part)]):
+                found[own].append(values)
+    return {name: _joined(parts) for name, parts in found.items()}
+
+
+def _by_layer(name: Filed, values: np.ndarray) -> Iterator[tuple[Filed, np.ndarray]]:
+    at = dict(name.key)
+    layers = at.get("layer")
+    if not isinstance(layers, tuple):
+        yield name, values
+        return
+    for layer, own in zip(layers, np.split(values, len(layers)), strict=True):
+        yield name._replace(key=_key(at | {"layer": layer})), own
 
 
 def _on_host_as_they_are(tensors: list[Tensor]) -> Iterator[Tensor]:
@@ -280,8 +338,7 @@ def _key(coordinates: dict[str, object]) -> Key:
 def show(view: AttentionView | ResidualView, probes: Iterable[Probe]) -> None:
     """Let each probe look at a view, in float32 also where a training has lower precision chosen for it."""
     is_residual = isinstance(view, ResidualView)
-    device = view.device if is_residual else view.last.device
-    with torch.autocast(device.type, enabled=False):
+    with torch.autocast(view.device.type, enabled=False):
         for probe in probes:
             (probe.residual if is_residual else probe.attention)(view)
 

@@ -18,6 +18,7 @@ class Rank(Probe):
     name = "rank"
     metrics: ClassVar = {"effective_rank": "1", "stable_rank": "1"}
     statistics: ClassVar = (SampledRank,)
+    takes_layers = True
 
     def __init__(self, config: ProbeConfig, domains: tuple[str, ...]):
         super().__init__(config, domains)

@@ -23,10 +23,10 @@ class ResidualView:
 
     `largest_B` is max |x|, at `position_B` and `channel_B` (−1 where x is not a number); `norm_BT`: ‖x_t‖; `level_BD`: the
     mean over tokens of |x_c| over the token's root mean square; `moments_B4`: means of x, x², x³, x⁴. `norms_alone`: only
-    `norm_BT` is gathered.
+    `norm_BT` is gathered. `layer` is a number, or those of `norms_side_by_side`.
     """
 
-    layer: int
+    layer: int | tuple[int, ...]
     stack: str | None
     norms_alone: bool = False
     largest_B: Tensor | None = None
@@ -80,6 +80,11 @@ class ResidualView:
             self._counts_BN, self._x_BTD = _counted(self._x_BTD), None
         self._counts_BN = self._counts_BN + _counted(x_BTD)
 
+    @property
+    def norms(self) -> "ResidualView":
+        """The norms alone, which hold nothing of the stream."""
+        return ResidualView(self.layer, self.stack, True, n_tokens=self.n_tokens, _norms=[self.norm_BT])
+
     device = property(lambda self: self._norms[0].device)
     norm_BT = property(lambda self: joined(self._norms, dim=1))
     level_BD = property(lambda self: self._level_BD / self.n_tokens)
@@ -106,6 +111,13 @@ class ResidualView:
         variance_B = square_B - mean_B**2
         # What rounding leaves of equal values is no variance.
         return (central_B / variance_B.square()).masked_fill(variance_B <= 1e-12 * square_B, torch.nan).float()
+
+
+def norms_side_by_side(views: list[ResidualView]) -> ResidualView:
+    """The norms of several layers' views as those of one, one layer after the other in the batch."""
+    layers, first = tuple(view.layer for view in views), views[0]
+    norms = [torch.cat([view.norm_BT for view in views])]
+    return ResidualView(layers, first.stack, True, n_tokens=first.n_tokens, _norms=norms)
 
 
 def _counted(x_BTD: Tensor) -> Tensor:

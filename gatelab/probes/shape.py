@@ -23,6 +23,7 @@ class Shape(Probe):
         "max_logit": "1",
     }
     statistics: ClassVar = (FirstKey, Spread, LargestLogit)
+    takes_layers = True
 
     def attention(self, view: AttentionView) -> None:
         """One layer: per head, and the layer's mean over heads, of logits the largest."""

@@ -29,6 +29,7 @@ class Sinks(Probe):
         "value_drain": "ratio",
     }
     statistics: ClassVar = (FirstKey, Columns, ValueNorms, Effect)
+    takes_layers = True
 
     def attention(self, view: AttentionView) -> None:
         """One layer: per head, and the layer's mean over heads."""

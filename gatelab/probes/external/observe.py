@@ -87,6 +87,7 @@ class Observed(Recorder):
         Raises:
             ValueError: when no forward pass was seen.
         """
+        self.watch.show_waiting()  # of a block that ran without its model
         rows = [row for probe in self.probes for row in probe.rows(run, step)]
         return rows if rows or self.unobserved else super().rows(run, step)
 

@@ -5,7 +5,8 @@ complete.
 """
 
 import re
-from dataclasses import dataclass, field
+from collections import defaultdict
+from dataclasses import dataclass, field, replace
 from inspect import signature
 from typing import Any, Protocol
 
@@ -14,8 +15,8 @@ from torch import Tensor, nn
 
 from ...record import Row
 from ..blocks import Block, blocks
-from ..probe import AttentionView, Probe, norms_alone, show, statistics_of
-from ..residual import ResidualView
+from ..probe import AttentionView, Probe, norms_alone, show, side_by_side, statistics_of
+from ..residual import ResidualView, norms_side_by_side
 from .calls import Call, noticed_call, read_call, same_output
 from .gates import FAMILIES
 from .intercept import Fused, Softmaxed
@@ -73,6 +74,8 @@ class Watch:
         self.gates: dict[nn.Module, Tensor] = {}
         self.read: dict[tuple[int, int, int, bool, bool], tuple[Tensor | None, list[Part] | None]] = {}
         self.padding: dict[str | None, list[Part]] = {}
+        # Views of whole sequences, with the rows of the batch that they are of.
+        self.waiting: list[tuple[Any, AttentionView | ResidualView]] = []
 
     def hooks(self) -> list[Any]:
         """Hooks on the model, its blocks and the projections that hold gates; their handles."""
@@ -111,6 +114,7 @@ class Watch:
         self.calls.clear()
         self.gates.clear()
         self.read.clear()
+        self.waiting.clear()
         given = signature(self.model.forward).bind_partial(*args, **keywords).arguments
         is_both = getattr(self.model.config, "is_encoder_decoder", False)
         masks = {None: given.get("decoder_attention_mask" if is_both else "attention_mask")}
@@ -126,6 +130,7 @@ class Watch:
             self.recorder.miss("", self.model, UNSEEN)
         looks, n_tokens = self._looks()  # of what stands in no block
         self._give(looks)
+        self.show_waiting()
         if self.recorder.stretches is not None:
             self.recorder.stretches.n_read += self._n_passed or n_tokens
             self._n_passed = 0
@@ -212,11 +217,32 @@ class Watch:
 
     def _give(self, looks: list[Look]) -> None:
         """Show views to the probes, those of the same sequences together: a probe may join a block's attention and its
-        output."""
+        output. Where every layer is like the others, probes that take several wait for the end of the pass."""
+        alone = [probe for probe in self.recorder.probes if not probe.takes_layers]
+        together = [probe for probe in self.recorder.probes if probe.takes_layers]
+        waits = not any(isinstance(view, AttentionView) and view.last.gates for _, view in looks)
         for rows in dict.fromkeys(part.rows for part, _ in looks):
             for part, view in looks:
                 if part.rows == rows:
-                    show(view, self.recorder.probes)
+                    show(view, alone if waits else self.recorder.probes)
+        for part, view in looks if waits and together else ():
+            # Without the queries, keys and values of the layer, and without the stream.
+            light = view.norms if isinstance(view, ResidualView) else replace(view, last=None)
+            self.waiting.append((part.rows, light))
+
+    def show_waiting(self) -> None:
+        """Show what waited, layers of one kind as one view, those of the same sequences together."""
+        waiting, self.waiting = self.waiting, []
+        together = [probe for probe in self.recorder.probes if probe.takes_layers]
+        for rows in dict.fromkeys(rows for rows, _ in waiting):
+            own = [view for r, view in waiting if r == rows]
+            alike: dict[Any, list[Any]] = defaultdict(list)
+            for view in own:
+                alike[_kind(view)].append(view)
+            is_residual = {key: isinstance(views[0], ResidualView) for key, views in alike.items()}
+            for key in sorted(alike, key=is_residual.__getitem__):
+                join = norms_side_by_side if is_residual[key] else side_by_side
+                show(join(alike[key]), together)
 
     def _look(self, call: Call) -> list[Look] | str:
         """The views of one layer, or why there are none."""
@@ -293,14 +319,21 @@ class Watch:
         """
         if stretches.n_read != stretches.n_tokens:
             raise ValueError(f"{stretches.n_read} tokens were read, and {stretches.n_tokens} announced; read them all")
-        shown = dict(stretches.views)
+        left, whole = dict(stretches.views), Part(None, 0, stretches.n_tokens, is_causal=True)
         for name in self.blocks:
-            for inside in [n for n in shown if n.startswith(f"{name}.")]:
-                show(shown.pop(inside), self.recorder.probes)
-            if name in shown:
-                show(shown.pop(name), self.recorder.probes)
-        for view in shown.values():
-            show(view, self.recorder.probes)
+            own = [n for n in left if n.startswith(f"{name}.")] + [n for n in (name,) if n in left]
+            self._give([(whole, left.pop(n)) for n in own])
+        self._give([(whole, view) for view in left.values()])
+        self.show_waiting()
+
+
+def _kind(view: AttentionView | ResidualView) -> tuple[Any, ...]:
+    """What views have in common that may stand side by side."""
+    if isinstance(view, ResidualView):
+        return ("residual", view.stack, view.norm_BT.shape)
+    given = tuple(None if t is None else t.shape for t in (view.domain_BT, view.tokens_BS))
+    has = view.has_slot, view.has_documents
+    return ("attention", view.stack, view.n_queries, view.n_keys, *has, view.sizes, view.device, *given)
 
 
 def _kept(mask_BT: Tensor) -> list[Part]:
