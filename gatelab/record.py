@@ -19,7 +19,9 @@ class Step:
     """One optimiser step of a group of M runs; the lists have length M. `nan` marks a run that has stopped.
 
     `step` counts from 1; `tokens` is the number of tokens each run has seen after it; `loss` is in nats a token,
-    `grad_norm` the global 2-norm before clipping, `diverged` says which runs stopped at this step.
+    `grad_norm` the global 2-norm before clipping, `diverged` says which runs stopped at this step. `first_mass`, at the steps
+    that `probe.watch` asks for: by run, layer and head the first-token mass of the step's batch, not-a-number where a layer
+    does not tell it; None for a run that had stopped before.
     """
 
     step: int
@@ -28,6 +30,7 @@ class Step:
     loss: list[float]
     grad_norm: list[float]
     diverged: list[bool]
+    first_mass: list[list[list[float]] | None] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -175,7 +175,7 @@ def test_the_catalogue_is_made_without_torch_and_is_json():
 
 
 def test_the_command_shows_one_in_detail_and_all_as_records(capsys):
-    from gatelab.cli import gates
+    from gatelab.cli.gates import gates
 
     assert gates("qwen3-next") == 0
     shown = capsys.readouterr().out
@@ -188,11 +188,12 @@ def test_the_command_shows_one_in_detail_and_all_as_records(capsys):
 
 
 def test_the_list_shows_every_name_and_every_number_of_weights(capsys):
-    from gatelab.cli import _short, gates
+    from gatelab.cli.base import short_count
+    from gatelab.cli.gates import gates
 
     assert gates() == 0
     shown = capsys.readouterr().out
     for record in ENTRIES:
         assert record["name"] in shown
         if "weights" in record:
-            assert f"{record['weights']:,}" in shown or _short(record["weights"]) in shown
+            assert f"{record['weights']:,}" in shown or short_count(record["weights"]) in shown

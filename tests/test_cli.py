@@ -266,7 +266,7 @@ def mess(tmp_path_factory: pytest.TempPathFactory) -> Path:
 MISTAKES = {
     "nonsense": "Unknown command",
     "run": "requires an argument",
-    "run no-such-study": "quickstart, sinks-on-text",
+    "run no-such-study": "quickstart, sinkless-seeds, sinks-on-text",
     "run {mess}/none.py": "no such file",
     "run {mess}/syntax.py": "line 1: invalid syntax",
     "run {mess}/nothing.py": "defines no `study",

@@ -9,8 +9,6 @@ Passes take turns; medians of --repeats after one of each that is not counted.
 """
 
 import argparse
-import json
-import statistics
 import time
 from collections.abc import Callable
 from functools import partial
@@ -18,6 +16,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from turns import compared, tell
 
 from gatelab.probes.external import observe
 
@@ -111,28 +110,12 @@ def main() -> None:
     machine = torch.cuda.get_device_name() if given.device == "cuda" else f"CPU, {torch.get_num_threads()} thread"
     print(f"{given.tokens} tokens on {machine}, torch {torch.__version__}; probes {', '.join(NAMES)}")
     for title, shape in SHAPES.items():
-        model, found = build(shape, given.device), {name: [] for name in PASSES}
+        model = build(shape, given.device)
         ids_BT = torch.randint(0, 4096, (1, given.tokens), device=given.device)
-        for turn in range(given.repeats + 1):
-            for name, work in PASSES.items():
-                pair = measured(partial(work, model, ids_BT), given.device)
-                if turn:
-                    found[name].append(pair)
-        for name, pairs in found.items():
-            seconds = [s for s, _ in pairs]
-            record = {
-                "shape": title, "pass": name, "tokens": given.tokens, "machine": machine,
-                "seconds": statistics.median(seconds), "least": min(seconds), "most": max(seconds),
-                "bytes": max(b for _, b in pairs),
-            }  # fmt: skip
-            print(
-                f"{title:26} {name:24} {record['seconds']:8.4f} s [{record['least']:.4f}, {record['most']:.4f}]"
-                f" {record['bytes'] / 2**20:10.1f} MiB",
-                flush=True,
-            )
-            if given.out is not None:
-                with given.out.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(record) + "\n")
+        works = {name: partial(work, model, ids_BT) for name, work in PASSES.items()}
+        for name, record in compared(works, measured, given.device, given.repeats).items():
+            about = {"shape": title, "pass": name, "tokens": given.tokens, "machine": machine}
+            tell(f"{title:26} {name:24}", about | record, given.out)
 
 
 if __name__ == "__main__":

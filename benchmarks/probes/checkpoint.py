@@ -8,9 +8,7 @@ what was there before the pass, the cache included; on a CPU the growth of the l
 """
 
 import argparse
-import json
 import resource
-import statistics
 import subprocess
 import sys
 import time
@@ -19,6 +17,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from turns import compared, tell
 
 from gatelab.models.external import Extension, Loading, open_external
 from gatelab.probes import PROBES
@@ -86,25 +85,6 @@ def measured(work: Callable[[], None], device: str) -> tuple[float, int]:
     return time.perf_counter() - start, peak - before
 
 
-def compared(works: dict[str, Callable[[], None]], device: str, repeats: int) -> dict[str, dict[str, float]]:
-    """Each work's median, least and most seconds and peak bytes, taking turns."""
-    found: dict[str, list[tuple[float, int]]] = {name: [] for name in works}
-    for turn in range(repeats + 1):
-        for name, work in works.items():
-            one = measured(work, device)
-            # The first warms up; the largest resident set of a process grows in the first pass alone.
-            if turn or device == "cpu":
-                found[name].append(one)
-    out = {}
-    for name, pairs in found.items():
-        seconds = [s for s, _ in pairs][-repeats:]
-        out[name] = {
-            "seconds": statistics.median(seconds), "least": min(seconds), "most": max(seconds),
-            "bytes": max(b for _, b in pairs),
-        }  # fmt: skip
-    return out
-
-
 def main() -> None:
     """Measure, print a table, append records."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -120,8 +100,8 @@ def main() -> None:
     lengths = sorted({int(n) for n in given.lengths.split(",")} | ({given.eager} if given.eager else set()))
     if given.device == "cpu" and len(lengths) > 1:
         for n in lengths:  # a process's largest resident set never shrinks
-            words = [a for a in sys.argv[1:] if not a.startswith("--lengths")]
-            subprocess.run([sys.executable, __file__, *words, f"--lengths={n}"], check=True)
+            alone = [f"--lengths={n}", f"--eager={n if n == given.eager else 0}"]  # the last word of an option counts
+            subprocess.run([sys.executable, __file__, *sys.argv[1:], *alone], check=True)
         return
     machine = torch.cuda.get_device_name() if given.device == "cuda" else f"CPU, {torch.get_num_threads()} thread"
     print(f"{given.model.name} on {machine}, torch {torch.__version__}; {', '.join(names or PROBES)}")
@@ -134,16 +114,9 @@ def main() -> None:
         }
         if n == given.eager:
             works["eager"] = lambda model=model, ids=ids_BT: eager(model, ids)
-        for name, record in compared(works, given.device, given.repeats if n <= 32_768 else 1).items():
+        for name, record in compared(works, measured, given.device, given.repeats if n <= 32_768 else 1).items():
             record |= {"pass": name, "tokens": n, "model": given.model.name, "machine": machine}
-            print(
-                f"{n:>7} {name:>7} {record['seconds']:9.3f} s [{record['least']:.3f}, {record['most']:.3f}]"
-                f" {record['bytes'] / 2**20:11.1f} MiB",
-                flush=True,
-            )
-            if given.out is not None:
-                with given.out.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(record) + "\n")
+            tell(f"{n:>7} {name:>7}", record, given.out)
 
 
 if __name__ == "__main__":

@@ -1,22 +1,11 @@
-"""What the commands share: the application, `--json`, and how something is said."""
+"""What the commands share: `--json`, and how something is said."""
 
 import json
 import sys
 from math import isfinite
 from typing import Annotated, Any
 
-from cyclopts import App, Parameter
-
-from .. import __version__
-
-app = App(
-    name="gatelab",
-    help="A laboratory for gated softmax attention: run paired studies, probe checkpoints, read a page one can believe.",
-    version=__version__,
-    help_flags=["--help", "-h"],
-    result_action="return_value",
-    suppress_keyboard_interrupt=False,  # it would leave without a word
-)
+from cyclopts import Parameter
 
 Json = Annotated[bool, Parameter(name="--json", negative="")]
 
@@ -49,3 +38,8 @@ def said(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     optional = ("stack", "site", "stage", "threshold", "domain", "key", "channel")
     empty = {key for key in optional if all(row.get(key) is None for row in rows)}
     return [{k: v for k, v in row.items() if k not in empty} for row in (named if has_stacks else rows)]
+
+
+def short_count(n: int) -> str:
+    """A count in four digits: 201.3M; below a million as it is."""
+    return f"{n / 1e9:.4g}B" if n >= 10**9 else f"{n / 1e6:.4g}M" if n >= 10**6 else f"{n:,}"

@@ -41,8 +41,8 @@ class Normaliser(Config):
     """The softmax over the keys and, where there is one, the slot; a rival overrides what it does otherwise.
 
     `is_softmax` says that the weights are p · σ(lse − s), lse the log-sum-exp of the row, which fused kernels compute;
-    any other kind needs its whole matrix. `has_slot`: something takes mass beside the keys. `may_differ`: what is learned may differ between the sequences of a batch, with one
-    more axis in front.
+    any other kind needs its whole matrix. `has_slot`: something takes mass beside the keys. `may_differ`: what is learned may
+    differ between the sequences of a batch, with one more axis in front.
     """
 
     formula: ClassVar[str]

@@ -86,7 +86,8 @@ class ProbeConfig(Config):
     """When and on what the probes look: `times` evenly spaced looks after step 0, on `sequences` held-out sequences.
 
     `skip_queries` leaves the first queries out of the means over queries (position 0 is always left out of the
-    first-token mass); `thresholds` are those of the sink rate.
+    first-token mass); `thresholds` are those of the sink rate. `watch`: besides, the first-token mass of the training batch
+    itself by layer and head, at every so many steps (1: all; 0: never), of causal layers without a window.
     """
 
     times: Annotated[int, Field(ge=1, le=1000)] = 4
@@ -94,6 +95,7 @@ class ProbeConfig(Config):
     eval_sequences: Count = 64
     skip_queries: Annotated[int, Field(ge=1)] = 1
     thresholds: tuple[Share, ...] = (0.1, 0.3, 0.5)
+    watch: Annotated[int, Field(ge=0)] = 0
 
 
 class Run(Config):

@@ -13,18 +13,20 @@ from ..nn.mlp import MLP
 from ..nn.moe import ExpertMLP, Routing
 from ..nn.norm import Norm
 from ..nn.tap import Tap
+from ..nn.watch import Watch
 
 
 @dataclass
 class Pass:
     """What one forward pass carries besides the hidden state: document numbers, a cache, the context of cross-attention,
-    a bias on self-attention's logits, and the list that routers write to."""
+    a bias on self-attention's logits, the list that routers write to, and what attention tells of itself."""
 
     segment_ids_BT: Tensor | None = None
     cache: KVCache | None = None
     context_BSD: Tensor | None = None
     bias_BHTS: Tensor | None = None
     routed: list[Routing] | None = None
+    watch: Watch | None = None
 
 
 class Block(nn.Module):
@@ -56,6 +58,7 @@ class Block(nn.Module):
             cache=given.cache,
             is_causal=self.is_causal,
             bias_BHTS=given.bias_BHTS,
+            watch=given.watch,
         )
         x_BTD = self._join(x_BTD, update_BTD, self.attention_post_norm)
         if self.cross_attention is not None:

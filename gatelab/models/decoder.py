@@ -4,6 +4,7 @@ from torch import Tensor
 
 from ..nn.cache import KVCache
 from ..nn.moe import Routing
+from ..nn.watch import Watch
 from .block import Pass
 from .model import Model
 
@@ -18,6 +19,7 @@ class Decoder(Model):
         segment_ids_BT: Tensor | None = None,
         cache: KVCache | None = None,
         routed: list[Routing] | None = None,
+        watch: Watch | None = None,
     ) -> Tensor:
         """Logits of the next token at every position, in the compute type.
 
@@ -25,11 +27,12 @@ class Decoder(Model):
             segment_ids_BT: document numbers; attention stays within a document.
             cache: decoding: the tokens continue at position cache.length, which moves on.
             routed: a list to which each layer of experts appends what its router did.
+            watch: each layer adds its first-token mass; one with a window adds no number.
 
         Raises:
             ValueError: when the sequence is longer than the positions or the cache.
         """
-        return self.head(self.hidden(tokens_BT, segment_ids_BT=segment_ids_BT, cache=cache, routed=routed))
+        return self.head(self.hidden(tokens_BT, segment_ids_BT=segment_ids_BT, cache=cache, routed=routed, watch=watch))
 
     def hidden(
         self,
@@ -38,7 +41,8 @@ class Decoder(Model):
         segment_ids_BT: Tensor | None = None,
         cache: KVCache | None = None,
         routed: list[Routing] | None = None,
+        watch: Watch | None = None,
     ) -> Tensor:
         """What the head reads, [B, T, D]; arguments and errors as of `forward`."""
         (stack,) = self.config.architecture.stacks
-        return self.run(stack, tokens_BT, Pass(segment_ids_BT, cache, routed=routed))
+        return self.run(stack, tokens_BT, Pass(segment_ids_BT, cache, routed=routed, watch=watch))

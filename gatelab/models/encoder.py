@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from ..nn.moe import Routing
+from ..nn.watch import Watch
 from .block import Pass
 from .model import Model
 
@@ -11,22 +12,33 @@ class Encoder(Model):
     """Token ids [B, T], masked ones among them, to logits of the token at each position [B, T, V]."""
 
     def forward(
-        self, tokens_BT: Tensor, *, segment_ids_BT: Tensor | None = None, routed: list[Routing] | None = None
+        self,
+        tokens_BT: Tensor,
+        *,
+        segment_ids_BT: Tensor | None = None,
+        routed: list[Routing] | None = None,
+        watch: Watch | None = None,
     ) -> Tensor:
         """Logits of what stands at every position, in the compute type.
 
         Args:
             segment_ids_BT: document numbers; attention stays within a document.
             routed: a list to which each layer of experts appends what its router did.
+            watch: nothing is added, as no layer is causal; here so that all architectures take the same.
 
         Raises:
             ValueError: when the sequence is longer than the positions.
         """
-        return self.head(self.hidden(tokens_BT, segment_ids_BT=segment_ids_BT, routed=routed))
+        return self.head(self.hidden(tokens_BT, segment_ids_BT=segment_ids_BT, routed=routed, watch=watch))
 
     def hidden(
-        self, tokens_BT: Tensor, *, segment_ids_BT: Tensor | None = None, routed: list[Routing] | None = None
+        self,
+        tokens_BT: Tensor,
+        *,
+        segment_ids_BT: Tensor | None = None,
+        routed: list[Routing] | None = None,
+        watch: Watch | None = None,
     ) -> Tensor:
         """What the head reads, [B, T, D]; arguments and errors as of `forward`."""
         (stack,) = self.config.architecture.stacks
-        return self.run(stack, tokens_BT, Pass(segment_ids_BT, routed=routed))
+        return self.run(stack, tokens_BT, Pass(segment_ids_BT, routed=routed, watch=watch))

@@ -4,6 +4,7 @@ from torch import Tensor
 
 from ..nn.cache import KVCache
 from ..nn.moe import Routing
+from ..nn.watch import Watch
 from .block import Pass
 from .model import Model
 
@@ -18,6 +19,7 @@ class EncoderDecoder(Model):
         *,
         cache: KVCache | None = None,
         routed: list[Routing] | None = None,
+        watch: Watch | None = None,
     ) -> Tensor:
         """Logits of the next target at every target position, in the compute type.
 
@@ -27,11 +29,12 @@ class EncoderDecoder(Model):
             cache: decoding: the targets continue at position cache.length; the encoder is run at the first call only,
                 as its keys and values are kept.
             routed: a list to which each layer of experts appends what its router did, the encoder's first.
+            watch: each layer of the decoder adds the first-token mass of its self-attention.
 
         Raises:
             ValueError: when a sequence is longer than the positions or the cache.
         """
-        return self.head(self.hidden(tokens_BS, decoder_tokens_BT, cache=cache, routed=routed))
+        return self.head(self.hidden(tokens_BS, decoder_tokens_BT, cache=cache, routed=routed, watch=watch))
 
     def hidden(
         self,
@@ -40,10 +43,11 @@ class EncoderDecoder(Model):
         *,
         cache: KVCache | None = None,
         routed: list[Routing] | None = None,
+        watch: Watch | None = None,
     ) -> Tensor:
         """What the head reads, [B, T, D]; arguments and errors as of `forward`."""
         context_BSD = None if cache is not None and cache.context else self.encode(tokens_BS, routed=routed)
-        return self._decoded(context_BSD, decoder_tokens_BT, Pass(cache=cache, routed=routed))
+        return self._decoded(context_BSD, decoder_tokens_BT, Pass(cache=cache, routed=routed, watch=watch))
 
     def encode(self, tokens_BS: Tensor, *, routed: list[Routing] | None = None) -> Tensor:
         """The context that the decoder looks at, [B, S, D]."""

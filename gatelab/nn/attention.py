@@ -16,8 +16,8 @@ from ..config.model import check_gates
 from ..config.normaliser import Heads, Normaliser, Softmax
 from ..config.output_map import OUTPUT_MAPS, OutputMap
 from ..config.rope import RopeScaling, Scaling, Unscaled
-from ..ops.gated_attention import choose, gated_attention
-from .cache import Keys, KVCache
+from ..ops.gated_attention import choose, gated_attention, gated_attention_and_lse
+from .cache import Cache, Keys
 from .gate import Gate
 from .kv_experts import RoutedHeads
 from .linear import Linear, linear, spread
@@ -25,6 +25,10 @@ from .norm import Norm
 from .rope import Rope
 from .softmax import LearnedNormaliser
 from .tap import Tap
+from .watch import Watch
+
+# Channels of a packed projection are a multiple of so many.
+_EVEN = 8
 
 
 class GatedAttention(nn.Module):
@@ -138,10 +142,11 @@ class GatedAttention(nn.Module):
         *,
         context_BSD: Tensor | None = None,
         segment_ids_BT: Tensor | None = None,
-        cache: KVCache | None = None,
+        cache: Cache | None = None,
         is_causal: bool = True,
         is_cross: bool = False,
         bias_BHTS: Tensor | None = None,
+        watch: Watch | None = None,
     ) -> Tensor:
         """[B, T, D] to [B, T, D].
 
@@ -154,6 +159,8 @@ class GatedAttention(nn.Module):
             is_cross: cross-attention, as any call with a context is; says so where the cache has kept the context and
                 context_BSD is left out.
             bias_BHTS: added to the logits, such as a relative position's.
+            watch: causal self-attention appends its first-token mass; no number where the op has no log-sum-exp of the keys
+                alone (a window, documents, a cache, a bias, a gate on the scores, no softmax, `impl="reference"`).
 
         Raises:
             ValueError: segment_ids_BT together with a cache or a context; cross-attention without a context; a sequence
@@ -179,9 +186,12 @@ class GatedAttention(nn.Module):
         if kept is not None:
             keys = kept
         else:
-            keys = self._keys(source_BSD, products, None if is_cross else start)
+            turns_late = cache is not None and cache.turns_late
+            keys = self._keys(source_BSD, products, None if is_cross or turns_late else start)
             if cache is not None:
                 keys = cache.keep_context(self.layer, keys) if is_cross else cache.append(self.layer, keys)
+            if turns_late and self.rope is not None and not is_cross:
+                keys = keys._replace(k_BSGK=self.rope(keys.k_BSGK))
         gate, scores = self._gate("sdpa"), self._gate("scores")
         reads_value = gate is not None and gate.spec.source == "value"
         if reads_value and is_cross:
@@ -191,25 +201,51 @@ class GatedAttention(nn.Module):
         is_mapped = self.map_name != "none" and not (self.output_map.needs_value and is_cross)
         # A gate that reads the output, or follows a map of it, comes after the op.
         is_inside = gate is not None and not is_mapped and gate.spec.source not in ("output", "hybrid")
-        y_BTHK = gated_attention(
-            q_BTHK,
-            keys.k_BSGK,
-            keys.v_BSGK,
-            gate.logits(x_BTD, v_BTGK=raw_v_BTGK, product=products.get("sdpa")) if is_inside else None,
-            gate.spec if is_inside else None,
-            normaliser=self.normaliser,
-            learned=None if self.sink is None else self.sink.learned(len(x_BTD)),
-            heads=self.heads,
-            score_logits_BSH=keys.score_logits_BSH,
-            score_gate=None if scores is None else scores.spec,
-            bias_BHTS=bias_BHTS,
-            is_causal=is_causal and not is_cross,
-            window=None if is_cross else self.window,
-            mask_BTS=None if segment_ids_BT is None else segment_ids_BT[:, :, None] == segment_ids_BT[:, None, :],
-            impl=self.impl,
-        )
+        logits = gate.logits(x_BTD, v_BTGK=raw_v_BTGK, product=products.get("sdpa")) if is_inside else None
+        spec = gate.spec if is_inside else None
+        learned = None if self.sink is None else self.sink.learned(len(x_BTD))
+        is_watched = watch is not None and is_causal and not is_cross
+        added = (segment_ids_BT, cache, bias_BHTS, scores, self.window)
+        window, mask_BTS = None if is_cross else self.window, None
+        if segment_ids_BT is not None:
+            mask_BTS = segment_ids_BT[:, :, None] == segment_ids_BT[:, None, :]
+        if cache is not None and not is_cross:
+            window, mask_BTS, bias_BHTS = self._hidden(cache, x_BTD.shape[1], keys.k_BSGK.shape[1], bias_BHTS)
+        lse_BHT = None
+        if is_watched and all(a is None for a in added):
+            y_BTHK, lse_BHT = gated_attention_and_lse(
+                q_BTHK,
+                keys.k_BSGK,
+                keys.v_BSGK,
+                logits,
+                spec,
+                normaliser=self.normaliser,
+                learned=learned,
+                heads=self.heads,
+                impl=self.impl,
+            )
+        else:
+            y_BTHK = gated_attention(
+                q_BTHK,
+                keys.k_BSGK,
+                keys.v_BSGK,
+                logits,
+                spec,
+                normaliser=self.normaliser,
+                learned=learned,
+                heads=self.heads,
+                score_logits_BSH=keys.score_logits_BSH,
+                score_gate=None if scores is None else scores.spec,
+                bias_BHTS=bias_BHTS,
+                is_causal=is_causal and not is_cross,
+                window=window,
+                mask_BTS=mask_BTS,
+                impl=self.impl,
+            )
+        if is_watched:
+            watch.add(q_BTHK, keys.k_BSGK, lse_BHT)
         if is_mapped:
-            y_BTHK = self._map(y_BTHK, keys.v_BSGK, start)
+            y_BTHK = self._map(y_BTHK, keys.v_BSGK)
         if gate is not None and not is_inside:
             logits = gate.logits(x_BTD, v_BTGK=raw_v_BTGK, y_BTHK=y_BTHK, product=products.get("sdpa"))
             y_BTHK = gate(y_BTHK, logits)
@@ -252,13 +288,32 @@ class GatedAttention(nn.Module):
         gates = {s: g.g_proj for s, g in self.gates.items() if g.spec.source == "hidden" and g.g_down is None}
         maps = {"q": self.q_proj, "k": self.k_proj, "v": self.v_proj, **gates}
         joined = {name: m for name, m in maps.items() if isinstance(m, Linear)}
-        weight = torch.cat([m.weight.to(x_BTD.dtype) for m in joined.values()], dim=-2)
-        pieces = linear(x_BTD, weight).split([m.out_features for m in joined.values()], dim=-1)
+        weights, widths = [m.weight.to(x_BTD.dtype) for m in joined.values()], [m.out_features for m in joined.values()]
+        # Kernels read 16 bytes at a time: a few gate channels more must not move the rows off that.
+        if rest := -sum(widths) % _EVEN:
+            weights.append(weights[0].new_zeros(*weights[0].shape[:-2], rest, weights[0].shape[-1]))
+        pieces = linear(x_BTD, torch.cat(weights, dim=-2)).split([*widths, rest], dim=-1)[: len(widths)]
         products = {
             name: piece if m.bias is None else piece + spread(m.bias.to(x_BTD.dtype), x_BTD, n_dims=1)
             for (name, m), piece in zip(joined.items(), pieces, strict=True)
         }
         return products | {name: m(x_BTD) for name, m in maps.items() if name not in joined}
+
+    def _hidden(
+        self, cache: Cache, n_queries: int, n_keys: int, bias_BHTS: Tensor | None
+    ) -> tuple[int | None, Tensor | None, Tensor | None]:
+        """Window, mask and bias of queries that end a cache's keys; for a single query a bias is all that is needed, since
+        a mask would be joined with others in every layer."""
+        window = None if self.window is None or n_keys <= self.window else self.window
+        if bias_BHTS is not None:
+            bias_BHTS = bias_BHTS[..., -n_keys:]  # a cache may have kept fewer than there were
+        if cache.padding is None:
+            return window, None, bias_BHTS
+        end = cache.length + n_queries
+        if n_queries > 1:
+            return window, cache.padding.mask_BTS(end, n_queries, n_keys), bias_BHTS
+        padding_B11S = cache.padding.bias_B11S(end, n_keys)
+        return window, None, padding_B11S if bias_BHTS is None else bias_BHTS + padding_B11S
 
     def _gate(self, site: str) -> Gate | None:
         return self.gates[site] if site in self.gates else None  # noqa: SIM401  (ModuleDict has no get)
@@ -278,12 +333,13 @@ class GatedAttention(nn.Module):
         heads_BTHK = product.unflatten(-1, (n_heads, self.head_dim))
         return heads_BTHK if norm is None else norm(heads_BTHK)
 
-    def _map(self, y_BTHK: Tensor, v_BSGK: Tensor, start: int) -> Tensor:
+    def _map(self, y_BTHK: Tensor, v_BSGK: Tensor) -> Tensor:
         wide = torch.promote_types(y_BTHK.dtype, torch.float32)
         v_BTHK = None
         if self.output_map.needs_value:
             # The queries' own, as they entered the softmax.
-            v_BTHK = v_BSGK[:, start:].repeat_interleave(self.n_heads // self.n_kv_heads, dim=2).to(wide)
+            v_BTGK = v_BSGK[:, v_BSGK.shape[1] - y_BTHK.shape[1] :]
+            v_BTHK = v_BTGK.repeat_interleave(self.n_heads // self.n_kv_heads, dim=2).to(wide)
         return self.output_map.apply(y_BTHK.to(wide), v_BTHK, self.eps).to(y_BTHK.dtype)
 
     def extra_repr(self) -> str:

@@ -1,5 +1,12 @@
-"""Keys and values of the tokens so far, for decoding; memory is taken once."""
+"""Keys and values of the tokens so far, for decoding; memory is taken once.
 
+Notable: every cache answers the same questions, and `n_bytes` says what it takes. `KVCache` keeps everything;
+`gatelab.nn.recent` has those that drop what is no longer looked at. Prompts of unequal length stand flush right, with
+`Padding` before the shorter ones.
+"""
+
+import math
+from abc import ABC, abstractmethod
 from typing import NamedTuple
 
 import torch
@@ -14,12 +21,94 @@ class Keys(NamedTuple):
     score_logits_BSH: Tensor | None = None
 
 
-class KVCache:
-    """Room for `max_seq_len` tokens of `batch` sequences in every layer.
+class Padding:
+    """The slots before each row's first token, `n_padding_B` of them; no token looks at them, and they look at themselves.
 
-    `length` is the number of tokens stored; it moves when the model's last layer has run (`advance`). `context` keeps
-    what cross-attention layers made of their context, by layer. A layer whose scores are gated stores a logit a head.
+    Both masks are made once for all `max_seq_len` slots, and layers take slices of them.
     """
+
+    def __init__(self, n_padding_B: Tensor, max_seq_len: int, dtype: torch.dtype):
+        slot_S = torch.arange(max_seq_len, device=n_padding_B.device)
+        self.is_token_BS = slot_S >= n_padding_B[:, None]
+        hidden_BS = torch.zeros(self.is_token_BS.shape, dtype=dtype, device=slot_S.device)
+        self._bias_B11S = hidden_BS.masked_fill(~self.is_token_BS, -math.inf)[:, None, None]
+
+    def mask_BTS(self, end: int, n_queries: int, n_keys: int) -> Tensor:
+        """True where the last queries before slot `end` may see the last keys before it."""
+        query_BT, key_BS = self.is_token_BS[:, end - n_queries : end], self.is_token_BS[:, end - n_keys : end]
+        return query_BT[:, :, None] == key_BS[:, None, :]
+
+    def bias_B11S(self, end: int, n_keys: int) -> Tensor:
+        """The same for a single token, as a bias: 0, or −∞ where it is hidden."""
+        return self._bias_B11S[..., end - n_keys : end]
+
+
+class Cache(ABC):
+    """What layers and models ask of a cache of `batch` sequences.
+
+    `length` is the position of the next token; it moves when the model's last layer has run (`advance`). `context` keeps
+    what cross-attention layers made of their context, by layer. `turns_late`: RoPE turns keys after they are looked up, by
+    their place among what `append` returns. `padding`: the slots before a row's first token, None without.
+    """
+
+    turns_late = False
+
+    def __init__(self, batch: int, heads: tuple[int, int], n_score_heads: int):
+        self.batch, self.heads, self.n_score_heads = batch, heads, n_score_heads
+        self.context: dict[int, Keys] = {}
+        self.padding: Padding | None = None
+        self.length = 0
+
+    @property
+    @abstractmethod
+    def n_bytes(self) -> int:
+        """What keys, values and score logits take, whether there are tokens yet or not."""
+
+    @abstractmethod
+    def append(self, layer: int, new: Keys) -> Keys:
+        """Store the new tokens of one layer; returns all that they may look at, themselves last.
+
+        Raises:
+            ValueError: when they do not fit, are of another number of sequences or other heads, belong to a layer that the
+                cache does not have, or have score logits and the cache no room for them.
+        """
+
+    @abstractmethod
+    def advance(self, n_tokens: int) -> None:
+        """Count the tokens that all layers have stored."""
+
+    def keep_context(self, layer: int, keys: Keys) -> Keys:
+        """Keep what a cross-attention layer made of its context; returns it."""
+        self.context[layer] = keys
+        return keys
+
+    def _check(self, layer: int, n_layers: int, new: Keys) -> None:
+        if layer >= n_layers:
+            raise ValueError(f"layer {layer} of a cache for {n_layers} layers; make it with more n_layers")
+        heads, batch = tuple(new.k_BSGK.shape[2:]), new.k_BSGK.shape[0]
+        if heads != self.heads:
+            raise ValueError(
+                f"keys of (heads, channels) = {heads}, and the cache is for {self.heads}; make it with the layer's "
+                "n_kv_heads and head_dim, or with the model's new_cache"
+            )
+        if batch != self.batch:
+            raise ValueError(f"{batch} sequences, and the cache is for {self.batch}; make it with batch={batch}")
+        if new.score_logits_BSH is not None and new.score_logits_BSH.shape[2] != self.n_score_heads:
+            raise ValueError(
+                f"this layer gates the scores of {new.score_logits_BSH.shape[2]} heads and the cache has room for "
+                f"{self.n_score_heads}; make it with n_score_heads, or with the model's new_cache"
+            )
+
+    def _check_room(self, n_tokens: int, max_seq_len: int) -> None:
+        if n_tokens > max_seq_len:
+            raise ValueError(
+                f"{n_tokens} tokens do not fit into a cache for {max_seq_len}; make it with a larger max_seq_len"
+            )
+
+
+class KVCache(Cache):
+    """Room for `max_seq_len` tokens of `batch` sequences in every layer. A layer whose scores are gated stores a logit a
+    head."""
 
     def __init__(
         self,
@@ -33,52 +122,28 @@ class KVCache:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ):
+        super().__init__(batch, (n_kv_heads, head_dim), n_score_heads)
         shape = (n_layers, batch, max_seq_len, n_kv_heads, head_dim)
         self.k_LBSGK = torch.zeros(shape, dtype=dtype, device=device)
         self.v_LBSGK = torch.zeros(shape, dtype=dtype, device=device)
         self.score_logits_LBSH = torch.zeros((*shape[:3], n_score_heads), dtype=dtype, device=device)
-        self.context: dict[int, Keys] = {}
-        self.length = 0
+
+    @property
+    def n_bytes(self) -> int:
+        """L · B · max_seq_len · (2 G K + score heads) numbers."""
+        return self.k_LBSGK.nbytes + self.v_LBSGK.nbytes + self.score_logits_LBSH.nbytes
 
     def append(self, layer: int, new: Keys) -> Keys:
-        """Store the new tokens of one layer; returns all so far.
-
-        Raises:
-            ValueError: when they do not fit, are of another number of sequences or other heads, belong to a layer that the
-                cache does not have, or have score logits and the cache no room for them.
-        """
-        if layer >= self.k_LBSGK.shape[0]:
-            raise ValueError(f"layer {layer} of a cache for {self.k_LBSGK.shape[0]} layers; make it with more n_layers")
-        if new.k_BSGK.shape[2:] != self.k_LBSGK.shape[3:]:
-            heads, room = tuple(new.k_BSGK.shape[2:]), tuple(self.k_LBSGK.shape[3:])
-            raise ValueError(
-                f"keys of (heads, channels) = {heads}, and the cache is for {room}; make it with the layer's n_kv_heads and "
-                "head_dim, or with the model's new_cache"
-            )
-        batch, given = self.k_LBSGK.shape[1], new.k_BSGK.shape[0]
-        if given != batch:
-            raise ValueError(f"{given} sequences, and the cache is for {batch}; make it with batch={given}")
+        """Store the new tokens of one layer; returns all so far. Errors as of `Cache.append`."""
+        self._check(layer, self.k_LBSGK.shape[0], new)
         start, end = self.length, self.length + new.k_BSGK.shape[1]
-        if end > self.k_LBSGK.shape[2]:
-            raise ValueError(
-                f"{end} tokens do not fit into a cache for {self.k_LBSGK.shape[2]}; make it with a larger max_seq_len"
-            )
+        self._check_room(end, self.k_LBSGK.shape[2])
         stores = [self.k_LBSGK, self.v_LBSGK]
         if new.score_logits_BSH is not None:
-            if self.score_logits_LBSH.shape[3] != new.score_logits_BSH.shape[2]:
-                raise ValueError(
-                    f"this layer gates the scores of {new.score_logits_BSH.shape[2]} heads and the cache has room for "
-                    f"{self.score_logits_LBSH.shape[3]}; make it with n_score_heads, or with the model's new_cache"
-                )
             stores.append(self.score_logits_LBSH)
         for store, value in zip(stores, new, strict=False):
             store[layer, :, start:end] = value
         return Keys(*(store[layer, :, :end] for store in stores))
-
-    def keep_context(self, layer: int, keys: Keys) -> Keys:
-        """Keep what a cross-attention layer made of its context; returns it."""
-        self.context[layer] = keys
-        return keys
 
     def advance(self, n_tokens: int) -> None:
         """Count the tokens that all layers have stored."""

@@ -101,7 +101,10 @@ def measure(folder: StudyFolder, state: Callable[[RunFolder], str] = state_of) -
         curves[tuple(key)].append((step, value))
     heads: dict[tuple, dict] = defaultdict(dict)
     for cell, arm, seed, _, layer, head, value in rows(
-        "layer, head", f"{everywhere} AND head IS NOT NULL", ("first_token_mass",)
+        # Of the probe: a training may have rows of its own, step by step.
+        "layer, head",
+        f"{everywhere} AND head IS NOT NULL AND source = 'sinks'",
+        ("first_token_mass",),
     ):
         if isfinite(value):
             heads[cell, arm, seed][layer, head] = value

@@ -119,8 +119,22 @@ def _write_step(step: Step, group: "Group", runs: list[RunFolder], writers: list
             continue  # this run stopped at an earlier step
         values = (("loss", step.loss[i], "nats"), ("grad_norm", step.grad_norm[i], "1"), ("lr", step.lr[i], "1"))
         writer.rows.write(Row(folder.fingerprint, step.step, "train", m, v, unit) for m, v, unit in values)
+        if step.first_mass is not None:
+            writer.rows.write(_watched(folder.fingerprint, step.step, step.first_mass[i], group.members[i].run))
         if step.diverged[i]:
             writer.rows.write([Row(folder.fingerprint, step.step, "train", "diverged", 1.0, "1")])
+
+
+def _watched(fingerprint: str, step: int, mass_LH: list[list[float]], run: Run) -> Iterator[Row]:
+    """The first-token mass of a step's batch by head, and each layer's mean; nothing of a layer that does not tell it."""
+    read, spoken = run.resolved_objective.lengths(run.train.seq_len)
+    length = (spoken or read) + run.model.registers
+    for layer, mass_H in enumerate(mass_LH):
+        for head, mass in [(None, sum(mass_H) / len(mass_H)), *enumerate(mass_H)]:
+            if not math.isnan(mass):
+                yield Row(
+                    fingerprint, step, "train", "first_token_mass", mass, "share", layer=layer, head=head, length=length
+                )
 
 
 def _look(group: "Group", runs: list[RunFolder], writers: list[_Writer]) -> None:

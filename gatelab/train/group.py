@@ -15,6 +15,7 @@ from ..config.run import Execution, Run
 from ..data import Source, open_source
 from ..models import build_model
 from ..models.model import Model
+from ..nn.watch import Watch
 from .checkpoint import pack, unpack
 from .optim import build_optimizer
 from .parallel import Ranks, join
@@ -41,8 +42,8 @@ class Group:
         execution: device, threads, micro-batch, compilation.
 
     Raises:
-        ValueError: runs of different shapes; a device that is not there; compilation together with `optim.qk_clip`, whose
-            hooks compiled code leaves out.
+        ValueError: runs of different shapes, or watched at different steps; a device that is not there; compilation
+            together with `optim.qk_clip`, whose hooks compiled code leaves out.
     """
 
     def __init__(self, runs: list[Run], execution: Execution | None = None):
@@ -56,6 +57,12 @@ class Group:
                 raise ValueError(
                     "runs of a group must share model, objective and train; these differ: put them into two groups"
                 )
+        watched = {(run.probe.watch, run.probe.skip_queries if run.probe.watch else None) for run in runs}
+        if len(watched) > 1:
+            raise ValueError(
+                "runs of a group must share probe.watch, and probe.skip_queries where they are watched; these differ: put "
+                "them into two groups"
+            )
         if self.execution.compile == "on" and any(run.optim.qk_clip is not None for run in runs):
             raise ValueError(
                 "optim.qk_clip reads attention logits by hooks, which compiled code leaves out; set "
@@ -80,6 +87,11 @@ class Group:
     def is_stacked(self) -> bool:
         """Whether its runs are trained as one stack; on a GPU a run alone too, whose step then waits for no launches."""
         return (len(self.members) > 1 or self.device.type == "cuda") and why_not(self) is None
+
+    def watch(self) -> Watch | None:
+        """What a forward pass of a training step is given to tell of itself in; None where `probe.watch` is 0."""
+        probe = self.run.probe
+        return Watch(probe.skip_queries) if probe.watch else None
 
     def stacked(self) -> Stack:
         """The stack of its runs, which from then on holds their weights."""

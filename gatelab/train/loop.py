@@ -23,6 +23,8 @@ from .schedule import learning_rate
 from .stack import StackedBatch
 
 Loss = Callable[..., Tensor]
+# Of M runs cross-entropy and gradient norm, [M, 2], and of each its first-token mass, [L, H], where it is watched and alive.
+Measured = tuple[Tensor, list[Tensor | None]]
 
 
 def train(group: Group | Run) -> Iterator[Step]:
@@ -40,11 +42,13 @@ def train(group: Group | Run) -> Iterator[Step]:
     while group.step < steps and any(m.alive for m in group.members):
         index = group.step
         rates = [learning_rate(m.run.optim, index, steps) for m in group.members]
-        measured = training.optimise(rates, index)
+        measured, masses = training.optimise(rates, index)
         group.step = index + 1
         if group.step < steps:
             # Before the results are read: on a GPU the next batch is made while this step computes.
             training.fetch(group.step)
+        watch = group.run.probe.watch
+        first_mass = _on_host(masses) if watch and group.step % watch == 0 else None
         losses, norms, diverged = [], [], []
         for m, (loss, norm) in zip(group.members, measured.tolist(), strict=True):
             loss, norm = (loss, norm) if m.alive else (math.nan, math.nan)
@@ -54,7 +58,13 @@ def train(group: Group | Run) -> Iterator[Step]:
             losses.append(loss)
             norms.append(norm)
         tokens = group.step * group.run.train.tokens_per_step
-        yield Step(group.step, tokens, rates, losses, norms, diverged)
+        yield Step(group.step, tokens, rates, losses, norms, diverged, first_mass)
+
+
+def _on_host(masses: list[Tensor | None]) -> list[list[list[float]] | None]:
+    """The first-token mass of each run, by layer and head; None of one that has stopped."""
+    each = iter(torch.stack([mass_LH for mass_LH in masses if mass_LH is not None]).tolist())
+    return [None if mass_LH is None else next(each) for mass_LH in masses]
 
 
 class _Together:
@@ -81,9 +91,11 @@ class _Together:
             batch = joined(parts)
         self.batch = StackedBatch(batch, len(group.members), group.device)
 
-    def optimise(self, rates: list[float], step: int) -> Tensor:
-        """One step of all; (cross-entropy, gradient norm) a run."""
-        return self.stack.optimise(self.batch, rates, step)
+    def optimise(self, rates: list[float], step: int) -> Measured:
+        """One step of all."""
+        measured, mass_MLH = self.stack.optimise(self.batch, rates, step)
+        alive = [m.alive and mass_MLH is not None for m in self.group.members]
+        return measured, [mass_MLH[i] if is_alive else None for i, is_alive in enumerate(alive)]
 
 
 class _InTurn:
@@ -97,24 +109,28 @@ class _InTurn:
         """Make the batches of a step."""
         self.batches = [_batch(self.group, m, step) for m in self.group.members]
 
-    def optimise(self, rates: list[float], step: int) -> Tensor:
-        """One step of each; (cross-entropy, gradient norm) a run."""
-        nothing = torch.full((2,), math.nan, device=self.group.device)
-        return torch.stack(
-            [
-                _optimise(self.group, m, batch, rate, self.loss_function) if m.alive else nothing
-                for m, batch, rate in zip(self.group.members, self.batches, rates, strict=True)
-            ]
-        )
+    def optimise(self, rates: list[float], step: int) -> Measured:
+        """One step of each."""
+        nothing = torch.full((2,), math.nan, device=self.group.device), None
+        found = [
+            _optimise(self.group, m, batch, rate, self.loss_function) if m.alive else nothing
+            for m, batch, rate in zip(self.group.members, self.batches, rates, strict=True)
+        ]
+        return torch.stack([measured for measured, _ in found]), [mass_LH for _, mass_LH in found]
 
 
-def _optimise(group: Group, member: Member, batch: "DeviceBatch", rate: float, loss_function: Loss) -> Tensor:
-    """One optimiser step; returns (cross-entropy, gradient norm) on the device."""
+def _optimise(
+    group: Group, member: Member, batch: "DeviceBatch", rate: float, loss_function: Loss
+) -> tuple[Tensor, Tensor | None]:
+    """One optimiser step; returns (cross-entropy, gradient norm) and the first-token mass where it is watched, on the
+    device."""
     optim = member.run.optim
     member.optimizer.zero_grad(set_to_none=True)
     with nullcontext({}) if optim.qk_clip is None else largest_logits(member.model) as logits_H:
-        total = _backward(group, member, batch, loss_function)
+        total, mass_LH = _backward(group, member, batch, loss_function)
     group.ranks.sum_(total)
+    if mass_LH is not None and mass_LH.numel():
+        group.ranks.sum_(mass_LH)
     group.ranks.sum_gradients(member.model)
     norm = torch.nn.utils.clip_grad_norm_(member.model.parameters(), optim.clip or math.inf)
     for parameters in member.optimizer.param_groups:
@@ -122,11 +138,12 @@ def _optimise(group: Group, member: Member, batch: "DeviceBatch", rate: float, l
     member.optimizer.step()
     if optim.qk_clip is not None:
         clip_queries(logits_H, optim.qk_clip, group.ranks)
-    return torch.stack([total, norm])
+    return torch.stack([total, norm]), mass_LH
 
 
-def _backward(group: Group, member: Member, batch: "DeviceBatch", loss_function: Loss) -> Tensor:
-    """Gradients of this rank's share; returns its part of the mean cross-entropy, without the routers' losses.
+def _backward(group: Group, member: Member, batch: "DeviceBatch", loss_function: Loss) -> tuple[Tensor, Tensor | None]:
+    """Gradients of this rank's share; returns its part of the mean cross-entropy, without the routers' losses, and of the
+    mean first-token mass, [L, H], where it is watched.
 
     How often each expert was chosen is counted over the global batch ("Demons in the Detail", arXiv 2501.11873), which
     several micro-batches know only when all have been seen: then every one is run forward twice, first without gradient.
@@ -139,24 +156,27 @@ def _backward(group: Group, member: Member, batch: "DeviceBatch", loss_function:
             for part, routed in zip(parts, passes, strict=True):
                 loss_function(model, *part, routed)
         chosen = choices(passes, group.ranks)
-    total = torch.zeros((), device=group.device)
+    total, mass_LH = torch.zeros((), device=group.device), None
     for part in parts:
-        routed = None if moe is None else []
-        loss = loss_function(model, *part, routed) / batch.n_targets
+        routed, watch = None if moe is None else [], group.watch()
+        loss = loss_function(model, *part, routed, watch) / batch.n_targets
         total = total + loss.detach()
+        if watch is not None:
+            sums_LH = watch.sums_MLH()[0] / batch.n_sequences
+            mass_LH = sums_LH if mass_LH is None else mass_LH + sums_LH
         if moe is not None:
             chosen = choices([routed], group.ranks) if chosen is None else chosen
             loss = loss + router_loss(routed, moe, chosen)
         loss.backward()
-    return total
+    return total, mass_LH
 
 
 class DeviceBatch:
-    """This rank's share of a batch on its device; `n_targets` counts the targets of all ranks."""
+    """This rank's share of a batch on its device; `n_targets` and `n_sequences` count those of all ranks."""
 
     def __init__(self, batch: Batch, group: Group):
         share = group.ranks.share(batch.inputs_BT.shape[0])
-        self.n_targets = int((batch.targets_BT != IGNORED).sum())
+        self.n_targets, self.n_sequences = int((batch.targets_BT != IGNORED).sum()), batch.inputs_BT.shape[0]
         arrays = (batch.inputs_BT, batch.targets_BT, batch.segment_ids_BT, batch.decoder_inputs_BT)
         self.tensors = [None if a is None else _to(a[share], group.device) for a in arrays]
 

@@ -12,6 +12,7 @@ from ..config.moe import MoE
 from ..data import IGNORED
 from ..models.model import Model
 from ..nn.moe import Routing, router_losses
+from ..nn.watch import Watch
 from ..ops.linear_cross_entropy import linear_cross_entropy
 from .parallel import Ranks
 
@@ -36,9 +37,10 @@ def target_loss(
     segment_ids_BT: Tensor | None = None,
     decoder_inputs_BT: Tensor | None = None,
     routed: list[Routing] | None = None,
+    watch: Watch | None = None,
 ) -> Tensor:
     """Sum over targets of the cross-entropy in nats, float32; targets that are IGNORED do not count."""
-    x_BTD = _hidden_of(model, inputs_BT, segment_ids_BT, decoder_inputs_BT, routed)
+    x_BTD = _hidden_of(model, inputs_BT, segment_ids_BT, decoder_inputs_BT, routed, watch)
     weight_1VD, targets_1N = model.head.weight[None], targets_BT.flatten()[None]
     return linear_cross_entropy(x_BTD.flatten(0, 1)[None], weight_1VD, targets_1N, ignored=IGNORED)[0]
 
@@ -50,9 +52,10 @@ def target_losses(
     targets_BT: Tensor,
     segment_ids_BT: Tensor | None = None,
     decoder_inputs_BT: Tensor | None = None,
+    watch: Watch | None = None,
 ) -> Tensor:
     """`target_loss` of each of M stacked models (or of a plain one), [M]; the batch holds their sequences one after the other."""
-    x_BTD = _hidden_of(model, inputs_BT, segment_ids_BT, decoder_inputs_BT)
+    x_BTD = _hidden_of(model, inputs_BT, segment_ids_BT, decoder_inputs_BT, watch=watch)
     x_MND, targets_MN = x_BTD.reshape(n_models, -1, x_BTD.shape[-1]), targets_BT.reshape(n_models, -1)
     weight_MVD = model.head.weight.view(n_models, -1, x_BTD.shape[-1])
     return linear_cross_entropy(x_MND, weight_MVD, targets_MN, ignored=IGNORED)
@@ -64,10 +67,11 @@ def _hidden_of(
     segment_ids_BT: Tensor | None,
     decoder_inputs_BT: Tensor | None,
     routed: list[Routing] | None = None,
+    watch: Watch | None = None,
 ) -> Tensor:
     if decoder_inputs_BT is None:
-        return model.hidden(inputs_BT, segment_ids_BT=segment_ids_BT, routed=routed)
-    return model.hidden(inputs_BT, decoder_inputs_BT, routed=routed)
+        return model.hidden(inputs_BT, segment_ids_BT=segment_ids_BT, routed=routed, watch=watch)
+    return model.hidden(inputs_BT, decoder_inputs_BT, routed=routed, watch=watch)
 
 
 @dataclass(frozen=True)

@@ -56,6 +56,7 @@ class Stack:
 
     def __init__(self, group: "Group"):
         self.members, self.device, self.is_compiled = group.members, group.device, group.is_compiled
+        self.watch = group.watch
         self.n_parts = -(-group.run.train.batch_size // group.micro_batch)
         self.places = _places(self.members[0].model)
         self.weights_MP = _flat([dict(m.model.named_parameters()) for m in self.members], self.places)
@@ -76,8 +77,9 @@ class Stack:
         """M."""
         return len(self.members)
 
-    def optimise(self, batch: "StackedBatch", rates: list[float], step: int) -> Tensor:
-        """One step (counted from 0) of all that are alive: cross-entropies and gradient norms before clipping, [M, 2]."""
+    def optimise(self, batch: "StackedBatch", rates: list[float], step: int) -> tuple[Tensor, Tensor | None]:
+        """One step (counted from 0) of all that are alive: cross-entropies and gradient norms before clipping, [M, 2]; and
+        where the runs are watched their first-token mass, [M, L, H]."""
         hyper = self._hyper(rates, step)
         if self.device.type != "cuda":
             return self._step(batch, hyper)
@@ -114,27 +116,33 @@ class Stack:
             )
         return torch.tensor(columns, dtype=torch.float64).T.float().contiguous()
 
-    def _step(self, batch: "StackedBatch", hyper: Tensor) -> Tensor:
-        total_M, gradients = None, None
+    def _step(self, batch: "StackedBatch", hyper: Tensor) -> tuple[Tensor, Tensor | None]:
+        total_M, gradients, mass_MLH = None, None, None
         for part in batch.parts(self.n_parts):
-            loss_M = self._losses(self.model, *part) / batch.n_targets_M
+            watch = self.watch()
+            loss_M = self._losses(self.model, *part, watch) / batch.n_targets_M
             found = torch.autograd.grad(loss_M.sum(), self.parameters)
             total_M = loss_M.detach() if total_M is None else total_M + loss_M.detach()
             gradients = found if gradients is None else torch._foreach_add(gradients, found)
+            if watch is not None:
+                sums_MLH = watch.sums_MLH(self.size) / batch.n_sequences
+                mass_MLH = sums_MLH if mass_MLH is None else mass_MLH + sums_MLH
         with torch.no_grad():
             gradient_MP = _side_by_side(gradients, self.places, self.weights_MP)
             norm_M = self._update(self.weights_MP, gradient_MP, self.first_MP, self.second_MP, self.is_decayed_P, hyper)
-        return torch.stack([total_M, norm_M], dim=1)
+        return torch.stack([total_M, norm_M], dim=1), mass_MLH
 
 
 class StackedBatch:
-    """The batches of M runs, one after the other, on their device; `n_targets_M` counts each run's targets."""
+    """The batches of M runs, one after the other, on their device; `n_targets_M` counts each run's targets, `n_sequences`
+    the sequences of one."""
 
     def __init__(self, batch: Batch, n_models: int, device: torch.device):
         counts = (batch.targets_BT != IGNORED).reshape(n_models, -1).sum(axis=1)
         arrays = (batch.inputs_BT, batch.targets_BT, batch.segment_ids_BT, batch.decoder_inputs_BT)
         tensors = [None if a is None else torch.from_numpy(a) for a in arrays]
         self.n_models, self.n_targets_M = n_models, torch.from_numpy(counts).float()
+        self.n_sequences = len(batch.inputs_BT) // n_models
         self.tensors: list[Tensor | None] = tensors
         if device.type == "cuda":
             self.n_targets_M, *self.tensors = (
@@ -178,7 +186,7 @@ class _Captured:
         with torch.cuda.graph(self.graph):
             self.result = stack._step(self.batch, self.hyper)
 
-    def replay(self, batch: StackedBatch, hyper: Tensor) -> Tensor:
+    def replay(self, batch: StackedBatch, hyper: Tensor) -> tuple[Tensor, Tensor | None]:
         self.batch.copy_(batch)
         self.hyper.copy_(hyper, non_blocking=True)
         self.graph.replay()

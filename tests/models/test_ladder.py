@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from gatelab.catalogue import size_records
-from gatelab.cli import _short, _status
+from gatelab.cli import _status
+from gatelab.cli.base import short_count
 from gatelab.config import Run, override
 from gatelab.config.presets import PRESETS
 from gatelab.models import model_class
@@ -262,7 +263,7 @@ def test_a_mistake_in_the_words_of_sizes_is_answered_in_one_line(
 def test_sizes_are_printed_as_a_table_and_as_records(capsys: pytest.CaptureFixture[str]) -> None:
     assert _status(["sizes"]) == 0
     table = capsys.readouterr().out
-    assert all(f"\n{name} " in table and _short(n) in table for name, n in BY_HAND.items())
+    assert all(f"\n{name} " in table and short_count(n) in table for name, n in BY_HAND.items())
     assert _status(["sizes", "--json"]) == 0
     assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == size_records()
     assert _status(["sizes", "bert-base"]) == 0

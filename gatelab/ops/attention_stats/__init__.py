@@ -2,6 +2,7 @@
 
 from .block import Block, Gates
 from .effect import N_BINS, OPEN, SHUT, Effect, Scores, SiteScores, ValueNorms
+from .first_mass import mean_first_token_mass
 from .reference import AttentionStats, attention_stats
 from .sampled import Places, Rank, by_octave, octave, ranks, sampled_queries
 from .statistic import Columns, FirstKey, LargestLogit, Spread, Statistic, joined, one_pass
@@ -29,6 +30,7 @@ __all__ = [
     "attention_stats",
     "by_octave",
     "joined",
+    "mean_first_token_mass",
     "octave",
     "one_pass",
     "ranks",

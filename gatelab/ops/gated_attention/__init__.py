@@ -9,7 +9,7 @@ from ...config.normaliser import Heads, Normaliser, Softmax
 from . import flash, reference, sdpa
 from .flash import Call
 from .reference import attention_weights
-from .scoring import check_gate_logits, scoring, visible
+from .scoring import Scoring, check_gate_logits, scoring, visible
 
 # Those that serve whatever their normaliser allows; `flash.KEEPS_OUTPUT` names two for the calls that `flash.unserved` has
 # nothing against.
@@ -112,10 +112,7 @@ def gated_attention(
             a gate without logits or of another site, parameters that are not the normaliser's, an unknown implementation or
             one that does not serve the normaliser or the call.
     """
-    if k_BSGK.shape != v_BSGK.shape:
-        shapes = f"{tuple(k_BSGK.shape)}, {tuple(v_BSGK.shape)}"
-        raise ValueError(f"k, v of shapes {shapes}: expected [B,S,G,K] of both")
-    check_gate_logits(gate_logits_BTHK, gate, tuple(q_BTHK.shape))
+    _check(q_BTHK, k_BSGK, v_BSGK, gate_logits_BTHK, gate)
     s = scoring(
         q_BTHK,
         k_BSGK,
@@ -129,14 +126,91 @@ def gated_attention(
         score_logits_BSH=score_logits_BSH,
         score_gate=score_gate,
     )
-    name = choose(impl, normaliser, flash.call_of(q_BTHK, k_BSGK, v_BSGK, gate, s))
-    if name in IMPLEMENTATIONS:
-        return IMPLEMENTATIONS[name](q_BTHK, k_BSGK, v_BSGK, gate_logits_BTHK, gate, s)
-    keeps_output = flash.KEEPS_OUTPUT[name]
-    z_BTHK, _ = flash.attention(
-        q_BTHK, k_BSGK, v_BSGK, gate_logits_BTHK, is_causal=is_causal, keeps_output=keeps_output
+    return _attend(q_BTHK, k_BSGK, v_BSGK, gate_logits_BTHK, gate, s, impl, reads_lse=False)[0]
+
+
+def gated_attention_and_lse(
+    q_BTHK: Tensor,
+    k_BSGK: Tensor,
+    v_BSGK: Tensor,
+    gate_logits_BTHK: Tensor | None = None,
+    gate: GateSpec | None = None,
+    *,
+    normaliser: Normaliser = _SOFTMAX,
+    learned: dict[str, Tensor] | None = None,
+    heads: Heads | None = None,
+    is_causal: bool = True,
+    impl: str = "auto",
+) -> tuple[Tensor, Tensor | None]:
+    """`gated_attention` with nothing added to the logits or hidden but later keys, and ln of each row's denominator: its
+    log-sum-exp, a slot's logit among the keys'.
+
+    [B, H, T] in float32 (float64 stays) and without gradient; None of the implementation `reference`, which would compute it
+    a second time. The output and its gradients are those of `gated_attention`: the same bits of `flash`, `flash-lean` and
+    with a slot; else `sdpa` takes torch's kernel that gives the log-sum-exp, the one that torch takes itself on CPUs.
+
+    Raises:
+        ValueError: as `gated_attention`.
+    """
+    _check(q_BTHK, k_BSGK, v_BSGK, gate_logits_BTHK, gate)
+    s = scoring(
+        q_BTHK,
+        k_BSGK,
+        normaliser=normaliser,
+        learned=learned,
+        heads=heads,
+        is_causal=is_causal,
+        window=None,
+        mask_BTS=None,
+        bias_BHTS=None,
+        score_logits_BSH=None,
+        score_gate=None,
     )
-    return z_BTHK
+    return _attend(q_BTHK, k_BSGK, v_BSGK, gate_logits_BTHK, gate, s, impl, reads_lse=True)
 
 
-__all__ = ["IMPLEMENTATIONS", "Call", "attention_weights", "choose", "chosen_for", "gated_attention", "visible"]
+def _check(
+    q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, gate_logits_BTHK: Tensor | None, gate: GateSpec | None
+) -> None:
+    """Refuses what no scoring could mend.
+
+    Raises:
+        ValueError: saying what was expected.
+    """
+    if k_BSGK.shape != v_BSGK.shape:
+        shapes = f"{tuple(k_BSGK.shape)}, {tuple(v_BSGK.shape)}"
+        raise ValueError(f"k, v of shapes {shapes}: expected [B,S,G,K] of both")
+    check_gate_logits(gate_logits_BTHK, gate, tuple(q_BTHK.shape))
+
+
+def _attend(
+    q_BTHK: Tensor,
+    k_BSGK: Tensor,
+    v_BSGK: Tensor,
+    gate_logits_BTHK: Tensor | None,
+    gate: GateSpec | None,
+    s: Scoring,
+    impl: str,
+    *,
+    reads_lse: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """The output of the implementation that `impl` means, and the rows' denominators where they are read and known."""
+    name = choose(impl, s.normaliser, flash.call_of(q_BTHK, k_BSGK, v_BSGK, gate, s))
+    given = (q_BTHK, k_BSGK, v_BSGK, gate_logits_BTHK)
+    if name in flash.KEEPS_OUTPUT:
+        return flash.attention(*given, is_causal=s.is_causal, keeps_output=flash.KEEPS_OUTPUT[name])
+    if name == "sdpa" and reads_lse:
+        return sdpa.gated_attention_and_lse(*given, gate, s)
+    return IMPLEMENTATIONS[name](*given, gate, s), None
+
+
+__all__ = [
+    "IMPLEMENTATIONS",
+    "Call",
+    "attention_weights",
+    "choose",
+    "chosen_for",
+    "gated_attention",
+    "gated_attention_and_lse",
+    "visible",
+]

@@ -6,7 +6,9 @@ spares that pass. The identities are those of `gate_apply.fused`. No mask is pas
 196678: with one, cuDNN's gradients can be not-a-number where a head attends to a sink).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -80,8 +82,17 @@ def unserved(normaliser: Normaliser, call: Call | None = None) -> str | None:
     return _missing(call.device)
 
 
-# A constant in compiled code: the compiler cannot look into devices.
-@torch.compiler.assume_constant_result
+Asked = TypeVar("Asked", bound=Callable[..., Any])
+
+
+def _constant(function: Asked) -> Asked:
+    """`torch.compiler.assume_constant_result`, which would import the compiler, seconds of it, for everybody: what a device is
+    does not change while a compiled function lives, and the compiler cannot look."""
+    function._dynamo_marked_constant = True
+    return function
+
+
+@_constant
 def _missing(device: torch.device) -> str | None:
     """What a CUDA device lacks, to follow an implementation's name in a sentence."""
     if torch.cuda.get_device_capability(device) < (8, 0):
@@ -118,7 +129,7 @@ def stock_kernel(q_BTHK: Tensor, k_BSGK: Tensor) -> str:
     return "cudnn" if fits and _has_cudnn(q_BTHK.device) else "flash"
 
 
-@torch.compiler.assume_constant_result
+@_constant
 def _has_cudnn(device: torch.device) -> bool:
     """Whether cuDNN's kernel is there and the fastest: on Hopper, unless it is switched off, or every sum has to have one
     order."""

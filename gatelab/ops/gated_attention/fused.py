@@ -3,7 +3,8 @@
 Notable: torch's kernels return the log-sum-exp and take no gradient for it. With D the row sums of dO ∘ O, the gradient
 of the logits is dS = P ∘ (dO Vᵀ − (D − dlse)), and the kernels form D from dO and O: two more channels, 1 and 1 in dO
 and −dlse in two pieces in O, turn D into D − dlse, while those channels of V are 0 and leave dO Vᵀ as it is. In two
-pieces, since bfloat16 would keep 8 bits of one. So the backward pass is the stock kernel on K + 8 channels.
+pieces, since bfloat16 would keep 8 bits of one. So the backward pass is the stock kernel on K + 8 channels, and on K where
+the lse is only read.
 """
 
 import torch
@@ -20,7 +21,8 @@ def attention_with_lse(
     stays); both differentiable once.
 
     Args:
-        q_BHTK, k_BHSK, v_BHSK: H heads each. Every query must see a key.
+        q_BHTK, k_BHSK, v_BHSK: H heads each; on CPUs without a bias k and v may have G that divide H. Every query must see a
+            key.
         bias_BHTS: added to the logits, −∞ where a key is hidden; 1 or the size on each of B and H.
         is_causal: only with as many queries as keys, and without a bias.
 
@@ -88,15 +90,19 @@ _attention.register_fake(_forward)
 def _keep(ctx, inputs: tuple, output: tuple[Tensor, ...]) -> None:
     *tensors, ctx.is_causal, ctx.scale = inputs
     ctx.save_for_backward(*tensors, *output)
+    # A gradient that does not come is None, not zeros: it costs channels.
+    ctx.set_materialize_grads(False)
 
 
-def _backward(ctx, dy: Tensor, dlse: Tensor, *_: None) -> tuple[Tensor | None, ...]:
+def _backward(ctx, dy: Tensor | None, dlse: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
     q, k, v, bias, y, lse, seed, offset = ctx.saved_tensors
     T, K = q.shape[2:]
-    n, kernel = 8 + -K % 8, _kernel(q, bias)
-    minus = torch.stack(pieces(-dlse[..., :T], q.dtype, 2), dim=-1)
-    y = _by_position(_padded(torch.cat([y, minus], dim=-1), n - 2))
-    dy = _by_position(_padded(torch.cat([dy, torch.ones_like(minus)], dim=-1), n - 2))
+    n, kernel = -K % 8, _kernel(q, bias)
+    dy = torch.zeros_like(y) if dy is None else dy
+    if dlse is not None:
+        minus = torch.stack(pieces(-dlse[..., :T], q.dtype, 2), dim=-1)
+        y, dy, n = torch.cat([y, minus], dim=-1), torch.cat([dy, torch.ones_like(minus)], dim=-1), n + 8
+    y, dy = (_by_position(_padded(t, K + n - t.shape[-1])) for t in (y, dy))
     q, k, v = (_padded(t, n) for t in (q, k, v))
     dbias = None
     if kernel == "cpu":

@@ -27,6 +27,38 @@ def gated_attention(
     s: Scoring,
 ) -> Tensor:
     """Same function as the reference, for normalisers that are a softmax; see `gatelab.ops.gated_attention`."""
+    return _attend(q_BTHK, k_BSGK, v_BSGK, gate_logits_BTHK, gate, s, reads_lse=False)[0]
+
+
+def gated_attention_and_lse(
+    q_BTHK: Tensor,
+    k_BSGK: Tensor,
+    v_BSGK: Tensor,
+    gate_logits_BTHK: Tensor | None,
+    gate: GateSpec | None,
+    s: Scoring,
+) -> tuple[Tensor, Tensor]:
+    """`gated_attention`, and ln of each row's denominator, the slot's share in it, [B, H, T] in float32 (float64 stays) and
+    without gradient. It costs nothing beside a slot or a gate on the lse, and else takes the kernel that gives the lse in
+    the place of torch's own choice."""
+    y_BTHK, lse_BHT1 = _attend(q_BTHK, k_BSGK, v_BSGK, gate_logits_BTHK, gate, s, reads_lse=True)
+    lse_BHT1, slot_BHT1 = lse_BHT1.detach(), s.normaliser.slot_logits(q_BTHK.detach(), s.learned)
+    if slot_BHT1 is not None:
+        lse_BHT1 = torch.logaddexp(lse_BHT1, slot_BHT1.detach())
+    return y_BTHK, lse_BHT1.squeeze(-1)
+
+
+def _attend(
+    q_BTHK: Tensor,
+    k_BSGK: Tensor,
+    v_BSGK: Tensor,
+    gate_logits_BTHK: Tensor | None,
+    gate: GateSpec | None,
+    s: Scoring,
+    *,
+    reads_lse: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """The gated output, and the log-sum-exp over the keys [B, H, T, 1] where it is read, here or by the caller."""
     T, H, K = q_BTHK.shape[1:]
     S, scale = k_BSGK.shape[1], 1 / math.sqrt(K)
     slot_BHT1 = s.normaliser.slot_logits(q_BTHK, s.learned)
@@ -42,7 +74,8 @@ def gated_attention(
     mask_BHTS, is_causal = _mask(q_BTHK, S, s)
 
     lse_BHT1: Tensor | None = None
-    if slot_BHT1 is None and (gate is None or gate.source != "lse"):
+    is_stock = slot_BHT1 is None and (gate is None or gate.source != "lse")
+    if is_stock and not reads_lse:
         y_BHTK = F.scaled_dot_product_attention(
             q_BHTK,
             k_BGSK,
@@ -53,7 +86,14 @@ def gated_attention(
             enable_gqa=k_BGSK.shape[1] != H,
         )
     else:
-        k_BHSK, v_BHSK = _repeated(k_BGSK, H, dim=1), _repeated(v_BGSK, H, dim=1)
+        k_BHSK, v_BHSK = k_BGSK, v_BGSK
+        device = q_BTHK.device.type
+        if is_stock and torch.is_autocast_enabled(device):
+            # Autocast rounds what enters torch's attention, and knows nothing of the op below.
+            q_BHTK = q_BHTK.to(torch.get_autocast_dtype(device))
+        # As torch does, so that the sums of gradients over a group keep their order, and so their bits.
+        if not (is_stock and device == "cpu" and q_BTHK.numel()):
+            k_BHSK, v_BHSK = _repeated(k_BGSK, H, dim=1), _repeated(v_BGSK, H, dim=1)
         y_BHTK, lse_BHT1 = attention_with_lse(
             q_BHTK, k_BHSK, v_BHSK, bias_BHTS=_added(mask_BHTS, q_BTHK.dtype), is_causal=is_causal, scale=scale
         )
@@ -64,10 +104,10 @@ def gated_attention(
         y_BTHK = (y_BTHK * (lse_BHT1 - slot_BHT1).sigmoid().transpose(1, 2)).to(y_BTHK.dtype)
     y_BTHK = s.normaliser.finish(y_BTHK, s.learned, s.heads)
     if gate is None:
-        return y_BTHK
+        return y_BTHK, lse_BHT1
     if gate.source == "lse":
         gate_logits_BTHK = gate_logits_BTHK + lse_BHT1.transpose(1, 2)
-    return apply_gate(y_BTHK, gate_logits_BTHK, gate)
+    return apply_gate(y_BTHK, gate_logits_BTHK, gate), lse_BHT1
 
 
 def _mask(q_BTHK: Tensor, n_keys: int, s: Scoring) -> tuple[Tensor | None, bool]:

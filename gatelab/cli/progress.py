@@ -1,0 +1,76 @@
+"""gatelab status, logs and retry: how the runs in a study's folder stand, and another try for those that failed."""
+
+from pathlib import Path
+
+from .base import Json, print_json
+
+
+def status(folder: Path, *, json_: Json = False) -> int:
+    """Show how a study's runs stand.
+
+    Parameters
+    ----------
+    folder:
+        The study's folder.
+    json_:
+        One JSON record a run.
+    """
+    from ..store import StudyFolder
+    from ..study.ledger import state_of
+
+    there = StudyFolder.open(folder)
+    if json_:
+        print_json(
+            [
+                {k: e[k] for k in ("cell", "arm", "seed", "fingerprint")} | {"state": state_of(r)}
+                for e, r in there.planned()
+            ]
+        )
+        return 0
+    from ..terminal import print_status
+
+    print_status(there)
+    return 0
+
+
+def logs(folder: Path, run_name: str) -> int:
+    """Print what a run's workers printed.
+
+    Parameters
+    ----------
+    folder:
+        The study's folder.
+    run_name:
+        The run: the start of its fingerprint, or cell/arm/seed.
+    """
+    from ..store import StoreError, StudyFolder
+
+    path = StudyFolder.open(folder).find(run_name).path / "log.txt"
+    if not path.exists():
+        raise StoreError(f"{run_name}: has no log yet; it has not been started")
+    print(path.read_text(encoding="utf-8", errors="replace"), end="")
+    return 0
+
+
+def retry(folder: Path, *, json_: Json = False) -> int:
+    """Plan the runs that failed, ran out of memory, timed out or were lost again; `run` then resumes them.
+
+    Parameters
+    ----------
+    folder:
+        The study's folder.
+    json_:
+        One JSON record a run that was planned again.
+    """
+    from ..store import StudyFolder
+    from ..study.drive import retry as plan_again
+
+    there = StudyFolder.open(folder)
+    again = plan_again(there)
+    if json_:
+        print_json([{"fingerprint": f, "state": "planned"} for f in again])
+    elif again:
+        print(f"{len(again)} runs are planned again: {', '.join(again)}; the same `gatelab run …` command starts them")
+    else:
+        print("no run has failed, run out of memory, timed out or been lost")
+    return 0
