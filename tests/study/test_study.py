@@ -236,8 +236,8 @@ def test_a_study_file_in_another_encoding_is_refused(tmp_path: Path):
     "name, says",
     [
         ("quikstart", "did you mean 'quickstart'?"),
-        ("", "quickstart, sinks-on-text"),
-        ("/", "quickstart, sinks-on-text"),
+        ("", "quickstart, sinkless-seeds, sinks-on-text"),
+        ("/", "quickstart, sinkless-seeds, sinks-on-text"),
         ("study.txt", "or the path of a Python file"),
         ("mime.py", "no such file; did you mean"),
         ("none/mine.py", "no such file"),
