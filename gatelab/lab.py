@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from .analysis import Outcome, PairingGain, Share, effects, pairing_gain, shares
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from .evals.changes import Effects
     from .evals.checkpoint import Edits, Look, Reading
     from .models.external import Loading
+    from .models.interop import Exported, Imported
     from .train.group import Member
 
 EXECUTORS = ("local",)
@@ -376,6 +378,19 @@ def intervene(path: str | Path, words: list[str], *, documents: int = 16, length
 
 def _trained(path: str | Path, length: int | None) -> "tuple[RunFolder, Member, int]":
     """A finished run's folder, its model and data, and its last step."""
+    folder = _finished(path)
+    from .train.checkpoint import load_weights
+    from .train.group import Group
+
+    run_config = validate(Run, folder.config())
+    if length is not None:
+        run_config = _at_length(run_config, length)
+    member = Group([run_config]).members[0]
+    check_lengths(member.source, run_config.train.seq_len)
+    return folder, member, load_weights(member.model, folder.path / "weights.safetensors")
+
+
+def _finished(path: str | Path) -> RunFolder:
     if not Path(path).exists():
         raise StoreError(
             f"{path}: no such folder or file; name a run's folder, a checkpoint's folder, a .gguf file, or a model of the hub "
@@ -386,15 +401,7 @@ def _trained(path: str | Path, length: int | None) -> "tuple[RunFolder, Member, 
         raise StoreError(
             f"{path}: this run has not finished, so it has no final weights; `gatelab status` says how it stands"
         )
-    from .train.checkpoint import load_weights
-    from .train.group import Group
-
-    run_config = validate(Run, folder.config())
-    if length is not None:
-        run_config = _at_length(run_config, length)
-    member = Group([run_config]).members[0]
-    check_lengths(member.source, run_config.train.seq_len)
-    return folder, member, load_weights(member.model, folder.path / "weights.safetensors")
+    return folder
 
 
 def is_checkpoint(source: str | Path) -> bool:
@@ -426,6 +433,63 @@ def probe_checkpoint(
     from .models.external import Loading
 
     return look(source, reading, loading=loading or Loading(), names=names, edits=edits, tell=tell)
+
+
+def import_checkpoint(source: str | Path, out: str | Path, *, allow_pickle: bool = False) -> "Imported":
+    """A checkpoint of transformers as a Gatelab model folder with the same logits; see `gatelab.models.interop`.
+
+    Raises:
+        ValueError: it cannot be opened or expressed exactly, or `out` is there already.
+    """
+    from .models.interop import import_model
+
+    if (Path(source) / "run.json").is_file() or (Path(source) / "model.json").is_file():
+        raise ValueError(
+            f"{source}: is a model of Gatelab already; `--to hf` makes a checkpoint for transformers of it"
+        )
+    return import_model(source, out, allow_pickle=allow_pickle)
+
+
+def export(path: str | Path, out: str | Path) -> "Exported":
+    """A finished run, or a Gatelab model folder, as a folder that `AutoModelForCausalLM.from_pretrained` loads.
+
+    Raises:
+        StoreError: no run there, or one that has not finished.
+        ValueError: what its model computes is neither in transformers nor in the code that goes along.
+    """
+    from .models.interop import export_model, is_model_folder, open_folder, stored_run
+
+    if is_model_folder(Path(path)):
+        return export_model(open_folder(Path(path)), out)
+    folder = _finished(path)
+    run_config = validate(Run, folder.config())
+    has_tokenizer, tokenizer = _tokenizer_of(run_config)
+    with TemporaryDirectory() as companions:
+        found = stored_run(run_config, folder.path, Path(companions), tokenizer=tokenizer, has_tokenizer=has_tokenizer)
+        return export_model(found, out)
+
+
+def _tokenizer_of(run_config: Run) -> tuple[bool, Path | None]:
+    """Whether a run's tokenizer is to be had, and its tokenizer.json; None: bytes."""
+    from .data import DataError, default_cache, open_source
+
+    data = run_config.data
+    if data.kind != "text" or data.vocab_size is not None:
+        return False, None
+    if data.tokenizer == "byte":
+        return True, None
+    if not data.tokenizer.startswith("bpe:"):
+        path = Path(data.tokenizer).expanduser()
+        return path.is_file(), path
+    try:
+        digest = open_source(data).digest
+    except DataError:
+        return False, None
+    # Trained on the text, it lies beside the text's tokens.
+    for meta in default_cache().glob("corpora/*/meta.json"):
+        if read_json(meta).get("digest") == digest:
+            return True, meta.with_name("tokenizer.json")
+    return False, None
 
 
 def write_look(look: "Look", out: str | Path) -> Path:

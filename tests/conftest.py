@@ -1,9 +1,18 @@
-"""Every test computes with one torch thread, from the same seed."""
+"""Every test computes with one torch thread, from the same seed. Code that comes with a model is copied by transformers to one
+folder a session, not into the user's cache."""
+
+import atexit
+import os
+import shutil
+import tempfile
 
 import pytest
 import torch
 
 torch.set_num_threads(1)
+# Read when transformers is imported; its package of copied modules is imported once.
+os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="gatelab-modules-")
+atexit.register(shutil.rmtree, os.environ["HF_MODULES_CACHE"], ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)

@@ -153,8 +153,8 @@ class GatedAttention(nn.Module):
         Args:
             context_BSD: cross-attention: keys and values, and their gates, read this instead; every query sees all.
             segment_ids_BT: document numbers; attention stays within a document.
-            cache: keys and values so far; x then continues at position cache.length. With a context it keeps the keys
-                and values of the context, which is read once.
+            cache: keys and values so far (`gatelab.nn.cache`); x then continues at position cache.length. With a context it
+                keeps the keys and values of the context, which is read once.
             is_causal: False lets every token see all others.
             is_cross: cross-attention, as any call with a context is; says so where the cache has kept the context and
                 context_BSD is left out.
@@ -182,15 +182,20 @@ class GatedAttention(nn.Module):
         source_BSD = context_BSD if is_cross else x_BTD
         products = self._products(x_BTD, source_BSD if kept is None else None)
         q_BTHK = self._gated("query", self._heads(products["q"], self.n_heads, self.q_norm), x_BTD, products)
-        q_BTHK = self.tap_q(q_BTHK if self.rope is None or is_cross else self.rope(q_BTHK, start))
-        if kept is not None:
-            keys = kept
-        else:
-            turns_late = cache is not None and cache.turns_late
-            keys = self._keys(source_BSD, products, None if is_cross or turns_late else start)
+        keys = self._keys(source_BSD, products) if kept is None else kept
+        turns = self.rope is not None and not is_cross
+        turns_late = turns and cache is not None and cache.turns_late
+        if turns_late:
+            q_BTHK = self.rope(q_BTHK, start)
+        elif turns:
+            q_BTHK, k_BSGK = self._turned(q_BTHK, keys.k_BSGK, start, is_decoding=cache is not None)
+            keys = keys._replace(k_BSGK=k_BSGK)
+        q_BTHK = self.tap_q(q_BTHK)
+        if kept is None:
+            keys = Keys(self.tap_k(keys.k_BSGK), self.tap_v(keys.v_BSGK), keys.score_logits_BSH)
             if cache is not None:
                 keys = cache.keep_context(self.layer, keys) if is_cross else cache.append(self.layer, keys)
-            if turns_late and self.rope is not None and not is_cross:
+            if turns_late:
                 keys = keys._replace(k_BSGK=self.rope(keys.k_BSGK))
         gate, scores = self._gate("sdpa"), self._gate("scores")
         reads_value = gate is not None and gate.spec.source == "value"
@@ -259,8 +264,8 @@ class GatedAttention(nn.Module):
         """The map of the output; looked up by name, since a layer that is copied or pickled cannot carry functions along."""
         return OUTPUT_MAPS[self.map_name]
 
-    def _keys(self, source_BSD: Tensor, products: dict[str, Tensor], start: int | None) -> Keys:
-        """Keys, values and score logits of the source's tokens; rotated from position `start`, None for not at all."""
+    def _keys(self, source_BSD: Tensor, products: dict[str, Tensor]) -> Keys:
+        """Keys, values and score logits of the source's tokens, before RoPE."""
         k_BSGK = self._heads(products["k"], self.n_kv_heads, self.k_norm)
         v_BSGK = self._heads(products["v"], self.n_kv_heads, None)
         k_BSGK = self._gated("key", k_BSGK, source_BSD, products)
@@ -270,8 +275,14 @@ class GatedAttention(nn.Module):
         if scores is not None:
             logits_BSH1 = scores.logits(source_BSD, product=products.get("scores"))
             logits_BSH = logits_BSH1.squeeze(-1).expand(*source_BSD.shape[:2], -1)
-        k_BSGK = k_BSGK if self.rope is None or start is None else self.rope(k_BSGK, start)
-        return Keys(self.tap_k(k_BSGK), self.tap_v(v_BSGK), logits_BSH)
+        return Keys(k_BSGK, v_BSGK, logits_BSH)
+
+    def _turned(self, q_BTHK: Tensor, k_BTGK: Tensor, start: int, *, is_decoding: bool) -> tuple[Tensor, Tensor]:
+        """Queries and keys from position `start`; as one tensor for decoding, where an op costs more than its numbers."""
+        if not is_decoding:
+            return self.rope(q_BTHK, start), self.rope(k_BTGK, start)
+        both_BTHK = self.rope(torch.cat([q_BTHK, k_BTGK], dim=2), start)
+        return both_BTHK[:, :, : self.n_heads], both_BTHK[:, :, self.n_heads :]
 
     def _products(self, x_BTD: Tensor, source_BSD: Tensor | None) -> dict[str, Tensor]:
         """x times each projection, and what keys are made of times theirs (None: they are there already); in one product

@@ -127,6 +127,8 @@ class KVCache(Cache):
         self.k_LBSGK = torch.zeros(shape, dtype=dtype, device=device)
         self.v_LBSGK = torch.zeros(shape, dtype=dtype, device=device)
         self.score_logits_LBSH = torch.zeros((*shape[:3], n_score_heads), dtype=dtype, device=device)
+        stores = (self.k_LBSGK, self.v_LBSGK, self.score_logits_LBSH)
+        self._layers = [tuple(store[layer] for store in stores) for layer in range(n_layers)]
 
     @property
     def n_bytes(self) -> int:
@@ -135,15 +137,15 @@ class KVCache(Cache):
 
     def append(self, layer: int, new: Keys) -> Keys:
         """Store the new tokens of one layer; returns all so far. Errors as of `Cache.append`."""
-        self._check(layer, self.k_LBSGK.shape[0], new)
-        start, end = self.length, self.length + new.k_BSGK.shape[1]
+        self._check(layer, len(self._layers), new)
+        n_new, end = new.k_BSGK.shape[1], self.length + new.k_BSGK.shape[1]
         self._check_room(end, self.k_LBSGK.shape[2])
-        stores = [self.k_LBSGK, self.v_LBSGK]
-        if new.score_logits_BSH is not None:
-            stores.append(self.score_logits_LBSH)
-        for store, value in zip(stores, new, strict=False):
-            store[layer, :, start:end] = value
-        return Keys(*(store[layer, :, :end] for store in stores))
+        so_far: list[Tensor | None] = []
+        for store_BSGK, value in zip(self._layers[layer], new, strict=True):
+            if value is not None:
+                store_BSGK.narrow(1, self.length, n_new).copy_(value)
+            so_far.append(None if value is None else store_BSGK.narrow(1, 0, end))
+        return Keys(*so_far)
 
     def advance(self, n_tokens: int) -> None:
         """Count the tokens that all layers have stored."""

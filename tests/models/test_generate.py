@@ -76,6 +76,18 @@ def test_a_sampled_target_is_a_function_of_the_seed() -> None:
     )
 
 
+def test_a_model_is_trained_after_it_has_generated_and_on_what_it_has() -> None:
+    """Its tables are made by the first pass of a model whose weights came without them."""
+    weights = build_model(tiny.model()).state_dict()
+    with torch.device("meta"):
+        model = build_model(tiny.model())
+    model.load_state_dict(weights, assign=True)
+    tokens_BT = generate(model, tokens(2, 3), 5, temperature=1.0)
+    model.requires_grad_(True)
+    model(tokens_BT).square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
 @pytest.mark.parametrize(
     ("arch", "says"),
     [("encoder", "arch='encoder' does not continue the tokens that it reads; take model.arch=decoder"),
@@ -105,6 +117,7 @@ def test_slips_in_an_argument_are_told() -> None:
         ((tokens(2, 0), 3), "expected a tensor .* one token at least to go on from"),
         ((tokens(4), 3), r"of shape \(4,\): expected a tensor \[batch, tokens\]"),
         (([1, 2], 3), "tokens list: expected a tensor"),
+        ((torch.ones(1, 2), 3), "tokens of type torch.float32: expected ids, which are whole numbers"),
         ((tokens(2, 3), -1), "n_tokens=-1: expected the number of new tokens, 0 or more"),
     ]:
         with pytest.raises(ValueError, match=says):

@@ -121,12 +121,7 @@ class TheirModel(LlamaModel):
 """
 
 
-def test_a_checkpoints_own_code_is_run_only_when_asked_for(
-    copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    modules = tmp_path / "modules"
-    monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(modules))
-    monkeypatch.syspath_prepend(str(modules))
+def test_a_checkpoints_own_code_is_run_only_when_asked_for(copy: Path, tmp_path: Path) -> None:
     trace = tmp_path / "it-ran"
     (copy / "modeling_theirs.py").write_text(OWN_CODE.format(trace=str(trace)))
     auto_map = {"AutoConfig": "modeling_theirs.TheirConfig", "AutoModel": "modeling_theirs.TheirModel"}

@@ -97,17 +97,19 @@ def continued(
     if not n_tokens:
         return
     uniform_NB = None if uniform_BN is None else uniform_BN.T.to(pieces[0].device)
-    for piece_BT in pieces[:-1]:
-        with torch.no_grad():
-            hidden_of(piece_BT)
-    new_BT = pieces[-1]
+    # A first pass may make tables (of RoPE, on a model from the meta device) that training reads later; those that follow
+    # make nothing that stays, and take less time in inference mode.
+    with torch.no_grad():
+        for piece_BT in pieces:
+            last_BD = hidden_of(piece_BT)[:, -1]
     for i in range(n_tokens):
         # Not around the yield: what the caller does between two tokens is its own.
-        with torch.no_grad():
-            logits_BV = model.head(hidden_of(new_BT)[:, -1])
-            new_B = next_tokens(logits_BV, sampling, None if uniform_NB is None else uniform_NB[i])
+        with torch.inference_mode():
+            new_B = next_tokens(model.head(last_BD), sampling, None if uniform_NB is None else uniform_NB[i])
         yield new_B
-        new_BT = new_B[:, None]
+        if i + 1 < n_tokens:
+            with torch.inference_mode():
+                last_BD = hidden_of(new_B[:, None])[:, -1]
 
 
 def refuse_no_decoder(model: Model) -> None:
@@ -128,7 +130,7 @@ def check_length(model: Model, n_prompt: int, n_tokens: int, keep: Keep) -> None
     Raises:
         ValueError: saying how many there are.
     """
-    if n_tokens < 0:
+    if not isinstance(n_tokens, int) or n_tokens < 0:
         raise ValueError(f"n_tokens={n_tokens}: expected the number of new tokens, 0 or more")
     check_keep(model.config, keep)
     if keep.last is None and n_prompt + n_tokens > model.config.max_seq_len:
@@ -149,4 +151,6 @@ def _check(model: Model, tokens_BT: Tensor, n_tokens: int) -> None:
     if not isinstance(tokens_BT, Tensor) or tokens_BT.dim() != 2 or not tokens_BT.shape[1]:
         given = f"of shape {tuple(tokens_BT.shape)}" if isinstance(tokens_BT, Tensor) else type(tokens_BT).__name__
         raise ValueError(f"tokens {given}: expected a tensor [batch, tokens] of ids, one token at least to go on from")
+    if tokens_BT.is_floating_point():
+        raise ValueError(f"tokens of type {tokens_BT.dtype}: expected ids, which are whole numbers")
     check_length(model, tokens_BT.shape[1], n_tokens, Keep())

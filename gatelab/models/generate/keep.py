@@ -72,11 +72,11 @@ def new_cache(model: Model, batch: int, n_tokens: int, keep: Keep, *, at_once: i
             whose positions, or forget gate, count what was dropped.
     """
     c = model.config
+    check_keep(c, keep, at_once=at_once)
     if keep.last is None and n_tokens > c.max_seq_len:
         raise ValueError(
             f"{n_tokens} tokens do not fit into max_seq_len={c.max_seq_len}; take fewer, or a Keep(last=…) that drops some"
         )
-    check_keep(c, keep, at_once=at_once)
     stack = c.architecture.stacks[-1]
     windows = [None if c.is_global(layer) else c.window for layer in range(c.depth(stack))]
     # None of the windows hides anything where all are longer than the text.
@@ -96,12 +96,16 @@ def new_cache(model: Model, batch: int, n_tokens: int, keep: Keep, *, at_once: i
 
 
 def check_keep(config: ModelConfig, keep: Keep, *, at_once: int = 1) -> None:
-    """Refuses to drop tokens of a model that counts them, and to keep more than it has positions for.
+    """Refuses what is no `Keep`, to drop tokens of a model that counts them, and to keep more than it has positions for.
 
     Raises:
         ValueError: saying which.
     """
     c = config
+    if not isinstance(keep, Keep):
+        raise ValueError(
+            f"keep={keep!r}: give a Keep, as in Keep(first=4, last=252) or Keep.model_validate('last-256')"
+        )
     if keep.last is None:
         return
     if c.positions in ("learned", "relative"):

@@ -109,6 +109,8 @@ class _Batch:
         keep: Keep,
     ) -> "_Batch":
         refuse_no_decoder(model)
+        if not isinstance(sampling, Sampling):
+            raise ValueError(f"sampling={sampling!r}: give a Sampling, as in Sampling(temperature=0.8, top_p=0.95)")
         device, V = model.head.weight.device, model.config.vocab_size
         ids = [_ids(prompt, row, V, device) for row, prompt in enumerate(prompts)]
         if not ids:

@@ -72,7 +72,6 @@ def next_tokens(logits_BV: Tensor, sampling: Sampling, uniform_B: Tensor | None)
         ordered_BV, token_BV = ordered_BV[:, : sampling.top_k], token_BV[:, : sampling.top_k]
     p_BV = ordered_BV.softmax(dim=-1)
     is_kept_BV = p_BV.cumsum(dim=-1) - p_BV < sampling.top_p
-    is_kept_BV[:, 0] = True
     return token_BV.gather(1, _drawn(p_BV * is_kept_BV, uniform_B)[:, None])[:, 0]
 
 

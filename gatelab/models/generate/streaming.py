@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..decoder import Decoder
 from .continuation import refuse_no_decoder
-from .keep import Keep, new_cache
+from .keep import Keep, check_keep, new_cache
 
 
 @torch.no_grad()
@@ -34,14 +34,15 @@ def streaming_losses(
         raise ValueError(f"tokens {given}: expected a tensor [batch, tokens] of ids, two tokens at least")
     if at_once < 1:
         raise ValueError(f"at_once={at_once}: expected how many tokens a pass reads, 1 or more")
+    # All before any, so that nothing is computed where one is refused.
+    for keep in keeps:
+        check_keep(model.config, keep, at_once=at_once)
     slugs = [keep.slug for keep in keeps]
     if len(set(slugs)) < len(slugs):
         raise ValueError(f"keeps {', '.join(slugs)}: each is measured once; leave out the second of two equal ones")
-    # All are made first, so that nothing is computed where one is refused.
-    caches = [new_cache(model, len(tokens_BT), tokens_BT.shape[1], keep, at_once=at_once) for keep in keeps]
     losses: dict[str, Tensor] = {}
-    for slug in slugs:
-        cache, of_passes = caches.pop(0), []
+    for slug, keep in zip(slugs, keeps, strict=True):
+        cache, of_passes = new_cache(model, *tokens_BT.shape, keep, at_once=at_once), []
         for inputs_BT, targets_BT in zip(
             tokens_BT[:, :-1].split(at_once, dim=1), tokens_BT[:, 1:].split(at_once, dim=1), strict=True
         ):

@@ -1,0 +1,52 @@
+"""A destination folder that is complete or absent: everything is written beside it under another name, then renamed."""
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+# What a tokenizer of transformers, and its generation settings, may lie in.
+_COMPANIONS = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
+    "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model", "tekken.json", "chat_template.jinja",
+    "generation_config.json",
+)  # fmt: skip
+
+
+@contextmanager
+def destination(path: Path) -> Iterator[Path]:
+    """A folder to write into, which becomes `path` when the block ends well and disappears when it does not.
+
+    Raises:
+        ValueError: there is something at `path` already, or its parent is a file.
+    """
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise ValueError(f"{path}: is there already and is left alone; name a new or empty folder")
+    held = next((p for p in path.absolute().parents if p.exists()), None)
+    if held is not None and not held.is_dir():
+        raise ValueError(f"{path}: {held} is a file, so no folder can be made in it; name another folder")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        draft.mkdir()
+        yield draft
+        os.replace(draft, path)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """JSON as the house writes it; for a folder that is still a draft."""
+    path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def copy_companions(source: Path, draft: Path) -> list[str]:
+    """Tokenizer files and generation_config.json as they are; returns the names of those that were there."""
+    there = [name for name in _COMPANIONS if (source / name).is_file()]
+    for name in there:
+        shutil.copyfile(source / name, draft / name)
+    return there

@@ -1,0 +1,116 @@
+"""A decoder of ours as an architecture that transformers has, where one computes exactly the same: Llama, Mistral, Qwen2,
+Qwen3, and with the elementwise gate Qwen3-Next. What they are called there, and their configurations.
+
+Notable: a bias that is zero everywhere is none, so that an imported Qwen2 leaves as one; every key that decides what is
+computed is written, since a key left out takes that family's default.
+"""
+
+from typing import Any
+
+import torch
+
+from ...config import Softmax
+from .folder import Stored
+from .llama import llama_name
+from .positions import layer_types, rope_parameters
+from .qwen3_next import GATE, qwen3_next_origin
+from .tensors import Origin, Plan
+
+CLASSES = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "qwen3_next": "Qwen3NextForCausalLM",
+}
+# What they all have in common, as fields of ours.
+_COMMON: dict[str, Any] = {
+    "arch": "decoder", "output_map": "none", "kv_experts": None, "softmax": Softmax(), "registers": 0,
+    "residual_clip": None, "norm": "rms", "norm_position": "pre", "positions": "rope", "mlp": "swiglu", "moe": None,
+}  # fmt: skip
+_QKV = {"q_proj", "k_proj", "v_proj"}
+
+
+def native_family(found: Stored) -> str | None:
+    """The family of transformers that computes exactly what this model does; None where none does."""
+    c = found.config
+    if any(getattr(c, name) != value for name, value in _COMMON.items()):
+        return None
+    biases = used_biases(found)
+    if c.gate == (GATE,):
+        return "qwen3_next" if c.qk_norm == "rms" and c.window is None and not biases else None
+    if c.gate or c.rope_fraction != 1:
+        return None
+    if c.qk_norm != "none":
+        return "qwen3" if c.qk_norm == "rms" and biases <= {*_QKV, "o_proj"} else None
+    if biases <= _QKV and (biases or c.global_every):
+        return "qwen2"
+    if c.window is not None:
+        return "mistral" if not (biases or c.global_every) else None
+    return "llama" if c.d_model % c.n_heads == 0 else "mistral" if not biases else None
+
+
+def used_biases(found: Stored) -> set[str]:
+    """The projections, by their last name, of which some bias is not zero."""
+    names = [name for name in found.tensors.shapes if name.endswith("_proj.bias") or ".mlp." in name]
+    return {n.split(".")[-2] for n in names if n.endswith(".bias") and bool(torch.any(found.tensors.read(n) != 0))}
+
+
+def native_config(family: str, found: Stored) -> dict[str, Any]:
+    """The config.json of a model in a family."""
+    c, biases = found.config, used_biases(found)
+    local = {"use_sliding_window": c.window is not None, "sliding_window": c.window, "layer_types": layer_types(c)}
+    attention_bias = bool(biases & {*_QKV, "o_proj"})
+    own = {
+        "llama": {"attention_bias": attention_bias, "mlp_bias": bool(biases & {"w1", "w2", "w3"})},
+        "mistral": {"sliding_window": c.window},
+        "qwen2": local,
+        "qwen3": {**local, "attention_bias": attention_bias},
+        "qwen3_next": {"layer_types": layer_types(c), "attention_bias": False, "num_experts": 0},
+    }
+    # A quarter, where Qwen3-Next is not told.
+    rope = rope_parameters(c) | ({"partial_rotary_factor": c.rope_fraction} if family == "qwen3_next" else {})
+    return {
+        "architectures": [CLASSES[family]],
+        "model_type": family,
+        "vocab_size": c.vocab_size,
+        "hidden_size": c.d_model,
+        "intermediate_size": c.d_ff,
+        "num_hidden_layers": c.n_layers,
+        "num_attention_heads": c.n_heads,
+        "num_key_value_heads": c.n_kv_heads,
+        "head_dim": c.head_dim,
+        "hidden_act": "silu",
+        "max_position_embeddings": c.max_seq_len,
+        "rms_norm_eps": c.norm_eps,
+        "rope_parameters": rope,
+        # As releases before 5, and servers that read config.json themselves, know it.
+        "rope_theta": rope["rope_theta"],
+        **({"rope_scaling": rope} if rope["rope_type"] != "default" else {}),
+        "tie_word_embeddings": c.tied_embeddings,
+        "initializer_range": c.init_std,
+        "use_cache": True,
+        **own[family],
+    }
+
+
+def native_plan(family: str, found: Stored) -> Plan:
+    """Where each of their tensors comes from."""
+    biases = used_biases(found)
+    if family == "qwen3_next":
+        shapes = {n: s for n, s in found.tensors.shapes.items() if not n.endswith((".bias", ".g_proj.weight"))}
+        return {llama_name(n): qwen3_next_origin(n, s, found.config.head_dim) for n, s in shapes.items()}
+    if family == "qwen2":
+        kept = _QKV
+    elif family == "llama" and biases & {"w1", "w2", "w3"}:
+        kept = {"w1", "w2", "w3"} | ({*_QKV, "o_proj"} if biases & {*_QKV, "o_proj"} else set())
+    else:
+        kept = {*_QKV, "o_proj"} if biases else set()
+    plan = {}
+    for name, shape in found.tensors.shapes.items():
+        module, _, last = name.rpartition(".")
+        if last != "bias" or module.rpartition(".")[2] in kept:
+            plan[llama_name(name)] = Origin(name, shape)
+        if last == "weight" and module.rpartition(".")[2] in kept and f"{module}.bias" not in found.tensors.shapes:
+            plan[llama_name(f"{module}.bias")] = Origin(None, shape[:1])
+    return plan

@@ -1,0 +1,156 @@
+"""Caches that drop keys: a window's cache changes no number, and a streaming one sees the kept tokens alone."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from gatelab.config.normaliser import SinkLogit
+from gatelab.nn.attention import GatedAttention
+from gatelab.nn.cache import Cache, KVCache, Padding
+from gatelab.nn.recent import SlidingCache, StreamingCache
+
+B, D, H, G, K = 2, 16, 4, 2, 6
+GATES = [
+    None,
+    "query-headwise+key-elementwise+value-headwise+sdpa-elementwise+out-elementwise+scores-headwise",
+    "scores-headwise-forget+sdpa-headwise-lse",
+    "sdpa-headwise-value",
+]
+SHAPE = {"batch": B, "n_kv_heads": G, "head_dim": K, "n_score_heads": H, "dtype": torch.float64}
+by_gate = pytest.mark.parametrize("gate", GATES)
+
+
+def layer(gate: str | None, **options: object) -> GatedAttention:
+    fields = {"softmax": SinkLogit(init=0.7), "qk_norm": True, "max_seq_len": 90}
+    attention = GatedAttention(d_model=D, n_heads=H, n_kv_heads=G, head_dim=K, gate=gate, **(fields | options)).double()
+    with torch.no_grad():
+        for p in attention.parameters():
+            p.add_(0.3 * torch.randn_like(p))
+    return attention
+
+
+def hidden(n_tokens: int) -> Tensor:
+    return torch.randn(B, n_tokens, D, dtype=torch.float64)
+
+
+@torch.no_grad()
+def read(attention: GatedAttention, x_BTD: Tensor, cache: Cache, pieces: list[int]) -> Tensor:
+    out = []
+    for piece_BTD in x_BTD.split(pieces, dim=1):
+        out.append(attention(piece_BTD, cache=cache))
+        cache.advance(piece_BTD.shape[1])
+    return torch.cat(out, dim=1)
+
+
+PIECES = {"one by one": [1] * 80, "a long prompt": [60, *[1] * 20], "uneven": [3, 1, 25, 2, 1, 40, 8]}
+
+
+@pytest.mark.parametrize("pieces", PIECES.values(), ids=PIECES)
+@pytest.mark.parametrize("window", [1, 2, 7, 79])
+@by_gate
+def test_a_sliding_cache_is_the_full_pass(gate: str | None, window: int, pieces: list[int]) -> None:
+    attention, x_BTD = layer(gate, window=window, output_map="none"), hidden(80)
+    cache = SlidingCache(windows=[window], max_seq_len=80, **SHAPE)
+    found = read(attention, x_BTD, cache, pieces)
+    with torch.no_grad():
+        torch.testing.assert_close(found, attention(x_BTD))
+    assert cache.length == 80
+
+
+@torch.no_grad()
+def test_a_map_of_the_own_value_finds_it_in_a_sliding_cache() -> None:
+    attention, x_BTD = layer(None, window=3, output_map="xsa"), hidden(60)
+    found = read(attention, x_BTD, SlidingCache(windows=[3], max_seq_len=60, **SHAPE), [5, *[1] * 55])
+    torch.testing.assert_close(found, attention(x_BTD))
+
+
+def test_a_layer_without_a_window_keeps_all_beside_one_with() -> None:
+    cache = SlidingCache(windows=[None, 9], max_seq_len=80, **SHAPE)
+    for index, window in enumerate([None, 9]):
+        attention, x_BTD = layer(None, window=window, layer=index), hidden(80)
+        with torch.no_grad():
+            torch.testing.assert_close(read(attention, x_BTD, cache, [1] * 80), attention(x_BTD))
+        cache.length = 0
+
+
+def test_a_window_takes_the_memory_of_its_tokens() -> None:
+    a_slot = B * (2 * G * K + H) * 8
+    assert KVCache(n_layers=3, max_seq_len=1000, **SHAPE).n_bytes == 3 * 1000 * a_slot
+    # 100 tokens before the next one, a quarter of that and 16 more.
+    assert SlidingCache(windows=[None, 101, 101], max_seq_len=1000, **SHAPE).n_bytes == (1000 + 2 * 141) * a_slot
+    assert SlidingCache(windows=[5000], max_seq_len=1000, **SHAPE).n_bytes == 1000 * a_slot
+    assert StreamingCache(first=4, last=101, n_layers=2, **SHAPE).n_bytes == 2 * 145 * a_slot
+
+
+@pytest.mark.parametrize(("first", "last"), [(0, 1), (0, 5), (1, 1), (3, 1), (2, 6), (20, 30)])
+@pytest.mark.parametrize("gate", [g for g in GATES if g is None or "forget" not in g])
+@torch.no_grad()
+def test_a_streaming_cache_is_the_pass_over_what_it_kept(gate: str | None, first: int, last: int) -> None:
+    """Each output is that of a sequence of the kept tokens alone, which stand at 0, 1, … there."""
+    attention, x_BTD = layer(gate), hidden(80)
+    found = read(attention, x_BTD, StreamingCache(first=first, last=last, n_layers=1, **SHAPE), [1] * 80)
+    for t in (0, 1, first, first + last, 40, 41, 79):
+        kept = sorted({*range(min(first, t + 1)), *range(max(0, t - last + 1), t + 1)})
+        torch.testing.assert_close(found[:, t], attention(x_BTD[:, kept])[:, -1])
+
+
+@torch.no_grad()
+def test_a_long_pass_sees_itself_and_what_was_kept() -> None:
+    attention, x_BTD = layer(None), hidden(75)
+    cache = StreamingCache(first=2, last=4, n_layers=1, **SHAPE)
+    found = read(attention, x_BTD, cache, [30, 40, 1, 4])
+    torch.testing.assert_close(found[:, :30], attention(x_BTD[:, :30]))
+    second = attention(x_BTD[:, [0, 1, 27, 28, 29, *range(30, 70)]])
+    torch.testing.assert_close(found[:, 30:70], second[:, 5:])
+    torch.testing.assert_close(found[:, 70], attention(x_BTD[:, [0, 1, 67, 68, 69, 70]])[:, -1])
+    assert cache.length == 5
+
+
+@by_gate
+@torch.no_grad()
+def test_padding_is_not_looked_at(gate: str | None) -> None:
+    """Under RoPE a row behind padding is the row alone; the padding's own content does not matter."""
+    attention, x_BTD, cache = layer(gate), hidden(20), KVCache(n_layers=1, max_seq_len=20, **SHAPE)
+    cache.k_LBSGK.fill_(math.nan)
+    cache.padding = Padding(torch.tensor([0, 6]), 20, torch.float64)
+    x_BTD[1, :6] *= 100
+    found = read(attention, x_BTD, cache, [9, 1, 1, 5, 4])
+    torch.testing.assert_close(found[:1], attention(x_BTD[:1]))
+    torch.testing.assert_close(found[1:, 6:], attention(x_BTD[1:, 6:]))
+    assert found.isfinite().all()
+
+
+def caches() -> list[Cache]:
+    return [
+        KVCache(n_layers=1, max_seq_len=6, **SHAPE),
+        SlidingCache(windows=[3], max_seq_len=6, **SHAPE),
+        StreamingCache(first=1, last=2, n_layers=1, **SHAPE),
+    ]
+
+
+@pytest.mark.parametrize("cache", caches(), ids=lambda c: type(c).__name__)
+def test_what_does_not_fit_is_refused(cache: Cache) -> None:
+    attention, x_BTD = layer(None), hidden(7)
+    with pytest.raises(ValueError, match="1 sequences, and the cache is for 2; make it with batch=1"):
+        attention(x_BTD[:1], cache=cache)
+    with pytest.raises(ValueError, match="layer 1 of a cache for 1 layers; make it with more n_layers"):
+        layer(None, layer=1)(x_BTD, cache=cache)
+    other = GatedAttention(d_model=D, n_heads=H, n_kv_heads=G, head_dim=8).double()
+    with pytest.raises(ValueError, match=r"keys of \(heads, channels\) = \(2, 8\), and the cache is for \(2, 6\)"):
+        other(x_BTD, cache=cache)
+    two_heads = GatedAttention(d_model=D, n_heads=2, n_kv_heads=2, head_dim=K, gate="scores-headwise").double()
+    with pytest.raises(ValueError, match="gates the scores of 2 heads and the cache has room for 4"):
+        two_heads(x_BTD, cache=cache)
+    if not isinstance(cache, StreamingCache):
+        with pytest.raises(
+            ValueError, match="7 tokens do not fit into a cache for 6; make it with a larger max_seq_len"
+        ):
+            attention(x_BTD, cache=cache)
+
+
+def test_a_streaming_cache_keeps_something() -> None:
+    for first, last in ((0, 0), (-1, 3)):
+        with pytest.raises(ValueError, match=f"first={first}, last={last}: take 0 or more of the first tokens"):
+            StreamingCache(first=first, last=last, n_layers=1, **SHAPE)
