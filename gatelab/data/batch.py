@@ -39,8 +39,14 @@ class Batch:
 
 
 def joined(batches: list[Batch]) -> Batch:
-    """The rows of one batch after those of the other."""
+    """The rows of one batch after those of the other.
+
+    Raises:
+        ValueError: when some have what others have not, such as document numbers.
+    """
     parts = {f.name: [getattr(batch, f.name) for batch in batches] for f in fields(Batch)}
+    if uneven := [name for name, p in parts.items() if len({x is None for x in p}) > 1]:
+        raise ValueError(f"some of these batches have {uneven[0]} and others have not; keep them apart")
     return Batch(**{name: None if p[0] is None else np.concatenate(p) for name, p in parts.items()})
 
 

@@ -26,7 +26,7 @@ from ..config import Execution, Run, validate
 from ..store import RunFolder, StudyFolder
 from . import ledger
 from .executor import EXITS, GRACE_S, TARGET, Ended, Executor, Task
-from .grouping import group_size
+from .grouping import group_size, stands_at
 from .worker import disk_is_full
 
 Kind = Literal["submitted", "ended", "left", "state"]
@@ -238,13 +238,15 @@ class _Driver:
             self._tell("left", fingerprint, "planned", f"not started: it starts from run {source}, which is {state}")
 
     def _submit(self) -> bool:
-        """Start the next group: pending runs of one cell and arm (one shape) with one micro-batch. False: none is ready."""
+        """Start the next group: pending runs of one cell and arm (one shape) with one micro-batch, at one step. False: none is
+        ready."""
         first, group, most = None, [], 1
         for fingerprint in list(self._pending):
             if not self._is_ready(fingerprint):
                 continue
             run, entry = self._folder.run(fingerprint), self._entries[fingerprint]
-            shape = (entry["cell"], entry["arm"], micro_batch_of(run, self._execution))
+            # Where runs stand too: of a group that is not at one step all would start over.
+            shape = (entry["cell"], entry["arm"], micro_batch_of(run, self._execution), stands_at(run))
             if first not in (None, shape):
                 continue
             self._pending.remove(fingerprint)

@@ -4,16 +4,21 @@ Notable: a step below about 32 thousand tokens leaves a GPU waiting for launches
 step however many sequences there are, so small runs share steps until these have that many tokens. Large ones are alone.
 """
 
+import json
 import math
+import struct
 
 from ..config.run import Run
+from ..store import RunFolder
 from ..train.cost import training_bytes
 
 # Tokens of a step, over all runs of a stack.
 _TOKENS = 2**17
 _MOST_RUNS = 256
-# Bytes of all runs together, half of the smallest GPU that training is done on in earnest.
-_MOST_BYTES = 2**35
+# Bytes of all runs together: most of a GPU of 24 GB.
+_MOST_BYTES = 2**34
+# As safetensors itself refuses more.
+_MOST_HEADER = 100_000_000
 
 
 def group_size(run: Run, *, has_gpus: bool) -> int:
@@ -30,3 +35,15 @@ def group_size(run: Run, *, has_gpus: bool) -> int:
     of_one = training_bytes(model, train.batch_size, train.seq_len, objective=run.objective).total()
     wanted = math.ceil(_TOKENS / train.tokens_per_step)
     return max(1, min(wanted, _MOST_RUNS, _MOST_BYTES // of_one))
+
+
+def stands_at(run: RunFolder) -> int | None:
+    """The step of a run's checkpoint, read from its header; None without one, or with one that cannot be read. A group goes
+    on only where all its runs stand at one step."""
+    try:
+        with open(run.path / "checkpoint.safetensors", "rb") as file:
+            (n_bytes,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(min(n_bytes, _MOST_HEADER)))
+        return int(json.loads(header["__metadata__"]["gatelab"])["step"])
+    except (OSError, ValueError, KeyError, TypeError, struct.error):
+        return None

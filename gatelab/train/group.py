@@ -57,11 +57,11 @@ class Group:
                 raise ValueError(
                     "runs of a group must share model, objective and train; these differ: put them into two groups"
                 )
-        watched = {(run.probe.watch, run.probe.skip_queries if run.probe.watch else None) for run in runs}
-        if len(watched) > 1:
+        looks = {(r.probe.times, r.probe.watch, r.probe.skip_queries if r.probe.watch else None) for r in runs}
+        if len(looks) > 1:
             raise ValueError(
-                "runs of a group must share probe.watch, and probe.skip_queries where they are watched; these differ: put "
-                "them into two groups"
+                "runs of a group must share probe.times and probe.watch, and probe.skip_queries where they are watched; "
+                "these differ: put them into two groups"
             )
         if self.execution.compile == "on" and any(run.optim.qk_clip is not None for run in runs):
             raise ValueError(

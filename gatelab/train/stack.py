@@ -1,6 +1,7 @@
 """Stack: M runs of one shape trained in one step: weights [M, …], batches [M·B, …], one pass, one update.
 
-M may be 1: on a GPU a run alone is trained by the same step, for its graph.
+M may be 1: on a GPU a run alone is trained by the same step, for its graph. Gradients are the step's own: no parameter's
+`grad` is set.
 
 Notable: a run's own model and optimiser state are views of the stack's, so that looks, rows and checkpoints of a run are
 what they are without it. Losses are summed, so gradients of runs do not meet; learning rates, decays, clips and the end of
@@ -40,6 +41,8 @@ def why_not(group: "Group") -> str | None:
         return "a relative position's bias is one for the whole batch"
     if any(m.run.optim.qk_clip is not None for m in group.members):
         return "optim.qk_clip rescales a model's own weights"
+    if len({getattr(m.run.data, "document_mask", False) for m in group.members}) > 1:
+        return "some of its runs keep documents apart and others do not"
     for layer in group.members[0].model._attention_layers():
         if layer.sink is not None and not layer.normaliser.may_differ:
             return f"what {layer.normaliser.kind} learns is one for the whole batch"

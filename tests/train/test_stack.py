@@ -84,6 +84,16 @@ def test_runs_may_read_different_texts_with_documents_kept_apart(tmp_path: Path)
     assert_each_is_as_alone(runs)
 
 
+def test_runs_of_which_some_keep_documents_apart_take_turns(tmp_path: Path) -> None:
+    path = tmp_path / "text.txt"
+    path.write_text("some words of a text that is long enough, " * 40)
+    model = tiny.model(max_seq_len=8, vocab_size=None)
+    runs = [tiny_run(model=model, seed=i, steps=2, data=Text(paths=str(path), document_mask=bool(i))) for i in range(2)]
+    steps, group = trained(runs)
+    assert "documents" in why_not(group)
+    assert [s.loss[1] for s in steps] == [s.loss[0] for s in trained([runs[1]])[0]]
+
+
 def test_one_that_diverges_does_not_touch_its_neighbours() -> None:
     calm = members({"gate": "sdpa-headwise"})
     wild = calm[1].model_copy(update={"optim": OptimConfig(lr=1e30, clip=None, schedule="constant", warmup=0)})

@@ -330,7 +330,7 @@ class Watch:
 def _kind(view: AttentionView | ResidualView) -> tuple[Any, ...]:
     """What views have in common that may stand side by side."""
     if isinstance(view, ResidualView):
-        return ("residual", view.stack, view.norm_BT.shape)
+        return ("residual", view.stack, view.norm_BT.shape, view.device)
     given = tuple(None if t is None else t.shape for t in (view.domain_BT, view.tokens_BS))
     has = view.has_slot, view.has_documents
     return ("attention", view.stack, view.n_queries, view.n_keys, *has, view.sizes, view.device, *given)
