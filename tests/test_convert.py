@@ -20,6 +20,7 @@ from gatelab.data import ByteTokenizer
 from gatelab.models import build_model
 from gatelab.models.generate import generate
 from gatelab.models.interop import FAMILIES, NOT_OURS, load_model
+from gatelab.models.interop.destination import destination
 from gatelab.models.interop.native import CLASSES
 from gatelab.models.interop.tokenizer import byte_tokenizer
 from gatelab.study.study import Arm, Study
@@ -224,3 +225,12 @@ def test_what_cannot_be_converted_is_said_in_a_sentence(runs: dict[str, Path], t
         status, text = gatelab(*words)
         assert status in (1, 2) and sentence in text, (words, text)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file"]
+
+
+def test_a_destination_inside_the_source_is_refused(tmp_path: Path) -> None:
+    source = tmp_path / "model"
+    source.mkdir()
+    refused = pytest.raises(ValueError, match=r"lies inside .*model, which is read; name a folder outside of it")
+    with refused, destination(source / "sub", source):
+        raise AssertionError("nothing is written")
+    assert not list(source.iterdir())

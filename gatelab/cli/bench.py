@@ -170,6 +170,14 @@ def _carry_out(kind: str, given: dict[str, Any], common: Common) -> int:
 
     if common.out.exists() and not common.out.is_dir():
         raise ConfigError([f"--out {common.out}: is a file; name a folder, which is made where there is none"])
+    try:  # before the time is spent
+        common.out.mkdir(parents=True, exist_ok=True)
+        (common.out / ".writable").touch()
+        (common.out / ".writable").unlink()
+    except OSError as error:
+        raise ConfigError(
+            [f"--out {common.out}: cannot be written to ({error.strerror}); name another folder"]
+        ) from None
     planned = plan(kind, pick_device(common.device), {**given, "seconds": common.seconds})
     found = benchmark(kind, planned, tell if sys.stderr.isatty() else _silent)
     page, data = write(found, common.out)

@@ -23,12 +23,11 @@ _MOST_HEADER = 100_000_000
 
 def group_size(run: Run, *, has_gpus: bool) -> int:
     """Runs in one process: on CPUs one, since processes share the cores better; 1 too for what `gatelab.train.stack` does not
-    stack.
-
-    Args:
-        run: resolved.
+    stack, and for a run that is not resolved.
     """
     model, train = run.model, run.train
+    if None in (model.vocab_size, model.max_seq_len, model.d_ff, model.head_dim, model.n_kv_heads):
+        return 1
     stacks = model.moe is None and model.positions != "relative" and run.optim.qk_clip is None
     if not has_gpus or not stacks:
         return 1

@@ -59,6 +59,10 @@ class Checkpoint:
         """
         formats = (True, False) if self.loading.allow_pickle else (True,)
         model = self.source.model(self.auto_class, self.config, dtype=self.dtype, device=self.device, formats=formats)
+        for name, weight in model.named_parameters():
+            if not bool(weight.isfinite().all()):
+                n = int((~weight.isfinite()).sum())
+                raise ValueError(f"{self.name}: {n} of the numbers in {name} are not finite; copy its weights again")
         return External(self.name, model, self.tokenizer, self.max_tokens, self.notes)
 
 

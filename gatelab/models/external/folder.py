@@ -17,6 +17,10 @@ def folder(path: Path, loading: Loading) -> Source:
     Raises:
         ValueError: what is there cannot be used, in one sentence.
     """
+    if (path / "model.json").is_file() and not (path / "config.json").is_file():
+        raise ValueError(
+            f"{path}: is a model folder of Gatelab, which is probed as a checkpoint: first `gatelab convert {path} OUT --to hf`"
+        )
     if not (path / "config.json").is_file():
         inside = next((p.name for p in sorted(path.glob("*.gguf"))), None)
         raise ValueError(

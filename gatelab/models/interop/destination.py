@@ -18,21 +18,29 @@ _COMPANIONS = (
 
 
 @contextmanager
-def destination(path: Path) -> Iterator[Path]:
+def destination(path: Path, source: Path | None = None) -> Iterator[Path]:
     """A folder to write into, which becomes `path` when the block ends well and disappears when it does not.
 
     Raises:
-        ValueError: there is something at `path` already, or its parent is a file.
+        ValueError: there is something at `path` already, it lies in the `source`, its parent is a file or may not be written
+            to.
     """
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise ValueError(f"{path}: is there already and is left alone; name a new or empty folder")
+    if source is not None and source.is_dir() and source.resolve() in path.absolute().resolve().parents:
+        raise ValueError(f"{path}: lies inside {source}, which is read; name a folder outside of it")
     held = next((p for p in path.absolute().parents if p.exists()), None)
     if held is not None and not held.is_dir():
         raise ValueError(f"{path}: {held} is a file, so no folder can be made in it; name another folder")
-    path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         draft.mkdir()
+    except OSError as error:
+        raise ValueError(
+            f"{path}: no folder can be made here ({error.strerror}); name one where you may write"
+        ) from None
+    try:
         yield draft
         os.replace(draft, path)
     finally:

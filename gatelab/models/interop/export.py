@@ -45,7 +45,7 @@ def export_model(found: Stored, out: str | Path) -> Exported:
     tokens = {name: found.tokens.get(name) for name in _TOKENS}
     dtypes = {str(dtype).removeprefix("torch.") for dtype in found.tensors.dtypes.values()}
     dtype = dtypes.pop() if len(dtypes) == 1 else "float32"
-    with destination(Path(out)) as draft:
+    with destination(Path(out), found.companions) as draft:
         n_weights = write(draft / "model.safetensors", plan, found.tensors, metadata={"format": "pt"})
         write_json(draft / "config.json", {**config, **tokens, "dtype": dtype})
         copied = [] if found.companions is None else copy_companions(found.companions, draft)

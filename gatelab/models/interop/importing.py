@@ -53,7 +53,7 @@ def import_model(source: str | Path, out: str | Path, *, allow_pickle: bool = Fa
     except ValueError as error:
         raise ValueError(f"{title}: {error}") from None
     plan: Plan = {name: family.origin(name, shape, ours, config) for name, shape in parameter_shapes(ours).items()}
-    with destination(Path(out)) as draft:
+    with destination(Path(out), Path(source)) as draft:
         tensors, folder = _tensors(checkpoint)
         check_plan(plan, tensors, spare=lambda name: name in family.copies or bool(_BUFFERS.search(name)))
         _check_copies(family, plan, tensors)
