@@ -13,7 +13,8 @@ from torch import Tensor
 from ..config.run import ProbeConfig
 from ..ops.attention_stats import Gates, Scores, Statistic, octave
 from ..record import Row
-from .probe import AttentionView, Key, Probe, over_layers
+from .filed import Key
+from .probe import AttentionView, Probe, over_layers
 
 
 class GateVariance(Probe):

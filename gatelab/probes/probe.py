@@ -7,18 +7,18 @@ gathered of them adds up, so that a probe sees no difference.
 
 from abc import ABC, abstractmethod
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from operator import attrgetter
-from typing import ClassVar, NamedTuple, TypeVar
+from typing import ClassVar, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ..config.run import ProbeConfig
 from ..ops.attention_stats import FirstKey, Gates, Statistic, Stretch, one_pass
 from ..record import COORDINATES, Row
+from .filed import Filed, fetched, key_of, means_of, on_host
 from .residual import ResidualView
 
 # What tells rows of one run and one metric apart, but for the layer.
@@ -132,20 +132,6 @@ def side_by_side(views: list[AttentionView]) -> AttentionView:
     return out
 
 
-Key = tuple[tuple[str, object], ...]
-
-
-class Filed(NamedTuple):
-    """The name of what is filed: the axis that numbers are along (None: no rows of them), how they become the layer's number
-    (None: they do not), and the threshold of which they say whether they are above it."""
-
-    metric: str
-    key: Key
-    axis: str | None
-    reduce: str | None
-    above: float | None = None
-
-
 class Probe(ABC):
     """Accumulates per-sequence means. `metrics` names what it measures: metric -> unit (docs/metrics.md defines them);
     `statistics` are those of the attention weights that it asks of a view.
@@ -183,33 +169,33 @@ class Probe(ABC):
 
     def add(self, metric: str, value_B: Tensor, **coordinates: object) -> None:
         """File one number a sequence."""
-        self._many[Filed(metric, _key(coordinates), None, "mean")].append(value_B.detach()[:, None])
+        self._many[Filed(metric, key_of(coordinates), None, "mean")].append(value_B.detach()[:, None])
 
     def add_heads(self, metric: str, value_BH: Tensor, where: dict[str, object], reduce: str = "mean") -> None:
         """File each head's numbers, and the layer's: their mean, or their maximum."""
-        self._many[Filed(metric, _key(where), "head", reduce)].append(value_BH.detach())
+        self._many[Filed(metric, key_of(where), "head", reduce)].append(value_BH.detach())
 
     def add_rate(self, metric: str, value_BH: Tensor, where: dict[str, object], axis: str | None = "head") -> None:
         """File at each of the thresholds whether a head's number is above it, by head (`axis` None: not), and of the layer the
         share of heads."""
         for above in self.config.thresholds:
-            name = Filed(metric, _key(where | {"threshold": above}), axis, "mean", above)
+            name = Filed(metric, key_of(where | {"threshold": above}), axis, "mean", above)
             self._many[name].append(value_BH.detach())
 
     def add_bins(self, metric: str, value_BN: Tensor, where: dict[str, object]) -> None:
         """File the numbers of each bin."""
-        self._many[Filed(metric, _key(where), "bin", None)].append(value_BN.detach())
+        self._many[Filed(metric, key_of(where), "bin", None)].append(value_BN.detach())
 
     def add_place(self, metric: str, index: Tensor, **coordinates: object) -> None:
         """File places, of any shape; −1 is: nowhere, which counts and is not listed."""
-        self._places[Filed(metric, _key(coordinates), None, None)].append(index.detach().reshape(-1, 1))
+        self._places[Filed(metric, key_of(coordinates), None, None)].append(index.detach().reshape(-1, 1))
 
     def divided(self, n: int) -> list["Probe"]:
         """What was filed of each n-th of the batches, as n probes."""
         out = [type(self)(self.config, self.domains) for _ in range(n)]
         for name in ("_many", "_places"):
             filed = getattr(self, name)
-            here = _on_host_as_they_are([part for parts in filed.values() for part in parts])
+            here = fetched([part for parts in filed.values() for part in parts])
             for key, parts in filed.items():
                 for _ in parts:
                     for probe, own in zip(out, next(here).chunk(n), strict=True):
@@ -232,8 +218,8 @@ class Probe(ABC):
                 if mean == mean:  # else no sequence had a number
                     rows.append(Row(run, step, self.name, metric, mean, self.metrics[metric], **at))
 
-        found = _on_host(self._many)
-        for name, whole, means in zip(found, *_means(found), strict=True):
+        found = on_host(self._many)
+        for name, whole, means in zip(found, *means_of(found), strict=True):
             if name.reduce is not None:
                 put(name, [whole])
             if name.axis is not None:
@@ -243,7 +229,7 @@ class Probe(ABC):
 
     def _most_frequent(self, run: str, step: int) -> list[Row]:
         rows = []
-        for (metric, coordinates, *_), places_N1 in _on_host(self._places).items():
+        for (metric, coordinates, *_), places_N1 in on_host(self._places).items():
             name, most = self.places[metric]
             found = [int(place) for place in places_N1.flatten()]
             counts = Counter(place for place in found if place >= 0)
@@ -251,88 +237,6 @@ class Probe(ABC):
                 at = dict(coordinates) | {name: place}
                 rows.append(Row(run, step, self.name, metric, count / len(found), self.metrics[metric], **at))
         return rows
-
-
-def _on_host(filed: dict[Filed, list[Tensor]]) -> dict[Filed, np.ndarray]:
-    """What is filed under each name, [B, N] in float64, not-a-number where a part has fewer than N; fetched in one go from
-    each device. What was filed for several layers at once comes under a name for each."""
-    parts = [part for parts in filed.values() for part in parts]
-    here: dict[int, np.ndarray] = {}
-    for device in dict.fromkeys(part.device for part in parts):
-        there = [part for part in parts if part.device == device]
-        flat_N = torch.cat([part.flatten() for part in there]).double().cpu().numpy()
-        ends = np.cumsum([part.numel() for part in there])
-        for part, values in zip(there, np.split(flat_N, ends[:-1]), strict=True):
-            here[id(part)] = values.reshape(part.shape)
-    found: dict[Filed, list[np.ndarray]] = defaultdict(list)
-    for name, parts in filed.items():
-        for part in parts:
-            for own, values in _by_layer(name, here[id(part)]):
-                found[own].append(values)
-    return {name: _joined(parts) for name, parts in found.items()}
-
-
-def _by_layer(name: Filed, values: np.ndarray) -> Iterator[tuple[Filed, np.ndarray]]:
-    at = dict(name.key)
-    layers = at.get("layer")
-    if not isinstance(layers, tuple):
-        yield name, values
-        return
-    for layer, own in zip(layers, np.split(values, len(layers)), strict=True):
-        yield name._replace(key=_key(at | {"layer": layer})), own
-
-
-def _on_host_as_they_are(tensors: list[Tensor]) -> Iterator[Tensor]:
-    """The tensors on the host, fetched in one go from each device and type."""
-    here: dict[int, Tensor] = {}
-    for kind in dict.fromkeys((t.device, t.dtype) for t in tensors):
-        there = [t for t in tensors if (t.device, t.dtype) == kind]
-        flat_N = torch.cat([t.flatten() for t in there]).cpu()
-        for t, values in zip(there, flat_N.split([t.numel() for t in there]), strict=True):
-            here[id(t)] = values.view(t.shape)
-    return iter([here[id(t)] for t in tensors])
-
-
-def _joined(parts: list[np.ndarray]) -> np.ndarray:
-    if len(parts) == 1:
-        return parts[0]
-    width = max(part.shape[1] for part in parts)
-    return np.concatenate(
-        [
-            p if p.shape[1] == width else np.pad(p, ((0, 0), (0, width - p.shape[1])), constant_values=np.nan)
-            for p in parts
-        ]
-    )
-
-
-def _means(found: dict[Filed, np.ndarray]) -> tuple[list[float | None], list[list[float]]]:
-    """Of each, its mean over sequences of the head's mean or maximum, and its means over sequences by place; those of one
-    shape together, since a model has thousands."""
-    wholes, means = [None] * len(found), [[]] * len(found)
-    alike = defaultdict(list)
-    for i, (name, value_BN) in enumerate(found.items()):
-        alike[value_BN.shape, name.reduce, name.above].append((i, value_BN))
-    for (_, reduce, above), members in alike.items():
-        value_MBN = np.stack([value_BN for _, value_BN in members])
-        if above is not None:
-            value_MBN = np.where(np.isnan(value_MBN), np.nan, value_MBN > above)
-        by_place_MN = _mean(value_MBN, 1).tolist()
-        whole_MB = None if reduce is None else _mean(value_MBN, 2) if reduce == "mean" else value_MBN.max(axis=2)
-        whole_M = [None] * len(members) if whole_MB is None else _mean(whole_MB, 1).tolist()
-        for (i, _), whole, by_place_N in zip(members, whole_M, by_place_MN, strict=True):
-            wholes[i], means[i] = whole, by_place_N
-    return wholes, means
-
-
-def _mean(values: np.ndarray, axis: int) -> np.ndarray:
-    """Over what is a number; not-a-number where nothing is."""
-    is_number = values == values
-    n = is_number.sum(axis=axis)
-    return np.where(is_number, values, 0.0).sum(axis=axis) / np.where(n > 0, n, np.nan)
-
-
-def _key(coordinates: dict[str, object]) -> Key:
-    return tuple(sorted(coordinates.items()))
 
 
 def show(view: AttentionView | ResidualView, probes: Iterable[Probe]) -> None:
