@@ -410,7 +410,7 @@ def test_auto_holds_small_logits_and_no_large_ones() -> None:
 
 def test_without_triton_a_gpu_has_the_reference_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda = torch.device("cuda")
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(chunked, "_HAS_TRITON", False)
     assert choose("auto", n_logits=2**31, dtype=torch.bfloat16, device=cuda) == "reference"
     assert choose("chunked", n_logits=2**31, dtype=torch.float64, device=cuda) == "chunked"
     with pytest.raises(ValueError, match="needs triton, which is not installed; or take impl='reference'"):
