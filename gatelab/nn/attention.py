@@ -216,14 +216,10 @@ class GatedAttention(nn.Module):
             mask_BTS = segment_ids_BT[:, :, None] == segment_ids_BT[:, None, :]
         if cache is not None and not is_cross:
             window, mask_BTS, bias_BHTS = self._hidden(cache, x_BTD.shape[1], keys.k_BSGK.shape[1], bias_BHTS)
-        lse_BHT = None
+        lse_BHT, given = None, (q_BTHK, keys.k_BSGK, keys.v_BSGK, logits, spec)
         if is_watched and all(a is None for a in added):
             y_BTHK, lse_BHT = gated_attention_and_lse(
-                q_BTHK,
-                keys.k_BSGK,
-                keys.v_BSGK,
-                logits,
-                spec,
+                *given,
                 normaliser=self.normaliser,
                 learned=learned,
                 heads=self.heads,
@@ -231,11 +227,7 @@ class GatedAttention(nn.Module):
             )
         else:
             y_BTHK = gated_attention(
-                q_BTHK,
-                keys.k_BSGK,
-                keys.v_BSGK,
-                logits,
-                spec,
+                *given,
                 normaliser=self.normaliser,
                 learned=learned,
                 heads=self.heads,
