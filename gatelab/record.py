@@ -33,7 +33,8 @@ class Step:
     first_mass: list[list[list[float]] | None] | None = None
 
 
-@dataclass(frozen=True, slots=True)
+# Not frozen, and to be treated as if it were: a frozen one takes six times as long to make, and one look makes thousands.
+@dataclass(slots=True, unsafe_hash=True)
 class Row:
     """One number. `run` is the run's fingerprint, `source` the part that measured it (train, eval, or a probe's name)."""
 

@@ -88,6 +88,9 @@ _SET_UP_C = ModelConfig(d_model=512, n_layers=8, n_heads=4, d_ff=1344, tied_embe
 _FINE_GRAINED = ModelConfig(
     d_model=512, n_layers=8, n_heads=4, moe=MoE(n_experts=32, top_k=8, d_expert=168), tied_embeddings=True
 )
+_COARSE = ModelConfig(
+    d_model=1024, n_layers=12, n_heads=8, moe=MoE(n_experts=8, top_k=2, d_expert=1408), tied_embeddings=True
+)
 _SINKS = ModelConfig(d_model=768, n_layers=10, n_heads=8, d_ff=1536)
 _BERT = ModelConfig(
     arch="encoder", d_model=768, n_layers=12, n_heads=12, d_ff=3072, mlp="gelu", bias=True,
@@ -142,6 +145,7 @@ SIZES: dict[str, Size] = {
         "30m with 8 of 32 experts, as wide together as its d_ff, 16,384 ids",
         "ours",
     ),
+    "moe-480m": Size(_COARSE.resolved(16_384, 1024), "2 of 8 experts, 8 heads of 128, 16,384 ids", "ours"),
     "bert-base": Size(
         _BERT.resolved(30_522, 512),
         "BERT-base, 30,522 ids; one kind of token, no norm on the embeddings, no pooler",

@@ -1,8 +1,8 @@
 """Tokens sorted by expert, then one grouped product a weight; no token is dropped and none is computed in vain.
 
-Notable: the groups' ends stay on the device, so a GPU never waits for the host; every gather is of a permutation, whose
-gradient adds nothing twice and is the same in every run, at the price of one copy of x for each choice. Experts without
-tokens get zero gradients.
+Notable: the groups' ends stay on the device, so a GPU never waits for the host; where a gather's gradient would be a
+scattered sum, it is written as the gather that goes the other way, which is the same in every run. Experts without tokens
+get zero gradients.
 """
 
 import torch
@@ -37,11 +37,11 @@ def expert_ffn(
     x_ND: Tensor, chosen_NE: Tensor, weight_NE: Tensor, w1_XFD: Tensor, w3_XFD: Tensor, w2_XDF: Tensor
 ) -> Tensor:
     """Same function as the reference; see `gatelab.ops.expert_ffn.expert_ffn`."""
-    (N, D), E = x_ND.shape, chosen_NE.shape[1]
+    N, E = chosen_NE.shape
     order_M, position_M, ends_X = by_expert(chosen_NE, n_experts=w1_XFD.shape[0])
-    x_MD = x_ND[:, None].expand(N, E, D).reshape(N * E, D).index_select(0, order_M)
+    x_MD = _ToExperts.apply(x_ND, order_M, position_M, E)
     hidden_MF = F.silu(_product(x_MD, w1_XFD, ends_X)) * _product(x_MD, w3_XFD, ends_X)
-    y_NED = _product(hidden_MF, w2_XDF, ends_X).index_select(0, position_M).unflatten(0, (N, E))
+    y_NED = _Permuted.apply(_product(hidden_MF, w2_XDF, ends_X), position_M, order_M).unflatten(0, (N, E))
     wide = torch.promote_types(x_ND.dtype, torch.float32)
     return (y_NED.to(wide) * weight_NE.to(wide)[..., None]).sum(dim=1).to(x_ND.dtype)
 
@@ -55,6 +55,36 @@ def by_expert(chosen_NE: Tensor, *, n_experts: int) -> tuple[Tensor, Tensor, Ten
     position_M = torch.empty_like(order_M).scatter_(0, order_M, torch.arange(len(order_M), device=order_M.device))
     experts_X = torch.arange(n_experts, device=expert_M.device)
     return order_M, position_M, torch.searchsorted(expert_M, experts_X, right=True, out_int32=True)
+
+
+class _ToExperts(torch.autograd.Function):
+    """The token of each sorted pair, [M, D]; a token's gradient is the sum over its E pairs, taken in float32 at least and
+    rounded once."""
+
+    @staticmethod
+    def forward(ctx, x_ND: Tensor, order_M: Tensor, position_M: Tensor, n_choices: int) -> Tensor:
+        ctx.save_for_backward(position_M)
+        ctx.n_choices = n_choices
+        return x_ND.index_select(0, order_M // n_choices)
+
+    @staticmethod
+    def backward(ctx, dx_MD: Tensor) -> tuple[Tensor | None, ...]:
+        (position_M,) = ctx.saved_tensors
+        return dx_MD.index_select(0, position_M).unflatten(0, (-1, ctx.n_choices)).sum(dim=1), None, None, None
+
+
+class _Permuted(torch.autograd.Function):
+    """Rows in another order; `back_M` is the order that undoes it."""
+
+    @staticmethod
+    def forward(ctx, y_MD: Tensor, order_M: Tensor, back_M: Tensor) -> Tensor:
+        ctx.save_for_backward(back_M)
+        return y_MD.index_select(0, order_M)
+
+    @staticmethod
+    def backward(ctx, dy_MD: Tensor) -> tuple[Tensor | None, ...]:
+        (back_M,) = ctx.saved_tensors
+        return dy_MD.index_select(0, back_M), None, None
 
 
 def _product(x_MI: Tensor, weight_XOI: Tensor, ends_X: Tensor) -> Tensor:

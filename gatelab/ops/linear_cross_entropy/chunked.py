@@ -16,8 +16,9 @@ from torch import Tensor
 
 # Asked once: a compiler cannot follow the question.
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
-# Logits of one chunk of all M models.
-_CHUNK_BYTES = {"cpu": 4 * 2**20, "cuda": 64 * 2**20}
+# Logits of one chunk of all M models. Each chunk reads and writes the weight's whole gradient in float32, which on a GPU takes
+# as long as 340 tokens' products: chunks of thousands.
+_CHUNK_BYTES = {"cpu": 4 * 2**20, "cuda": 512 * 2**20}
 # Matrix products on a GPU waste no tile of a chunk of this many tokens.
 _EVEN = 128
 

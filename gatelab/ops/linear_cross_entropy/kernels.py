@@ -1,9 +1,10 @@
 """Triton: a row of logits to its cross-entropy and, in place, to its gradient softmax − one-hot, in two passes.
 
 Notable: one program a row of any length. The first pass carries the largest logit and Σ e^(l − largest), which a larger
-one rescales (arXiv 1805.02867), the second writes over what it reads; a row is small enough for that to come from the L2
-cache. Maths is float32, rounded once. An ignored row is not read. Nothing waits for the device: a target out of range
-makes its loss not-a-number. Importing this file needs Triton.
+one rescales (arXiv 1805.02867), for each place in a block, so that places meet once a row and not once a block; the second
+writes over what it reads; a row is small enough for that to come from the L2 cache. Maths is float32, rounded once. An
+ignored row is not read. Nothing waits for the device: a target out of range makes its loss not-a-number. Importing this
+file needs Triton.
 """
 
 import torch
@@ -56,12 +57,14 @@ def cross_entropy_kernel(logits, targets, loss, V, ignored, IS_TURNED: tl.conste
                 tl.store(base + start + column, zeros, mask=start + column < V)
     else:
         own = tl.load(base + target, mask=(target >= 0) & (target < V), other=float("nan")).to(tl.float32)
-        largest, total = _LOWEST, 0.0
+        largest_of, total_of = tl.full([BLOCK], _LOWEST, tl.float32), tl.zeros([BLOCK], tl.float32)
         for start in tl.range(0, V, BLOCK):
             row_block = tl.load(base + start + column, mask=start + column < V, other=-float("inf")).to(tl.float32)
-            before = largest
-            largest = tl.maximum(before, tl.max(row_block, axis=0))
-            total = total * tl.exp(before - largest) + tl.sum(tl.exp(row_block - largest), axis=0)
+            before = largest_of
+            largest_of = tl.maximum(before, row_block)
+            total_of = total_of * tl.exp(before - largest_of) + tl.exp(row_block - largest_of)
+        largest = tl.max(largest_of, axis=0)
+        total = tl.sum(total_of * tl.exp(largest_of - largest), axis=0)
         tl.store(loss + row, largest - own + tl.log(total))
         if IS_TURNED:
             # All threads have read the target's logit before one of them writes over it.
