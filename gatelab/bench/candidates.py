@@ -19,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ..config.gate import GateSpec
 from ..ops.gate_apply import apply_gate
 from ..ops.gate_apply.fused import gate_gradients, gate_output
-from ..ops.gated_attention import IMPLEMENTATIONS, gated_attention
+from ..ops.gated_attention import IMPLEMENTATIONS, OPERATORS, gated_attention
 from ..ops.gated_attention.flash import KEEPS_OUTPUT
 
 Call = Callable[..., Tensor]
@@ -46,6 +46,7 @@ class Candidate:
 
 def attention_candidates(spec: GateSpec | None, device: torch.device, *, length: int) -> list[Candidate]:
     """Of one gate, or of none; own implementations first. One that refuses the shape is among them, and says so itself."""
+    is_cuda = device.type == "cuda"
     own = [
         Candidate(
             f"gatelab {name}",
@@ -53,10 +54,9 @@ def attention_candidates(spec: GateSpec | None, device: torch.device, *, length:
             is_own=True,
             more_passes=_more_passes(name, spec),
         )
-        for name in (*IMPLEMENTATIONS, *KEEPS_OUTPUT)
+        for name in (*IMPLEMENTATIONS, *(OPERATORS if is_cuda else KEEPS_OUTPUT))
         if name != "reference" or length <= _LONGEST_MATRIX
     ]
-    is_cuda = device.type == "cuda"
     pinned = _BACKENDS if is_cuda else {"torch flash": SDPBackend.FLASH_ATTENTION}
     peers = [Candidate(name, partial(_pinned, spec=spec, backend=backend)) for name, backend in pinned.items()]
     if is_cuda:

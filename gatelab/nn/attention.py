@@ -7,16 +7,19 @@ to probe and to remove, and may still run as one product (`is_packed`); taps mar
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config.base import validate
 from ..config.gate import GateSpec, parse_gates
 from ..config.kv_experts import KVExperts
-from ..config.model import check_gates
+from ..config.model import check_first_hidden, check_gates
 from ..config.normaliser import Heads, Normaliser, Softmax
 from ..config.output_map import OUTPUT_MAPS, OutputMap
 from ..config.rope import RopeScaling, Scaling, Unscaled
 from ..ops.gated_attention import choose, gated_attention, gated_attention_and_lse
+from ..ops.gated_decode import choose as choose_decode
+from ..ops.gated_decode import gated_decode
 from .cache import Cache, Keys
 from .gate import Gate
 from .kv_experts import RoutedHeads
@@ -27,8 +30,13 @@ from .softmax import LearnedNormaliser
 from .tap import Tap
 from .watch import Watch
 
-# Channels of a packed projection are a multiple of so many.
-_EVEN = 8
+# Channels of a packed projection are a multiple of so many: rows of 128 bytes in bfloat16, to which torch.compile pads others,
+# and then copies what is sliced from them.
+_EVEN = 64
+# How the first key is hidden from a head: one number a key, added to its logit, as a gate on the scores does it. Beside any
+# other key the weight is then exactly 0, a query that sees no other still sees it, and float16 holds the number times √K.
+HIDES = GateSpec(site="scores", granularity="headwise", form="add", activation="identity")
+_HIDDEN = -1000.0
 
 
 class GatedAttention(nn.Module):
@@ -37,13 +45,15 @@ class GatedAttention(nn.Module):
     Args:
         d_model, n_heads, n_kv_heads, head_dim: widths; kv heads default to n_heads, head_dim to d_model / n_heads.
         gate: a slug (`sdpa-headwise`), a preset (`qwen3-next`), slugs joined by `+`, a GateSpec, a sequence, or None.
-        qk_norm: False, True (RMSNorm with gain per head), or "rms-no-gain".
+        qk_norm: False, True (RMSNorm with gain per head), "rms-no-gain", or "rms-all-heads": one RMSNorm over all heads'
+            channels (OLMo 2).
         rope_theta, rope_fraction, rope_scaling: rotary positions; theta None for none.
         max_seq_len: length of the rotary tables.
         softmax: a normaliser of `gatelab.config.normaliser`, such as `Softmax()` or `SinkLogit(init)`.
         output_map: a name in `OUTPUT_MAPS`; comes before the gate. `xsa` acts in self-attention only.
         kv_experts: `v-8top2`, or None.
         window: a query sees the last so many keys; None for all.
+        first_hidden_from: heads whose queries do not see the key at position 0, but where they see no other.
         bias: biases in q, k, v and o projections.
         layer: index in the model's cache.
         impl: implementation of the attention op; see `gatelab.ops.gated_attention`.
@@ -52,7 +62,8 @@ class GatedAttention(nn.Module):
 
     Raises:
         ValueError: for an impossible gate, heads that do not divide, an unknown word, rope on odd channels, a gate on the
-            log-sum-exp together with an output map.
+            log-sum-exp together with an output map, a first key hidden from heads that are not there or beside a gate on the
+            scores.
     """
 
     def __init__(
@@ -72,6 +83,7 @@ class GatedAttention(nn.Module):
         output_map: str = "none",
         kv_experts: KVExperts | str | None = None,
         window: int | None = None,
+        first_hidden_from: Sequence[int] = (),
         norm_eps: float = 1e-6,
         bias: bool = False,
         layer: int = 0,
@@ -95,8 +107,8 @@ class GatedAttention(nn.Module):
         if head_dim is None and d_model % n_heads:
             raise ValueError(f"d_model={d_model} is not a multiple of n_heads={n_heads}; state head_dim")
         head_dim = head_dim or d_model // n_heads
-        if qk_norm not in (False, True, "rms", "rms-no-gain"):
-            raise ValueError(f"qk_norm={qk_norm!r}: expected False, True, 'rms' or 'rms-no-gain'")
+        if qk_norm not in (False, True, "rms", "rms-no-gain", "rms-all-heads"):
+            raise ValueError(f"qk_norm={qk_norm!r}: expected False, True, 'rms', 'rms-no-gain' or 'rms-all-heads'")
         if output_map not in OUTPUT_MAPS:
             raise ValueError(f"output_map={output_map!r}: expected one of {', '.join(OUTPUT_MAPS)}")
         if softmax is not None and not isinstance(softmax, Normaliser):
@@ -114,6 +126,9 @@ class GatedAttention(nn.Module):
         self.n_heads, self.n_kv_heads, self.head_dim, self.layer, self.impl = n_heads, n_kv_heads, head_dim, layer, impl
         self.window, self.eps, self.is_packed = window, norm_eps, False
         self.map_name = output_map
+        check_first_hidden(first_hidden_from, n_heads, specs)
+        hidden_H = torch.tensor([_HIDDEN if h in first_hidden_from else 0.0 for h in range(n_heads)])
+        self.register_buffer("hidden_H", hidden_H if len(first_hidden_from) else None, persistent=False)
         self.heads = Heads(n_heads, n_kv_heads, head_dim, layer, max_seq_len)
 
         self.q_proj = Linear(d_model, n_heads * head_dim, bias=bias)
@@ -129,9 +144,7 @@ class GatedAttention(nn.Module):
         self.gates = nn.ModuleDict(
             {s.site: Gate(s, d_model=d_model, n_heads=n_heads, n_kv_heads=n_kv_heads, head_dim=head_dim) for s in specs}
         )
-        kind = "rms" if qk_norm is True else qk_norm or None
-        self.q_norm = Norm(head_dim, kind, norm_eps) if kind else None
-        self.k_norm = Norm(head_dim, kind, norm_eps) if kind else None
+        self.q_norm, self.k_norm = (_head_norm(qk_norm, n, head_dim, norm_eps) for n in (n_heads, n_kv_heads))
         self.rope = Rope(head_dim, rope_theta, max_seq_len, rope_fraction, rope_scaling) if rope_theta else None
         self.sink = LearnedNormaliser(self.normaliser, self.heads) if self.normaliser.learned(self.heads) else None
         self.tap_q, self.tap_k, self.tap_v = Tap(), Tap(), Tap()
@@ -160,16 +173,19 @@ class GatedAttention(nn.Module):
                 context_BSD is left out.
             bias_BHTS: added to the logits, such as a relative position's.
             watch: causal self-attention appends its first-token mass; no number where the op has no log-sum-exp of the keys
-                alone (a window, documents, a cache, a bias, a gate on the scores, no softmax, `impl="reference"`).
+                alone (a window, documents, a cache, a bias, a gate on the scores, a hidden first key, no softmax,
+                `impl="reference"`).
 
         Raises:
-            ValueError: segment_ids_BT together with a cache or a context; cross-attention without a context; a sequence
-                past the rotary table or the cache; a gate that this call has no source for.
+            ValueError: segment_ids_BT together with a cache, a context or a hidden first key; cross-attention without a
+                context; a sequence past the rotary table or the cache; a gate that this call has no source for.
         """
         _check_input(self.q_proj.in_features, x_BTD=x_BTD, context_BSD=context_BSD)
         is_cross = is_cross or context_BSD is not None
         if segment_ids_BT is not None and (cache is not None or is_cross):
             raise ValueError("segment_ids_BT does not go together with a cache or a context; decode one document a row")
+        if segment_ids_BT is not None and self.hidden_H is not None:
+            raise ValueError("first_hidden_from hides the first key of a sequence, not of its documents; run one a row")
         if segment_ids_BT is not None and segment_ids_BT.shape != x_BTD.shape[:2]:
             raise ValueError(
                 f"segment_ids_BT of shape {tuple(segment_ids_BT.shape)}: expected a document number for each token, "
@@ -210,12 +226,13 @@ class GatedAttention(nn.Module):
         spec = gate.spec if is_inside else None
         learned = None if self.sink is None else self.sink.learned(len(x_BTD))
         is_watched = watch is not None and is_causal and not is_cross
-        added = (segment_ids_BT, cache, bias_BHTS, scores, self.window)
+        added = (segment_ids_BT, cache, bias_BHTS, scores, self.window, self.hidden_H)
         window, mask_BTS = None if is_cross else self.window, None
         if segment_ids_BT is not None:
             mask_BTS = segment_ids_BT[:, :, None] == segment_ids_BT[:, None, :]
         if cache is not None and not is_cross:
             window, mask_BTS, bias_BHTS = self._hidden(cache, x_BTD.shape[1], keys.k_BSGK.shape[1], bias_BHTS)
+        hidden_1SH = None if is_cross else self.hides(keys.k_BSGK.shape[1], start + x_BTD.shape[1])
         lse_BHT, given = None, (q_BTHK, keys.k_BSGK, keys.v_BSGK, logits, spec)
         if is_watched and all(a is None for a in added):
             y_BTHK, lse_BHT = gated_attention_and_lse(
@@ -225,14 +242,16 @@ class GatedAttention(nn.Module):
                 heads=self.heads,
                 impl=self.impl,
             )
+        elif cache is not None and self._splits(*given[:3], spec, mask_BTS, bias_BHTS, hidden_1SH, scores):
+            y_BTHK = gated_decode(*given, window=window)
         else:
             y_BTHK = gated_attention(
                 *given,
                 normaliser=self.normaliser,
                 learned=learned,
                 heads=self.heads,
-                score_logits_BSH=keys.score_logits_BSH,
-                score_gate=None if scores is None else scores.spec,
+                score_logits_BSH=keys.score_logits_BSH if hidden_1SH is None else hidden_1SH,
+                score_gate=HIDES if hidden_1SH is not None else None if scores is None else scores.spec,
                 bias_BHTS=bias_BHTS,
                 is_causal=is_causal and not is_cross,
                 window=window,
@@ -255,6 +274,13 @@ class GatedAttention(nn.Module):
     def output_map(self) -> OutputMap:
         """The map of the output; looked up by name, since a layer that is copied or pickled cannot carry functions along."""
         return OUTPUT_MAPS[self.map_name]
+
+    def hides(self, n_keys: int, end: int) -> Tensor | None:
+        """What is added to the logits of the last `n_keys` keys before position `end`, [1, S, H] in float32, so that the first
+        key of a sequence is hidden from the heads that are not to see it; None where nothing is."""
+        if self.hidden_H is None or n_keys < end:
+            return None
+        return F.pad(self.hidden_H[None, None], (0, 0, 0, n_keys - 1))
 
     def _keys(self, source_BSD: Tensor, products: dict[str, Tensor]) -> Keys:
         """Keys, values and score logits of the source's tokens, before RoPE."""
@@ -292,7 +318,7 @@ class GatedAttention(nn.Module):
         maps = {"q": self.q_proj, "k": self.k_proj, "v": self.v_proj, **gates}
         joined = {name: m for name, m in maps.items() if isinstance(m, Linear)}
         weights, widths = [m.weight.to(x_BTD.dtype) for m in joined.values()], [m.out_features for m in joined.values()]
-        # Kernels read 16 bytes at a time: a few gate channels more must not move the rows off that.
+        # A few gate channels more must not move the rows off what kernels read as it lies.
         if rest := -sum(widths) % _EVEN:
             weights.append(weights[0].new_zeros(*weights[0].shape[:-2], rest, weights[0].shape[-1]))
         pieces = linear(x_BTD, torch.cat(weights, dim=-2)).split([*widths, rest], dim=-1)[: len(widths)]
@@ -318,6 +344,16 @@ class GatedAttention(nn.Module):
         padding_B11S = cache.padding.bias_B11S(end, n_keys)
         return window, None, padding_B11S if bias_BHTS is None else bias_BHTS + padding_B11S
 
+    def _splits(
+        self, q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, gate: GateSpec | None, *others: Tensor | Gate | None
+    ) -> bool:
+        """Whether the kernels that decode take a cache's newest query: where they serve, nothing else acts on the logits, and
+        nobody asks for a gradient."""
+        is_bare = type(self.normaliser) is Softmax and all(other is None for other in others)
+        if q_BTHK.shape[1] != 1 or self.impl != "auto" or torch.is_grad_enabled() or not is_bare:
+            return False
+        return choose_decode("auto", q_BTHK, k_BSGK, v_BSGK, gate) == "split"
+
     def _gate(self, site: str) -> Gate | None:
         return self.gates[site] if site in self.gates else None  # noqa: SIM401  (ModuleDict has no get)
 
@@ -333,6 +369,8 @@ class GatedAttention(nn.Module):
         return y_BTHK if gate is None else gate(y_BTHK, gate.logits(x_BTD, v_BTGK=v_BTGK, product=products.get(site)))
 
     def _heads(self, product: Tensor, n_heads: int, norm: Norm | None) -> Tensor:
+        if norm is not None and norm.width != self.head_dim:
+            return norm(product).unflatten(-1, (n_heads, self.head_dim))
         heads_BTHK = product.unflatten(-1, (n_heads, self.head_dim))
         return heads_BTHK if norm is None else norm(heads_BTHK)
 
@@ -349,6 +387,12 @@ class GatedAttention(nn.Module):
         """Heads, and the gates' slugs."""
         gates = "+".join(g.spec.slug for g in self.gates.values()) or "none"
         return f"heads={self.n_heads}/{self.n_kv_heads}x{self.head_dim}, gate={gates}"
+
+
+def _head_norm(qk_norm: bool | str, n_heads: int, head_dim: int, eps: float) -> Norm | None:
+    if qk_norm == "rms-all-heads":
+        return Norm(n_heads * head_dim, "rms", eps)
+    return Norm(head_dim, "rms" if qk_norm is True else qk_norm, eps) if qk_norm else None
 
 
 def _check_widths(**widths: int | None) -> None:

@@ -16,7 +16,7 @@ from gatelab.config import GateSpec, ModelConfig
 from gatelab.config.normaliser import NORMALISERS, SinkLogit, Softmax
 from gatelab.nn.attention import GatedAttention
 from gatelab.ops.contract import check
-from gatelab.ops.gated_attention import Call, choose, chosen_for, flash, gated_attention
+from gatelab.ops.gated_attention import Call, choose, chosen_for, flash, gated_attention, short
 from gatelab.ops.gated_attention.cases import CASES, Case, apart, inputs, together
 
 REFERENCE = partial(gated_attention, impl="reference")
@@ -250,12 +250,13 @@ def test_a_layer_computes_what_the_reference_computes(name: str, is_packed: bool
 
 
 def a_call(**changes: Any) -> Call:
-    given = {"n_queries": 8, "n_keys": 8, "head_dim": 64, "dtypes": (torch.bfloat16,), "device": CUDA}
+    given = {"n_queries": 8, "n_keys": 8, "head_dim": 128, "dtypes": (torch.bfloat16,), "device": CUDA}
     return Call(**(given | changes))
 
 
 def test_auto_is_the_lean_one_on_cuda_devices_where_it_serves(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flash, "_missing", lambda device: None)
+    monkeypatch.setattr(short, "_missing", lambda device: None)
     assert choose("auto", Softmax(), a_call()) == "flash-lean"
     assert choose("auto", Softmax(), a_call(gate=GateSpec.parse("sdpa-elementwise"))) == "flash-lean"
     assert choose("auto") == "sdpa"
@@ -277,6 +278,19 @@ def test_auto_is_the_lean_one_on_cuda_devices_where_it_serves(monkeypatch: pytes
     assert choose("auto", NORMALISERS["softpick"](), a_call()) == "reference"
     monkeypatch.setattr(flash, "_missing", lambda device: "needs Triton")
     assert choose("auto", Softmax(), a_call()) == "sdpa"
+
+
+def test_auto_is_the_own_kernels_where_they_were_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flash, "_missing", lambda device: None)
+    monkeypatch.setattr(short, "_missing", lambda device: None)
+
+    def chosen(head_dim: int, n: int, **changes: object) -> str:
+        return choose("auto", Softmax(), a_call(head_dim=head_dim, n_queries=n, n_keys=n, **changes))
+
+    assert chosen(64, 512) == chosen(32, 2048) == chosen(32, 300, is_causal=False) == "short"
+    assert chosen(64, 513) == chosen(32, 2049) == chosen(128, 64) == chosen(48, 64) == "flash-lean"
+    assert chosen(64, 512, window=8) == chosen(32, 64, extras=("mask_BTS",)) == "sdpa"
+    assert choose("auto", Softmax(), a_call(head_dim=64, n_queries=1, n_keys=64)) == "sdpa"
 
 
 def test_a_device_that_the_kernels_do_not_know_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -317,7 +331,7 @@ def test_the_facts_of_a_model_are_those_of_its_layers(monkeypatch: pytest.Monkey
     monkeypatch.setattr(flash, "_missing", lambda device: None)
 
     def chosen(device: torch.device = CUDA, has_mask: bool = False, **changes: Any) -> str:
-        config = ModelConfig(**({"d_model": 64, "n_heads": 2, "n_layers": 4} | changes)).resolved(32, 16)
+        config = ModelConfig(**({"d_model": 96, "n_heads": 2, "n_layers": 4} | changes)).resolved(32, 16)
         return chosen_for(config, dtype=torch.bfloat16, device=device, has_mask=has_mask)
 
     assert chosen() == chosen(gate="sdpa-elementwise") == "flash-lean"

@@ -53,14 +53,14 @@ def gate_gradients(
 
 
 @triton.jit
-def _at(row, H: tl.constexpr, T):
+def place_of(row, H: tl.constexpr, T):
     """Batch, token and head of rows."""
     token = row // H
     return tl.cast(token // T, tl.int64), tl.cast(token % T, tl.int64), tl.cast(row % H, tl.int64)
 
 
 @triton.jit
-def _scores(logits):
+def scores_of(logits):
     """σ and 1 − σ of logits, both without cancellation, and softplus(−logits); no exponential overflows."""
     logits = logits.to(tl.float32)
     small = tl.exp(-tl.abs(logits))
@@ -79,12 +79,12 @@ def gate_kernel(
     row, channel = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, PADDED)
     inside = row < n_rows
     whole = inside[:, None] & (channel < K)[None, :]
-    b, t, h = _at(row, H, T)
+    b, t, h = place_of(row, H, T)
     g_row = logits + b * g_batch + t * g_token + h * g_head
     if W == 1:
-        score, _, _ = _scores(tl.load(g_row, mask=inside, other=0.0)[:, None])
+        score, _, _ = scores_of(tl.load(g_row, mask=inside, other=0.0)[:, None])
     else:
-        score, _, _ = _scores(tl.load(g_row[:, None] + channel[None, :], mask=whole, other=0.0))
+        score, _, _ = scores_of(tl.load(g_row[:, None] + channel[None, :], mask=whole, other=0.0))
     y_row = y + b * y_batch + t * y_token + h * y_head
     out = tl.load(y_row[:, None] + channel[None, :], mask=whole, other=0.0).to(tl.float32) * score
     z_row = z + tl.cast(row, tl.int64) * K
@@ -105,7 +105,7 @@ def gradients_kernel(
     row, channel = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, PADDED)
     inside = row < n_rows
     whole = inside[:, None] & (channel < K)[None, :]
-    b, t, h = _at(row, H, T)
+    b, t, h = place_of(row, H, T)
     flat = tl.cast(row, tl.int64)
     g_row = logits + b * g_batch + t * g_token + h * g_head
     upstream = tl.load((dz + flat * K)[:, None] + channel[None, :], mask=whole, other=0.0).to(tl.float32)
@@ -113,7 +113,7 @@ def gradients_kernel(
     seen = tl.load(kept_row[:, None] + channel[None, :], mask=whole, other=0.0).to(tl.float32)
     product = upstream * seen
     if W == 1:
-        score, rest, softplus = _scores(tl.load(g_row, mask=inside, other=0.0))
+        score, rest, softplus = scores_of(tl.load(g_row, mask=inside, other=0.0))
         slope = score * rest if IS_OUTPUT else rest
         dg = tl.sum(product, axis=1) * slope
         tl.store(dlogits + flat, dg.to(dlogits.dtype.element_ty), mask=inside)
@@ -121,7 +121,7 @@ def gradients_kernel(
         tl.store(shifted + place, tl.load(lse + place, mask=inside, other=0.0) + softplus, mask=inside)
         score = score[:, None]
     else:
-        score, rest, _ = _scores(tl.load(g_row[:, None] + channel[None, :], mask=whole, other=0.0))
+        score, rest, _ = scores_of(tl.load(g_row[:, None] + channel[None, :], mask=whole, other=0.0))
         slope = score * rest if IS_OUTPUT else rest
         dg_row = dlogits + flat * K
         tl.store(dg_row[:, None] + channel[None, :], (product * slope).to(dlogits.dtype.element_ty), mask=whole)

@@ -1,47 +1,76 @@
 """Gated attention with any normaliser. The public function checks its inputs and calls the implementation named."""
 
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from ...config.gate import GateSpec
 from ...config.model import ModelConfig
 from ...config.normaliser import Heads, Normaliser, Softmax
-from . import flash, reference, sdpa
-from .flash import Call
+from . import flash, hopper, reference, sdpa, short
+from .call import Call, call_of
 from .reference import attention_weights
 from .scoring import Scoring, check_gate_logits, scoring, visible
 
-# Those that serve whatever their normaliser allows; `flash.KEEPS_OUTPUT` names two for the calls that `flash.unserved` has
-# nothing against.
+
+class Operator(NamedTuple):
+    """Attention with a sigmoid gate inside, as one operator. `unserved`: what it has against a normaliser and a call, to
+    follow its name in a sentence, or None; `attend`: output and log-sum-exp of q, k, v and logits, given `is_causal` and,
+    where it knows windows, `window`."""
+
+    unserved: Callable[[Normaliser, Call | None], str | None]
+    attend: Callable[..., tuple[Tensor, Tensor]]
+
+
+# Those that serve whatever their normaliser allows, and those for the calls that they have nothing against.
 IMPLEMENTATIONS = {"reference": reference.gated_attention, "sdpa": sdpa.gated_attention}
+OPERATORS = {
+    "flash": Operator(flash.unserved, partial(flash.attention, keeps_output=True)),
+    "flash-lean": Operator(flash.unserved, partial(flash.attention, keeps_output=False)),
+    "short": Operator(short.unserved, short.attention),
+    "hopper": Operator(hopper.unserved, hopper.attention),
+}
+# Channels of a head -> the longest sequence whose forward and backward pass together take `short` less time than any other,
+# measured on an H100 (benchmarks/results/ops_h100_2026-11.md).
+_SHORT = {32: 2048, 64: 512}
 _SOFTMAX = Softmax()
 
 
 def choose(impl: str, normaliser: Normaliser = _SOFTMAX, call: Call | None = None) -> str:
     """The implementation that `auto` means for a normaliser and a call; callers store the name with their results.
 
-    A softmax, with a slot or without, goes to the fused kernels: to `flash-lean` on CUDA devices where it serves the call,
-    else to `sdpa`. Any other normaliser goes to the whole matrix, which takes memory of T × S a head. Without a call the
-    answer holds for every call.
+    A softmax, with a slot or without, goes to the fused kernels: on CUDA devices to the operator that was measured to be the
+    fastest, where one serves the call, else to `sdpa`. Any other normaliser goes to the whole matrix, which takes memory of
+    T × S a head. Without a call the answer holds for every call.
 
     Raises:
         ValueError: for a name that does not exist, or one that does not serve the normaliser or the call.
     """
     if impl == "auto":
-        is_lean = call is not None and call.device.type == "cuda" and flash.unserved(normaliser, call) is None
-        if is_lean:
-            return "flash-lean"
-        return "sdpa" if normaliser.is_softmax else "reference"
-    names = [*IMPLEMENTATIONS, *flash.KEEPS_OUTPUT]
+        is_seen = call is not None and call.device.type == "cuda"
+        fastest = _fastest(normaliser, call) if is_seen else None
+        return fastest or ("sdpa" if normaliser.is_softmax else "reference")
+    names = [*IMPLEMENTATIONS, *OPERATORS]
     if impl not in names:
         raise ValueError(f"impl={impl!r}: expected one of auto, {', '.join(names)}")
     if impl == "sdpa" and not normaliser.is_softmax:
         raise ValueError(f"impl='sdpa' computes a softmax, and {normaliser.kind} is none; take reference, or auto")
-    if impl in flash.KEEPS_OUTPUT:
-        why = flash.unserved(normaliser, call)
+    if impl in OPERATORS:
+        why = OPERATORS[impl].unserved(normaliser, call)
         if why is not None:
             raise ValueError(f"impl={impl!r} {why}; take {'sdpa' if normaliser.is_softmax else 'reference'}, or auto")
     return impl
+
+
+def _fastest(normaliser: Normaliser, call: Call) -> str | None:
+    """The operator for a call on a CUDA device; None where none is known to gain anything."""
+    is_short = call.n_queries == call.n_keys <= _SHORT.get(call.head_dim, 0) and call.window is None
+    if is_short and short.unserved(normaliser, call) is None:
+        return "short"
+    return "flash-lean" if flash.unserved(normaliser, call) is None else None
 
 
 def chosen_for(config: ModelConfig, *, dtype: torch.dtype, device: torch.device, has_mask: bool = False) -> str:
@@ -105,7 +134,7 @@ def gated_attention(
             constant.
         score_gate: form `mul` multiplies the weights by act(g_j), after they were normalised; `add` adds act(g_j) to the
             logits; `forget` adds Σ ln act(g) over the keys after j up to the query (arXiv 2503.02130).
-        impl: `reference`, `sdpa`, `flash`, `flash-lean` or `auto`; never replaced silently.
+        impl: `reference`, `sdpa`, a name in `OPERATORS` or `auto`; never replaced silently.
 
     Raises:
         ValueError: shapes that do not fit, a mask that is not boolean, more causal queries than keys, queries without a key,
@@ -146,8 +175,8 @@ def gated_attention_and_lse(
     log-sum-exp, a slot's logit among the keys'.
 
     [B, H, T] in float32 (float64 stays) and without gradient; None of the implementation `reference`, which would compute it
-    a second time. The output and its gradients are those of `gated_attention`: the same bits of `flash`, `flash-lean` and
-    with a slot; else `sdpa` takes torch's kernel that gives the log-sum-exp, the one that torch takes itself on CPUs.
+    a second time. The output and its gradients are those of `gated_attention`: the same bits of an operator and with a
+    slot; else `sdpa` takes torch's kernel that gives the log-sum-exp, the one that torch takes itself on CPUs.
 
     Raises:
         ValueError: as `gated_attention`.
@@ -195,10 +224,11 @@ def _attend(
     reads_lse: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """The output of the implementation that `impl` means, and the rows' denominators where they are read and known."""
-    name = choose(impl, s.normaliser, flash.call_of(q_BTHK, k_BSGK, v_BSGK, gate, s))
+    name = choose(impl, s.normaliser, call_of(q_BTHK, k_BSGK, v_BSGK, gate, s))
     given = (q_BTHK, k_BSGK, v_BSGK, gate_logits_BTHK)
-    if name in flash.KEEPS_OUTPUT:
-        return flash.attention(*given, is_causal=s.is_causal, keeps_output=flash.KEEPS_OUTPUT[name])
+    if name in OPERATORS:
+        windowed = {} if s.window is None else {"window": s.window}
+        return OPERATORS[name].attend(*given, is_causal=s.is_causal, **windowed)
     if name == "sdpa" and reads_lse:
         return sdpa.gated_attention_and_lse(*given, gate, s)
     return IMPLEMENTATIONS[name](*given, gate, s), None
@@ -206,7 +236,9 @@ def _attend(
 
 __all__ = [
     "IMPLEMENTATIONS",
+    "OPERATORS",
     "Call",
+    "Operator",
     "attention_weights",
     "choose",
     "chosen_for",

@@ -7,68 +7,34 @@ spares that pass. The identities are those of `gate_apply.fused`. No mask is pas
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from ...config.gate import GateSpec
-from ...config.normaliser import Normaliser, Softmax
+from ...config.normaliser import Normaliser
 from ..gate_apply.fused import HAS_TRITON, gate_gradients, gate_output
-from .scoring import Scoring
+from .call import LOW_PRECISION, Call, unserved_inside
 
 aten = torch.ops.aten
 
 # name of the implementation -> whether it keeps the ungated output for the backward pass
 KEEPS_OUTPUT = {"flash": True, "flash-lean": False}
-LOW_PRECISION = (torch.bfloat16, torch.float16)
 _WIDEST = 256  # channels of torch's flash kernels
 _WIDEST_CUDNN = 128
-
-
-@dataclass(frozen=True)
-class Call:
-    """What of a call of `gated_attention` decides who serves it. `extras`: the names of the arguments that were given of
-    mask_BTS, bias_BHTS and score_gate; `dtypes`: of q, k and v."""
-
-    n_queries: int
-    n_keys: int
-    head_dim: int
-    dtypes: tuple[torch.dtype, ...]
-    device: torch.device
-    gate: GateSpec | None = None
-    is_causal: bool = True
-    window: int | None = None
-    extras: tuple[str, ...] = ()
-
-
-def call_of(q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, gate: GateSpec | None, s: Scoring) -> Call:
-    """The call with these arguments."""
-    (_, T, _, K), S, dtypes = q_BTHK.shape, k_BSGK.shape[1], (q_BTHK.dtype, k_BSGK.dtype, v_BSGK.dtype)
-    given = {"mask_BTS": s.mask_BTS, "bias_BHTS": s.bias_BHTS, "score_gate": s.score_gate}
-    extras = tuple(name for name, value in given.items() if value is not None)
-    return Call(T, S, K, dtypes, q_BTHK.device, gate, s.is_causal, s.window, extras)
 
 
 def unserved(normaliser: Normaliser, call: Call | None = None) -> str | None:
     """Why `flash` and `flash-lean` do not serve a call, to follow their name in a sentence; None where they do. Without
     a call, as far as the normaliser decides it."""
-    if type(normaliser) is not Softmax:
-        return f"computes a softmax without a slot, and {normaliser.kind} is none"
-    if call is None:
-        return None
-    gate, dtype, K = call.gate, call.dtypes[0], call.head_dim
-    if call.extras:
-        return f"takes none of mask_BTS, bias_BHTS and score_gate, and {', '.join(call.extras)} came"
+    why = unserved_inside(normaliser, call)
+    if why is not None or call is None:
+        return why
+    dtype, K = call.dtypes[0], call.head_dim
     if call.window is not None:
         return f"knows no window, and window={call.window} came"
     if call.is_causal and call.n_queries != call.n_keys:
         return f"takes as many causal queries as keys, and {call.n_queries} and {call.n_keys} came"
-    if gate is not None and (gate.form, gate.activation, gate.sharing) != ("mul", "sigmoid", "specific"):
-        return f"multiplies by a sigmoid of each head's own, and {gate.slug} came"
-    if gate is not None and gate.source == "lse":
-        return f"takes logits that do not wait for its log-sum-exp, and {gate.slug} came"
     if any(other != dtype for other in call.dtypes) or not dtype.is_floating_point:
         return f"takes q, k and v of one floating type, and {', '.join(str(t) for t in call.dtypes)} came"
     if call.device.type == "cpu":
@@ -185,7 +151,7 @@ def _gradients(
     dy, y, raised, dlogits = dz.contiguous(), kept, lse, q.new_empty(0)
     if logits is not None:
         dy, y, raised, dlogits = gate_gradients(dy, kept, logits, lse, is_output=is_output)
-    dq, dk, dv = _stock_gradients(dy, q, k, v, y, raised, seed, offset, kernel, is_causal)
+    dq, dk, dv = stock_gradients(dy, q, k, v, y, raised, seed, offset, kernel, is_causal)
     return dq.contiguous(), dk.contiguous(), dv.contiguous(), dlogits.contiguous()
 
 
@@ -215,7 +181,7 @@ def _stock(q: Tensor, k: Tensor, v: Tensor, kernel: str, is_causal: bool) -> tup
     return y.transpose(1, 2), lse, seed, offset
 
 
-def _stock_gradients(
+def stock_gradients(
     dy: Tensor, q: Tensor, k: Tensor, v: Tensor, y: Tensor, lse: Tensor, seed: Tensor, offset: Tensor, kernel: str,
     is_causal: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip

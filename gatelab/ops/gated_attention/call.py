@@ -1,0 +1,60 @@
+"""What of a call of `gated_attention` decides who serves it, and what no operator with the gate inside serves."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...config.gate import GateSpec
+from ...config.normaliser import Normaliser, Softmax
+from .scoring import Scoring
+
+LOW_PRECISION = (torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class Call:
+    """Sizes, types and what else was given. `extras`: the names of the arguments that were given of mask_BTS, bias_BHTS and
+    score_gate; `dtypes`: of q, k and v."""
+
+    n_queries: int
+    n_keys: int
+    head_dim: int
+    dtypes: tuple[torch.dtype, ...]
+    device: torch.device
+    gate: GateSpec | None = None
+    is_causal: bool = True
+    window: int | None = None
+    extras: tuple[str, ...] = ()
+
+
+def call_of(q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, gate: GateSpec | None, s: Scoring) -> Call:
+    """The call with these arguments."""
+    (_, T, _, K), S, dtypes = q_BTHK.shape, k_BSGK.shape[1], (q_BTHK.dtype, k_BSGK.dtype, v_BSGK.dtype)
+    given = {"mask_BTS": s.mask_BTS, "bias_BHTS": s.bias_BHTS, "score_gate": s.score_gate}
+    extras = tuple(name for name, value in given.items() if value is not None)
+    return Call(T, S, K, dtypes, q_BTHK.device, gate, s.is_causal, s.window, extras)
+
+
+def unserved_inside(normaliser: Normaliser, call: Call | None = None) -> str | None:
+    """Why no operator with the gate inside serves a call, to follow its name in a sentence; None where that is nothing.
+    Without a call, as far as the normaliser decides it."""
+    if type(normaliser) is not Softmax:
+        return f"computes a softmax without a slot, and {normaliser.kind} is none"
+    if call is None:
+        return None
+    gate = call.gate
+    if call.extras:
+        return f"takes none of mask_BTS, bias_BHTS and score_gate, and {', '.join(call.extras)} came"
+    if gate is not None and (gate.form, gate.activation, gate.sharing) != ("mul", "sigmoid", "specific"):
+        return f"multiplies by a sigmoid of each head's own, and {gate.slug} came"
+    if gate is not None and gate.source == "lse":
+        return f"takes logits that do not wait for its log-sum-exp, and {gate.slug} came"
+    return None
+
+
+def unserved_type(call: Call) -> str | None:
+    """Why an operator of own kernels does not serve the types of a call."""
+    if any(other != call.dtypes[0] for other in call.dtypes) or call.dtypes[0] not in LOW_PRECISION:
+        return f"takes q, k and v of bfloat16 or of float16, and {', '.join(str(t) for t in call.dtypes)} came"
+    return None

@@ -1,0 +1,171 @@
+"""Triton: one query a sequence; the keys are cut into splits that run side by side, and what they found is merged and gated.
+
+Notable: a program reads its keys and values once for all query heads that share them, as the rows of one matrix product. The
+gate is part of the merge, so it costs one read of its logits. How many splits there are follows from shapes and the device
+alone; where they begin is worked out on the device from each sequence's own length, so that a captured graph serves every
+length. Nothing waits for the device, no atomics: the same bits every time. Importing this file needs Triton.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..attention_stats.column_kernels import rows
+from ..gate_apply.kernels import scores_of
+from ..gated_attention.short_forward import LOWEST, attended
+
+# More than any cache holds, and of twice the size still an int32.
+_ANY = 2**30
+# Splits that a program of the merge reads at a time.
+_MERGED = 32
+_FAR = tl.constexpr(_ANY)
+
+
+class Cut(NamedTuple):
+    """Keys that a program passes over at a time, warps, stages of loads ahead, programs a multiprocessor to aim at, and the
+    fewest keys of a split."""
+
+    passed: int
+    n_warps: int
+    n_stages: int
+    n_programs: int
+    fewest: int
+
+
+CUT = Cut(64, 4, 3, 2, 128)
+
+
+def gated_decode(
+    q_B1HK: Tensor,
+    k_BSGK: Tensor,
+    v_BSGK: Tensor,
+    logits_B1HW: Tensor | None,
+    *,
+    window: int | None,
+    first_B: Tensor | None,
+    end_B: Tensor | None,
+    cut: Cut = CUT,
+) -> Tensor:
+    """As `reference.gated_decode` with a sigmoid gate; arithmetic is in float32, and z is rounded once.
+
+    Args:
+        logits_B1HW: one a sequence and head, or a sequence, head and channel, the channels side by side.
+    """
+    if q_B1HK.dtype == torch.bfloat16 and not isinstance(split_kernel, triton.JITFunction):
+        # Triton's interpreter would multiply their bits; in float32 the products are the same.
+        given = (t if t is None else t.float() for t in (q_B1HK, k_BSGK, v_BSGK, logits_B1HW))
+        return gated_decode(*given, window=window, first_B=first_B, end_B=end_B, cut=cut).to(q_B1HK.dtype)
+    B, _, H, K = q_B1HK.shape
+    S, G = k_BSGK.shape[1:3]
+    q, k, v = (t if t.stride(3) == 1 else t.contiguous() for t in (q_B1HK, k_BSGK, v_BSGK))
+    z_B1HK = torch.empty(B, 1, H, K, dtype=q.dtype, device=q.device)
+    N, padded = n_splits(q, k, cut), max(16, triton.next_power_of_2(K))
+    sums_BHNK = torch.empty(B, H, N, K, dtype=torch.float32, device=q.device)
+    pairs_BHN2 = torch.empty(B, H, N, 2, dtype=torch.float32, device=q.device)
+    logits = z_B1HK if logits_B1HW is None else logits_B1HW
+    with torch.cuda.device_of(q):
+        split_kernel[(G * N, B)](
+            q, k, v, q if first_B is None else first_B, q if end_B is None else end_B, sums_BHNK, pairs_BHN2, S, G, N,
+            _ANY if window is None else min(window, _ANY), 1 / (math.log(2) * math.sqrt(K)), *_strides(q)[::2],
+            *_strides(k), *_strides(v), HAS_FIRST=first_B is not None, HAS_END=end_B is not None, R=H // G, K=K,
+            PADDED=padded, X=max(16, triton.next_power_of_2(H // G)), Y=cut.passed, num_warps=cut.n_warps,
+            num_stages=cut.n_stages,
+        )  # fmt: skip
+        merge_kernel[(B * H,)](
+            sums_BHNK, pairs_BHN2, logits, z_B1HK, H, N, *_strides(logits)[::2],
+            W=0 if logits_B1HW is None else logits_B1HW.shape[3], K=K, PADDED=padded, MERGED=_MERGED, num_warps=4,
+        )  # fmt: skip
+    return z_B1HK
+
+
+def n_splits(q_B1HK: Tensor, k_BSGK: Tensor, cut: Cut = CUT) -> int:
+    """Into how many parts the keys of a sequence are cut: as many as fill the device, of no fewer keys than pay."""
+    n_programs = cut.n_programs
+    if q_B1HK.is_cuda:
+        n_programs *= torch.cuda.get_device_properties(q_B1HK.device).multi_processor_count
+    B, S, G, _ = k_BSGK.shape
+    return max(1, min(triton.cdiv(n_programs, B * G), triton.cdiv(S, cut.fewest)))
+
+
+@triton.jit(do_not_specialize=["S", "G", "N", "window"])
+def split_kernel(
+    q, k, v, first, end, sums, pairs, S, G, N, window, scale,
+    q_batch: tl.int64, q_head: tl.int64, k_batch: tl.int64, k_token: tl.int64, k_head: tl.int64, v_batch: tl.int64,
+    v_token: tl.int64, v_head: tl.int64, HAS_FIRST: tl.constexpr, HAS_END: tl.constexpr, R: tl.constexpr,
+    K: tl.constexpr, PADDED: tl.constexpr, X: tl.constexpr, Y: tl.constexpr,
+):  # fmt: skip
+    """sums [B, H, N, K], Σ 2^d v of each split's keys, and pairs [B, H, N, 2], Σ 2^d and the largest logit, from q [B, 1, H, K]
+    and k and v [B, S, G, K]; d and `scale` as in `short_forward.attended`. Key heads of a split are neighbours, in memory
+    too."""
+    g, split = tl.program_id(0) % G, tl.program_id(0) // G
+    b = tl.cast(tl.program_id(1), tl.int64)
+    stop = S
+    if HAS_END:
+        stop = tl.minimum(tl.cast(tl.load(end + b), tl.int32), S)
+    start = tl.maximum(stop - window, 0)
+    if HAS_FIRST:
+        start = tl.maximum(start, tl.cast(tl.load(first + b), tl.int32))
+    n_keys = tl.cdiv(tl.cdiv(tl.maximum(stop - start, 0), Y), N) * Y
+    start = tl.minimum(start + split * n_keys, stop)
+    stop = tl.minimum(start + n_keys, stop)
+    whole = start + (stop - start) // Y * Y
+
+    q_block = rows(q + b * q_batch + g * R * q_head, 0, q_head, R, X, K, PADDED, True)
+    k_base, v_base = k + b * k_batch + g * k_head, v + b * v_batch + g * v_head
+    largest = tl.full([X], LOWEST, tl.float32)
+    mass, out = tl.zeros([X], tl.float32), tl.zeros([X, PADDED], tl.float32)
+    # Of the keys before `stop` a query of one token sees all, wherever its row stands.
+    least, most = -_FAR, _FAR
+    out, mass, largest = attended(out, mass, largest, q_block, k_base, v_base, 0, start, whole, k_token, v_token, stop,
+                                  least, most, scale, X, Y, K, PADDED, False)  # fmt: skip
+    out, mass, largest = attended(out, mass, largest, q_block, k_base, v_base, 0, whole, stop, k_token, v_token, stop,
+                                  least, most, scale, X, Y, K, PADDED, True)  # fmt: skip
+
+    row, channel = tl.arange(0, X), tl.arange(0, PADDED)
+    at = ((b * G + g) * R + row) * N + split
+    tl.store((sums + at * K)[:, None] + channel[None, :], out, mask=(row < R)[:, None] & (channel < K)[None, :])
+    tl.store(pairs + 2 * at, mass, mask=row < R)
+    tl.store(pairs + 2 * at + 1, largest, mask=row < R)
+
+
+@triton.jit(do_not_specialize=["H", "N"])
+def merge_kernel(
+    sums, pairs, logits, z, H, N, g_batch: tl.int64, g_head: tl.int64, W: tl.constexpr, K: tl.constexpr,
+    PADDED: tl.constexpr, MERGED: tl.constexpr,
+):  # fmt: skip
+    """z [B, 1, H, K] from what `split_kernel` wrote and logits [B, 1, H, W], which W = 0 leaves unread; 0 where there was no
+    key."""
+    row, channel = tl.cast(tl.program_id(0), tl.int64), tl.arange(0, PADDED)
+    inside = channel < K
+    # Before anything that waits for the splits' results.
+    g_row = logits + row // H * g_batch + row % H * g_head
+    if W == 1:
+        score, _, _ = scores_of(tl.load(g_row))
+    elif W > 1:
+        score, _, _ = scores_of(tl.load(g_row + channel, mask=inside, other=0.0))
+    largest, mass = tl.full([], LOWEST, tl.float32), tl.zeros([], tl.float32)
+    out = tl.zeros([PADDED], tl.float32)
+    for n in range(0, N, MERGED):
+        split = n + tl.arange(0, MERGED)
+        at = row * N + split
+        part_mass = tl.load(pairs + 2 * at, mask=split < N, other=0.0)
+        part_largest = tl.load(pairs + 2 * at + 1, mask=split < N, other=LOWEST)
+        before = largest
+        largest = tl.maximum(before, tl.max(part_largest, axis=0))
+        keep, weights = tl.exp2(before - largest), tl.exp2(part_largest - largest)
+        mass = mass * keep + tl.sum(part_mass * weights, axis=0)
+        whole = (split < N)[:, None] & inside[None, :]
+        part = tl.load((sums + at * K)[:, None] + channel[None, :], mask=whole, other=0.0)
+        out = out * keep + tl.sum(part * weights[:, None], axis=0)
+    out = out / tl.where(mass > 0, mass, 1.0)
+    if W > 0:
+        out = out * score
+    tl.store(z + row * K + channel, out.to(z.dtype.element_ty), mask=inside)
+
+
+def _strides(t_BTHK: Tensor) -> tuple[int, int, int]:
+    return t_BTHK.stride()[:3]

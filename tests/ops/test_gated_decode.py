@@ -1,0 +1,403 @@
+"""One query a sequence against a cache: the contract of the kernels, on a CUDA device, else in Triton's interpreter; and that
+a layer decodes with them what it decodes without."""
+
+import importlib.util
+import math
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from gatelab.config import GateSpec
+from gatelab.config.normaliser import SinkLogit
+from gatelab.nn.attention import GatedAttention
+from gatelab.nn.cache import KVCache
+from gatelab.ops.contract import check
+from gatelab.ops.gated_attention import gated_attention
+from gatelab.ops.gated_decode import IMPLEMENTATIONS, choose, gated_decode, split
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+if importlib.util.find_spec("triton") is None:
+    pytest.skip("needs triton", allow_module_level=True)
+# A kernel is interpreted or compiled as this says when its file, and Triton's own, are imported.
+INTERPRET = ("TRITON_INTERPRET", "1" if DEVICE == "cpu" else "0")
+with pytest.MonkeyPatch.context() as patched:
+    patched.setenv(*INTERPRET)
+    from gatelab.ops.gated_decode import kernels
+    from gatelab.ops.gated_decode.kernels import Cut
+
+REFERENCE = partial(gated_decode, impl="reference")
+# So that a few keys are many splits.
+TINY = Cut(16, 4, 2, 10_000, 16)
+DTYPES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+
+
+@pytest.fixture(autouse=True)
+def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(*INTERPRET)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """`first` and `end`: of each sequence, None for the whole cache."""
+
+    name: str
+    B: int = 2
+    S: int = 75
+    H: int = 4
+    G: int = 2
+    K: int = 16
+    gate: str | None = "sdpa-elementwise"
+    window: int | None = None
+    first: tuple[int, ...] | None = None
+    end: tuple[int, ...] | None = None
+    cut: Cut = TINY
+
+    def slots(self) -> dict[str, Any]:
+        def made(values: tuple[int, ...] | None, dtype: torch.dtype) -> Tensor | None:
+            return None if values is None else torch.tensor(values, dtype=dtype, device=DEVICE)
+
+        return {"window": self.window, "first_B": made(self.first, torch.int64), "end_B": made(self.end, torch.int32)}
+
+
+SHAPES = (
+    Shape("ungated", gate=None),
+    Shape("headwise", gate="sdpa-headwise"),
+    Shape("elementwise"),
+    Shape("whole-blocks", S=64),
+    Shape("one-key", S=1),
+    Shape("one-split", S=75, cut=Cut(16, 4, 2, 1, 16)),
+    Shape("many-splits", B=1, S=600, H=1, G=1),
+    Shape("many-queries-a-key", H=20, G=1, gate="sdpa-headwise"),
+    Shape("a-head-each", H=3, G=3),
+    Shape("odd-channels", K=20),
+    Shape("wide", K=128, H=2, G=1),
+    Shape("window", window=33),
+    Shape("window-of-one", window=1),
+    Shape("window-wider-than-the-cache", window=900),
+    Shape("padded", B=3, first=(0, 7, 70)),
+    Shape("unequal", B=3, end=(75, 20, 1)),
+    Shape("everything", B=3, first=(3, 0, 11), end=(75, 20, 33), window=25, gate="sdpa-headwise"),
+    Shape("the-cut-that-is-used", S=300, cut=kernels.CUT),
+)
+by_shape = pytest.mark.parametrize("shape", SHAPES, ids=lambda s: s.name)
+
+
+def drawn(shape: Shape, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
+    def normal(*sizes: int) -> Tensor:
+        return torch.randn(*sizes).to(DEVICE, dtype)
+
+    gate = None if shape.gate is None else GateSpec.parse(shape.gate)
+    width = 1 if shape.gate == "sdpa-headwise" else shape.K
+    return {
+        "q_B1HK": 2 * normal(shape.B, 1, shape.H, shape.K),
+        "k_BSGK": normal(shape.B, shape.S, shape.G, shape.K),
+        "v_BSGK": normal(shape.B, shape.S, shape.G, shape.K),
+        "gate_logits_B1HK": None if gate is None else 2 * normal(shape.B, 1, shape.H, width),
+        "gate": gate,
+    }
+
+
+def by_kernels(
+    q_B1HK: Tensor,
+    k_BSGK: Tensor,
+    v_BSGK: Tensor,
+    gate_logits_B1HK: Tensor | None,
+    gate: GateSpec | None,
+    *,
+    window: int | None = None,
+    first_B: Tensor | None = None,
+    end_B: Tensor | None = None,
+    cut: Cut = TINY,
+) -> Tensor:
+    """The kernels with the arguments of `gated_decode`, on any device."""
+    slots = {"window": window, "first_B": first_B, "end_B": end_B}
+    return kernels.gated_decode(q_B1HK, k_BSGK, v_BSGK, gate_logits_B1HK, **slots, cut=cut)
+
+
+def broken(candidate: Callable[..., Tensor], shape: Shape, dtype: torch.dtype) -> list[Any]:
+    arguments = drawn(shape, dtype) | shape.slots()
+    # Decoding has no gradient.
+    arguments["grad_BTHK"] = torch.zeros_like(arguments["q_B1HK"])
+    [verdict] = check(candidate, REFERENCE, arguments)
+    return [] if verdict.holds else [verdict]
+
+
+@DTYPES
+@by_shape
+def test_the_kernels_keep_the_contract(shape: Shape, dtype: torch.dtype) -> None:
+    assert not broken(partial(by_kernels, cut=shape.cut), shape, dtype)
+
+
+@by_shape
+def test_the_specification_is_attention_over_each_sequences_own_keys(shape: Shape) -> None:
+    given = {n: t.double() if isinstance(t, Tensor) else t for n, t in drawn(shape).items()}
+    found = REFERENCE(**given, **shape.slots())
+    for b in range(shape.B):
+        first = 0 if shape.first is None else shape.first[b]
+        end = shape.S if shape.end is None else shape.end[b]
+        rows = {n: t[b : b + 1] if isinstance(t, Tensor) else t for n, t in given.items()}
+        q, k, v, logits, gate = rows.values()
+        first = max(first, end - (shape.window or shape.S))
+        expected = gated_attention(q, k[:, first:end], v[:, first:end], logits, gate, impl="reference")
+        torch.testing.assert_close(found[b : b + 1], expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("function", [REFERENCE, by_kernels], ids=["reference", "kernels"])
+def test_a_sequence_without_a_key_gets_zeros(function: Callable[..., Tensor]) -> None:
+    shape = Shape("empty", B=3, first=(0, 30, 0), end=(0, 30, 40))
+    z = function(**drawn(shape), **shape.slots())
+    assert not z[:2].any() and z[2].abs().amin() > 0
+
+
+def test_what_lies_outside_of_a_sequence_does_not_matter() -> None:
+    shape = Shape("outside", B=2, first=(3, 0), end=(75, 20), window=40)
+    given, slots = drawn(shape), shape.slots()
+    expected = by_kernels(**given, **slots)
+    for b, (first, end) in enumerate(((35, 75), (0, 20))):
+        for name in ("k_BSGK", "v_BSGK"):
+            given[name][b, :first], given[name][b, end:] = 1e4, 1e4
+    assert torch.equal(by_kernels(**given, **slots), expected)
+
+
+def test_splits_move_nothing_but_the_last_bits_and_calls_not_even_those() -> None:
+    given = drawn(Shape("cuts", B=1, S=150, H=2, G=1))
+    expected = by_kernels(**given)
+    assert torch.equal(by_kernels(**given), expected)
+    for cut in (Cut(16, 4, 2, 1, 16), Cut(32, 8, 3, 20, 40), Cut(64, 4, 1, 3, 1)):
+        torch.testing.assert_close(by_kernels(**given, cut=cut), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_more_splits_than_keys_leave_no_trace() -> None:
+    shape = Shape("more splits than keys", S=20, cut=Cut(16, 4, 2, 10_000, 1))
+    given = drawn(shape)
+    assert kernels.n_splits(given["q_B1HK"], given["k_BSGK"], shape.cut) == 20
+    assert not broken(partial(by_kernels, cut=shape.cut), shape, torch.float32)
+
+
+def test_the_number_of_splits_follows_from_shapes_alone() -> None:
+    def n(B: int, S: int, G: int, cut: Cut) -> int:
+        return kernels.n_splits(torch.empty(B, 1, G, 8), torch.empty(B, S, G, 8), cut)
+
+    cut = Cut(64, 4, 3, 100, 128)
+    assert [n(1, S, 8, cut) for S in (1, 128, 129, 1000, 100_000)] == [1, 1, 2, 8, 13]
+    assert n(64, 100_000, 8, cut) == 1
+
+
+@by_shape
+def test_every_element_of_the_results_is_written(monkeypatch: pytest.MonkeyPatch, shape: Shape) -> None:
+    given = drawn(shape)
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *a, **k: empty(*a, **k).fill_(math.nan))
+    assert by_kernels(**given, **shape.slots(), cut=shape.cut).isfinite().all()
+
+
+@pytest.mark.parametrize("W", [1, 16])
+def test_slices_of_one_projection_and_of_a_longer_cache_are_read_where_they_lie(W: int) -> None:
+    given = drawn(Shape("sliced", gate="sdpa-headwise" if W == 1 else "sdpa-elementwise"))
+    wide = torch.full((2, 1, 3 + 4 * 16 + 4 * W + 5), math.nan, device=DEVICE)
+    wide[..., 3:67], wide[..., 67:-5] = given["q_B1HK"].flatten(2), given["gate_logits_B1HK"].flatten(2)
+    store = torch.full((2, 2, 90, 2, 16), math.nan, device=DEVICE)
+    store[0, :, :75], store[1, :, :75] = given["k_BSGK"], given["v_BSGK"]
+    views = {
+        "q_B1HK": wide[..., 3:67].unflatten(2, (4, 16)),
+        "k_BSGK": store[0].narrow(1, 0, 75),
+        "v_BSGK": store[1].narrow(1, 0, 75),
+        "gate_logits_B1HK": wide[..., 67:-5].unflatten(2, (4, W)),
+    }
+    assert torch.equal(by_kernels(**(given | views)), by_kernels(**given))
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 4, 16), (1, 1, 4, 1), (2, 1, 1, 16), (2, 1, 4, 16)], ids=str)
+def test_a_constant_gate_is_spread_over_the_sequences(shape: tuple[int, ...]) -> None:
+    given = drawn(Shape("static", gate="sdpa-elementwise" if shape[3] > 1 else "sdpa-headwise"))
+    given["gate_logits_B1HK"] = torch.randn(shape).to(DEVICE)
+    found = split.gated_decode(**given, window=None, first_B=None, end_B=None)
+    torch.testing.assert_close(found, REFERENCE(**given), rtol=1e-5, atol=1e-6)
+
+
+def test_shut_and_open_gates_stay_finite() -> None:
+    given = drawn(Shape("extreme", B=4, gate="sdpa-headwise"), torch.float16)
+    given["gate_logits_B1HK"] = torch.tensor([-80.0, 80.0, -1e4, 1e4], device=DEVICE).half()[:, None, None, None]
+    z = split.gated_decode(**given, window=None, first_B=None, end_B=None)
+    y = by_kernels(**(given | {"gate_logits_B1HK": None, "gate": None}), cut=kernels.CUT)
+    assert torch.equal(z[1], y[1]) and torch.equal(z[3], y[3]) and not z[0].any() and not z[2].any()
+
+
+@pytest.mark.parametrize("is_bounded", [False, True])
+def test_the_operator_is_what_torch_expects_of_it(is_bounded: bool) -> None:
+    q, k, v, logits, _ = drawn(Shape("checked", S=20)).values()
+    slots = [9, *(torch.tensor(n, device=DEVICE) for n in ([0, 2], [20, 4]))] if is_bounded else [None, None, None]
+    torch.library.opcheck(torch.ops.gatelab.gated_decode.default, (q, k, v, logits, *slots))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler uses what torch deprecated
+def test_compiled_in_one_graph_it_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(split, "unserved", lambda *_: None)
+    given = drawn(Shape("compiled", S=20))
+    compiled = torch.compile(partial(gated_decode, impl="split"), fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(**given), gated_decode(**given, impl="split"))
+    torch._dynamo.reset()
+
+
+def test_no_sequence_is_no_output() -> None:
+    given = drawn(Shape("none", B=0))
+    assert split.gated_decode(**given, window=None, first_B=None, end_B=None).shape == (0, 1, 4, 16)
+
+
+def test_there_is_no_gradient_and_nobody_is_told_otherwise() -> None:
+    given = drawn(Shape("gradient", S=20))
+    given["q_B1HK"].requires_grad_()
+    with pytest.raises(RuntimeError, match="autograd"):
+        split.gated_decode(**given, window=None, first_B=None, end_B=None).sum().backward()
+
+
+def test_auto_is_the_kernels_on_cuda_devices_where_they_serve(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = drawn(Shape("chosen"))
+    q, k, v, _, gate = given.values()
+    assert choose("auto", q.cpu(), k.cpu(), v.cpu(), gate) == "reference"
+    with pytest.raises(
+        ValueError, match=r"^impl='split' takes q, k and v of bfloat16 or of float16, and .* came; take "
+    ):
+        choose("split", q, k, v, gate)
+    with pytest.raises(ValueError, match="impl='flash': expected one of auto, reference, split"):
+        choose("flash", q, k, v)
+    monkeypatch.setattr(split, "_missing", lambda device: None)
+    with torch.device("meta"):
+        q, k = torch.empty(2, 1, 4, 64, dtype=torch.bfloat16), torch.empty(2, 9, 2, 64, dtype=torch.bfloat16)
+        wide = torch.empty(2, 1, 4, 264, dtype=torch.bfloat16)
+    assert split.unserved(q, k, k, gate) == "runs on CUDA devices, and tensors on meta came"
+    assert split.unserved(wide, k, k) == "takes heads of up to 256 channels, and 264 came"
+    tanh, lse = GateSpec.parse("sdpa-headwise-tanh"), GateSpec.parse("sdpa-headwise-lse")
+    assert split.unserved(q, k, k, tanh) == "multiplies by a sigmoid of each head's own, and sdpa-headwise-tanh came"
+    assert "do not wait for its log-sum-exp" in split.unserved(q, k, k, lse)
+
+
+WRONG = {
+    "two queries": ({"q_B1HK": torch.zeros(2, 2, 4, 16)}, r"\(2, 2, 4, 16\), .*: expected \[B,1,H,K\]"),
+    "no groups": ({"q_B1HK": torch.zeros(2, 1, 3, 16)}, "with G dividing H"),
+    "another k": ({"k_BSGK": torch.zeros(2, 74, 2, 16)}, r"expected \[B,1,H,K\], \[B,S,G,K\] and \[B,S,G,K\]"),
+    "a window of 0": ({"window": 0}, "window=0: expected the number of keys"),
+    "end as a float": ({"end_B": torch.zeros(2)}, r"end_B of shape \(2,\) and type torch.float32: expected int32"),
+    "first of another shape": ({"first_B": torch.zeros(2, 1, dtype=torch.int64)}, r"first_B of shape \(2, 1\)"),
+    "no logits": ({"gate_logits_B1HK": None}, "a gate and its logits come together"),
+    "on the lse": ({"gate": GateSpec.parse("sdpa-headwise-lse")}, "take gatelab.ops.gated_attention"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_does_not_fit_is_refused_in_a_sentence(name: str) -> None:
+    changes, said = WRONG[name]
+    with pytest.raises(ValueError, match=said):
+        gated_decode(**(drawn(Shape("wrong")) | changes))
+
+
+LAYERS = {
+    "none": {"gate": None},
+    "headwise": {"gate": "sdpa-headwise"},
+    "elementwise": {"gate": "sdpa-elementwise+value-headwise", "qk_norm": True},
+    "window": {"gate": "sdpa-elementwise", "window": 5},
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_layer_decodes_with_the_kernels_what_it_decodes_without(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    layer = GatedAttention(d_model=24, n_heads=4, n_kv_heads=2, head_dim=12, **LAYERS[name]).to(DEVICE)
+    with torch.no_grad():
+        for p in layer.parameters():
+            p.copy_(torch.randn_like(p) / 3)
+    x_BTD = torch.randn(2, 12, 24, device=DEVICE)
+    called = []
+
+    def decoded() -> Tensor:
+        cache = KVCache(n_layers=1, batch=2, max_seq_len=12, n_kv_heads=2, head_dim=12, device=DEVICE)
+        out = []
+        for piece_BTD in x_BTD.split([4, *[1] * 8], dim=1):
+            out.append(layer(piece_BTD, cache=cache))
+            cache.advance(piece_BTD.shape[1])
+        return torch.cat(out, dim=1)
+
+    with torch.no_grad():
+        expected = decoded()
+        decode = split.gated_decode
+        monkeypatch.setattr(split, "unserved", lambda *_: None)
+        monkeypatch.setitem(IMPLEMENTATIONS, "split", lambda *a, **k: called.append(1) or decode(*a, **k))
+        torch.testing.assert_close(decoded(), expected, rtol=1e-4, atol=1e-5)
+    assert len(called) == 8
+    # With gradients it decodes as before.
+    assert decoded().requires_grad and len(called) == 8
+
+
+UNSERVED = {
+    "a slot": {"softmax": SinkLogit(init=0.5)},
+    "a gate on the scores": {"gate": "scores-headwise"},
+    "a gate on the lse": {"gate": "sdpa-headwise-lse"},
+    "another implementation": {"impl": "sdpa"},
+}
+
+
+@pytest.mark.parametrize("name", UNSERVED)
+def test_a_layer_that_the_kernels_do_not_serve_decodes_as_before(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError(f"the kernels were called for {name}")
+
+    monkeypatch.setitem(IMPLEMENTATIONS, "split", refuse)
+    unserved = split.unserved
+
+    def on_any_device(*given: Any) -> str | None:
+        why = unserved(*given)
+        return None if why is not None and why.startswith("runs on CUDA devices") else why
+
+    monkeypatch.setattr(split, "unserved", on_any_device)
+    layer = GatedAttention(d_model=16, n_heads=2, head_dim=8, **UNSERVED[name]).to(DEVICE, torch.bfloat16)
+    room = {"n_layers": 1, "batch": 1, "max_seq_len": 4, "n_kv_heads": 2, "head_dim": 8, "n_score_heads": 2}
+    cache = KVCache(**room, dtype=torch.bfloat16, device=DEVICE)
+    with torch.no_grad():
+        assert layer(torch.randn(1, 1, 16, device=DEVICE).bfloat16(), cache=cache).isfinite().all()
+        if name == "another implementation":
+            layer.impl = "auto"
+            with pytest.raises(AssertionError, match="the kernels were called"):
+                layer(torch.randn(1, 1, 16, device=DEVICE).bfloat16(), cache=cache)
+
+
+def test_triton_is_not_imported_by_those_who_do_not_call_it() -> None:
+    code = "import sys, gatelab.nn.attention; assert not {'triton', 'torch._dynamo'} & set(sys.modules)"
+    assert subprocess.run([sys.executable, "-P", "-c", code], check=False).returncode == 0
+
+
+LARGE = [
+    Shape(f"{B}x{S}-{gate}", B=B, S=S, H=32, G=8, K=128, gate=gate, cut=kernels.CUT)
+    for B, S in ((1, 4096), (8, 1000), (64, 77))
+    for gate in (None, "sdpa-headwise", "sdpa-elementwise")
+]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("shape", LARGE, ids=lambda s: s.name)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_on_a_gpu_it_keeps_the_contract(dtype: torch.dtype, shape: Shape) -> None:
+    assert not broken(partial(gated_decode, impl="split"), shape, dtype)
+
+
+@pytest.mark.gpu
+def test_a_captured_graph_serves_every_length() -> None:
+    given = drawn(Shape("captured", S=500, H=8, G=2, K=64), torch.bfloat16)
+    end_B = torch.tensor([500, 500], device=DEVICE)
+    beside = torch.cuda.Stream()
+    with torch.cuda.stream(beside):
+        gated_decode(**given, end_B=end_B, impl="split")
+    torch.cuda.current_stream().wait_stream(beside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        z = gated_decode(**given, end_B=end_B, impl="split")
+    for ends in ([500, 3], [17, 320]):
+        end_B.copy_(torch.tensor(ends))
+        graph.replay()
+        torch.cuda.synchronize()
+        assert torch.equal(z, gated_decode(**given, end_B=end_B, impl="split"))
