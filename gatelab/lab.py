@@ -28,10 +28,12 @@ from .study.plan import Plan, make_plan
 from .study.study import Arm, Study, load_study
 
 if TYPE_CHECKING:
+    from .config.retrofit import Retrofit
     from .evals.changes import Effects
     from .evals.checkpoint import Edits, Look, Reading
     from .models.external import Loading
-    from .models.interop import Exported, Imported
+    from .models.interop import Exported, Imported, Relaid, Stored
+    from .retrofit import Arms
     from .train.group import Member
 
 EXECUTORS = ("local",)
@@ -450,6 +452,21 @@ def import_checkpoint(source: str | Path, out: str | Path, *, allow_pickle: bool
     return import_model(source, out, allow_pickle=allow_pickle)
 
 
+def relayout(source: str | Path, out: str | Path, layout: str, *, from_layout: str | None = None) -> "Relaid":
+    """A checkpoint's folder with its gated attention in another layout; see `gatelab.models.interop`.
+
+    Raises:
+        ValueError: it is in no layout, or may be in several, or the other layout cannot say it; `out` is there already.
+    """
+    from .models.interop import relayout as rewritten
+
+    if (Path(source) / "run.json").is_file() or (Path(source) / "model.json").is_file():
+        raise ValueError(
+            f"{source}: is a model of Gatelab; `--to hf` makes a checkpoint of it, whose layout can be changed"
+        )
+    return rewritten(source, out, layout, from_layout=from_layout)
+
+
 def export(path: str | Path, out: str | Path) -> "Exported":
     """A finished run, or a Gatelab model folder, as a folder that `AutoModelForCausalLM.from_pretrained` loads.
 
@@ -457,16 +474,53 @@ def export(path: str | Path, out: str | Path) -> "Exported":
         StoreError: no run there, or one that has not finished.
         ValueError: what its model computes is neither in transformers nor in the code that goes along.
     """
-    from .models.interop import export_model, is_model_folder, open_folder, stored_run
+    from .models.interop import export_model
+
+    with TemporaryDirectory() as companions:
+        return export_model(_stored(path, Path(companions)), out)
+
+
+def retrofit(
+    source: str | Path,
+    config: "Retrofit",
+    out: str | Path,
+    *,
+    text: str = "self",
+    real: str = "stdlib",
+    device: str = "auto",
+    allow_pickle: bool = False,
+    tell: Callable[[str], None] = lambda _: None,
+) -> "Arms":
+    """A gate put into a trained model, in a new folder: a checkpoint of transformers (which is imported first), a finished run,
+    or a Gatelab model folder; see `gatelab.retrofit`.
+
+    Raises:
+        StoreError: a run that has not finished.
+        ValueError: what `import_checkpoint` and `gatelab.retrofit.retrofit` refuse.
+    """
+    from .models.interop import import_model, is_model_folder, open_folder
+    from .retrofit import retrofit as carried_out
+
+    with TemporaryDirectory() as place:
+        if is_checkpoint(source) and not is_model_folder(Path(source)):
+            tell(f"importing {source}")
+            import_model(source, Path(place) / "model", allow_pickle=allow_pickle)
+            found = replace(open_folder(Path(place) / "model"), title=str(source))
+        else:
+            found = _stored(source, Path(place))
+        return carried_out(found, config, Path(out), text=text, real=real, device=device, tell=tell)
+
+
+def _stored(path: str | Path, companions: Path) -> "Stored":
+    """The model of a Gatelab model folder, or of a finished run, whose tokenizer is written into `companions`."""
+    from .models.interop import is_model_folder, open_folder, stored_run
 
     if is_model_folder(Path(path)):
-        return export_model(open_folder(Path(path)), out)
+        return open_folder(Path(path))
     folder = _finished(path)
     run_config = validate(Run, folder.config())
     has_tokenizer, tokenizer = _tokenizer_of(run_config)
-    with TemporaryDirectory() as companions:
-        found = stored_run(run_config, folder.path, Path(companions), tokenizer=tokenizer, has_tokenizer=has_tokenizer)
-        return export_model(found, out)
+    return stored_run(run_config, folder.path, companions, tokenizer=tokenizer, has_tokenizer=has_tokenizer)
 
 
 def _tokenizer_of(run_config: Run) -> tuple[bool, Path | None]:

@@ -140,6 +140,20 @@ def test_there_and_back_again_every_bit_is_the_same(tmp_path: Path) -> None:
     assert before.keys() == after.keys() and all(torch.equal(before[n], after[n]) for n in before)
 
 
+def test_a_checkpoint_goes_to_another_layout_of_gated_attention_and_back(tmp_path: Path) -> None:
+    full = {"layer_types": ["full_attention"] * 2, "num_experts": 0, "head_dim": 8}
+    save_model(tmp_path / "in", "Qwen3NextForCausalLM", **full)
+    save_tokenizer(tmp_path / "in")
+    status, said = gatelab("convert", tmp_path / "in", tmp_path / "out", "--layout", "megatron")
+    assert status == 0 and "2 attention layers from qwen3-next to megatron" in said
+    assert "Note: only attention was rewritten" in said and (tmp_path / "out" / "tokenizer.json").exists()
+    words = ("--layout", "qwen3-next", "--from-layout", "megatron")
+    status, said = gatelab("convert", tmp_path / "out", tmp_path / "back", *words)
+    assert status == 0 and "from megatron to qwen3-next" in said
+    before, after = (load_file(tmp_path / n / "model.safetensors") for n in ("in", "back"))
+    assert before.keys() == after.keys() and all(torch.equal(before[n], after[n]) for n in before)
+
+
 def test_the_document_names_every_family_that_is_read_not_read_and_written() -> None:
     text = (Path(__file__).parents[1] / "docs" / "checkpoints.md").read_text(encoding="utf-8")
     read, _, rest = text.partition("| not read |")
@@ -220,6 +234,12 @@ def test_what_cannot_be_converted_is_said_in_a_sentence(runs: dict[str, Path], t
         ("convert", run, run, "--to", "hf"): "is there already and is left alone",
         ("convert", run, tmp_path / "out", "--to", "hf", "--allow-pickle"): "--allow-pickle is for --to gatelab",
         ("convert", run, tmp_path / "out", "--to", "onnx"): "onnx",
+        ("convert", run, tmp_path / "out"): "one of --to and --layout says what is wanted",
+        ("convert", run, tmp_path / "out", "--to", "hf", "--layout", "step"): "one of --to and --layout",
+        ("convert", run, tmp_path / "out", "--to", "hf", "--from-layout", "step"): "--from-layout goes with --layout",
+        ("convert", run, tmp_path / "out", "--layout", "step"): "is a model of Gatelab",
+        ("convert", tmp_path / "nowhere", tmp_path / "out", "--layout", "step"): "holds no config.json",
+        ("convert", tmp_path / "nowhere", tmp_path / "out", "--layout", "stop"): "did you mean 'step'",
     }
     for words, sentence in said.items():
         status, text = gatelab(*words)

@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "gatelab"
 LAYERS = (
-    "config", "record", "ops", "nn", "models", "data", "train", "probes", "evals", "store", "study",
+    "config", "record", "ops", "nn", "models", "data", "train", "probes", "evals", "retrofit", "store", "study",
     "analysis", "report", "catalogue", "bench", "lab", "terminal", "cli",
 )  # fmt: skip
 # Studies are what a user writes: they name anything, and nothing names them.

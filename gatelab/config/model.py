@@ -1,5 +1,6 @@
 """ModelConfig: a block by kinds, so that the toy of the sink literature, BERT, T5 and Qwen are settings of one block."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_serializer, field_validator, model_validator
@@ -26,12 +27,16 @@ class ModelConfig(Config):
     Widths are in channels. `gate` are the gates of self-attention; `cross_gate` and `encoder_gate` those of an
     encoder-decoder's cross-attention and encoder, None: the same. `window`: a query sees the last so many keys, except
     in every `global_every`-th layer. `registers` learned tokens stand before every sequence (arXiv 2309.16588);
-    a window hides them like any other token.
+    a window hides them like any other token. `first_hidden_from`: by layer the heads whose queries do not see the key at
+    position 0, but where they see no other; (): every head sees it.
     `residual_clip` bounds what attention and the feed-forward layer add to the residual stream. `moe` takes the place
-    of a SwiGLU `mlp`. `norm` gated-rms is GatedNorm (arXiv 2601.22966) of rank `norm_rank`. `positions` learned adds a
-    table of max_seq_len rows at the bottom, relative is T5's bias. `rope_fraction` of a head's channels turn. `init`:
-    `normal` draws weights from N(0, init_std²); `fan-in` is PyTorch's default (linear layers uniform in ±1/√fan_in,
-    embeddings N(0, 1)). `bias` puts biases into the projections and the MLP; a gate's bias is the gate's own.
+    of a SwiGLU `mlp`. `norm` gated-rms is GatedNorm (arXiv 2601.22966) of rank `norm_rank`. `norm_position` is pre: x + f(norm
+    x), post: norm(x + f(x)), sandwich: x + norm(f(norm x)), or reordered: x + norm(f(x)) (OLMo 2). `embedding_norm` norms what
+    the first block reads (BERT: layer). `qk_norm` rms-all-heads takes one mean over all heads' channels (OLMo 2), the others
+    one a head. `positions` learned adds a table of max_seq_len rows at the bottom, relative is T5's bias. `n_token_types`
+    kinds of tokens have a row each, added at the bottom of an encoder (BERT's segments; 0: none). `rope_fraction` of a head's
+    channels turn. `init`: `normal` draws weights from N(0, init_std²); `fan-in` is PyTorch's default (linear layers uniform in
+    ±1/√fan_in, embeddings N(0, 1)). `bias` puts biases into the projections and the MLP; a gate's bias is the gate's own.
     """
 
     arch: str = "decoder"
@@ -52,14 +57,17 @@ class ModelConfig(Config):
     softmax: Normalisers = Softmax()
     window: Count | None = None
     global_every: Annotated[int, Field(ge=0)] = 0
+    first_hidden_from: tuple[tuple[Annotated[int, Field(ge=0)], ...], ...] = ()
     registers: Annotated[int, Field(ge=0, le=4096)] = 0
     residual_clip: Positive | None = None
     norm: Literal["rms", "layer", "gated-rms"] = "rms"
-    norm_position: Literal["pre", "post", "sandwich"] = "pre"
+    norm_position: Literal["pre", "post", "sandwich", "reordered"] = "pre"
     norm_eps: Positive = 1e-6
     norm_rank: Width = 16
-    qk_norm: Literal["none", "rms", "rms-no-gain"] = "none"
+    embedding_norm: Literal["none", "rms", "layer"] = "none"
+    qk_norm: Literal["none", "rms", "rms-no-gain", "rms-all-heads"] = "none"
     positions: Literal["rope", "learned", "relative", "none"] = "rope"
+    n_token_types: Annotated[int, Field(ge=0, le=4096)] = 0
     rope_theta: Positive = 10_000.0
     rope_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
     rope_scaling: RopeScaling = Unscaled()
@@ -143,7 +151,17 @@ class ModelConfig(Config):
             )
         if self.global_every and self.window is None:
             raise ValueError(f"global_every={self.global_every} needs a window, which the other layers have")
+        if self.n_token_types and self.arch != "encoder":
+            raise ValueError(f"n_token_types={self.n_token_types} belongs to arch=encoder; leave it out")
         self._gates_fit()
+        if self.first_hidden_from:
+            if self.arch != "decoder" or len(self.first_hidden_from) != self.n_layers:
+                raise ValueError(
+                    f"first_hidden_from names the heads of {len(self.first_hidden_from)} layers, and this is arch={self.arch} "
+                    f"of {self.n_layers}; it takes a decoder, and a tuple for each layer"
+                )
+            for heads in self.first_hidden_from:
+                check_first_hidden(heads, self.n_heads, self.gate)
         return self
 
     def _gates_fit(self) -> None:
@@ -204,6 +222,21 @@ def check_gates(gates: tuple[GateSpec, ...], *, is_causal: bool, is_cross: bool,
                 f"gate {spec.slug} reads the value of the query's own token, which cross-attention does not have; state "
                 "another cross_gate"
             )
+
+
+def check_first_hidden(heads: Sequence[int], n_heads: int, gates: tuple[GateSpec, ...]) -> None:
+    """Refuses a first key hidden from heads that are not there, or in a layer whose scores are gated.
+
+    Raises:
+        ValueError: saying which.
+    """
+    if any(not 0 <= h < n_heads for h in heads):
+        raise ValueError(f"first_hidden_from={list(heads)}: expected heads from 0 to {n_heads - 1}")
+    if heads and any(g.site == "scores" for g in gates):
+        raise ValueError(
+            "first_hidden_from adds to the logit of the first key, and a gate on the scores to those of all; leave one of the "
+            "two out"
+        )
 
 
 def _one_of(name: str, allowed: list[str]) -> str:

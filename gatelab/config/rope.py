@@ -1,4 +1,4 @@
-"""How rotary positions are stretched past the trained context: none, linear, NTK-aware, YaRN; plain Python floats.
+"""How rotary positions are stretched past the trained context: none, linear, NTK-aware, YaRN, Llama 3; plain Python floats.
 
 A rotary encoding (arXiv 2104.09864) turns channel pair i of position t by t · theta^(−2i/R), R the channels that turn.
 A scaling says what share of its plain frequency each pair keeps, and what cosines and sines are multiplied by:
@@ -7,6 +7,7 @@ A scaling says what share of its plain frequency each pair keeps, and what cosin
     linear     1/factor                            (arXiv 2306.15595)                   amplitude 1
     ntk        factor^(−2i/(R−2))                  (NTK-aware, static)                  amplitude 1
     yarn       1 for fast pairs, 1/factor for slow, a ramp between (arXiv 2309.00071)   amplitude 0.1 ln(factor) + 1
+    llama3     the same with a ramp in turns, not in pairs          (Llama 3.1)         amplitude 1
 
 Notable: the shares multiply, so that `none` leaves every bit of the plain frequencies, and no factor overflows.
 """
@@ -162,12 +163,48 @@ class YaRN(Scaling):
         return 0.1 * math.log(self.factor) + 1 if self.attention_factor is None else self.attention_factor
 
 
+class Llama3Scaling(Scaling):
+    """Llama 3.1: pairs that turn more than `high_freq_factor` times within the trained context keep their speed, those that
+    turn less than `low_freq_factor` times are slowed by `factor`, and between the share grows linearly with the turns.
+
+    Source: the released code of Llama 3.1, whose names these are.
+    """
+
+    kind: Literal["llama3"] = "llama3"
+    factor: Factor
+    original_seq_len: TrainedLength
+    low_freq_factor: Turns = 1.0
+    high_freq_factor: Turns = 4.0
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Llama3Scaling":
+        if self.high_freq_factor <= self.low_freq_factor:
+            raise ValueError(
+                f"high_freq_factor={self.high_freq_factor:g} is not above low_freq_factor={self.low_freq_factor:g}: pairs "
+                "with more turns than the first are kept and those with fewer than the second are slowed; take 4 and 1"
+            )
+        return self
+
+    def kept_shares(self, rotary_dim: int, theta: float) -> list[float]:
+        """1 for fast pairs, 1 / factor for slow ones, between them by their turns in the trained context."""
+
+        def share(pair: int) -> float:
+            turns = self.original_seq_len * theta ** (-2 * pair / rotary_dim) / (2 * math.pi)
+            kept = (turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)
+            kept = min(max(kept, 0.0), 1.0)
+            return 1 - (1 - kept) * (1 - 1 / self.factor)
+
+        return [share(pair) for pair in range(rotary_dim // 2)]
+
+
 def _kind_of_word(value: Any) -> Any:
     return {"kind": value} if isinstance(value, str) else value
 
 
 RopeScaling = Annotated[
-    Unscaled | LinearScaling | NTKScaling | YaRN, Field(discriminator="kind"), BeforeValidator(_kind_of_word)
+    Unscaled | LinearScaling | NTKScaling | YaRN | Llama3Scaling,
+    Field(discriminator="kind"),
+    BeforeValidator(_kind_of_word),
 ]
 
 

@@ -159,6 +159,11 @@ class Run(Config):
                 f"model.registers={self.model.registers} belong to no document, and data.document_mask keeps attention "
                 f"within one; leave one of the two out"
             )
+        if self.model.first_hidden_from:
+            raise ValueError(
+                "model.first_hidden_from hides the first key of a sequence, and data.document_mask puts several documents into "
+                "one; set data.document_mask=false"
+            )
         if isinstance(self.model.softmax, KeyBias) and self.model.positions == "rope":
             raise ValueError(
                 "model.softmax=key-bias has a key that rope does not turn, so that a document would read differently by "

@@ -120,6 +120,7 @@ def look(
     tell = tell or (lambda _: None)
     tell(f"loading {checkpoint.n_weights:,} weights")
     loaded = checkpoint.load()
+    notes += [note for note in loaded.notes if note not in checkpoint.notes]
     if at_once is not None and not carries_over(loaded.model.base_model, ids_of(sequences[0], loaded.model)):
         at_once = None
         check_memory(checkpoint, n_tokens, None)

@@ -19,7 +19,7 @@ from ..nn.watch import Watch
 @dataclass
 class Pass:
     """What one forward pass carries besides the hidden state: document numbers, a cache, the context of cross-attention,
-    a bias on self-attention's logits, the list that routers write to, and what attention tells of itself."""
+    a bias on self-attention's logits, the list that routers write to, what attention tells of itself, and the kinds of tokens."""
 
     segment_ids_BT: Tensor | None = None
     cache: KVCache | None = None
@@ -27,11 +27,12 @@ class Pass:
     bias_BHTS: Tensor | None = None
     routed: list[Routing] | None = None
     watch: Watch | None = None
+    token_types_BT: Tensor | None = None
 
 
 class Block(nn.Module):
-    """pre: x + f(norm x); post: norm(x + f(x)); sandwich: x + norm'(f(norm x)); f is attention, then cross-attention
-    where there is one, then the MLP. `residual_clip` bounds f before it is added."""
+    """pre: x + f(norm x); post: norm(x + f(x)); sandwich: x + norm'(f(norm x)); reordered: x + norm(f(x)); f is attention, then
+    cross-attention where there is one, then the MLP. `residual_clip` bounds f before it is added."""
 
     def __init__(self, config: ModelConfig, stack: Stack, layer: int):
         super().__init__()
@@ -92,6 +93,7 @@ def _attention(c: ModelConfig, stack: Stack, layer: int, *, is_cross: bool) -> G
         output_map=c.output_map,
         kv_experts=c.kv_experts,
         window=None if is_cross or c.is_global(layer) else c.window,
+        first_hidden_from=c.first_hidden_from[layer] if c.first_hidden_from and not is_cross else (),
         norm_eps=c.norm_eps,
         bias=c.bias,
         layer=layer,
@@ -99,5 +101,5 @@ def _attention(c: ModelConfig, stack: Stack, layer: int, *, is_cross: bool) -> G
 
 
 def _norm(c: ModelConfig, place: str) -> nn.Module:
-    positions = {"before": ("pre", "sandwich"), "after": ("post", "sandwich")}[place]
+    positions = {"before": ("pre", "sandwich"), "after": ("post", "sandwich", "reordered")}[place]
     return Norm(c.d_model, c.norm, c.norm_eps, rank=c.norm_rank) if c.norm_position in positions else nn.Identity()

@@ -16,6 +16,7 @@ class Encoder(Model):
         tokens_BT: Tensor,
         *,
         segment_ids_BT: Tensor | None = None,
+        token_types_BT: Tensor | None = None,
         routed: list[Routing] | None = None,
         watch: Watch | None = None,
     ) -> Tensor:
@@ -23,22 +24,29 @@ class Encoder(Model):
 
         Args:
             segment_ids_BT: document numbers; attention stays within a document.
+            token_types_BT: kinds of tokens from 0, below n_token_types; None: all 0.
             routed: a list to which each layer of experts appends what its router did.
             watch: nothing is added, as no layer is causal; here so that all architectures take the same.
 
         Raises:
-            ValueError: when the sequence is longer than the positions.
+            ValueError: when the sequence is longer than the positions, or kinds are given to a model without them.
         """
-        return self.head(self.hidden(tokens_BT, segment_ids_BT=segment_ids_BT, routed=routed, watch=watch))
+        x_BTD = self.hidden(
+            tokens_BT, segment_ids_BT=segment_ids_BT, token_types_BT=token_types_BT, routed=routed, watch=watch
+        )
+        return self.head(x_BTD)
 
     def hidden(
         self,
         tokens_BT: Tensor,
         *,
         segment_ids_BT: Tensor | None = None,
+        token_types_BT: Tensor | None = None,
         routed: list[Routing] | None = None,
         watch: Watch | None = None,
     ) -> Tensor:
         """What the head reads, [B, T, D]; arguments and errors as of `forward`."""
         (stack,) = self.config.architecture.stacks
-        return self.run(stack, tokens_BT, Pass(segment_ids_BT, routed=routed, watch=watch))
+        return self.run(
+            stack, tokens_BT, Pass(segment_ids_BT, routed=routed, watch=watch, token_types_BT=token_types_BT)
+        )

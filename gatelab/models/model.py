@@ -59,16 +59,23 @@ class Model(nn.Module, ABC):
         """The normed hidden state that a stack makes of tokens, [B, T, D]; registers are added and taken off here.
 
         Raises:
-            ValueError: tokens without a batch axis; more tokens than learned positions; registers together with document numbers.
+            ValueError: tokens without a batch axis, or with kinds of another shape; more tokens than learned positions; registers
+                together with document numbers.
         """
         c, cache = self.config, given.cache
+        types_BT = given.token_types_BT
+        if types_BT is not None and (not c.n_token_types or types_BT.shape != tokens_BT.shape):
+            raise ValueError(
+                f"token_types of shape {tuple(types_BT.shape)} for tokens of shape {tuple(tokens_BT.shape)} and "
+                f"n_token_types={c.n_token_types}: give one for each token, to a model that has such kinds"
+            )
         if tokens_BT.dim() != 2:
             raise ValueError(f"tokens of shape {tuple(tokens_BT.shape)}: expected [batch, tokens]")
         start = 0 if cache is None else cache.length
         R = c.registers if start == 0 else 0
         if c.registers and given.segment_ids_BT is not None:
             raise ValueError(f"registers={c.registers} and document numbers do not go together; leave one out")
-        x_BTD = self._embed(stack, tokens_BT, max(0, start - c.registers))
+        x_BTD = self._embed(stack, tokens_BT, max(0, start - c.registers), given.token_types_BT)
         if R:
             registers_RD = spread(self._of(stack, "registers_RD"), x_BTD, n_dims=2).to(x_BTD.dtype)
             registers_BRD = registers_RD.expand(tokens_BT.shape[0], -1, -1)
@@ -105,6 +112,10 @@ class Model(nn.Module, ABC):
         c, prefix = self.config, _prefix(stack)
         learned = nn.Embedding(c.max_seq_len, c.d_model) if c.positions == "learned" else None
         setattr(self, prefix + "position_embedding", learned)
+        kinds = nn.Embedding(c.n_token_types, c.d_model) if c.n_token_types else None
+        setattr(self, prefix + "token_type_embedding", kinds)
+        embedding_norm = None if c.embedding_norm == "none" else Norm(c.d_model, c.embedding_norm, c.norm_eps)
+        setattr(self, prefix + "embedding_norm", embedding_norm)
         if c.registers:
             setattr(self, prefix + "registers_RD", nn.Parameter(torch.zeros(c.registers, c.d_model)))
         relative = RelativeBias(c.n_heads, is_causal=stack.is_causal) if c.positions == "relative" else None
@@ -117,13 +128,19 @@ class Model(nn.Module, ABC):
     def _of(self, stack: Stack, name: str) -> nn.Module:
         return getattr(self, _prefix(stack) + name)
 
-    def _embed(self, stack: Stack, tokens_BT: Tensor, start: int) -> Tensor:
+    def _embed(self, stack: Stack, tokens_BT: Tensor, start: int, token_types_BT: Tensor | None) -> Tensor:
         x_BTD, end = lookup(self.embedding.weight, tokens_BT), start + tokens_BT.shape[1]
         table = self._of(stack, "position_embedding")
         if table is not None:
             if end > self.config.max_seq_len:
                 raise ValueError(f"{end} tokens are more than max_seq_len={self.config.max_seq_len} learned positions")
             x_BTD = x_BTD + spread(table.weight[..., start:end, :], x_BTD, n_dims=2)
+        kinds = self._of(stack, "token_type_embedding")
+        if kinds is not None:
+            types_BT = torch.zeros_like(tokens_BT) if token_types_BT is None else token_types_BT
+            x_BTD = x_BTD + lookup(kinds.weight, types_BT)
+        norm = self._of(stack, "embedding_norm")
+        x_BTD = x_BTD if norm is None else norm(x_BTD)
         return x_BTD.to(self.compute_dtype or x_BTD.dtype)
 
 

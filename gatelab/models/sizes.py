@@ -19,6 +19,10 @@ def parameter_shapes(config: ModelConfig) -> Shapes:
         prefix = stack.blocks.removesuffix("blocks")
         if c.positions == "learned":
             shapes[f"{prefix}position_embedding.weight"] = (c.max_seq_len, c.d_model)
+        if c.n_token_types:
+            shapes[f"{prefix}token_type_embedding.weight"] = (c.n_token_types, c.d_model)
+        if c.embedding_norm != "none":
+            shapes |= _norm(f"{prefix}embedding_norm", c, c.embedding_norm)
         if c.registers:
             shapes[f"{prefix}registers_RD"] = (c.registers, c.d_model)
         if c.positions == "relative":
@@ -129,6 +133,8 @@ def _block(c: ModelConfig, stack: Stack, layer: int) -> Shapes:
         shapes |= {f"mlp.{w}.weight": (X, F, c.d_model) for w in ("w1", "w3")} | {"mlp.w2.weight": (X, c.d_model, F)}
         if c.moe.n_shared:
             shapes |= _mlp("mlp.shared", c, c.moe.n_shared * F, "swiglu", False)
+        if c.moe.shared_weight == "sigmoid":
+            shapes["mlp.shared_router.weight"] = (1, c.d_model)
     return shapes | (_norm("mlp_post_norm", c) if _after(c) else {})
 
 
@@ -150,6 +156,8 @@ def _attention(c: ModelConfig, gates: tuple[GateSpec, ...], name: str, layer: in
         shapes |= {f"{name}.gates.{spec.site}.{word}": shape for word, shape in own.items()}
     if c.qk_norm == "rms":
         shapes |= {f"{name}.{tensor}_norm.weight": (c.head_dim,) for tensor in "qk"}
+    if c.qk_norm == "rms-all-heads":
+        shapes |= {f"{name}.q_norm.weight": (inner,), f"{name}.k_norm.weight": (kv,)}
     heads = Heads(c.n_heads, c.n_kv_heads, c.head_dim, layer, c.max_seq_len)
     shapes |= {f"{name}.sink.{word}": learned.shape for word, learned in c.softmax.learned(heads).items()}
     return shapes | (_norm(f"{short}_post_norm", c) if _after(c) else {})
@@ -165,14 +173,15 @@ def _before(c: ModelConfig) -> bool:
 
 
 def _after(c: ModelConfig) -> bool:
-    return c.norm_position in ("post", "sandwich")
+    return c.norm_position in ("post", "sandwich", "reordered")
 
 
-def _norm(name: str, c: ModelConfig) -> Shapes:
+def _norm(name: str, c: ModelConfig, kind: str | None = None) -> Shapes:
+    kind = kind or c.norm
     shapes: Shapes = {f"{name}.weight": (c.d_model,)}
-    if c.norm == "layer":
+    if kind == "layer":
         shapes[f"{name}.bias"] = (c.d_model,)
-    if c.norm == "gated-rms":
+    if kind == "gated-rms":
         shapes |= {f"{name}.down.weight": (c.norm_rank, c.d_model), f"{name}.up.weight": (c.d_model, c.norm_rank)}
     return shapes
 

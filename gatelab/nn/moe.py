@@ -45,7 +45,8 @@ class Experts(nn.Module):
 
 
 class ExpertMLP(nn.Module):
-    """Σ over the top_k experts of p_e · w2_e(SiLU(w1_e x) ⊙ w3_e x), plus the shared experts; without biases.
+    """Σ over the top_k experts of p_e · w2_e(SiLU(w1_e x) ⊙ w3_e x), plus the shared experts, times σ(shared_router x) where
+    `shared_weight` is sigmoid; without biases.
 
     p is the softmax of the router's logits over all experts, divided by the sum of the chosen when `normalise_top_k`.
     Router and weighted sum compute in float32 whatever x's type; between equal probabilities torch's topk decides.
@@ -63,6 +64,7 @@ class ExpertMLP(nn.Module):
         self.w3 = Experts(moe.n_experts, d_model, moe.d_expert)
         self.w2 = Experts(moe.n_experts, moe.d_expert, d_model, paired_side="in")
         self.shared = MLP(d_model, moe.n_shared * moe.d_expert, "swiglu", bias=False) if moe.n_shared else None
+        self.shared_router = Linear(d_model, 1, bias=False) if moe.shared_weight == "sigmoid" else None
 
     def forward(self, x_BTD: Tensor, routed: list[Routing] | None = None) -> Tensor:
         """[B, T, D] to [B, T, D] in x's type; appends one `Routing` to `routed` when that is a list.
@@ -79,7 +81,10 @@ class ExpertMLP(nn.Module):
         w1_XFD, w3_XFD, w2_XDF = (w.weight.to(x_ND.dtype) for w in (self.w1, self.w3, self.w2))
         y_ND = expert_ffn(x_ND, chosen_NE, weight_NE, w1_XFD, w3_XFD, w2_XDF, impl=self.impl)
         if self.shared is not None:
-            y_ND = y_ND + self.shared(x_ND)
+            shared_ND = self.shared(x_ND)
+            if self.shared_router is not None:
+                shared_ND = self.shared_router(x_ND).sigmoid() * shared_ND
+            y_ND = y_ND + shared_ND
         if routed is not None:
             routed.append(_routing(logits_NX, probability_NX, chosen_NE))
         return y_ND.view_as(x_BTD)

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from gatelab.config import ConfigError
 from gatelab.config.base import Config, canonical, keys, validate
 from gatelab.config.grid import override
-from gatelab.config.rope import LinearScaling, NTKScaling, RopeScaling, Unscaled, YaRN, rotary_dim
+from gatelab.config.rope import LinearScaling, Llama3Scaling, NTKScaling, RopeScaling, Unscaled, YaRN, rotary_dim
 
 
 class Positions(Config):
@@ -20,7 +20,8 @@ class Positions(Config):
 
 
 YARN = YaRN(factor=4, original_seq_len=4096)
-KINDS = [Unscaled(), LinearScaling(factor=4), NTKScaling(factor=4), YARN]
+LLAMA3 = Llama3Scaling(factor=8, original_seq_len=4096)
+KINDS = [Unscaled(), LinearScaling(factor=4), NTKScaling(factor=4), YARN, LLAMA3]
 
 
 def released(
@@ -112,9 +113,45 @@ def test_a_context_of_less_than_one_turn_is_slowed_in_all_pairs_but_the_first():
     np.testing.assert_allclose(YaRN(factor=4, original_seq_len=2).kept_shares(8, 10_000.0), [1, 0.25, 0.25, 0.25])
 
 
-@pytest.mark.parametrize("kind", [LinearScaling, NTKScaling, YaRN])
+@pytest.mark.parametrize(
+    "scaling",
+    [
+        LLAMA3,
+        Llama3Scaling(factor=1, original_seq_len=4096),
+        Llama3Scaling(factor=32, original_seq_len=8192),
+        Llama3Scaling(factor=4, original_seq_len=2048, low_freq_factor=0.5, high_freq_factor=20),
+        Llama3Scaling(factor=8, original_seq_len=4),
+    ],
+)
+@pytest.mark.parametrize("theta", [500.0, 500_000.0])
+@pytest.mark.parametrize("fraction", [1.0, 0.25])
+def test_llama3_is_that_of_transformers(scaling: Llama3Scaling, theta: float, fraction: float):
+    expected, amplitude = released(
+        "llama3",
+        theta=theta,
+        factor=scaling.factor,
+        original_max_position_embeddings=scaling.original_seq_len,
+        low_freq_factor=scaling.low_freq_factor,
+        high_freq_factor=scaling.high_freq_factor,
+        partial_rotary_factor=fraction,
+    )
+    np.testing.assert_allclose(scaling.frequencies(rotary_dim(64, fraction), theta), expected, rtol=2e-6)
+    assert scaling.amplitude == amplitude == 1
+
+
+def test_llama3_keeps_fast_pairs_and_divides_slow_ones_by_the_factor():
+    plain, stretched = (np.array(s.frequencies(128, 500_000.0)) for s in (Unscaled(), LLAMA3))
+    turns = LLAMA3.original_seq_len * plain / (2 * math.pi)
+    fast, slow = turns > 4, turns < 1
+    assert fast.sum() > 10 and slow.sum() > 10 and (~fast & ~slow).sum() > 3
+    np.testing.assert_array_equal(stretched[fast], plain[fast])
+    np.testing.assert_allclose(stretched[slow], plain[slow] / 8, rtol=1e-12)
+    assert (np.diff((stretched / plain)[~fast & ~slow]) < 0).all()
+
+
+@pytest.mark.parametrize("kind", [LinearScaling, NTKScaling, YaRN, Llama3Scaling])
 def test_a_factor_of_one_changes_nothing(kind: type):
-    trained = {"original_seq_len": 512} if kind is YaRN else {}
+    trained = {"original_seq_len": 512} if kind in (YaRN, Llama3Scaling) else {}
     scaling = kind(factor=1, **trained)
     assert scaling.frequencies(48, 10_000.0) == Unscaled().frequencies(48, 10_000.0)
     assert scaling.amplitude == 1
@@ -143,8 +180,8 @@ def test_a_scaling_is_written_in_the_dotted_grammar_and_comes_back_from_its_stor
 @pytest.mark.parametrize(
     "value, says",
     [
-        ("yarm", "rope_scaling='yarm': expected one of 'none', 'linear', 'ntk', 'yarn'; did you mean 'yarn'?"),
-        ({"factor": 4}, "say its kind, one of 'none', 'linear', 'ntk', 'yarn'"),
+        ("yarm", "rope_scaling='yarm': expected one of 'none', 'linear', 'ntk', 'yarn', 'llama3'; did you mean 'yarn'?"),
+        ({"factor": 4}, "say its kind, one of 'none', 'linear', 'ntk', 'yarn', 'llama3'"),
         ("linear", "rope_scaling: linear without factor (the stretched context over the trained one): state it"),
         ({"kind": "yarn", "factor": 4}, "yarn without original_seq_len (the context in tokens that the weights were"),
         ("yarn", "yarn without factor (the stretched context over the trained one) and original_seq_len"),
@@ -154,6 +191,10 @@ def test_a_scaling_is_written_in_the_dotted_grammar_and_comes_back_from_its_stor
         ({"kind": "yarn", "factor": 4, "original_seq_len": 0}, "rope_scaling.original_seq_len=0"),
         ({"kind": "yarn", "factor": 4, "original_seq_len": 64, "attention_factor": 0}, "attention_factor=0"),
         ({"kind": "yarn", "factor": 4, "original_seq_len": 64, "beta_slow": 32}, "beta_fast=32 is not above beta_slow=32"),
+        (
+            {"kind": "llama3", "factor": 4, "original_seq_len": 64, "low_freq_factor": 4},
+            "high_freq_factor=4 is not above low_freq_factor=4",
+        ),
     ],
 )  # fmt: skip
 def test_a_scaling_that_cannot_be_is_refused(value: Any, says: str):

@@ -24,6 +24,13 @@ MORE = [
     {"registers": 1, "positions": "learned", "window": 4, "residual_clip": 0.5},
     {"positions": "relative", "gate": "scores-headwise-forget-bias+value-elementwise-value", **FEW_KV},
     {"moe": {"n_experts": 4, "top_k": 2, "d_expert": 8, "n_shared": 1}, "d_ff": None, "gate": "qwen3-next"},
+    {
+        "norm_position": "reordered",
+        "qk_norm": "rms-all-heads",
+        "embedding_norm": "rms",
+        "gate": "sdpa-headwise",
+        **FEW_KV,
+    },
     {"kv_experts": "kv-3top2", "output_map": "xsa", "rope_fraction": 0.5, "norm": "gated-rms", **FEW_KV},
     {"softmax": "differential", "norm_position": "sandwich", "gate": "sdpa-headwise-two_sigmoid-first:1/4", **FEW_KV},
     {"softmax": "key-bias", "gate": "key-headwise-head_slice-mlp=1/2+query-elementwise-rank=2", **FEW_KV},
@@ -125,7 +132,7 @@ def test_a_clip_that_nothing_reaches_changes_nothing_and_a_small_one_bounds_each
         assert 0.05 < (after_BTD - before_BTD).abs().max() <= 0.1 + 1e-6
 
 
-@pytest.mark.parametrize("position", ["pre", "post", "sandwich"])
+@pytest.mark.parametrize("position", ["pre", "post", "sandwich", "reordered"])
 def test_the_norms_of_a_block_are_where_they_are_said_to_be(position: str) -> None:
     model = build_model(tiny.model(init="fan-in", norm_position=position, gate="sdpa-headwise"))
     for name, parameter in model.named_parameters():
@@ -140,7 +147,8 @@ def test_the_norms_of_a_block_are_where_they_are_said_to_be(position: str) -> No
     expected = x_BTD
     for part, name in ((block.attention, "attention"), (block.mlp, "mlp")):
         before, after = getattr(block, f"{name}_norm"), getattr(block, f"{name}_post_norm")
-        update = part(expected if position == "post" else rms(expected, before.weight))
+        has_before = position in ("pre", "sandwich")
+        update = part(rms(expected, before.weight) if has_before else expected)
         if position == "pre":
             expected = expected + update
         elif position == "post":

@@ -22,6 +22,9 @@ pytest.importorskip("transformers")
 
 LENGTH = 24
 YARN = {"kind": "yarn", "factor": 4.0, "original_seq_len": 8}
+LLAMA3 = {"kind": "llama3", "factor": 8.0, "original_seq_len": 16}
+MOE = {"n_experts": 5, "top_k": 2, "d_expert": 12}
+REORDERED = {"norm_position": "reordered", "qk_norm": "rms-all-heads"}
 NATIVE: dict[str, tuple[str, dict[str, Any]]] = {
     "plain": ("llama", {}),
     "tied": ("llama", {"tied_embeddings": True}),
@@ -30,6 +33,11 @@ NATIVE: dict[str, tuple[str, dict[str, Any]]] = {
     "ntk": ("llama", {"rope_scaling": {"kind": "ntk", "factor": 3.0}}),
     "yarn": ("llama", {"rope_scaling": YARN}),
     "untruncated yarn": ("llama", {"rope_scaling": {**YARN, "truncate": False, "attention_factor": 1.3}}),
+    "llama3": ("llama", {"rope_scaling": LLAMA3}),
+    "reordered norms": ("olmo2", REORDERED),
+    "experts": ("mixtral", {"moe": MOE, "window": 3}),
+    "experts and qk-norm": ("qwen3_moe", {"moe": {**MOE, "normalise_top_k": False}, "qk_norm": "rms", "bias": True}),
+    "weighed shared experts": ("qwen2_moe", {"moe": {**MOE, "n_shared": 2, "shared_weight": "sigmoid"}}),
     "window": ("mistral", {"window": 3}),
     "odd width": ("mistral", {"d_model": 18}),
     "alternating windows": ("qwen2", {"window": 3, "global_every": 2}),
@@ -58,6 +66,8 @@ SHIPPED: dict[str, dict[str, Any]] = {
     "qk-norm and all biases": {"qk_norm": "rms", "bias": True},
     "gelu, layer norms, learned positions": {"mlp": "gelu", "norm": "layer", "positions": "learned", "bias": True},
     "relu, post norms, no positions": {"mlp": "relu", "norm_position": "post", "positions": "none"},
+    "gate and llama3": {"gate": "sdpa-headwise", "rope_scaling": LLAMA3},
+    "gate and reordered norms": {"gate": "sdpa-headwise", **REORDERED},
     "sandwich": {"gate": "sdpa-headwise", "norm_position": "sandwich"},
 }
 EVERY = {**{name: fields for name, (_, fields) in NATIVE.items()}, **SHIPPED}
@@ -66,7 +76,9 @@ EVERY = {**{name: fields for name, (_, fields) in NATIVE.items()}, **SHIPPED}
 def built(fields: dict[str, Any], folder: Path) -> tuple[nn.Module, Stored]:
     """A model with random weights everywhere, norms, biases and gates too, and what is stored of it."""
     sizes = {"vocab_size": 300, "max_seq_len": LENGTH, "d_model": 16, "n_layers": 3, "n_heads": 4, "n_kv_heads": 2}
-    config = ModelConfig.model_validate({**sizes, "head_dim": 6, "d_ff": 20, **fields}).resolved(300, LENGTH)
+    config = ModelConfig.model_validate(
+        {**sizes, "head_dim": 6, "d_ff": None if "moe" in fields else 20, **fields}
+    ).resolved(300, LENGTH)
     model = build_model(config).eval()
     torch.manual_seed(3)
     for parameter in model.parameters():
@@ -215,7 +227,8 @@ def test_an_imported_model_leaves_as_the_family_it_came_from_with_every_bit(fami
 REFUSED = {
     "arch=encoder": {"arch": "encoder"},
     "softmax=sink-logit": {"softmax": "sink-logit"},
-    "moe=": {"moe": {"n_experts": 3, "top_k": 1, "d_expert": 8}, "d_ff": None},
+    "moe=": {"moe": {"n_experts": 3, "top_k": 1, "d_expert": 8, "n_shared": 1}, "d_ff": None},
+    "embedding_norm=layer": {"embedding_norm": "layer"},
     "residual_clip=2": {"residual_clip": 2.0},
     "registers=2": {"registers": 2},
     "gate=value-headwise": {"gate": "value-headwise"},

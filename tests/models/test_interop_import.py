@@ -23,6 +23,12 @@ pytest.importorskip("transformers")
 
 ROPE = {"rope_type": "default", "rope_theta": 100.0}
 YARN = {**ROPE, "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+LLAMA3 = {
+    **ROPE, "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}  # fmt: skip
+EXPERTS = {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 12}
+SHARED = {**EXPERTS, "shared_expert_intermediate_size": 24}
 ALTERNATING = {"use_sliding_window": True, "sliding_window": 3, "layer_types": ["sliding_attention", "full_attention"]}
 NEXT = {
     "head_dim": 6, "num_experts": 0, "layer_types": ["full_attention"] * 2, "attn_output_gate": True,
@@ -36,6 +42,8 @@ PEERS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama-attention-biases": ("LlamaForCausalLM", {"attention_bias": True}),
     "llama-linear": ("LlamaForCausalLM", {"rope_parameters": {**ROPE, "rope_type": "linear", "factor": 3.0}}),
     "llama-yarn": ("LlamaForCausalLM", {"rope_parameters": YARN}),
+    "llama-llama3": ("LlamaForCausalLM", {"rope_parameters": LLAMA3}),
+    "llama-dynamic": ("LlamaForCausalLM", {"rope_parameters": {**ROPE, "rope_type": "dynamic", "factor": 3.0}}),
     "mistral": ("MistralForCausalLM", {"sliding_window": 3}),
     "mistral-full": ("MistralForCausalLM", {"sliding_window": None}),
     "qwen2": ("Qwen2ForCausalLM", {"tie_word_embeddings": True}),
@@ -45,6 +53,13 @@ PEERS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3-windows": ("Qwen3ForCausalLM", {"head_dim": 6, **ALTERNATING}),
     "qwen3-next": ("Qwen3NextForCausalLM", NEXT),
     "olmo": ("OlmoForCausalLM", {}),
+    "olmo2": ("Olmo2ForCausalLM", {"eos_token_id": 1}),
+    "olmo2-biases": ("Olmo2ForCausalLM", {"eos_token_id": 1, "attention_bias": True}),
+    "mixtral": ("MixtralForCausalLM", {"num_local_experts": 5, "num_experts_per_tok": 2, "sliding_window": 3}),
+    "qwen3-moe": ("Qwen3MoeForCausalLM", {"head_dim": 6, **EXPERTS}),
+    "qwen3-moe-normed": ("Qwen3MoeForCausalLM", {"head_dim": 6, **EXPERTS, "norm_topk_prob": True}),
+    "qwen2-moe": ("Qwen2MoeForCausalLM", {**SHARED, "tie_word_embeddings": True}),
+    "qwen2-moe-windows": ("Qwen2MoeForCausalLM", {**SHARED, **ALTERNATING, "qkv_bias": False}),
     "eurobert": ("EuroBertForMaskedLM", {"pad_token_id": 0}),
 }
 T5 = {"d_model": 16, "d_kv": 6, "d_ff": 24, "num_layers": 2, "num_heads": 3, "vocab_size": 300, "num_decoder_layers": 3}
@@ -101,6 +116,15 @@ def test_weights_of_16_bits_are_stored_as_they_are(tmp_path: Path) -> None:
     stored = load_file(tmp_path / "out" / "weights.safetensors")
     assert {t.dtype for t in stored.values()} == {torch.bfloat16}
     assert torch.equal(stored["blocks.1.mlp.w3.weight"], theirs.model.layers[1].mlp.up_proj.weight)
+
+
+@pytest.mark.parametrize("name", ["qwen3-next", "mixtral"])
+def test_rows_that_are_split_or_joined_keep_their_type(name: str, tmp_path: Path) -> None:
+    saved(tmp_path / "in", PEERS[name][0], dtype=torch.bfloat16, **PEERS[name][1])
+    import_model(tmp_path / "in", tmp_path / "out")
+    stored = load_file(tmp_path / "out" / "weights.safetensors")
+    moved = {n: t.dtype for n, t in stored.items() if not (name == "qwen3-next" and "norm" in n)}
+    assert set(moved.values()) == {torch.bfloat16} and len(moved) > 10
 
 
 def test_sharded_weights_are_read_as_those_in_one_file(folder: Path, copy: Path, tmp_path: Path) -> None:
@@ -205,6 +229,11 @@ SPOILT: dict[str, tuple[Change, str]] = {
     ),
     "extra": (edited(lambda w: w.update(more=torch.zeros(3))), r"tensor more \[3\] has no place in this configuration"),
     "shape": (edited(lambda w: w.update({Q: torch.zeros(32, 16)})), r"has shape \[32, 16\].* says \[16, 16\]"),
+    "gated": (
+        edited(lambda w: w.update({Q.replace("0", i): torch.zeros(20, 16) for i in "01"})),
+        r"q_proj.weight has shape \[20, 16\], .*; model.layers.0.self_attn has the shapes of gated layout qwen-gated-headwise "
+        r"\(headwise_attn_output_gate\), of which its config.json says nothing",
+    ),
     "nan": (edited(lambda w: w[Q][0].fill_(float("nan"))), r"q_proj.weight \[16, 16\] holds 16 values that are NaN"),
     "quantised": (edited(lambda w: w.update({Q: torch.zeros(16, 16, dtype=torch.int8)})), "is stored as I8"),
     "layers": (changed(num_hidden_layers=1), r"tensor model.layers.1.* has no place"),
@@ -222,18 +251,11 @@ SPOILT: dict[str, tuple[Change, str]] = {
     "shard": (no_shard, "gone.safetensors is missing, and its index names it"),
     "outside": (outside, "names files outside of its folder"),
     "activation": (changed(hidden_act="gelu"), r"hidden_act='gelu' of this llama cannot be expressed .*'silu'"),
-    "llama3": (
+    "longrope": (
         changed(
-            rope_parameters={
-                "rope_type": "llama3",
-                "rope_theta": 1e4,
-                "factor": 8.0,
-                "low_freq_factor": 1.0,
-                "high_freq_factor": 4.0,
-                "original_max_position_embeddings": 16,
-            }
+            rope_parameters={**ROPE, "rope_type": "longrope", "short_factor": [1.0, 1.0], "long_factor": [2.0, 2.0]}
         ),
-        "rope_parameters=.*llama3.* cannot be expressed",
+        "rope_parameters=.*longrope.* cannot be expressed: .*'llama3'",
     ),
     "gate": (changed(headwise_attn_output_gate=True), "headwise_attn_output_gate=True of this llama asks for a gate"),
     "quantization": (changed(quantization_config={"quant_method": "fp8"}), "quantization_config"),
@@ -298,12 +320,70 @@ def test_a_folder_that_is_there_is_left_alone(folder: Path, tmp_path: Path) -> N
     assert (tmp_path / "out" / "mine").read_text() == "x"
 
 
-@pytest.mark.parametrize("name", ["bert", "olmo2"])
-def test_a_family_that_is_not_ours_is_refused_with_the_reason(name: str, tmp_path: Path) -> None:
-    saved(tmp_path / "in", {"bert": "BertForMaskedLM", "olmo2": "Olmo2ForCausalLM"}[name])
-    with pytest.raises(ValueError, match="cannot be expressed exactly: it norms"):
-        import_model(tmp_path / "in", tmp_path / "out")
+def test_a_family_that_is_not_ours_is_refused_with_the_reason(copy: Path, tmp_path: Path) -> None:
+    changed(model_type="gpt_oss", num_local_experts=3, num_experts_per_tok=2)(copy)
+    with pytest.raises(
+        ValueError, match=r"'gpt_oss' cannot be expressed exactly: its experts clamp .*softmax=sink-logit"
+    ):
+        import_model(copy, tmp_path / "out")
     assert not set(NOT_OURS) & set(FAMILIES)
+
+
+def test_positions_that_stretch_with_the_length_are_plain_within_the_trained_one_and_noted(tmp_path: Path) -> None:
+    saved(tmp_path / "in", "LlamaForCausalLM", rope_parameters={**ROPE, "rope_type": "dynamic", "factor": 3.0})
+    notes = import_model(tmp_path / "in", tmp_path / "out").notes
+    assert any("stretched (dynamic) beyond 64 tokens" in note for note in notes)
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen2-moe"])
+def test_experts_that_are_stored_joined_are_those_that_are_stored_apart(name: str, tmp_path: Path) -> None:
+    architecture, changes = PEERS[name]
+    model = saved(tmp_path / "apart", architecture, **changes)
+    save_tokenizer(tmp_path / "joined")
+    model.save_pretrained(tmp_path / "joined", save_original_format=False)
+    assert any("gate_up_proj" in n for n in load_file(tmp_path / "joined" / "model.safetensors"))
+    shutil.copytree(tmp_path / "apart", tmp_path / "pickled")
+    (tmp_path / "pickled" / "model.safetensors").unlink()
+    torch.save(model.state_dict(), tmp_path / "pickled" / "pytorch_model.bin")
+    for place in ("apart", "joined", "pickled"):
+        import_model(tmp_path / place, tmp_path / f"{place}-out", allow_pickle=place == "pickled")
+    apart, *others = (load_file(tmp_path / f"{n}-out" / "weights.safetensors") for n in ("apart", "joined", "pickled"))
+    for other in others:
+        assert apart.keys() == other.keys() and all(torch.equal(apart[n], other[n]) for n in apart)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"decoder_sparse_step": 2}, "decoder_sparse_step=2"),
+        ({"mlp_only_layers": [0]}, r"mlp_only_layers=\[0\]"),
+        ({"shared_expert_intermediate_size": 18}, "multiples of moe_intermediate_size=12 can"),
+    ],
+)
+def test_experts_that_are_not_ours_are_refused(changes: dict[str, Any], sentence: str, tmp_path: Path) -> None:
+    saved(tmp_path / "in", "Qwen2MoeForCausalLM", **SHARED)
+    changed(**changes)(tmp_path / "in")
+    with pytest.raises(ValueError, match=sentence):
+        import_model(tmp_path / "in", tmp_path / "out")
+
+
+def test_an_expert_that_is_missing_is_named(tmp_path: Path) -> None:
+    saved(tmp_path / "in", *PEERS["mixtral"][:1], **PEERS["mixtral"][1])
+    name = "model.layers.1.block_sparse_moe.experts.3.w2.weight"
+    edited(lambda w: w.pop(name))(tmp_path / "in")
+    with pytest.raises(ValueError, match=rf"tensor {re.escape(name)} \[16, 24\] is missing"):
+        import_model(tmp_path / "in", tmp_path / "out")
+
+
+def test_of_attention_that_is_nearly_gated_the_nearest_layout_is_named(tmp_path: Path) -> None:
+    saved(tmp_path / "in", "Qwen3ForCausalLM", head_dim=6)
+    gate = "model.layers.0.self_attn.gate_proj.weight"
+    edited(lambda w: w.update({gate: torch.zeros(23, 16)}))(tmp_path / "in")
+    sentence = (
+        rf"tensor {re.escape(gate)} \[23, 16\] has no place .*; the nearest layout of model.layers.0.self_attn is afmoe"
+    )
+    with pytest.raises(ValueError, match=sentence):
+        import_model(tmp_path / "in", tmp_path / "out")
 
 
 def test_windows_that_do_not_alternate_as_ours_are_refused(tmp_path: Path) -> None:

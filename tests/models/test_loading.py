@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import Change, changed, cut, pickled, save_model, save_tokenizer, without, write_gguf
+from safetensors.torch import load_file, save_file
 
 from gatelab.models.external import Loading, checkpoint, gguf, load_external, open_external
 
@@ -67,6 +68,16 @@ def test_notes_say_what_comes_first_in_a_text(folder: Path, copy: Path) -> None:
     assert load_external(folder).notes == ("its tokenizer begins every text with '<s>'",)
     save_tokenizer(copy, begins=False)
     assert "puts nothing before a text" in load_external(copy).notes[0]
+
+
+def test_stored_weights_that_a_model_reads_past_are_said_and_heads_that_were_not_asked_for_are_not(copy: Path) -> None:
+    assert not [note for note in load_external(copy).notes if "not read" in note]  # lm_head is left out
+    held = load_file(copy / "model.safetensors")
+    gates = {f"model.layers.{i}.self_attn.g_proj.weight": torch.zeros(4, 16) for i in (0, 1)}
+    save_file(held | gates, copy / "model.safetensors", metadata={"format": "pt"})
+    for head in (False, True):
+        (note,) = (n for n in load_external(copy, Loading(head=head)).notes if "not read" in n)
+        assert note.startswith("2 of its weights are not read, such as model.layers.0.self_attn.g_proj.weight")
 
 
 def test_a_gguf_file_is_loaded(folder: Path, tmp_path: Path) -> None:
@@ -142,13 +153,16 @@ def test_a_checkpoints_own_code_is_run_only_when_asked_for(copy: Path, tmp_path:
         (without("*.safetensors"), "holds no weights"),
         (without("config.json"), "holds no config.json; name the folder that does"),
         (changed(model_type="theirs"), "'theirs' is not known"),
-        (changed(num_hidden_layers=3), "weights are missing, such as layers.2"),
-        (changed(hidden_size=24), "weights cannot be read"),
+        (changed(num_hidden_layers=3), "9 weights are missing, such as layers.2.* copy the file"),
+        (
+            changed(hidden_size=24),
+            r"weight embed_tokens.weight has shape \[300, 16\], and its configuration says \[300, 24\]; and 19 more; .* take both",
+        ),
         (
             changed(num_attention_heads=0),
             "what its configuration describes cannot be read|configuration cannot be read",
         ),
-        (cut("model.safetensors"), "weights cannot be read"),
+        (cut("model.safetensors"), "weights cannot be read .* a file was cut or damaged, so copy it again"),
         (cut("config.json"), "is no JSON object"),
         (cut("tokenizer.json"), "tokenizer cannot be read"),
     ],

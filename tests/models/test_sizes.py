@@ -43,6 +43,10 @@ EXPERTS = {"d_ff": None, "moe": MoE(n_experts=5, top_k=2, d_expert=8, n_shared=2
 ARCHITECTURES = [
     {**GROUPED, "gate": GATES},
     {**EXPERTS, **GROUPED},
+    {"d_ff": None, "moe": EXPERTS["moe"].model_copy(update={"shared_weight": "sigmoid"})},
+    {**GROUPED, "qk_norm": "rms-all-heads", "norm_position": "reordered"},
+    {"arch": "encoder", "embedding_norm": "layer", "n_token_types": 3, "positions": "learned", "norm_position": "post"},
+    {"arch": "encoder-decoder", "embedding_norm": "rms", "norm": "layer", "norm_position": "reordered"},
     {**EXPERTS, "arch": "encoder-decoder", "norm": "gated-rms", "norm_rank": 3},
     {"arch": "encoder", "norm": "layer", "positions": "learned", "registers": 3, "bias": True},
     {"arch": "encoder-decoder", "n_encoder_layers": 3, **GROUPED, "gate": OTHERS, "encoder_gate": "none"},

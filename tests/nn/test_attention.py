@@ -221,7 +221,7 @@ def test_taps_add_nothing_to_the_state_dict() -> None:
         ({"rope_fraction": 0.5}, "rope_fraction"),
         ({"gate": "spda-headwise"}, "no site 'spda'.*did you mean 'sdpa'"),
         ({"gate": "out-headwise"}, "out-headwise is impossible"),
-        ({"qk_norm": "none"}, "qk_norm='none': expected False, True, 'rms' or 'rms-no-gain'"),
+        ({"qk_norm": "none"}, "qk_norm='none': expected False, True, 'rms', 'rms-no-gain' or 'rms-all-heads'"),
     ],
 )
 def test_an_impossible_layer_is_refused(options: dict[str, object], message: str) -> None:

@@ -49,7 +49,9 @@ def by_loops(module: ExpertMLP, x_BTD: Tensor) -> np.ndarray:
         total = p[best].sum() if module.moe.normalise_top_k else 1.0
         y[n] = sum(p[e] / total * swiglu(x_D, w1[e], w3[e], w2[e]) for e in best)
         if module.shared is not None:
-            y[n] += swiglu(
+            weigher = module.shared_router
+            share = 1.0 if weigher is None else 1 / (1 + np.exp(-(weigher.weight.detach().double().numpy() @ x_D)))
+            y[n] += share * swiglu(
                 x_D,
                 *(m.weight.detach().double().numpy() for m in (module.shared.w1, module.shared.w3, module.shared.w2)),
             )
@@ -63,6 +65,14 @@ def test_the_layer_is_the_definition(top_k: int, n_shared: int, normalise: bool)
     module = layer(top_k=top_k, n_shared=n_shared, normalise_top_k=normalise).double()
     x_BTD = hidden().double()
     np.testing.assert_allclose(module(x_BTD).detach().numpy(), by_loops(module, x_BTD), rtol=1e-11, atol=1e-12)
+
+
+def test_a_weighed_shared_expert_is_the_definition() -> None:
+    module = layer(n_shared=1, shared_weight="sigmoid").double()
+    x_BTD = hidden().double()
+    np.testing.assert_allclose(module(x_BTD).detach().numpy(), by_loops(module, x_BTD), rtol=1e-11, atol=1e-12)
+    with pytest.raises(ConfigError, match="shared_weight=sigmoid weighs shared experts, and n_shared is 0"):
+        validate(MoE, {"n_experts": 4, "top_k": 2, "d_expert": 8, "shared_weight": "sigmoid"})
 
 
 def fill(block: nn.Module, module: ExpertMLP) -> None:

@@ -1,5 +1,5 @@
-"""Whole decoders of transformers, from token ids to logits: Llama, Qwen3, Qwen3-MoE, Mixtral, Granite,
-Qwen3-Next, AFMoE, OPT.
+"""Whole decoders of transformers, from token ids to logits: Llama, Qwen3, Qwen3-MoE, Qwen2-MoE, Mixtral, Granite,
+Qwen3-Next, AFMoE, OLMo 2, OPT.
 
 Layout: `model.layers.0.self_attn…`; in the MLP `gate_proj` is w1, `up_proj` w3, `down_proj` w2; experts hold w1 and w3
 one above the other in `gate_up_proj`. Qwen3-Next is all full attention and dense here (no DeltaNet, no gated shared
@@ -30,6 +30,13 @@ SANDWICH = [
     ("pre_mlp_layernorm", "mlp_norm"),
     ("post_mlp_layernorm", "mlp_post_norm"),
     (r"self_attn\.gate_proj", "attention.gates.sdpa.g_proj"),
+]
+REORDERED = [("post_attention_layernorm", "attention_post_norm"), ("post_feedforward_layernorm", "mlp_post_norm")]
+WEIGHED = [
+    (r"mlp\.shared_expert_gate", "mlp.shared_router"),
+    (r"mlp\.shared_expert\.gate_proj", "mlp.shared.w1"),
+    (r"mlp\.shared_expert\.up_proj", "mlp.shared.w3"),
+    (r"mlp\.shared_expert\.down_proj", "mlp.shared.w2"),
 ]
 OPT = [
     (r"^model\.decoder\.", ""),
@@ -128,6 +135,20 @@ PEERS = {
         {**QWEN_MOE, "head_dim": K, "norm_topk_prob": False, "tie_word_embeddings": True},
         {"qk_norm": "rms", "moe": experts(top_k=2, normalise_top_k=False), "tied_embeddings": True},
         as_experts,
+    ),
+    "qwen2-moe": Peer(
+        "qwen2_moe",
+        "Qwen2Moe",
+        {**QWEN_MOE, "head_dim": K, "shared_expert_intermediate_size": 2 * F, "qkv_bias": False},
+        {"moe": MoE(n_experts=5, top_k=2, d_expert=F, n_shared=2, shared_weight="sigmoid", normalise_top_k=False)},
+        lambda weights: as_experts(renamed(weights, WEIGHED)),
+    ),
+    "olmo2": Peer(
+        "olmo2",
+        "Olmo2",
+        {"head_dim": K, "eos_token_id": None},
+        {"qk_norm": "rms-all-heads", "norm_position": "reordered"},
+        lambda weights: renamed(weights, [*REORDERED, *LLAMA]),
     ),
     "mixtral": Peer(
         "mixtral",
@@ -255,7 +276,7 @@ def test_weights_in_one_anothers_place_are_another_decoder(name: str, pair: tupl
     assert_another(expected_BTV, found_BTV)
 
 
-@pytest.mark.parametrize("name", ["qwen3-windows", "qwen3-next", "opt"])
+@pytest.mark.parametrize("name", ["qwen3-windows", "qwen3-next", "olmo2", "opt"])
 def test_token_by_token_our_decoder_gives_the_logits_of_theirs(name: str) -> None:
     peer, tokens_BT = PEERS[name], tokens()
     model, mine = theirs(peer), ours(peer)

@@ -23,6 +23,13 @@ MODELS: dict[str, dict[str, Any]] = {
     "layer norm, learned positions, biases": {"norm": "layer", "positions": "learned", "bias": True, "mlp": "gelu"},
     "registers, groups, normed keys": {"registers": 2, "n_heads": 4, "n_kv_heads": 2, "qk_norm": "rms"},
     "tied, gated norm, sandwich": {"tied_embeddings": True, "norm": "gated-rms", "norm_position": "sandwich"},
+    "reordered norms, keys normed over all heads": {
+        "norm_position": "reordered",
+        "qk_norm": "rms-all-heads",
+        "embedding_norm": "layer",
+        "n_heads": 4,
+        "n_kv_heads": 2,
+    },
     "sink logit": {"softmax": {"kind": "sink-logit", "init": 0.5}},
     "off by one, routed values": {"softmax": "off-by-one", "kv_experts": "v-4top2"},
     "forgetting": {"gate": "scores-headwise-forget-bias"},

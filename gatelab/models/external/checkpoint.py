@@ -58,12 +58,14 @@ class Checkpoint:
             ValueError: its weights cannot be read, in one sentence.
         """
         formats = (True, False) if self.loading.allow_pickle else (True,)
-        model = self.source.model(self.auto_class, self.config, dtype=self.dtype, device=self.device, formats=formats)
+        model, unused = self.source.model(
+            self.auto_class, self.config, dtype=self.dtype, device=self.device, formats=formats
+        )
         for name, weight in model.named_parameters():
             if not bool(weight.isfinite().all()):
                 n = int((~weight.isfinite()).sum())
                 raise ValueError(f"{self.name}: {n} of the numbers in {name} are not finite; copy its weights again")
-        return External(self.name, model, self.tokenizer, self.max_tokens, self.notes)
+        return External(self.name, model, self.tokenizer, self.max_tokens, (*self.notes, *_of_unused(unused)))
 
 
 def load_external(source: str | Path, loading: Loading = _DEFAULT) -> External:
@@ -173,6 +175,13 @@ def _max_tokens(model: nn.Module) -> int | None:
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding) and module.padding_idx is not None:
             return limit - module.padding_idx - 1
     return limit
+
+
+def _of_unused(names: tuple[str, ...]) -> tuple[str, ...]:
+    if not names:
+        return ()
+    one = f"{len(names)} of its weights are" if len(names) > 1 else "one of its weights is"
+    return (f"{one} not read, such as {names[0]}: its code has no place for what they hold",)
 
 
 def _of_tokenizer(tokenizer: Any) -> tuple[str, ...]:

@@ -67,7 +67,7 @@ def check_family(title: str, family: object, *, has_own_code: bool, loading: Loa
 def _check_pickled(path: Path, loading: Loading) -> None:
     pickled = next((p.name for pattern in _PICKLED for p in sorted(path.glob(pattern))), None)
     if pickled is None:
-        raise ValueError(f"{path}: holds no weights (no .safetensors file)")
+        raise ValueError(f"{path}: holds no weights (no .safetensors file); copy them there")
     if not loading.allow_pickle:
         raise ValueError(
             f"{path}: its weights are pickled ({pickled}), and a pickle can run any code; convert them to safetensors, or "

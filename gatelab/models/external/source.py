@@ -5,7 +5,8 @@ raises becomes one sentence.
 """
 
 import copy
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass, field
 from io import StringIO
@@ -13,9 +14,12 @@ from pickle import UnpicklingError
 from typing import Any, TypeVar
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 Read = TypeVar("Read")
+# Names of what lies above the last block, which a model without its head has no place for.
+_HEADS = re.compile(r"(lm_head|cls|head|classifier|pooler|score|qa_outputs|embed_out|generator_\w+|\w+_predictions)\b")
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,10 @@ class Source:
                     f"{self.title}: its pickle holds more than weights or is damaged, so it was not opened; have it converted "
                     "to safetensors by whoever made it"
                 ) from None
+            except SafetensorError as error:
+                raise ValueError(
+                    f"{self.title}: {what} cannot be read ({first_line(error)}); a file was cut or damaged, so copy it again"
+                ) from None
             except Exception as error:  # tokenizers raise bare Exceptions, and so may a checkpoint's own code
                 errors.append(error)
                 if not isinstance(error, OSError):
@@ -84,8 +92,11 @@ class Source:
 
         return self.read("what its configuration describes", build)
 
-    def model(self, auto_class: Any, config: Any, *, dtype: str, device: str, formats: tuple[bool, ...]) -> nn.Module:
-        """The model with its weights. `formats` are the values of `use_safetensors` to be tried in turn."""
+    def model(
+        self, auto_class: Any, config: Any, *, dtype: str, device: str, formats: tuple[bool, ...]
+    ) -> tuple[nn.Module, tuple[str, ...]]:
+        """The model with its weights, and the names of stored ones that it has no place for. `formats` are the values of
+        `use_safetensors` to be tried in turn."""
         placed = {} if device == "cpu" else {"device_map": {"": device}}
 
         def load(given: dict[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
@@ -93,7 +104,7 @@ class Source:
                 try:
                     return auto_class.from_pretrained(
                         self.place, config=copy.deepcopy(config), dtype=dtype, use_safetensors=use_safetensors,
-                        weights_only=True, output_loading_info=True, **placed, **given,
+                        weights_only=True, output_loading_info=True, ignore_mismatched_sizes=True, **placed, **given,
                     )  # fmt: skip
                 except OSError:
                     if use_safetensors is formats[-1]:
@@ -101,13 +112,27 @@ class Source:
             raise AssertionError
 
         model, loading = self.read("its weights", load)
+        wrong = sorted(loading["mismatched_keys"])
+        if wrong:
+            (name, stored, said), more = wrong[0], f"; and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+            raise ValueError(
+                f"{self.title}: weight {name} has shape {list(stored)}, and its configuration says {list(said)}{more}; its "
+                "config.json and its weights are not of one model, so take both from one checkpoint"
+            )
         missing = sorted(name for name in loading["missing_keys"] if not name.startswith("pooler."))
         if missing:
             raise ValueError(
-                f"{self.title}: {len(missing)} weights are missing, such as {missing[0]}, and would be random; is a file "
-                "missing?"
+                f"{self.title}: {len(missing)} weights are missing, such as {missing[0]}, and would be random; copy the file that "
+                "holds them, or take a config.json with as many layers as there are"
             )
-        return model.eval()
+        return model.eval(), _unused(model, loading["unexpected_keys"])
+
+
+def _unused(model: nn.Module, names: Iterable[str]) -> tuple[str, ...]:
+    """Stored weights that a model reads past, but for the heads of one that was asked for without."""
+    prefix = f"{model.base_model_prefix}."
+    is_bare = not any(name.startswith(prefix) for name, _ in model.named_parameters())
+    return tuple(sorted(name for name in names if not (is_bare and _HEADS.match(name))))
 
 
 def first_line(error: Exception) -> str:

@@ -1,7 +1,7 @@
 """Prompts of unequal length, continued together: whole continuations, or token by token as they come.
 
 Notable: shorter prompts stand behind padding that no token looks at, so that every row is what it is alone. Where more than
-distances count (learned positions, registers, a key without a place, dropped keys), only prompts of equal length share a
+distances count (learned positions, registers, a key without a place, a hidden first key, dropped keys), only prompts of equal length share a
 pass. With a `Keep` that drops tokens a prompt is read a token a pass, so that it sees no more than its continuation.
 """
 
@@ -145,7 +145,7 @@ class _Batch:
     def _groups(self) -> list[list[int]]:
         c = self.model.config
         counts_distances = c.positions != "learned" and not c.registers and c.softmax.kind != "key-bias"
-        if counts_distances and self.keep.last is None:
+        if counts_distances and not c.first_hidden_from and self.keep.last is None:
             return [list(range(self.n_rows))]
         rows_of: dict[int, list[int]] = {}
         for row, ids in enumerate(self.prompts):

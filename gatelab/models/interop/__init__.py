@@ -4,6 +4,7 @@ from .export import Exported, export_model
 from .families import FAMILIES, NOT_OURS
 from .folder import Stored, is_model_folder, load_model, open_folder, stored
 from .importing import Imported, import_model
+from .relayout import Relaid, relayout
 from .runs import stored_run
 
 __all__ = [
@@ -11,12 +12,14 @@ __all__ = [
     "NOT_OURS",
     "Exported",
     "Imported",
+    "Relaid",
     "Stored",
     "export_model",
     "import_model",
     "is_model_folder",
     "load_model",
     "open_folder",
+    "relayout",
     "stored",
     "stored_run",
 ]

@@ -10,7 +10,9 @@ class GatelabConfig(PreTrainedConfig):
 
     `gate` headwise has one score a head, elementwise one a channel, None: no gate. `rope_frequencies` are radians a token,
     one for each channel pair that turns, the first ones of a head; empty: none. `learned_positions` adds a table at the bottom.
-    `layer_types` says which layers have the window. `norm_position` is pre, post or sandwich.
+    `layer_types` says which layers have the window. `norm_position` is pre, post, sandwich or reordered;
+    `first_hidden_from` names, by layer, the heads from which the key at position 0 is hidden; empty: none.
+    `qk_norm` none, rms, rms-no-gain or rms-all-heads.
     """
 
     model_type = "gatelab"
@@ -40,6 +42,7 @@ class GatelabConfig(PreTrainedConfig):
         learned_positions: bool = False,
         sliding_window: int | None = None,
         layer_types: list[str] | None = None,
+        first_hidden_from: list[list[int]] | None = None,
         use_cache: bool = True,
         **kwargs: Any,
     ):
@@ -53,4 +56,5 @@ class GatelabConfig(PreTrainedConfig):
         self.rope_frequencies, self.rope_amplitude = rope_frequencies or [], rope_amplitude
         self.learned_positions, self.sliding_window = learned_positions, sliding_window
         self.layer_types = layer_types or ["full_attention"] * num_hidden_layers
+        self.first_hidden_from = first_hidden_from or []
         super().__init__(**kwargs)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...config import ModelConfig
-from .tensors import Origin
+from .tensors import Origin, Tensors
 
 # Names under which forks of these families switch an attention gate on; transformers reads past them.
 _GATES = (
@@ -22,12 +22,18 @@ _GATES = (
 class Family:
     """`exact`: keys of its configuration with the values that ours can express; `model`: our
     configuration of theirs; `origin`: where one of our parameters, by name and shape, comes from; `copies`: tensors that
-    may be stored a second time, by name, with the one they must equal."""
+    may be stored a second time, by name, with the one they must equal; `unused`: patterns of tensors that ours has no place
+    for, with what they are; `view`: the tensors under the names that `origin` gives; `notes`: sentences about a model of such
+    a configuration; `code`: whose code computes what ours does."""
 
     model: Callable[[Any], ModelConfig]
     origin: Callable[[str, tuple[int, ...], ModelConfig, Any], Origin]
     exact: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     copies: Mapping[str, str] = field(default_factory=dict)
+    unused: Mapping[str, str] = field(default_factory=dict)
+    view: Callable[[Tensors, Any], Tensors] = lambda tensors, config: tensors
+    notes: Callable[[Any], tuple[str, ...]] = lambda config: ()
+    code: Callable[[Any], str] = lambda config: f"transformers' own {config.model_type}"
 
 
 def check_exact(family: Family, config: Any) -> None:

@@ -116,7 +116,15 @@ def load_model(path: str | Path) -> Model:
     Raises:
         ValueError: as `open_folder` does, and for values that are not finite.
     """
-    found = open_folder(Path(path))
+    return load(open_folder(Path(path)))
+
+
+def load(found: Stored) -> Model:
+    """The model, in evaluation mode, with float32 weights; they are read into place one by one.
+
+    Raises:
+        ValueError: values that are not finite.
+    """
     model = model_class(found.config)(found.config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

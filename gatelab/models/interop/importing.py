@@ -5,9 +5,9 @@ weights of a folder or of the hub pass through memory one tensor at a time. A GG
 transformers.
 """
 
-import json
 import re
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,16 @@ import torch
 
 from ...config import ModelConfig
 from ..external import Checkpoint, Loading, open_external
+from .attention import gate_hint
 from .destination import copy_companions, destination
 from .families import FAMILIES, NOT_OURS
 from .family import Family, check_exact
 from .folder import parameter_shapes, write_folder
+from .shards import weight_files
 from .tensors import Plan, Tensors, check_plan, of_files, of_model
 
 # Buffers that older releases stored; they follow from the configuration.
-_BUFFERS = re.compile(r"\.(rotary_emb\.inv_freq|masked_bias|attn\.bias)$")
+_BUFFERS = re.compile(r"(^|\.)(rotary_emb\.inv_freq|masked_bias|attn\.bias|embeddings\.position_ids)$")
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 _WANTED = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
 
@@ -54,10 +56,14 @@ def import_model(source: str | Path, out: str | Path, *, allow_pickle: bool = Fa
         raise ValueError(f"{title}: {error}") from None
     plan: Plan = {name: family.origin(name, shape, ours, config) for name, shape in parameter_shapes(ours).items()}
     with destination(Path(out), Path(source)) as draft:
-        tensors, folder = _tensors(checkpoint)
-        check_plan(plan, tensors, spare=lambda name: name in family.copies or bool(_BUFFERS.search(name)))
+        held, folder = _tensors(checkpoint, family)
+        tensors = family.view(held, config)
+        try:
+            check_plan(plan, tensors, spare=partial(_is_spare, family))
+        except ValueError as error:
+            raise ValueError(f"{error}{gate_hint(config.to_dict(), held)}") from None
         _check_copies(family, plan, tensors)
-        notes = (*checkpoint.notes, *_of_code(config))
+        notes = (*checkpoint.notes, *_of_code(family, config), *family.notes(config), *_of_unused(family, tensors))
         tokens = {name: getattr(config, name, None) for name in _TOKENS}
         origin = {"name": checkpoint.name, "family": config.model_type}
         about = {"from": origin, "tokens": tokens, "notes": list(notes)}
@@ -67,12 +73,26 @@ def import_model(source: str | Path, out: str | Path, *, allow_pickle: bool = Fa
     return Imported(Path(out), ours, n_weights, notes)
 
 
-def _of_code(config: Any) -> tuple[str, ...]:
+def _of_code(family: Family, config: Any) -> tuple[str, ...]:
     if not getattr(config, "auto_map", None):
         return ()
-    return (
-        f"it brings code of its own, which was not run: its logits are those of transformers' own {config.model_type}",
-    )
+    return (f"it brings code of its own, which was not run: its logits are those of {family.code(config)}",)
+
+
+def _is_spare(family: Family, name: str) -> bool:
+    """Whether a tensor may be there and is not read."""
+    return name in family.copies or bool(_BUFFERS.search(name)) or any(re.search(p, name) for p in family.unused)
+
+
+def _of_unused(family: Family, tensors: Tensors) -> tuple[str, ...]:
+    """A sentence a kind of tensors that ours has no place for."""
+    notes = []
+    for pattern, what in family.unused.items():
+        found = [name for name in tensors.shapes if re.search(pattern, name)]
+        if found:
+            first = f"{found[0]} {list(tensors.shapes[found[0]])}"
+            notes.append(f"its {what} was left out, {len(found)} tensors such as {first}")
+    return tuple(notes)
 
 
 def _family(title: str, config: Any) -> Family:
@@ -87,15 +107,16 @@ def _family(title: str, config: Any) -> Family:
     raise ValueError(f"{title}: models of type {name!r} are not imported; those of {known} are")
 
 
-def _tensors(checkpoint: Checkpoint) -> tuple[Tensors, Path | None]:
+def _tensors(checkpoint: Checkpoint, family: Family) -> tuple[Tensors, Path | None]:
     """The checkpoint's tensors, and the folder that its files lie in if they do."""
     source = checkpoint.source
     folder = None if "gguf_file" in source.given else Path(source.place)
     if folder is not None and not folder.is_dir():
         folder = source.read("its weights", lambda given: _snapshot(source.title, source.place, given))
     if folder is not None and any(folder.glob("*.safetensors")):
-        return of_files(source.title, _files(source.title, folder)), folder
-    whole = open_external(source.title, checkpoint.loading.model_copy(update={"head": True}))
+        spare = partial(_is_spare, family)
+        return of_files(source.title, weight_files(source.title, folder), spare=spare), folder
+    whole = open_external(source.title, checkpoint.loading.model_copy(update={"head": not family.unused}))
     return of_model(source.title, whole.load().model), folder
 
 
@@ -110,30 +131,9 @@ def _snapshot(title: str, name: str, given: dict[str, Any]) -> Path:
     )
     # A probe of the tokenizer leaves a snapshot without weights, which is no error to the library.
     is_pickled = any(folder.glob("*.bin"))
-    if only_local and not is_pickled and not all(file.is_file() for file in _files(title, folder)):
+    if only_local and not is_pickled and not all(file.is_file() for file in weight_files(title, folder)):
         raise LocalEntryNotFoundError(f"{folder} has not all weights")
     return folder
-
-
-def _files(title: str, folder: Path) -> list[Path]:
-    """The safetensors files that transformers would read."""
-    index = folder / "model.safetensors.index.json"
-    if (folder / "model.safetensors").is_file():
-        return [folder / "model.safetensors"]
-    if not index.is_file() and not any(folder.glob("*.safetensors")):
-        return [folder / "model.safetensors"]
-    if not index.is_file():
-        found = ", ".join(sorted(p.name for p in folder.glob("*.safetensors"))[:3])
-        raise ValueError(
-            f"{title}: holds {found}, but neither model.safetensors nor {index.name}; copy the one that is missing"
-        )
-    try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise ValueError(f"{index}: cannot be read ({error!r}); copy it again") from None
-    if any(Path(name).name != name for name in names):
-        raise ValueError(f"{index}: names files outside of its folder; take another copy of this checkpoint")
-    return [folder / name for name in names]
 
 
 def _check_copies(family: Family, plan: Plan, tensors: Tensors) -> None:

@@ -74,8 +74,9 @@ class GatelabAttention(nn.Module):
         self.k_proj = nn.Linear(c.hidden_size, G * K, bias=c.bias)
         self.v_proj = nn.Linear(c.hidden_size, G * K, bias=c.bias)
         self.o_proj = nn.Linear(H * K, c.hidden_size, bias=c.bias)
-        self.q_norm = nn.Identity() if c.qk_norm == "none" else norm_of(K, c.qk_norm, c.norm_eps)
-        self.k_norm = nn.Identity() if c.qk_norm == "none" else norm_of(K, c.qk_norm, c.norm_eps)
+        self.is_normed_whole = c.qk_norm == "rms-all-heads"
+        self.q_norm, self.k_norm = (self._norm(n) for n in (H, G))
+        self.hidden_H = c.first_hidden_from[layer_idx] if c.first_hidden_from else []
         if c.gate is not None:
             self.g_proj = nn.Linear(c.hidden_size, H * (K if c.gate == "elementwise" else 1), bias=c.gate_bias)
 
@@ -88,12 +89,16 @@ class GatelabAttention(nn.Module):
         **kwargs: Any,
     ) -> Tensor:
         def heads(projection: nn.Module, norm: nn.Module) -> Tensor:
+            if self.is_normed_whole:
+                return norm(projection(x_BTD)).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
             return norm(projection(x_BTD).unflatten(-1, (-1, self.head_dim))).transpose(1, 2)
 
         q_BHTK, k_BGSK = heads(self.q_proj, self.q_norm), heads(self.k_proj, self.k_norm)
-        v_BGSK = heads(self.v_proj, nn.Identity())
+        v_BGSK = self.v_proj(x_BTD).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
         if turn is not None:
             q_BHTK, k_BGSK = rotated(q_BHTK, *turn), rotated(k_BGSK, *turn)
+        if self.hidden_H:
+            q_BHTK, k_BGSK, v_BGSK = self._first_hidden(q_BHTK, k_BGSK, v_BGSK, kwargs["position_ids"])
         if past_key_values is not None:
             k_BGSK, v_BGSK = past_key_values.update(k_BGSK, v_BGSK, self.layer_idx)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
@@ -101,11 +106,31 @@ class GatelabAttention(nn.Module):
             self, q_BHTK, k_BGSK, v_BGSK, mask_B1TS,
             dropout=0.0, scaling=self.scaling, sliding_window=self.sliding_window, **kwargs,
         )  # fmt: skip
-        y_BTHK = y_BTHK.reshape(*x_BTD.shape[:2], -1, self.head_dim)
+        y_BTHK = y_BTHK.reshape(*x_BTD.shape[:2], self.config.num_attention_heads, -1)[..., : self.head_dim]
         if self.config.gate is not None:
             logits = self.g_proj(x_BTD).unflatten(-1, (self.config.num_attention_heads, -1)).float()
             y_BTHK = (y_BTHK * ACTIVATIONS[self.config.gate_activation](logits)).to(y_BTHK.dtype)
         return self.o_proj(y_BTHK.flatten(-2))
+
+    def _first_hidden(
+        self, q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, position_ids: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """With eight channels more, of which one adds −1000 to the logit of the key at position 0 and the named heads: its
+        weight is then 0 beside any other key. So every attention function hides it, and a cache keeps what says so."""
+        q_BHTK, k_BGTK, v_BGTK = (F.pad(t, (0, 8)) for t in (q_BHTK, k_BGTK, v_BGTK))
+        q_BHTK[:, self.hidden_H, :, -1] = 1.0
+        k_BGTK[..., -1] = (position_ids == 0)[:, None].to(k_BGTK) * (-1000.0 / self.scaling)
+        return q_BHTK, k_BGTK, v_BGTK
+
+    def _norm(self, n_heads: int) -> nn.Module:
+        c = self.config
+        if c.qk_norm == "none":
+            return nn.Identity()
+        return (
+            norm_of(n_heads * c.head_dim, "rms", c.norm_eps)
+            if self.is_normed_whole
+            else norm_of(c.head_dim, c.qk_norm, c.norm_eps)
+        )
 
 
 class GatelabMLP(nn.Module):
@@ -126,7 +151,8 @@ class GatelabMLP(nn.Module):
 
 
 class GatelabBlock(nn.Module):
-    """pre: x + f(norm x); post: norm(x + f(x)); sandwich: x + norm'(f(norm x)); f is attention, then the MLP."""
+    """pre: x + f(norm x); post: norm(x + f(x)); sandwich: x + norm'(f(norm x)); reordered: x + norm(f(x)); f is attention, then
+    the MLP."""
 
     def __init__(self, config: GatelabConfig, layer_idx: int):
         super().__init__()
@@ -136,9 +162,9 @@ class GatelabBlock(nn.Module):
             has_one = config.norm_position in positions
             return norm_of(config.hidden_size, config.norm, config.norm_eps) if has_one else nn.Identity()
 
-        self.attention_norm, self.attention_post_norm = norm("pre", "sandwich"), norm("post", "sandwich")
+        self.attention_norm, self.attention_post_norm = norm("pre", "sandwich"), norm("post", "sandwich", "reordered")
         self.attention = GatelabAttention(config, layer_idx)
-        self.mlp_norm, self.mlp_post_norm = norm("pre", "sandwich"), norm("post", "sandwich")
+        self.mlp_norm, self.mlp_post_norm = norm("pre", "sandwich"), norm("post", "sandwich", "reordered")
         self.mlp = GatelabMLP(config)
 
     def forward(self, x_BTD: Tensor, *args: Any, **kwargs: Any) -> Tensor:

@@ -1,5 +1,6 @@
 """A decoder of ours as an architecture that transformers has, where one computes exactly the same: Llama, Mistral, Qwen2,
-Qwen3, and with the elementwise gate Qwen3-Next. What they are called there, and their configurations.
+Qwen3, OLMo 2, with the elementwise gate Qwen3-Next, with experts Mixtral and Qwen's. What they are called there, and their
+configurations.
 
 Notable: a bias that is zero everywhere is none, so that an imported Qwen2 leaves as one; every key that decides what is
 computed is written, since a key left out takes that family's default.
@@ -9,7 +10,8 @@ from typing import Any
 
 import torch
 
-from ...config import Softmax
+from ...config import ModelConfig, Softmax
+from .experts import experts_plan
 from .folder import Stored
 from .llama import llama_name
 from .positions import layer_types, rope_parameters
@@ -19,14 +21,18 @@ from .tensors import Origin, Plan
 CLASSES = {
     "llama": "LlamaForCausalLM",
     "mistral": "MistralForCausalLM",
+    "mixtral": "MixtralForCausalLM",
+    "olmo2": "Olmo2ForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
+    "qwen2_moe": "Qwen2MoeForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
+    "qwen3_moe": "Qwen3MoeForCausalLM",
     "qwen3_next": "Qwen3NextForCausalLM",
 }
 # What they all have in common, as fields of ours.
 _COMMON: dict[str, Any] = {
     "arch": "decoder", "output_map": "none", "kv_experts": None, "softmax": Softmax(), "registers": 0,
-    "residual_clip": None, "norm": "rms", "norm_position": "pre", "positions": "rope", "mlp": "swiglu", "moe": None,
+    "first_hidden_from": (), "residual_clip": None, "norm": "rms", "embedding_norm": "none", "positions": "rope", "mlp": "swiglu",
 }  # fmt: skip
 _QKV = {"q_proj", "k_proj", "v_proj"}
 
@@ -37,10 +43,15 @@ def native_family(found: Stored) -> str | None:
     if any(getattr(c, name) != value for name, value in _COMMON.items()):
         return None
     biases = used_biases(found)
+    if c.norm_position != "pre" or c.qk_norm == "rms-all-heads":
+        return "olmo2" if _is_olmo2(c, biases) else None
     if c.gate == (GATE,):
-        return "qwen3_next" if c.qk_norm == "rms" and c.window is None and not biases else None
+        is_dense = c.window is None and not biases and c.moe is None
+        return "qwen3_next" if c.qk_norm == "rms" and is_dense else None
     if c.gate or c.rope_fraction != 1:
         return None
+    if c.moe is not None:
+        return _of_experts(c, biases)
     if c.qk_norm != "none":
         return "qwen3" if c.qk_norm == "rms" and biases <= {*_QKV, "o_proj"} else None
     if biases <= _QKV and (biases or c.global_every):
@@ -48,6 +59,24 @@ def native_family(found: Stored) -> str | None:
     if c.window is not None:
         return "mistral" if not (biases or c.global_every) else None
     return "llama" if c.d_model % c.n_heads == 0 else "mistral" if not biases else None
+
+
+def _is_olmo2(c: ModelConfig, biases: set[str]) -> bool:
+    kinds = (c.norm_position, c.qk_norm, c.gate, c.window, c.rope_fraction, c.moe)
+    return kinds == ("reordered", "rms-all-heads", (), None, 1, None) and biases <= {*_QKV, "o_proj"}
+
+
+def _of_experts(c: ModelConfig, biases: set[str]) -> str | None:
+    """The family with these experts; one without layer types has one window in all layers, or none."""
+    has_one_window = not c.global_every
+    if c.qk_norm == "rms" and not c.moe.n_shared:
+        return "qwen3_moe" if has_one_window and biases <= {*_QKV, "o_proj"} else None
+    if c.qk_norm != "none":
+        return None
+    if c.moe.shared_weight == "sigmoid":
+        return "qwen2_moe" if biases <= _QKV else None
+    is_mixtral = not c.moe.n_shared and c.moe.normalise_top_k and not biases and has_one_window
+    return "mixtral" if is_mixtral else None
 
 
 def used_biases(found: Stored) -> set[str]:
@@ -64,8 +93,16 @@ def native_config(family: str, found: Stored) -> dict[str, Any]:
     own = {
         "llama": {"attention_bias": attention_bias, "mlp_bias": bool(biases & {"w1", "w2", "w3"})},
         "mistral": {"sliding_window": c.window},
+        "mixtral": {"sliding_window": c.window},
+        "olmo2": {"attention_bias": attention_bias},
         "qwen2": local,
+        "qwen2_moe": {**local, "qkv_bias": attention_bias},
         "qwen3": {**local, "attention_bias": attention_bias},
+        "qwen3_moe": {
+            "use_sliding_window": c.window is not None,
+            "sliding_window": c.window,
+            "attention_bias": attention_bias,
+        },
         "qwen3_next": {"layer_types": layer_types(c), "attention_bias": False, "num_experts": 0},
     }
     # A quarter, where Qwen3-Next is not told.
@@ -91,6 +128,24 @@ def native_config(family: str, found: Stored) -> dict[str, Any]:
         "initializer_range": c.init_std,
         "use_cache": True,
         **own[family],
+        **_experts(family, c),
+    }
+
+
+def _experts(family: str, c: ModelConfig) -> dict[str, Any]:
+    if c.moe is None:
+        return {}
+    if family == "mixtral":
+        return {"num_local_experts": c.moe.n_experts, "num_experts_per_tok": c.moe.top_k}
+    shared = {"shared_expert_intermediate_size": c.moe.n_shared * c.moe.d_expert} if c.moe.n_shared else {}
+    return {
+        "num_experts": c.moe.n_experts,
+        "num_experts_per_tok": c.moe.top_k,
+        "moe_intermediate_size": c.moe.d_expert,
+        "norm_topk_prob": c.moe.normalise_top_k,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
+        **shared,
     }
 
 
@@ -100,14 +155,16 @@ def native_plan(family: str, found: Stored) -> Plan:
     if family == "qwen3_next":
         shapes = {n: s for n, s in found.tensors.shapes.items() if not n.endswith((".bias", ".g_proj.weight"))}
         return {llama_name(n): qwen3_next_origin(n, s, found.config.head_dim) for n, s in shapes.items()}
-    if family == "qwen2":
+    if family == "qwen2" or (family == "qwen2_moe" and biases):
         kept = _QKV
     elif family == "llama" and biases & {"w1", "w2", "w3"}:
         kept = {"w1", "w2", "w3"} | ({*_QKV, "o_proj"} if biases & {*_QKV, "o_proj"} else set())
     else:
         kept = {*_QKV, "o_proj"} if biases else set()
-    plan = {}
+    plan = {} if found.config.moe is None else experts_plan(family, found.tensors.shapes)
     for name, shape in found.tensors.shapes.items():
+        if found.config.moe is not None and ".mlp." in name:
+            continue
         module, _, last = name.rpartition(".")
         if last != "bias" or module.rpartition(".")[2] in kept:
             plan[llama_name(name)] = Origin(name, shape)

@@ -3,7 +3,7 @@
 from typing import Any
 
 from ...config import ModelConfig
-from ...config.rope import LinearScaling, NTKScaling, RopeScaling, Unscaled, YaRN, rotary_dim
+from ...config.rope import LinearScaling, Llama3Scaling, NTKScaling, RopeScaling, Unscaled, YaRN, rotary_dim
 from .family import refusal
 
 
@@ -23,15 +23,27 @@ def rotary(config: Any, *, turns_partly: bool = False) -> dict[str, Any]:
         raise refusal(config, "rope_parameters", "cannot be expressed: one base, and all channels turning, can")
     scaling = _scaling(kind, given, config.max_position_embeddings)
     if scaling is None:
-        raise refusal(config, "rope_parameters", "cannot be expressed: the kinds 'default', 'linear' and 'yarn' can")
+        raise refusal(
+            config,
+            "rope_parameters",
+            "cannot be expressed: the kinds 'default', 'linear', 'dynamic', 'yarn' and 'llama3' can",
+        )
     return {"rope_theta": float(theta), "rope_fraction": fraction, "rope_scaling": scaling}
 
 
 def _scaling(kind: str, given: dict[str, Any], reach: int) -> RopeScaling | None:
-    if kind == "default":
+    # The dynamic kind stretches nothing up to max_position_embeddings, where a model of ours ends (`dynamic_note`).
+    if kind in ("default", "dynamic"):
         return Unscaled()
     if kind == "linear":
         return LinearScaling(factor=given["factor"])
+    if kind == "llama3":
+        return Llama3Scaling(
+            factor=given["factor"],
+            original_seq_len=given["original_max_position_embeddings"],
+            low_freq_factor=given["low_freq_factor"],
+            high_freq_factor=given["high_freq_factor"],
+        )
     own = {"factor", "original_max_position_embeddings", "beta_fast", "beta_slow", "attention_factor", "truncate"}
     if kind != "yarn" or {k for k, v in given.items() if v is not None} - own:
         return None  # mscale and mscale_all_dim among them
@@ -43,6 +55,17 @@ def _scaling(kind: str, given: dict[str, Any], reach: int) -> RopeScaling | None
         beta_slow=given.get("beta_slow") or 1.0,
         attention_factor=given.get("attention_factor"),
         truncate=given.get("truncate", True),
+    )
+
+
+def dynamic_note(config: Any) -> tuple[str, ...]:
+    """A sentence where a model's positions would be stretched by the length it meets, as ours are not."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") != "dynamic":
+        return ()
+    reach = config.max_position_embeddings
+    return (
+        f"its positions are stretched (dynamic) beyond {reach} tokens, which is where this model ends: within, they are plain",
     )
 
 
@@ -79,6 +102,15 @@ def rope_parameters(c: ModelConfig) -> dict[str, Any]:
     scaling = c.rope_scaling
     if isinstance(scaling, LinearScaling):
         return {"rope_type": "linear", "rope_theta": c.rope_theta, "factor": scaling.factor}
+    if isinstance(scaling, Llama3Scaling):
+        return {
+            "rope_type": "llama3",
+            "rope_theta": c.rope_theta,
+            "factor": scaling.factor,
+            "original_max_position_embeddings": scaling.original_seq_len,
+            "low_freq_factor": scaling.low_freq_factor,
+            "high_freq_factor": scaling.high_freq_factor,
+        }
     if isinstance(scaling, NTKScaling):
         return {"rope_type": "default", "rope_theta": _turning_base(c)}
     if not isinstance(scaling, YaRN):

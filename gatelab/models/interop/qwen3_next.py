@@ -52,10 +52,10 @@ def origin(name: str, shape: tuple[int, ...], ours: ModelConfig, config: Any) ->
     H, K = ours.n_heads, ours.head_dim
     both = (2 * H * K, ours.d_model)
     if name.endswith("q_proj.weight"):
-        return Origin(llama_name(name), both, lambda w: w.unflatten(0, (H, 2, K))[:, 0].flatten(0, 1))
+        return Origin(llama_name(name), both, move=lambda w: w.unflatten(0, (H, 2, K))[:, 0].flatten(0, 1))
     if _G_PROJ in name:
         theirs = llama_name(name.replace(_G_PROJ, ".q_proj."))
-        return Origin(theirs, both, lambda w: w.unflatten(0, (H, 2, K))[:, 1].flatten(0, 1))
+        return Origin(theirs, both, move=lambda w: w.unflatten(0, (H, 2, K))[:, 1].flatten(0, 1))
     if "norm" in name:
         return Origin(llama_name(name), shape, lambda gain: gain + 1)
     return Origin(llama_name(name), shape)
@@ -69,7 +69,7 @@ def qwen3_next_origin(name: str, shape: tuple[int, ...], head_dim: int) -> Origi
             heads = (t.unflatten(0, (-1, head_dim)) for t in (q, gate))
             return torch.stack(list(heads), dim=1).flatten(0, 2)
 
-        return Origin(name, shape, together, beside=(name.replace(".q_proj.", _G_PROJ), shape))
+        return Origin(name, shape, move=together, beside=((name.replace(".q_proj.", _G_PROJ), shape),))
     return Origin(name, shape, (lambda gain: gain - 1) if "norm" in name else None)
 
 

@@ -14,7 +14,8 @@ FILES = ("configuration_gatelab.py", "modeling_gatelab.py")
 # Fields with the values that the shipped code computes.
 _COMPUTED: dict[str, tuple[Any, ...]] = {
     "arch": ("decoder",), "output_map": ("none",), "kv_experts": (None,), "softmax": (Softmax(),), "registers": (0,),
-    "residual_clip": (None,), "norm": ("rms", "layer"), "positions": ("rope", "learned", "none"), "moe": (None,),
+    "residual_clip": (None,), "norm": ("rms", "layer"), "embedding_norm": ("none",),
+    "positions": ("rope", "learned", "none"), "moe": (None,),
 }  # fmt: skip
 
 
@@ -77,6 +78,7 @@ def shipped_config(found: Stored) -> dict[str, Any]:
         "learned_positions": c.positions == "learned",
         "sliding_window": c.window,
         "layer_types": layer_types(c),
+        "first_hidden_from": [list(heads) for heads in c.first_hidden_from],
         "tie_word_embeddings": c.tied_embeddings,
         "initializer_range": c.init_std,
     }

@@ -7,6 +7,7 @@ as its header says (safetensors: eight bytes of length, JSON, bytes), since the 
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 
 import torch
@@ -22,38 +23,46 @@ _SOME = 3  # of a list of mistakes
 
 @dataclass(frozen=True)
 class Tensors:
-    """`shapes` and `dtypes` of all tensors of a checkpoint; `read` brings one into memory. `title` names it in errors."""
+    """`shapes` and `dtypes` of all tensors of a checkpoint; `read` brings one into memory, `read_part` one of those that lie
+    along its first axis (None: by way of the whole). `title` names it in errors."""
 
     title: str
     shapes: Mapping[str, tuple[int, ...]]
     dtypes: Mapping[str, torch.dtype]
     read: Callable[[str], Tensor]
+    read_part: Callable[[str, int], Tensor] | None = None
+
+    def part(self, name: str, number: int) -> Tensor:
+        """One of those along the first axis of a tensor, such as an expert's matrix."""
+        return self.read(name)[number] if self.read_part is None else self.read_part(name, number)
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a tensor of the destination comes from: the source's tensor `name`, of `shape`, through `change` in float32
-    (None: as it is, in its type); `beside` is another of the source's tensors, with its shape, which `change` takes second; no
-    name: there is none, and `fill` stands everywhere in this shape."""
+    """Where a tensor of the destination comes from: the source's tensor `name`, of `shape`, as it is; through `move`, which
+    takes, splits or joins rows in the type that they have; or through `change`, which computes in float32. `part`: only that one
+    along its first axis. `beside` are more of the source's tensors, with their shapes, that `move` or `change` takes after it.
+    No name: there is none, and `fill` stands everywhere in this shape."""
 
     name: str | None
     shape: tuple[int, ...]
     change: Callable[..., Tensor] | None = None
     fill: float = 0.0
-    beside: tuple[str, tuple[int, ...]] | None = None
+    beside: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    move: Callable[..., Tensor] | None = None
+    part: int | None = None
 
     @property
     def reads(self) -> dict[str, tuple[int, ...]]:
         """The source's tensors that this one is made of, with their shapes."""
-        own = {} if self.name is None else {self.name: self.shape}
-        return own | ({} if self.beside is None else dict([self.beside]))
+        return ({} if self.name is None else {self.name: self.shape}) | dict(self.beside)
 
 
 Plan = dict[str, Origin]
 
 
-def of_files(title: str, files: list[Path]) -> Tensors:
-    """The tensors of safetensors files.
+def of_files(title: str, files: list[Path], *, spare: Callable[[str], bool] = lambda name: False) -> Tensors:
+    """The tensors of safetensors files, but for `spare` ones that hold no floating-point numbers.
 
     Raises:
         ValueError: a file is missing, cut or damaged; a tensor is in two files, or holds no floating-point numbers.
@@ -72,6 +81,8 @@ def of_files(title: str, files: list[Path]) -> Tensors:
                         raise ValueError(
                             f"{title}: tensor {name} is in {where[name].name} and in {file.name}; remove one"
                         )
+                    if held.get_dtype() not in _TYPES and spare(name):
+                        continue
                     if held.get_dtype() not in _TYPES:
                         raise ValueError(
                             f"{title}: tensor {name} is stored as {held.get_dtype()}, and {', '.join(_TYPES)} are read; take "
@@ -86,7 +97,11 @@ def of_files(title: str, files: list[Path]) -> Tensors:
         with safe_open(where[name], framework="pt") as opened:
             return opened.get_tensor(name)
 
-    return Tensors(title, shapes, dtypes, read)
+    def read_part(name: str, number: int) -> Tensor:
+        with safe_open(where[name], framework="pt") as opened:
+            return opened.get_slice(name)[number]
+
+    return Tensors(title, shapes, dtypes, read, read_part)
 
 
 def of_model(title: str, model: nn.Module) -> Tensors:
@@ -128,14 +143,17 @@ def make(origin: Origin, source: Tensors) -> Tensor:
     """
     if origin.name is None:
         return torch.full(origin.shape, origin.fill, dtype=_dtype(origin, source))
-    found = [_finite(name, source) for name in origin.reads]
+    if origin.part is not None:
+        return _finite(origin.name, source, source.part(origin.name, origin.part))
+    found = [_finite(name, source, source.read(name)) for name in origin.reads]
+    if origin.move is not None:
+        return origin.move(*found)
     if origin.change is None:
         return found[0]
     return origin.change(*(t.to(torch.promote_types(t.dtype, torch.float32)) for t in found))
 
 
-def _finite(name: str, source: Tensors) -> Tensor:
-    found = source.read(name)
+def _finite(name: str, source: Tensors, found: Tensor) -> Tensor:
     if not bool(torch.isfinite(found).all()):
         n_bad = int((~torch.isfinite(found)).sum())
         raise ValueError(
@@ -152,7 +170,7 @@ def write(path: Path, plan: Plan, source: Tensors, *, metadata: Mapping[str, str
         ValueError: as `make` does.
     """
     header: dict[str, object] = {"__metadata__": dict(metadata)}
-    # Only of a change is the shape unknown, and whether it holds is asked on the meta device.
+    # Only of what is made is the shape unknown, and whether it holds is asked on the meta device.
     shapes = {name: _shape(origin) for name, origin in plan.items()}
     dtypes = {name: _dtype(origin, source) for name, origin in plan.items()}
     end = 0
@@ -171,13 +189,16 @@ def write(path: Path, plan: Plan, source: Tensors, *, metadata: Mapping[str, str
 
 
 def _shape(origin: Origin) -> tuple[int, ...]:
-    if origin.name is None or origin.change is None:
+    if origin.part is not None:
+        return origin.shape[1:]
+    made = origin.move or origin.change
+    if origin.name is None or made is None:
         return origin.shape
-    return tuple(origin.change(*(torch.empty(shape, device="meta") for shape in origin.reads.values())).shape)
+    return tuple(made(*(torch.empty(shape, device="meta") for shape in origin.reads.values())).shape)
 
 
 def _dtype(origin: Origin, source: Tensors) -> torch.dtype:
     if origin.name is None:
         return next(iter(source.dtypes.values()))  # as its neighbours, whatever 0 and 1 would fit into
-    stored = source.dtypes[origin.name]
+    stored = reduce(torch.promote_types, (source.dtypes[name] for name in origin.reads))
     return stored if origin.change is None else torch.promote_types(stored, torch.float32)

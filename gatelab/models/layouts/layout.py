@@ -23,10 +23,14 @@ class Block:
 
     def split(self, rows: Tensor, sizes: dict[str, tuple[int, int]], geometry: Geometry) -> dict[str, Tensor]:
         """Rows [R, …] as one tensor a part, [heads, rows a head, …]; `sizes` are those two numbers of each part."""
+        return {p: view.flatten(0, 1) for p, view in self.views(rows, sizes, geometry).items()}
+
+    def views(self, rows: Tensor, sizes: dict[str, tuple[int, int]], geometry: Geometry) -> dict[str, Tensor]:
+        """The same in the memory of the rows: [units, heads a unit, rows a head, …]."""
         units = self._units(geometry)
         each = [sizes[p][0] * sizes[p][1] // units for p in self.parts]
         pieces = rows.unflatten(0, (units, sum(each))).split(each, dim=1)
-        return {p: piece.reshape(*sizes[p], *rows.shape[1:]) for p, piece in zip(self.parts, pieces, strict=True)}
+        return {p: piece.unflatten(1, (-1, sizes[p][1])) for p, piece in zip(self.parts, pieces, strict=True)}
 
     def join(self, parts: dict[str, Tensor], geometry: Geometry) -> Tensor:
         """The inverse of `split`."""
@@ -80,6 +84,12 @@ class Layout:
     def modules(self, granularity: Granularity | None) -> tuple[str, ...]:
         """Projections of the layer's input that hold something."""
         return tuple(m for m in self.projections if self.parts(m, granularity))
+
+    def join(
+        self, module: str, parts: dict[str, Tensor], geometry: Geometry, granularity: Granularity | None
+    ) -> Tensor:
+        """The rows of a projection, of parts that are [heads, rows a head, …]."""
+        return torch.cat([b.join(parts, geometry) for b in self.blocks(module, granularity)])
 
     def shapes(
         self, geometry: Geometry, granularity: Granularity | None

@@ -28,16 +28,17 @@ _GRANULARITIES: dict[str, Granularity] = {
     "per-element": "elementwise",
     "elementwise": "elementwise",
 }
-_ONE_PLUS = ("layernorm_zero_centered_gamma", "apply_layernorm_1p")
+ONE_PLUS = ("layernorm_zero_centered_gamma", "apply_layernorm_1p")
 
 
-def recognise(config: dict[str, Any], shapes: Shapes, *, layer: int | None = None) -> Layout:
+def recognise(config: dict[str, Any], shapes: Shapes, *, layer: int | None = None, named: str | None = None) -> Layout:
     """The layout of an attention layer, with the activation and the gain that this checkpoint has as its only ones.
 
     Args:
         config: what its config.json holds; names of section 3 of every code base in `LAYOUTS` are understood.
         shapes: of the attention's tensors, by their names without the layer's prefix.
         layer: its number, for configs whose layers differ.
+        named: the slug of the layout that somebody knows it to be, where several fit.
 
     Raises:
         ValueError: no layout fits, with the nearest and what differs; several fit, with what would decide; the config
@@ -62,6 +63,11 @@ def recognise(config: dict[str, Any], shapes: Shapes, *, layer: int | None = Non
             f"the config means {' or '.join(meant)} ({', '.join(_said(own))}), and the tensors fit "
             f"{' or '.join(_slugs(fits))}; one of the two is of another checkpoint"
         )
+    if named is not None and named not in _slugs(chosen):
+        raise ValueError(
+            f"named as {named}, and the config and the tensors are those of {' or '.join(_slugs(chosen))}; name that one"
+        )
+    chosen = [(layout, g) for layout, g in chosen if named in (None, layout.slug)]
     if len(chosen) > 1:
         raise ValueError(f"these tensors fit {' and '.join(_slugs(chosen))}; {_missing(chosen)}")
     layout, granularity = chosen[0]
@@ -156,9 +162,9 @@ def _activation(own: dict[str, Any], layout: Layout, granularity: Granularity | 
 
 
 def _gain(own: dict[str, Any], layout: Layout) -> Any:
-    said = [own[name] for name in _ONE_PLUS if name in own]
+    said = [own[name] for name in ONE_PLUS if name in own]
     if not said:
         raise ValueError(
-            f"{layout.slug}: its norms multiply by w or by 1 + w; the config has to say {' or '.join(_ONE_PLUS)}, true for 1 + w"
+            f"{layout.slug}: its norms multiply by w or by 1 + w; the config has to say {' or '.join(ONE_PLUS)}, true for 1 + w"
         )
     return "1+w" if any(said) else "w"

@@ -93,7 +93,7 @@ def _join(layout: Layout, module: str, parts: dict[str, Tensor], canonical: Cano
     if len(set(dtypes.values())) > 1:
         shown = ", ".join(f"{part} {str(dtype).removeprefix('torch.')}" for part, dtype in dtypes.items())
         raise ValueError(f"{layout.slug} keeps {shown} in one tensor, {module}, of one type; cast them to one before")
-    return torch.cat([b.join(parts, canonical.geometry) for b in blocks])
+    return layout.join(module, parts, canonical.geometry, canonical.granularity)
 
 
 def _grained(layout: Layout, canonical: Canonical, granularity: Granularity | None) -> Canonical:
