@@ -1,8 +1,9 @@
 """Prompts of unequal length, continued together: whole continuations, or token by token as they come.
 
 Notable: shorter prompts stand behind padding that no token looks at, so that every row is what it is alone. Where more than
-distances count (learned positions, registers, a key without a place, a hidden first key, dropped keys), only prompts of equal length share a
-pass. With a `Keep` that drops tokens a prompt is read a token a pass, so that it sees no more than its continuation.
+distances count (learned positions, registers, a key without a place, a hidden first key, dropped keys), only prompts of equal
+length share a pass. With a `Keep` that drops tokens a prompt is read a token a pass, so that it sees no more than its
+continuation.
 """
 
 from collections.abc import Collection, Iterator, Sequence

@@ -34,7 +34,7 @@ OPERATORS = {
     "hopper": Operator(hopper.unserved, hopper.attention),
 }
 # Channels of a head -> the longest sequence whose forward and backward pass together take `short` less time than any other,
-# measured on an H100 (benchmarks/results/ops_h100_2026-11.md).
+# measured on an H100 (benchmarks/results/inside_h100_2026-11.md).
 _SHORT = {32: 2048, 64: 512}
 _SOFTMAX = Softmax()
 
