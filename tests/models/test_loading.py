@@ -93,6 +93,21 @@ def test_a_gguf_file_is_loaded(folder: Path, tmp_path: Path) -> None:
     assert loaded.notes[0] == "its weights are stored as F32"
 
 
+def test_a_gguf_file_is_parsed_once(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gguf = pytest.importorskip("gguf")
+    pytest.importorskip("accelerate")
+    write_gguf(tmp_path / "small.gguf", folder)
+    real, read = gguf.GGUFReader, []
+
+    def counted(path: Path, *mode: str) -> object:
+        read.append(path)
+        return real(path, *mode)
+
+    monkeypatch.setattr(gguf, "GGUFReader", counted)
+    open_external(tmp_path / "small.gguf").with_head().load()
+    assert len(read) == 1 and gguf.GGUFReader is counted
+
+
 class Evil:
     def __init__(self, path: Path):
         self.path = path

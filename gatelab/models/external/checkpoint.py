@@ -5,7 +5,7 @@ unless it says otherwise, which is exact for those stored in 16 bits. transforme
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,15 @@ class Checkpoint:
     loading: Loading
     source: Source
     auto_class: Any
+
+    def with_head(self) -> "Checkpoint":
+        """The same, to be loaded with its language-model head.
+
+        Raises:
+            ValueError: it has none.
+        """
+        loading = self.loading.model_copy(update={"head": True})
+        return replace(self, loading=loading, auto_class=_auto_class(self.config, loading, self.source.title))
 
     def load(self) -> External:
         """The model.

@@ -2,6 +2,9 @@
 
 import re
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -41,7 +44,22 @@ def gguf(path: Path) -> Source:
     place = path.resolve()
     given = {"gguf_file": place.name, "trust_remote_code": False}
     dtype = _DTYPES.get(most, "float32")
-    return Source(str(path), place.name, str(place.parent), given, lambda: dtype, notes=(note,))
+    around = partial(_read_once, place, reader)
+    return Source(str(path), place.name, str(place.parent), given, lambda: dtype, around=around, notes=(note,))
+
+
+@contextmanager
+def _read_once(path: Path, reader: Any) -> Iterator[None]:
+    """Transformers reads a file with a new GGUFReader for its configuration, its tokenizer and its weights, each of which takes
+    seconds over the vocabulary; meanwhile it is given the one that is there."""
+    import gguf
+
+    new = gguf.GGUFReader
+    gguf.GGUFReader = lambda asked, *mode: reader if Path(asked).resolve() == path else new(asked, *mode)
+    try:
+        yield
+    finally:
+        gguf.GGUFReader = new
 
 
 def _check_whole(path: Path, reader: Any) -> None:

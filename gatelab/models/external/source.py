@@ -7,7 +7,7 @@ raises becomes one sentence.
 import copy
 import re
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext, redirect_stderr
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass, field
 from io import StringIO
 from pickle import UnpicklingError
@@ -25,8 +25,8 @@ _HEADS = re.compile(r"(lm_head|cls|head|classifier|pooler|score|qa_outputs|embed
 @dataclass(frozen=True)
 class Source:
     """`place` and `given` are what `from_pretrained` is told; `locally` are the values of its `local_files_only` to be
-    tried in turn, and `before_fetching` raises where there is nobody to fetch from; `explain` says of an error what a user can
-    do, or None; `notes` are sentences about the weights."""
+    tried in turn, and `before_fetching` raises where there is nobody to fetch from; `around` is entered while transformers
+    reads; `explain` says of an error what a user can do, or None; `notes` are sentences about the weights."""
 
     title: str
     name: str
@@ -35,6 +35,7 @@ class Source:
     stored_dtype: Callable[[], str]
     locally: tuple[bool, ...] = (True,)
     before_fetching: Callable[[], None] = lambda: None
+    around: Callable[[], AbstractContextManager[None]] = nullcontext
     explain: Callable[[Exception], str | None] = lambda error: None
     notes: tuple[str, ...] = field(default=())
 
@@ -49,7 +50,7 @@ class Source:
             try:
                 if not only_local:
                     self.before_fetching()
-                with _quiet(shows_bars=not only_local):
+                with self.around(), _quiet(shows_bars=not only_local):
                     return read({**self.given, "local_files_only": only_local})
             except (MemoryError, torch.OutOfMemoryError):
                 raise ValueError(

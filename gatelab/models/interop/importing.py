@@ -116,8 +116,8 @@ def _tensors(checkpoint: Checkpoint, family: Family) -> tuple[Tensors, Path | No
     if folder is not None and any(folder.glob("*.safetensors")):
         spare = partial(_is_spare, family)
         return of_files(source.title, weight_files(source.title, folder), spare=spare), folder
-    whole = open_external(source.title, checkpoint.loading.model_copy(update={"head": not family.unused}))
-    return of_model(source.title, whole.load().model), folder
+    asked = checkpoint if family.unused else checkpoint.with_head()
+    return of_model(source.title, asked.load().model), folder
 
 
 def _snapshot(title: str, name: str, given: dict[str, Any]) -> Path:
