@@ -1,18 +1,26 @@
 """What only a CUDA device can show; run with `-m gpu`."""
 
+from collections.abc import Callable
 from functools import partial
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from gatelab.config import NORMALISERS, Execution, ModelConfig, MoE, override
+from gatelab.config import NORMALISERS, Execution, GateSpec, ModelConfig, MoE, override
+from gatelab.config.normaliser import Softmax
 from gatelab.models import build_model
+from gatelab.models.decoder import Decoder
+from gatelab.nn.attention import GatedAttention
+from gatelab.nn.cache import KVCache
 from gatelab.ops.contract import check
 from gatelab.ops.expert_ffn import IMPLEMENTATIONS as EXPERTS
 from gatelab.ops.expert_ffn import cases as expert_cases
 from gatelab.ops.expert_ffn import expert_ffn
-from gatelab.ops.gated_attention import IMPLEMENTATIONS, gated_attention
-from gatelab.ops.gated_attention.cases import CASES, exempt, inputs
+from gatelab.ops.gated_attention import IMPLEMENTATIONS, OPERATORS, Call, gated_attention
+from gatelab.ops.gated_attention.cases import CASES, Case, exempt, inputs
+from gatelab.ops.gated_decode import IMPLEMENTATIONS as DECODERS
 from gatelab.studies.quickstart import toy
 from gatelab.train.group import Group
 from gatelab.train.loop import train
@@ -96,3 +104,131 @@ def test_a_compiled_model_computes_the_same_as_an_eager_one(changes):
     eager = model(tokens)
     compiled = torch.compile(model, fullgraph=True)(tokens)
     assert (eager - compiled).norm() < 1e-4 * eager.norm()
+
+
+BF16 = torch.bfloat16
+
+
+def captured(work: Callable[[], object]) -> torch.cuda.CUDAGraph:
+    """The work as a graph, after runs beside it in which every kernel is compiled."""
+    beside = torch.cuda.Stream()
+    beside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(beside):
+        for _ in range(2):
+            work()
+    torch.cuda.current_stream().wait_stream(beside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        work()
+    return graph
+
+
+@pytest.fixture(params=sorted(OPERATORS))
+def operator(request: pytest.FixtureRequest) -> str:
+    """The name of each operator that this device and installation serve."""
+    call = Call(64, 64, 64, (BF16,), torch.device("cuda"), GateSpec.parse("sdpa-elementwise"))
+    why = OPERATORS[request.param].unserved(Softmax(), call)
+    if why is not None:
+        pytest.skip(f"{request.param} {why}")
+    return request.param
+
+
+def close(found: Tensor, expected: Tensor) -> bool:
+    """As far as two runs of kernels that sum in no fixed order are, in bfloat16."""
+    return ((found.float() - expected.float()).norm() <= 2e-3 * expected.float().norm()).item()
+
+
+@pytest.mark.parametrize("gate", ["sdpa-headwise", "sdpa-elementwise"])
+def test_a_captured_graph_gives_the_output_and_gradients_of_the_inputs_that_stand_in_it(operator, gate):
+    case = Case("captured", T=200, H=4, G=2, K=64, gate=gate)
+    names = ("q_BTHK", "k_BSGK", "v_BSGK", "gate_logits_BTHK")
+    first, second = (inputs(case, seed=seed, dtype=BF16, device="cuda") for seed in (0, 1))
+    given = [first[n] for n in names]
+    results: list[Tensor] = []
+
+    def work() -> None:
+        z = gated_attention(*given, first["gate"], impl=operator)
+        results[:] = [z, *torch.autograd.grad(z, given, first["grad_BTHK"])]
+
+    graph = captured(work)
+    with torch.no_grad():
+        for name in (*names, "grad_BTHK"):
+            first[name].copy_(second[name])
+    graph.replay()
+    replayed = [t.clone() for t in results]
+    work()
+    assert all(close(a, b) for a, b in zip(replayed, results, strict=True))
+    plain = gated_attention(*given, first["gate"], impl="reference")
+    assert ((replayed[0] - plain).norm() < 2e-2 * plain.norm()).item()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler uses what torch deprecated
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_captured_training_step_trains_as_an_eager_one_does(operator, compiled):
+    config = ModelConfig(
+        vocab_size=64, max_seq_len=128, d_model=128, n_layers=2, n_heads=2, n_kv_heads=1, gate="sdpa-elementwise"
+    )
+    one, other = torch.randint(0, 64, (2, 4, 129), generator=torch.Generator().manual_seed(0)).cuda()
+    batches = 5 * [one, other]
+
+    def made() -> Decoder:
+        model = build_model(config, seed=0).cuda()
+        model.compute_dtype = BF16
+        for layer in model.modules():
+            if isinstance(layer, GatedAttention):
+                layer.impl = operator
+        return model
+
+    def step(model: nn.Module, tokens_BT: Tensor) -> Tensor:
+        loss = F.cross_entropy(model(tokens_BT[:, :-1]).flatten(0, 1).float(), tokens_BT[:, 1:].flatten())
+        parameters = list(model.parameters())
+        gradients = torch.autograd.grad(loss, parameters)
+        with torch.no_grad():
+            torch._foreach_add_(parameters, gradients, alpha=-0.3)
+        return loss.detach()
+
+    eager, model = made(), made()
+    expected = [step(eager, tokens_BT).item() for tokens_BT in batches]
+    start = {name: p.detach().clone() for name, p in model.named_parameters()}
+    called = torch.compile(model, fullgraph=True) if compiled else model
+    tokens_BT, loss = one.clone(), torch.zeros((), device="cuda")
+    graph = captured(lambda: loss.copy_(step(called, tokens_BT)))
+    # The runs before the capture trained too.
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            p.copy_(start[name])
+    found = []
+    for batch in batches:
+        tokens_BT.copy_(batch)
+        graph.replay()
+        found.append(loss.item())
+    torch._dynamo.reset()
+    assert expected[0] - expected[-2] > 0.2 and expected[1] - expected[-1] > 0.2
+    assert max(abs(a - b) for a, b in zip(found, expected, strict=True)) < 2e-2
+
+
+@pytest.mark.parametrize("gate", [None, "sdpa-headwise", "sdpa-elementwise"])
+def test_a_captured_decoding_step_is_that_of_its_cache_and_input(monkeypatch, gate):
+    layer = GatedAttention(d_model=256, n_heads=4, n_kv_heads=2, gate=gate, max_seq_len=600).cuda()
+    for p in layer.parameters():
+        p.data = p.data.to(BF16)
+    reference = GatedAttention(
+        d_model=256, n_heads=4, n_kv_heads=2, gate=gate, max_seq_len=600, impl="reference"
+    ).cuda()
+    for p, own in zip(reference.parameters(), layer.parameters(), strict=True):
+        p.data = own.data
+    x_B1D, out_B1D = (torch.zeros(3, 1, 256, device="cuda", dtype=BF16) for _ in range(2))
+    cache = KVCache(n_layers=1, batch=3, max_seq_len=600, n_kv_heads=2, head_dim=64, dtype=BF16, device="cuda")
+    cache.length = 599
+    split, called = DECODERS["split"], []
+    monkeypatch.setitem(DECODERS, "split", lambda *given, **slots: called.append(1) or split(*given, **slots))
+    with torch.no_grad():
+        graph = captured(lambda: out_B1D.copy_(layer(x_B1D, cache=cache)))
+        for _ in range(2):
+            for t in (x_B1D, cache.k_LBSGK, cache.v_LBSGK):
+                t.normal_()
+            graph.replay()
+            assert close(out_B1D, layer(x_B1D, cache=cache))
+            plain = reference(x_B1D, cache=cache)
+            assert ((out_B1D - plain).norm() < 2e-2 * plain.norm()).item()
+    assert len(called) == 5

@@ -26,7 +26,7 @@ NOTE = (
     "Floor: every weight of the layer and the whole cache, read once. On CUDA a step is timed as Python launches it and as "
     "one captured graph."
 )
-_CHECKED = 64  # tokens in the contract's cache, at most
+_CHECKED = 1024  # tokens in the contract's cache, at most; the kernels that decode cut so many into several parts
 
 
 def measure(plan: DecodePlan, rates: Rates, budget: Budget, tell: Callable[[str], None]) -> list[Timing]:
@@ -134,13 +134,15 @@ def _contract(plan: DecodePlan, gate: str, budget: Budget) -> str:
     cache = _filled(plan, 2, length)
     x_B1D = torch.randn(2, 1, plan.heads * plan.head_dim, device=plan.device, dtype=cache.k_LBSGK.dtype)
     arguments = dict(layer.named_parameters()) | {"x_B1D": x_B1D, "k_LBSGK": cache.k_LBSGK, "v_LBSGK": cache.v_LBSGK}
-    # Only the output is compared: decoding has no gradient.
+    # Only the output is compared.
     arguments = {name: t.detach() for name, t in arguments.items()} | {"grad_BTHK": torch.zeros_like(x_B1D)}
     return held(Candidate("auto", partial(_through, layer)), partial(_through, reference), arguments, budget)
 
 
+@torch.no_grad()
 def _through(layer: GatedAttention, **arguments: Tensor) -> Tensor:
-    """A step of the layer with the weights and the cache that are given, in their type."""
+    """A step of the layer with the weights and the cache that are given, in their type; without gradients, as the step that
+    is timed."""
     k_LBSGK, v_LBSGK = arguments.pop("k_LBSGK"), arguments.pop("v_LBSGK")
     x_B1D = arguments.pop("x_B1D")
     L, B, S, G, K = k_LBSGK.shape

@@ -56,7 +56,8 @@ class GatedAttention(nn.Module):
         first_hidden_from: heads whose queries do not see the key at position 0, but where they see no other.
         bias: biases in q, k, v and o projections.
         layer: index in the model's cache.
-        impl: implementation of the attention op; see `gatelab.ops.gated_attention`.
+        impl: implementation of the attention op; see `gatelab.ops.gated_attention`. `auto` without gradients decodes a single
+            query with `gatelab.ops.gated_decode` where its kernels serve.
 
     The input is the pre-normed hidden state, which the gates read too (arXiv 2505.06708, section 2.2).
 

@@ -17,6 +17,7 @@ from gatelab.bench.plan import plan
 from gatelab.bench.write import records, section, slug, table, write
 from gatelab.cli import _status
 from gatelab.ops import gated_attention as op
+from gatelab.ops import gated_decode
 
 SMALL = {
     "ops": ("--tokens", 24, "--length", 12, "--heads", 4, "--kv-heads", 2, "--head-dim", 8),
@@ -131,6 +132,15 @@ def test_a_wrong_decoding_step_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     assert rows and all(row.contract.startswith("FAIL output") and row.ratio is None for row in rows)
 
 
+def test_the_kernels_that_decode_are_what_is_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = gated_decode.IMPLEMENTATIONS["reference"]
+    monkeypatch.setattr(gated_decode.split, "unserved", lambda *_: None)
+    monkeypatch.setitem(gated_decode.IMPLEMENTATIONS, "split", lambda *given, **slots: right(*given, **slots) * 1.02)
+    shape = {"batch": "2", "cache": "9", "heads": 4, "kv_heads": 2, "head_dim": 8, "seconds": 120.0}
+    rows = benchmark("decode", plan("decode", "cpu", shape), lambda _: None).rows
+    assert rows and all(row.contract.startswith("FAIL output") and row.ratio is None for row in rows)
+
+
 def test_wrong_probes_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("transformers")
     from gatelab.bench import probe
@@ -156,7 +166,15 @@ def test_runs_that_begin_otherwise_than_alone_have_no_ratio(monkeypatch: pytest.
         return group
 
     monkeypatch.setattr(train, "_group", other_seeds)
-    given = {"sizes": "16x1x2x32", "context": 8, "tokens": 16, "steps": 1, "gates": "none", "group": 2, "seconds": 120.0}
+    given = {
+        "sizes": "16x1x2x32",
+        "context": 8,
+        "tokens": 16,
+        "steps": 1,
+        "gates": "none",
+        "group": 2,
+        "seconds": 120.0,
+    }
     alone, together = benchmark("train", plan("train", "cpu", given), lambda _: None).rows
     assert together.candidate == "2 at once" and together.contract.startswith("FAIL first loss")
     assert together.ratio is None and alone.ratio == 1.0

@@ -3,6 +3,7 @@ a layer decodes with them what it decodes without."""
 
 import importlib.util
 import math
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from gatelab.config import GateSpec
 from gatelab.config.normaliser import SinkLogit
 from gatelab.nn.attention import GatedAttention
 from gatelab.nn.cache import KVCache
+from gatelab.nn.recent import StreamingCache
 from gatelab.ops.contract import check
 from gatelab.ops.gated_attention import gated_attention
 from gatelab.ops.gated_decode import IMPLEMENTATIONS, choose, gated_decode, split
@@ -84,7 +86,8 @@ SHAPES = (
     Shape("padded", B=3, first=(0, 7, 70)),
     Shape("unequal", B=3, end=(75, 20, 1)),
     Shape("everything", B=3, first=(3, 0, 11), end=(75, 20, 33), window=25, gate="sdpa-headwise"),
-    Shape("the-cut-that-is-used", S=300, cut=kernels.CUT),
+    Shape("the-cut-that-is-used", S=300, cut=kernels.CUTS[128]),
+    Shape("the-cut-of-wide-heads", B=1, S=300, H=3, G=1, K=200, gate="sdpa-headwise", cut=kernels.CUTS[256]),
 )
 by_shape = pytest.mark.parametrize("shape", SHAPES, ids=lambda s: s.name)
 
@@ -162,8 +165,25 @@ def test_what_lies_outside_of_a_sequence_does_not_matter() -> None:
     expected = by_kernels(**given, **slots)
     for b, (first, end) in enumerate(((35, 75), (0, 20))):
         for name in ("k_BSGK", "v_BSGK"):
-            given[name][b, :first], given[name][b, end:] = 1e4, 1e4
+            given[name][b, :first], given[name][b, end:] = math.nan, math.nan
     assert torch.equal(by_kernels(**given, **slots), expected)
+
+
+def test_numbers_of_the_sequences_may_be_views_and_one_number_of_all() -> None:
+    given, pairs = drawn(Shape("views", B=3)), torch.tensor([[2, 75], [0, 20], [5, 6]], device=DEVICE)
+    for first_B, end_B in ((pairs[:, 0], pairs[:, 1]), (None, torch.tensor(20, device=DEVICE).expand(3))):
+        found = by_kernels(**given, first_B=first_B, end_B=end_B)
+        assert torch.equal(
+            found, by_kernels(**given, first_B=None if first_B is None else first_B.clone(), end_B=end_B.clone())
+        )
+        torch.testing.assert_close(found, REFERENCE(**given, first_B=first_B, end_B=end_B), rtol=1e-5, atol=1e-6)
+
+
+def test_logits_of_another_type_are_read_as_they_are() -> None:
+    given = drawn(Shape("mixed"), torch.float16) | {"grad_BTHK": torch.zeros(2, 1, 4, 16).half()}
+    given["gate_logits_B1HK"] = torch.randn(2, 1, 4, 16).to(DEVICE)
+    [verdict] = check(by_kernels, REFERENCE, given)
+    assert verdict.holds, verdict
 
 
 def test_splits_move_nothing_but_the_last_bits_and_calls_not_even_those() -> None:
@@ -226,7 +246,7 @@ def test_shut_and_open_gates_stay_finite() -> None:
     given = drawn(Shape("extreme", B=4, gate="sdpa-headwise"), torch.float16)
     given["gate_logits_B1HK"] = torch.tensor([-80.0, 80.0, -1e4, 1e4], device=DEVICE).half()[:, None, None, None]
     z = split.gated_decode(**given, window=None, first_B=None, end_B=None)
-    y = by_kernels(**(given | {"gate_logits_B1HK": None, "gate": None}), cut=kernels.CUT)
+    y = by_kernels(**(given | {"gate_logits_B1HK": None, "gate": None}), cut=kernels.CUTS[128])
     assert torch.equal(z[1], y[1]) and torch.equal(z[3], y[3]) and not z[0].any() and not z[2].any()
 
 
@@ -277,6 +297,10 @@ def test_auto_is_the_kernels_on_cuda_devices_where_they_serve(monkeypatch: pytes
     tanh, lse = GateSpec.parse("sdpa-headwise-tanh"), GateSpec.parse("sdpa-headwise-lse")
     assert split.unserved(q, k, k, tanh) == "multiplies by a sigmoid of each head's own, and sdpa-headwise-tanh came"
     assert "do not wait for its log-sum-exp" in split.unserved(q, k, k, lse)
+    with torch.device("meta"):
+        many, one = torch.empty(2, 1, 65, 128, dtype=torch.bfloat16), torch.empty(2, 9, 1, 128, dtype=torch.bfloat16)
+    said = "takes up to 8192 channels of query heads that share a key head, and 65 heads of 128 came"
+    assert split.unserved(many, one, one) == said and "65" not in split.unserved(many[:, :, :64], one, one)
 
 
 WRONG = {
@@ -334,6 +358,52 @@ def test_a_layer_decodes_with_the_kernels_what_it_decodes_without(monkeypatch: p
     assert decoded().requires_grad and len(called) == 8
 
 
+def test_a_layer_decodes_across_with_the_kernels_what_it_decodes_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = GatedAttention(d_model=24, n_heads=4, n_kv_heads=2, head_dim=12, gate="sdpa-elementwise", window=3).to(
+        DEVICE
+    )
+    x_BTD, context_BSD = torch.randn(2, 5, 24, device=DEVICE), torch.randn(2, 7, 24, device=DEVICE)
+    called = []
+
+    def decoded() -> Tensor:
+        cache = KVCache(n_layers=1, batch=2, max_seq_len=5, n_kv_heads=2, head_dim=12, device=DEVICE)
+        first_B1D = layer(x_BTD[:, :1], context_BSD=context_BSD, cache=cache)
+        rest = [layer(piece_B1D, is_cross=True, cache=cache) for piece_B1D in x_BTD[:, 1:].split(1, dim=1)]
+        return torch.cat([first_B1D, *rest], dim=1)
+
+    with torch.no_grad():
+        expected, decode = decoded(), split.gated_decode
+        monkeypatch.setattr(split, "unserved", lambda *_: None)
+        monkeypatch.setitem(IMPLEMENTATIONS, "split", lambda *a, **k: called.append(1) or decode(*a, **k))
+        torch.testing.assert_close(decoded(), expected, rtol=1e-4, atol=1e-5)
+        # A query sees its whole context, window or not.
+        torch.testing.assert_close(expected, layer(x_BTD, context_BSD=context_BSD), rtol=1e-4, atol=1e-5)
+    assert len(called) == 5
+
+
+def test_a_layer_decodes_from_a_cache_that_drops_tokens_what_it_decodes_without(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    layer = GatedAttention(d_model=24, n_heads=4, n_kv_heads=2, head_dim=12, gate="sdpa-headwise").to(DEVICE)
+    x_BTD = torch.randn(2, 9, 24, device=DEVICE)
+    called = []
+
+    def decoded() -> Tensor:
+        cache = StreamingCache(first=1, last=3, n_layers=1, batch=2, n_kv_heads=2, head_dim=12, device=DEVICE)
+        out = []
+        for piece_B1D in x_BTD.split(1, dim=1):
+            out.append(layer(piece_B1D, cache=cache))
+            cache.advance(1)
+        return torch.cat(out, dim=1)
+
+    with torch.no_grad():
+        expected, decode = decoded(), split.gated_decode
+        monkeypatch.setattr(split, "unserved", lambda *_: None)
+        monkeypatch.setitem(IMPLEMENTATIONS, "split", lambda *a, **k: called.append(1) or decode(*a, **k))
+        torch.testing.assert_close(decoded(), expected, rtol=1e-4, atol=1e-5)
+    assert len(called) == 9
+
+
 UNSERVED = {
     "a slot": {"softmax": SinkLogit(init=0.5)},
     "a gate on the scores": {"gate": "scores-headwise"},
@@ -372,10 +442,41 @@ def test_triton_is_not_imported_by_those_who_do_not_call_it() -> None:
 
 
 LARGE = [
-    Shape(f"{B}x{S}-{gate}", B=B, S=S, H=32, G=8, K=128, gate=gate, cut=kernels.CUT)
-    for B, S in ((1, 4096), (8, 1000), (64, 77))
+    Shape(f"{B}x{S}x{K}-{gate}", B=B, S=S, H=32, G=8, K=K, gate=gate)
+    for B, S, K in ((1, 4096, 128), (8, 1000, 128), (64, 77, 128), (2, 3000, 64), (2, 3000, 256))
     for gate in (None, "sdpa-headwise", "sdpa-elementwise")
 ]
+
+
+COMPILED = """
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from gatelab.ops.gated_decode import kernels, split
+
+def shared_bytes(capability, K, R):
+    cut, kernel = kernels.cut_of(K), kernels.split_kernel
+    constants = {"HAS_FIRST": True, "HAS_END": True, "R": R, "K": K, "PADDED": K, "X": max(16, R), "Y": cut.passed}
+    types = {n: "*bf16" for n in "qkv"} | {"first": "*i64", "end": "*i64", "sums": "*fp32", "pairs": "*fp32", "scale": "fp32"}
+    types |= {n: "i32" for n in ("S", "G", "N", "window")} | dict.fromkeys(constants, "constexpr")
+    signature = {n: types.get(n, "i64") for n in kernel.arg_names}
+    wide = {(i,): [["tt.divisibility", 16]] for i, t in enumerate(signature.values()) if t == "i64" or t[0] == "*"}
+    source = ASTSource(kernel, signature, {(kernel.arg_names.index(n),): v for n, v in constants.items()}, wide)
+    options = {"num_warps": cut.n_warps, "num_stages": cut.n_stages}
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options).metadata.shared
+
+limits = {80: 163, 89: 99, 90: 227}
+found = {(c, K, R): shared_bytes(c, K, R) for c in limits for K, R in ((64, 128), (128, 1), (128, 64), (256, 1), (256, 32))}
+assert all(R * K <= split._MOST_CHANNELS for _, K, R in found)
+assert all(0 < n <= 1024 * limits[c] for (c, K, R), n in found.items()), found
+"""
+
+
+@pytest.mark.slow
+def test_what_is_served_fits_into_the_shared_memory_of_each_capability() -> None:
+    """In KiB a block may take, by the CUDA programming guide's table of compute capabilities."""
+    compiled = os.environ | {"TRITON_INTERPRET": "0"}
+    subprocess.run([sys.executable, "-P", "-c", COMPILED], check=True, env=compiled)
 
 
 @pytest.mark.gpu

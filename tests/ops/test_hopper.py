@@ -386,6 +386,8 @@ CASES = (
     Case("both-ways", T=211, K=128, gate="sdpa-headwise", is_causal=False),
     Case("cross", T=190, S=260, G=2, K=128, gate="sdpa-elementwise", is_causal=False),
     Case("last-queries", T=70, S=200, K=64, gate="sdpa-elementwise"),
+    Case("keys-that-nobody-sees", T=70, S=700, K=64, gate="sdpa-elementwise", window=30),
+    Case("keys-that-nobody-sees-grouped", T=70, S=700, G=2, K=128, gate="sdpa-headwise", window=30),
     Case("one-token", T=1, K=128, gate="sdpa-elementwise"),
     Case("window", T=300, G=2, K=128, gate="sdpa-elementwise", window=70),
     Case("window-both-ways", T=300, K=64, gate="sdpa-headwise", window=33, is_causal=False),

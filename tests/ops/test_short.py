@@ -224,6 +224,14 @@ def test_a_constant_gate_keeps_the_contract(dtype: torch.dtype, shape: tuple[int
 
 
 @both_gates
+def test_logits_of_another_type_keep_the_contract(gate: str) -> None:
+    arguments = inputs(Case("mixed", T=21, G=2, gate=gate), seed=2, dtype=torch.float16, device=DEVICE)
+    arguments["gate_logits_BTHK"] = arguments["gate_logits_BTHK"].detach().float().requires_grad_()
+    verdicts = check(together(attend), REFERENCE, apart(arguments))
+    assert len(verdicts) == 5 and all(v.holds for v in verdicts), verdicts
+
+
+@both_gates
 @DTYPES
 def test_shut_and_open_gates_stay_finite(dtype: torch.dtype, gate: str) -> None:
     q, k, v, logits = tensors(Case("extreme", T=12, G=2, gate=gate), dtype)

@@ -43,9 +43,13 @@ def unserved_inside(normaliser: Normaliser, call: Call | None = None) -> str | N
         return f"computes a softmax without a slot, and {normaliser.kind} is none"
     if call is None:
         return None
-    gate = call.gate
     if call.extras:
         return f"takes none of mask_BTS, bias_BHTS and score_gate, and {', '.join(call.extras)} came"
+    return unserved_gate(call.gate)
+
+
+def unserved_gate(gate: GateSpec | None) -> str | None:
+    """Why a gate does not fit inside an operator, to follow the operator's name in a sentence; None where it does."""
     if gate is not None and (gate.form, gate.activation, gate.sharing) != ("mul", "sigmoid", "specific"):
         return f"multiplies by a sigmoid of each head's own, and {gate.slug} came"
     if gate is not None and gate.source == "lse":
@@ -53,8 +57,8 @@ def unserved_inside(normaliser: Normaliser, call: Call | None = None) -> str | N
     return None
 
 
-def unserved_type(call: Call) -> str | None:
-    """Why an operator of own kernels does not serve the types of a call."""
-    if any(other != call.dtypes[0] for other in call.dtypes) or call.dtypes[0] not in LOW_PRECISION:
-        return f"takes q, k and v of bfloat16 or of float16, and {', '.join(str(t) for t in call.dtypes)} came"
+def unserved_types(dtypes: tuple[torch.dtype, ...]) -> str | None:
+    """Why an operator of own kernels does not serve q, k and v of these types."""
+    if any(other != dtypes[0] for other in dtypes) or dtypes[0] not in LOW_PRECISION:
+        return f"takes q, k and v of bfloat16 or of float16, and {', '.join(str(t) for t in dtypes)} came"
     return None

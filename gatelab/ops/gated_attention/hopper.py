@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ...config.normaliser import Normaliser
 from ..gate_apply.fused import HAS_TRITON
-from .call import Call, unserved_inside, unserved_type
+from .call import Call, unserved_inside, unserved_types
 
 _WIDTHS = (64, 96, 128)
 # Parts of the library that it does not call its interface are used: another version may have others.
@@ -29,7 +29,7 @@ def unserved(normaliser: Normaliser, call: Call | None = None) -> str | None:
     why = unserved_inside(normaliser, call)
     if why is not None or call is None:
         return why
-    why = unserved_type(call)
+    why = unserved_types(call.dtypes)
     if why is not None:
         return why
     if call.head_dim not in _WIDTHS:

@@ -13,11 +13,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..attention_stats.column_kernels import LOG2_E
 from ..gate_apply.kernels import SMALLEST, scores_of
 
 # As in `gate_apply.kernels`: numbers of a tensor that a program holds.
 _NUMBERS, _WARPS = 2048, 4
-LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 class Prepared(NamedTuple):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...config.normaliser import Normaliser
 from ..gate_apply.fused import HAS_TRITON, gate_gradients
-from .call import Call, unserved_inside, unserved_type
+from .call import Call, unserved_inside, unserved_types
 from .flash import stock_gradients, stock_kernel
 
 _WIDEST = 128
@@ -26,7 +26,7 @@ def unserved(normaliser: Normaliser, call: Call | None = None) -> str | None:
     why = unserved_inside(normaliser, call)
     if why is not None or call is None:
         return why
-    why = unserved_type(call)
+    why = unserved_types(call.dtypes)
     if why is not None:
         return why
     if call.head_dim > _WIDEST:

@@ -112,18 +112,8 @@ def gradients(
     with torch.cuda.device_of(q):
         tiles = key_tiles or KEY_TILES[_row(K)]
         keys_kernel[(triton.cdiv(S, tiles.kept) * B * G,)](
-            *given,
-            dk,
-            dv,
-            *_sizes(q, k),
-            -most,
-            -least,
-            _scale(K),
-            root,
-            *strides,
-            B * G,
-            **_blocks(q, k, window, tiles),
-        )
+            *given, dk, dv, *_sizes(q, k), -most, -least, _scale(K), root, *strides, B * G, **_blocks(q, k, window, tiles)
+        )  # fmt: skip
         tiles = query_tiles or QUERY_TILES[_row(K)]
         queries_kernel[(triton.cdiv(T, tiles.kept) * B * H,)](
             *given, dq, *_sizes(q, k), least, most, _scale(K), root, *strides, B * H, **_blocks(q, k, window, tiles)

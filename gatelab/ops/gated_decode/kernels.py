@@ -36,7 +36,8 @@ class Cut(NamedTuple):
     fewest: int
 
 
-CUT = Cut(64, 4, 3, 2, 128)
+# Channels of a head at most -> the cut; wider heads pass over fewer keys at a time, for the sake of shared memory.
+CUTS = {128: Cut(64, 4, 3, 2, 128), 256: Cut(32, 4, 3, 2, 128)}
 
 
 def gated_decode(
@@ -48,12 +49,13 @@ def gated_decode(
     window: int | None,
     first_B: Tensor | None,
     end_B: Tensor | None,
-    cut: Cut = CUT,
+    cut: Cut | None = None,
 ) -> Tensor:
-    """As `reference.gated_decode` with a sigmoid gate; arithmetic is in float32, and z is rounded once.
+    """As `reference.gated_decode` with a sigmoid gate; sums are in float32, and z is rounded once.
 
     Args:
         logits_B1HW: one a sequence and head, or a sequence, head and channel, the channels side by side.
+        cut: None takes that of the table.
     """
     if q_B1HK.dtype == torch.bfloat16 and not isinstance(split_kernel, triton.JITFunction):
         # Triton's interpreter would multiply their bits; in float32 the products are the same.
@@ -61,15 +63,18 @@ def gated_decode(
         return gated_decode(*given, window=window, first_B=first_B, end_B=end_B, cut=cut).to(q_B1HK.dtype)
     B, _, H, K = q_B1HK.shape
     S, G = k_BSGK.shape[1:3]
+    cut = cut or cut_of(K)
     q, k, v = (t if t.stride(3) == 1 else t.contiguous() for t in (q_B1HK, k_BSGK, v_BSGK))
     z_B1HK = torch.empty(B, 1, H, K, dtype=q.dtype, device=q.device)
     N, padded = n_splits(q, k, cut), max(16, triton.next_power_of_2(K))
     sums_BHNK = torch.empty(B, H, N, K, dtype=torch.float32, device=q.device)
     pairs_BHN2 = torch.empty(B, H, N, 2, dtype=torch.float32, device=q.device)
     logits = z_B1HK if logits_B1HW is None else logits_B1HW
+    # What is not given is never read; a number of each sequence may be a view, and one number of all of them.
+    first, end = (q if slots_B is None else slots_B.contiguous() for slots_B in (first_B, end_B))
     with torch.cuda.device_of(q):
         split_kernel[(G * N, B)](
-            q, k, v, q if first_B is None else first_B, q if end_B is None else end_B, sums_BHNK, pairs_BHN2, S, G, N,
+            q, k, v, first, end, sums_BHNK, pairs_BHN2, S, G, N,
             _ANY if window is None else min(window, _ANY), 1 / (math.log(2) * math.sqrt(K)), *_strides(q)[::2],
             *_strides(k), *_strides(v), HAS_FIRST=first_B is not None, HAS_END=end_B is not None, R=H // G, K=K,
             PADDED=padded, X=max(16, triton.next_power_of_2(H // G)), Y=cut.passed, num_warps=cut.n_warps,
@@ -82,7 +87,12 @@ def gated_decode(
     return z_B1HK
 
 
-def n_splits(q_B1HK: Tensor, k_BSGK: Tensor, cut: Cut = CUT) -> int:
+def cut_of(K: int) -> Cut:
+    """The table's for heads of K channels."""
+    return next(cut for widest, cut in CUTS.items() if widest >= K)
+
+
+def n_splits(q_B1HK: Tensor, k_BSGK: Tensor, cut: Cut) -> int:
     """Into how many parts the keys of a sequence are cut: as many as fill the device, of no fewer keys than pay."""
     n_programs = cut.n_programs
     if q_B1HK.is_cuda:

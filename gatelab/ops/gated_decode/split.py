@@ -5,25 +5,32 @@ from torch import Tensor
 
 from ...config.gate import GateSpec
 from ..gate_apply.fused import HAS_TRITON
-from ..gated_attention.flash import LOW_PRECISION
+from ..gated_attention.call import unserved_gate, unserved_types
 
 _WIDEST = 256
+# Channels of the query heads that share a key head, both counts rounded up to powers of 2: with more, a program's blocks
+# would not fit into the 99 KiB of shared memory of capabilities 8.6 and 8.9.
+_MOST_CHANNELS = 8192
 
 
 def unserved(q_B1HK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, gate: GateSpec | None = None) -> str | None:
     """Why `split` does not serve a call, to follow its name in a sentence; None where it does."""
-    dtypes, K, device = (q_B1HK.dtype, k_BSGK.dtype, v_BSGK.dtype), q_B1HK.shape[3], q_B1HK.device
-    if gate is not None and (gate.form, gate.activation, gate.sharing) != ("mul", "sigmoid", "specific"):
-        return f"multiplies by a sigmoid of each head's own, and {gate.slug} came"
-    if gate is not None and gate.source == "lse":
-        return f"takes logits that do not wait for its log-sum-exp, and {gate.slug} came"
-    if len(set(dtypes)) > 1 or dtypes[0] not in LOW_PRECISION:
-        return f"takes q, k and v of bfloat16 or of float16, and {', '.join(str(t) for t in dtypes)} came"
+    why = unserved_gate(gate) or unserved_types((q_B1HK.dtype, k_BSGK.dtype, v_BSGK.dtype))
+    if why is not None:
+        return why
+    R, K, device = q_B1HK.shape[2] // k_BSGK.shape[2], q_B1HK.shape[3], q_B1HK.device
     if K > _WIDEST:
         return f"takes heads of up to {_WIDEST} channels, and {K} came"
+    if _power_of_2(R) * _power_of_2(K) > _MOST_CHANNELS:
+        return f"takes up to {_MOST_CHANNELS} channels of query heads that share a key head, and {R} heads of {K} came"
     if device.type != "cuda":
         return f"runs on CUDA devices, and tensors on {device.type} came"
     return _missing(device)
+
+
+def _power_of_2(n: int) -> int:
+    """The least that is not below n."""
+    return 1 << (n - 1).bit_length()
 
 
 def _missing(device: torch.device) -> str | None:
