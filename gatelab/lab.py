@@ -475,7 +475,11 @@ def export(path: str | Path, out: str | Path) -> "Exported":
         ValueError: what its model computes is neither in transformers nor in the code that goes along.
     """
     from .models.interop import export_model
+    from .models.interop.destination import check_destination
 
+    if is_checkpoint(path) and not (Path(path) / "model.json").is_file():
+        raise ValueError(f"{path}: is a checkpoint of transformers already; `--to gatelab` makes a model of ours of it")
+    check_destination(Path(out), Path(path))
     with TemporaryDirectory() as companions:
         return export_model(_stored(path, Path(companions)), out)
 
@@ -499,8 +503,11 @@ def retrofit(
         ValueError: what `import_checkpoint` and `gatelab.retrofit.retrofit` refuse.
     """
     from .models.interop import import_model, is_model_folder, open_folder
+    from .models.interop.destination import check_destination
     from .retrofit import retrofit as carried_out
 
+    # A checkpoint is imported from elsewhere, in minutes where it is large.
+    check_destination(Path(out), Path(source))
     with TemporaryDirectory() as place:
         if is_checkpoint(source) and not is_model_folder(Path(source)):
             tell(f"importing {source}")

@@ -230,6 +230,8 @@ def test_what_cannot_be_converted_is_said_in_a_sentence(runs: dict[str, Path], t
         ("convert", run, tmp_path / "out", "--to", "gatelab"): "is a model of Gatelab already",
         ("convert", run.parent.parent, tmp_path / "out", "--to", "hf"): "is a whole study",
         ("convert", run, tmp_path / "file", "--to", "hf"): "is there already",
+        ("convert", run, run / "out", "--to", "hf"): "lies inside",
+        ("convert", "org/name", tmp_path / "out", "--to", "hf"): "is a checkpoint of transformers already",
         ("convert", run, tmp_path / "file" / "out", "--to", "hf"): "is a file",
         ("convert", run, run, "--to", "hf"): "is there already and is left alone",
         ("convert", run, tmp_path / "out", "--to", "hf", "--allow-pickle"): "--allow-pickle is for --to gatelab",

@@ -151,6 +151,19 @@ def test_a_folder_of_ours_is_read_and_a_summary_is_shown(source: Path, text: str
         (["--gate", "sdpa-headwise", "train.seq_len=128", "train.tokens=0"], 1, "has positions for 64 tokens"),
         (["--gate", "sdpa-headwise", "train.seq_len=64"], 1, "take at most 63 of the text self"),
         (["--gate", "sdpa-headwise", "train.sequence=3"], 2, "no such key"),
+        (["--gate", "sdpa-headwise", "gate=sdpa-elementwise"], 2, "gate is stated as --gate; leave it out"),
+        (["--gate", "sdpa-headwise", "start=random"], 2, "start is stated as --start"),
+        (
+            ["--gate", "sdpa-headwise", "start.drain=0.1"],
+            2,
+            "start.drain belongs to --start surgery, and this is identity",
+        ),
+        (["--gate", "sdpa-headwise-first:40"], 2, "reads 40 channels, and d_model=16 has no more"),
+        (
+            ["--gate", "sdpa-headwise", "optim.lr=1e30"],
+            1,
+            "control: grad_norm is nan at step 2 of 4, so that training is lost",
+        ),
         (["--gate", "sdpa-headwise", "seed=0..2"], 2, "a retrofit takes one value"),
         (["--gate", "sdpa-headwise", "train.batch_size=1000"], 2, "is less than one step"),
         (
@@ -184,13 +197,28 @@ def test_a_model_without_a_tokenizer_and_a_destination_that_is_there_are_refused
     source: Path, text: str, tmp_path: Path
 ):
     lab.import_checkpoint(source, tmp_path / "ours")
-    (tmp_path / "ours" / "tokenizer.json").unlink()
     words = ["--gate", "sdpa-headwise", "--real", text, *WORDS]
+    (tmp_path / "ours" / "tokenizer.json").write_text('{"version":')
+    status, said = answer(str(tmp_path / "ours"), "--out", str(tmp_path / "out"), *words)
+    assert status == 1 and f"{tmp_path / 'ours'}: its tokenizer cannot be read" in said
+    (tmp_path / "ours" / "tokenizer.json").unlink()
     status, said = answer(str(tmp_path / "ours"), "--out", str(tmp_path / "out"), *words)
     assert status == 1 and "has no tokenizer" in said
     shutil.copytree(source, tmp_path / "taken")
     status, said = answer(str(source), "--out", str(tmp_path / "taken"), *words)
     assert status == 1 and "is there already" in said
+
+
+def test_a_destination_is_refused_before_a_checkpoint_is_imported(source: Path, text: str, tmp_path: Path):
+    (tmp_path / "file").write_text("x")
+    words = ["--gate", "sdpa-headwise", "--real", text, *WORDS]
+    for out, why in {
+        source / "out": f"lies inside {source}, which is read; name a folder outside of it",
+        tmp_path / "file": "is there already and is left alone; name a new or empty folder",
+    }.items():
+        # Nothing else is said: importing would be told.
+        assert answer(str(source), "--out", str(out), *words) == (1, f"gatelab: {out}: {why}\n")
+    assert not (source / "out").exists()
 
 
 def test_too_little_memory_is_said_before_a_weight_is_read(

@@ -8,6 +8,8 @@ from cyclopts import Parameter
 from .base import Json, print_json, tell
 
 Flag = Annotated[bool, Parameter(negative="")]
+# Paths of the configuration that options say.
+_OPTIONS = ("gate", "start", "start.kind")
 
 
 def retrofit(
@@ -56,9 +58,15 @@ def retrofit(
     from ..config.retrofit import Retrofit
 
     given = parse_assignments(assignments)
-    many = [path for path, values in given.items() if len(values) > 1]
-    if many:
-        raise ConfigError([f"{path}: a retrofit takes one value" for path in many])
+    mistakes = [f"{path}: a retrofit takes one value" for path, values in given.items() if len(values) > 1]
+    mistakes += [f"{path} is stated as --{path.partition('.')[0]}; leave it out" for path in given if path in _OPTIONS]
+    if start != "surgery":
+        belong = [path for path in given if path.startswith("start.") and path not in _OPTIONS]
+        mistakes += [
+            f"{path} belongs to --start surgery, and this is {start}; leave one of them out" for path in belong
+        ]
+    if mistakes:
+        raise ConfigError(mistakes)
     config = validate(Retrofit, {"gate": gate, "start": start})
     config = override(config, {path: values[0] for path, values in given.items()})
     made = lab.retrofit(model, config, out, text=text, real=real, device=device, allow_pickle=allow_pickle, tell=tell)

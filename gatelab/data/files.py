@@ -207,4 +207,4 @@ def _parquet(path: Path, text_field: str) -> Iterator[bytes]:
 def _columns(names: list[str], wanted: str) -> str:
     close = difflib.get_close_matches(wanted, names, n=1)
     hint = f"; did you mean data.text_field={close[0]}?" if close else "; name one in data.text_field"
-    return ", ".join(map(repr, names)) + hint if names else "none at all"
+    return f"{', '.join(map(repr, names))}{hint} (a run's key; elsewhere rename the column)" if names else "none at all"

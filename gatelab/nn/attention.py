@@ -233,7 +233,8 @@ class GatedAttention(nn.Module):
             mask_BTS = segment_ids_BT[:, :, None] == segment_ids_BT[:, None, :]
         if cache is not None and not is_cross:
             window, mask_BTS, bias_BHTS = self._hidden(cache, x_BTD.shape[1], keys.k_BSGK.shape[1], bias_BHTS)
-        hidden_1SH = None if is_cross else self.hides(keys.k_BSGK.shape[1], start + x_BTD.shape[1])
+        has_first = not is_cross and (cache is None or cache.has_first)
+        hidden_1SH = self.hides(keys.k_BSGK.shape[1], start + x_BTD.shape[1]) if has_first else None
         lse_BHT, given = None, (q_BTHK, keys.k_BSGK, keys.v_BSGK, logits, spec)
         if is_watched and all(a is None for a in added):
             y_BTHK, lse_BHT = gated_attention_and_lse(

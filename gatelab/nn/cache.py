@@ -48,7 +48,8 @@ class Cache(ABC):
 
     `length` is the position of the next token; it moves when the model's last layer has run (`advance`). `context` keeps
     what cross-attention layers made of their context, by layer. `turns_late`: RoPE turns keys after they are looked up, by
-    their place among what `append` returns. `padding`: the slots before a row's first token, None without.
+    their place among what `append` returns. `has_first`: whether the text's first token was not dropped in every layer.
+    `padding`: the slots before a row's first token, None without.
     """
 
     turns_late = False
@@ -57,7 +58,7 @@ class Cache(ABC):
         self.batch, self.heads, self.n_score_heads = batch, heads, n_score_heads
         self.context: dict[int, Keys] = {}
         self.padding: Padding | None = None
-        self.length = 0
+        self.length, self.has_first = 0, True
 
     @property
     @abstractmethod

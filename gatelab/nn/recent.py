@@ -88,7 +88,7 @@ class StreamingCache(Cache):
                 f"first={first}, last={last}: take 0 or more of the first tokens, and 1 or more of the last"
             )
         super().__init__(batch, (n_kv_heads, head_dim), n_score_heads)
-        self.most = first + last - 1
+        self.most, self._first = first + last - 1, first
         room = first + _room(last - 1)
         self._layers = [
             _Recent(_empty(batch, room, self.heads, n_score_heads, dtype, device), first=first, last=last - 1)
@@ -107,6 +107,7 @@ class StreamingCache(Cache):
 
     def advance(self, n_tokens: int) -> None:
         """Count the tokens that stay; what they push out is dropped by the next `append`."""
+        self.has_first = self.has_first and (self._first > 0 or self.length + n_tokens <= self.most)
         self.length = min(self.length + n_tokens, self.most)
 
 

@@ -62,8 +62,7 @@ class Anywhere(Probe):
         self.add_rate("sink_elsewhere", importance_BH.masked_fill(is_first_BH, 0.0), where, axis=None)
         # Weights that are not numbers have no strongest key.
         place_BH = key_BH.masked_fill(importance_BH.isnan(), -1)
-        for head in range(key_BH.shape[1]):
-            self.add_place("sink_position", place_BH[:, head], **where, head=head)
+        self.add_head_places("sink_position", place_BH, where)
         norm_BSG = view.of(ValueNorms).norm_BSG
         norm_BHS = norm_BSG.repeat_interleave(key_BH.shape[1] // norm_BSG.shape[2], dim=2).transpose(1, 2)
         self.add_heads("sink_value_drain", against_others(norm_BHS, key_BH), where)
@@ -95,8 +94,8 @@ class Anywhere(Probe):
 
     def summaries(self, rows: list[Row]) -> list[Row]:
         """Means over layers; the largest peak of any layer."""
-        means = [row for m in self.metrics if m != "sink_residual_peak" for row in over_layers(rows, m)]
-        return means + over_layers(rows, "sink_residual_peak", "max")
+        means = over_layers(rows, [metric for metric in self.metrics if metric != "sink_residual_peak"])
+        return means + over_layers(rows, ["sink_residual_peak"], "max")
 
     def _by_domain(self, columns: Columns, domain_BS: Tensor, where: dict[str, object]) -> None:
         for i, domain in enumerate(self.domains):

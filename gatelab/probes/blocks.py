@@ -26,17 +26,20 @@ class Block:
     layer: int
 
 
-def blocks(model: nn.Module) -> list[Block]:
-    """The blocks in the order of the model's modules; none where nothing is known to be one.
+def blocks(model: nn.Module, named: dict[str, nn.Module] | None = None) -> list[Block]:
+    """The blocks in the order of the model's modules; none where nothing is known to be one. `named`: the modules by name,
+    where they are known; None asks the model.
 
     A block of transformers is what it checkpoints as one, the outermost whose name has a number. In somebody's own module
     it is the outermost numbered module around a GatedAttention, else what holds the attention; layers count as `capture`
     counts them.
     """
-    known = list(_known(model))
+    named = dict(model.named_modules()) if named is None else named
+    known = list(_known(named))
     if not known:
-        return _around_attention(model)
-    is_both = any(getattr(getattr(m, "config", None), "is_encoder_decoder", False) for m in model.modules())
+        return _around_attention(named)
+    has_encoder = any("encoder" in name.split(".") for name, _ in known)
+    is_both = has_encoder and any(getattr(vars(m).get("config"), "is_encoder_decoder", False) for m in named.values())
     found = []
     for name, module in known:
         path = name.split(".")
@@ -45,11 +48,11 @@ def blocks(model: nn.Module) -> list[Block]:
     return found
 
 
-def _known(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def _known(named: dict[str, nn.Module]) -> Iterator[tuple[str, nn.Module]]:
     layers = sys.modules.get("transformers.modeling_layers")
     kinds = (OwnBlock,) if layers is None else (OwnBlock, layers.GradientCheckpointingLayer)
     outer: str | None = None
-    for name, module in model.named_modules():
+    for name, module in named.items():
         # What a module holds follows it.
         is_inside = outer is not None and name.startswith(f"{outer}.")
         if isinstance(module, kinds) and not is_inside and re.search(r"\d", name):
@@ -57,11 +60,11 @@ def _known(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield name, module
 
 
-def _around_attention(model: nn.Module) -> list[Block]:
+def _around_attention(named: dict[str, nn.Module]) -> list[Block]:
     found: dict[str, Block] = {}
-    attention = [name for name, module in model.named_modules() if isinstance(module, GatedAttention)]
+    attention = [name for name, module in named.items() if isinstance(module, GatedAttention)]
     for layer, name in enumerate(attention):
         numbered = re.match(r"(.*?\b\d+)(\.|$)", name)
         around = numbered[1] if numbered else name.rpartition(".")[0] or name
-        found.setdefault(around, Block(around, model.get_submodule(around), None, layer))
+        found.setdefault(around, Block(around, named[around], None, layer))
     return list(found.values())

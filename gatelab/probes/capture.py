@@ -20,7 +20,7 @@ from ..config.base import nearest
 from ..config.output_map import OUTPUT_MAPS
 from ..config.run import ProbeConfig
 from ..models.model import Model
-from ..nn.attention import GatedAttention
+from ..nn.attention import HIDES, GatedAttention
 from ..ops.attention_stats import Stretch
 from ..record import Row
 from .anywhere import Anywhere
@@ -29,7 +29,7 @@ from .gate_scores import GateScores
 from .gate_variance import GateVariance
 from .massive import Massive
 from .position import Position
-from .probe import AttentionView, Probe, norms_alone, show, statistics_of
+from .probe import AttentionView, Probe, fetch, norms_alone, show, statistics_of
 from .rank import Rank
 from .residual import ResidualView
 from .shape import Shape
@@ -70,6 +70,7 @@ class Recorder:
             raise ValueError(
                 "no forward pass was seen: run the model inside the block, and the uncompiled module if it was compiled"
             )
+        fetch(self.probes)
         return [row for probe in self.probes for row in probe.rows(run, step)]
 
     def rows_of(self, runs: list[str], step: int) -> list[list[Row]]:
@@ -80,6 +81,7 @@ class Recorder:
         """
         if len(runs) == 1 or not self.n_layers_seen:
             return [self.rows(run, step) for run in runs]
+        fetch(self.probes)
         by_probe = [probe.divided(len(runs)) for probe in self.probes]
         return [[row for parts in by_probe for row in parts[m].rows(run, step)] for m, run in enumerate(runs)]
 
@@ -159,6 +161,9 @@ def _watch(attention: GatedAttention, index: int, recorder: Recorder) -> list[An
         is_cross = keywords.get("context_BSD") is not None
         gates = {site: (gate.spec, seen[site]) for site, gate in attention.gates.items()}
         score_gate, score_logits_BSH1 = gates.get("scores", (None, None))
+        hidden_1SH = None if is_cross else attention.hides(*(seen["k"].shape[1],) * 2)
+        if hidden_1SH is not None:
+            score_gate, score_logits_BSH1 = HIDES, hidden_1SH[..., None]
         stack = "cross" if is_cross else None if keywords.get("is_causal", True) else "encoder"
         stretch = Stretch(
             q_BTHK=seen["q"],

@@ -1,7 +1,7 @@
 """What probes file: numbers a sequence under names with coordinates, and how they become means on the host.
 
 Notable: numbers stay where they were computed until rows are asked for, and are then fetched in one go; a model has thousands
-of names, so means of one shape are computed together.
+of names, so means of one shape are computed together, and layers that were filed together stay so.
 """
 
 from collections import defaultdict
@@ -16,93 +16,100 @@ Key = tuple[tuple[str, object], ...]
 
 
 class Filed(NamedTuple):
-    """The name of what is filed: the axis that numbers are along (None: no rows of them), how they become the layer's number
-    (None: they do not), and the threshold of which they say whether they are above it."""
+    """The name of what is filed: its layers, one after the other in the batch (None: of no layer), and its other coordinates;
+    the axis that numbers are along (None: no rows of them), how they become the layer's number (None: they do not), and the
+    threshold of which they say whether they are above it."""
 
     metric: str
+    layers: tuple[int | None, ...]
     key: Key
     axis: str | None
     reduce: str | None
     above: float | None = None
 
 
-def on_host(filed: dict[Filed, list[Tensor]]) -> dict[Filed, np.ndarray]:
-    """What is filed under each name, [B, N] in float64, not-a-number where a part has fewer than N; fetched in one go from
-    each device. What was filed for several layers at once comes under a name for each."""
-    parts = [part for parts in filed.values() for part in parts]
-    here: dict[int, np.ndarray] = {}
-    for device in dict.fromkeys(part.device for part in parts):
-        there = [part for part in parts if part.device == device]
-        flat_N = torch.cat([part.flatten() for part in there]).double().cpu().numpy()
-        ends = np.cumsum([part.numel() for part in there])
-        for part, values in zip(there, np.split(flat_N, ends[:-1]), strict=True):
-            here[id(part)] = values.reshape(part.shape)
-    found: dict[Filed, list[np.ndarray]] = defaultdict(list)
-    for name, parts in filed.items():
-        for part in parts:
-            for own, values in _by_layer(name, here[id(part)]):
-                found[own].append(values)
-    return {name: _joined(parts) for name, parts in found.items()}
+def filed_as(
+    metric: str, where: dict[str, object], axis: str | None, reduce: str | None, above: float | None = None
+) -> Filed:
+    """The name of what is filed at these coordinates, of which `layer` may be several."""
+    layer = where.get("layer")
+    layers = layer if isinstance(layer, tuple) else (layer,)
+    return Filed(metric, layers, key_of({k: v for k, v in where.items() if k != "layer"}), axis, reduce, above)
 
 
-def _by_layer(name: Filed, values: np.ndarray) -> Iterator[tuple[Filed, np.ndarray]]:
-    at = dict(name.key)
-    layers = at.get("layer")
-    if not isinstance(layers, tuple):
-        yield name, values
-        return
-    for layer, own in zip(layers, np.split(values, len(layers)), strict=True):
-        yield name._replace(key=key_of(at | {"layer": layer})), own
+def key_of(coordinates: dict[str, object]) -> Key:
+    return tuple(sorted(coordinates.items()))
 
 
 def fetched(tensors: list[Tensor]) -> Iterator[Tensor]:
-    """The tensors on the host, fetched in one go from each device and type."""
+    """The tensors on the host in float64, in one go from each device; one that is given twice is fetched once."""
     here: dict[int, Tensor] = {}
-    for kind in dict.fromkeys((t.device, t.dtype) for t in tensors):
-        there = [t for t in tensors if (t.device, t.dtype) == kind]
-        flat_N = torch.cat([t.flatten() for t in there]).cpu()
+    for device in dict.fromkeys(t.device for t in tensors):
+        alike: dict[torch.dtype, list[Tensor]] = defaultdict(list)
+        for t in {id(t): t for t in tensors if t.device == device}.values():
+            alike[t.dtype].append(t)
+        # Type by type: joined with float32, whole numbers would be rounded to it.
+        parts = [torch.cat([t.flatten() for t in own]).double() for own in alike.values()]
+        there = [t for own in alike.values() for t in own]
+        flat_N = torch.cat(parts).cpu()
         for t, values in zip(there, flat_N.split([t.numel() for t in there]), strict=True):
             here[id(t)] = values.view(t.shape)
     return iter([here[id(t)] for t in tensors])
 
 
+def by_layer(filed: dict[Filed, list[Tensor]]) -> dict[Filed, np.ndarray]:
+    """What is filed on the host under each name, [L, B, N] of its L layers; not-a-number where a part has fewer than N. What a
+    layer has under several names that differ in the layers beside it comes under one of its own."""
+    layers: dict[Filed, list[int | None]] = defaultdict(list)
+    for name in filed:
+        layers[name._replace(layers=())] += name.layers
+    is_mixed = {name: len(set(own)) < len(own) for name, own in layers.items()}
+    found: dict[Filed, list[np.ndarray]] = defaultdict(list)
+    for name, parts in filed.items():
+        for part in parts:
+            value_LBN = part.numpy().reshape(len(name.layers), -1, part.shape[1])
+            if is_mixed[name._replace(layers=())]:
+                for i, layer in enumerate(name.layers):
+                    found[name._replace(layers=(layer,))].append(value_LBN[i : i + 1])
+            else:
+                found[name].append(value_LBN)
+    return {name: _joined(parts) for name, parts in found.items()}
+
+
 def _joined(parts: list[np.ndarray]) -> np.ndarray:
     if len(parts) == 1:
         return parts[0]
-    width = max(part.shape[1] for part in parts)
+    width = max(part.shape[2] for part in parts)
     return np.concatenate(
-        [
-            p if p.shape[1] == width else np.pad(p, ((0, 0), (0, width - p.shape[1])), constant_values=np.nan)
-            for p in parts
-        ]
+        [np.pad(p, ((0, 0), (0, 0), (0, width - p.shape[2])), constant_values=np.nan) for p in parts], axis=1
     )
 
 
-def means_of(found: dict[Filed, np.ndarray]) -> tuple[list[float | None], list[list[float]]]:
-    """Of each, its mean over sequences of the head's mean or maximum, and its means over sequences by place; those of one
-    shape together, since a model has thousands."""
-    wholes, means = [None] * len(found), [[]] * len(found)
+def means_of(found: dict[Filed, np.ndarray]) -> Iterator[tuple[list[float | None], list[list[float]]]]:
+    """Of each name in order and of each of its layers: the mean over sequences of the head's mean or maximum (None where there
+    is neither), and the means over sequences by place; names of one shape together, since a model has thousands."""
     alike = defaultdict(list)
-    for i, (name, value_BN) in enumerate(found.items()):
-        alike[value_BN.shape, name.reduce, name.above].append((i, value_BN))
-    for (_, reduce, above), members in alike.items():
-        value_MBN = np.stack([value_BN for _, value_BN in members])
-        if above is not None:
-            value_MBN = np.where(np.isnan(value_MBN), np.nan, value_MBN > above)
-        by_place_MN = _mean(value_MBN, 1).tolist()
-        whole_MB = None if reduce is None else _mean(value_MBN, 2) if reduce == "mean" else value_MBN.max(axis=2)
-        whole_M = [None] * len(members) if whole_MB is None else _mean(whole_MB, 1).tolist()
-        for (i, _), whole, by_place_N in zip(members, whole_M, by_place_MN, strict=True):
-            wholes[i], means[i] = whole, by_place_N
-    return wholes, means
+    for name, value_LBN in found.items():
+        alike[value_LBN.shape, name.reduce, name.above is None].append(name)
+    means: dict[Filed, tuple[list[float | None], list[list[float]]]] = {}
+    for ((L, *_), reduce, is_value), names in alike.items():
+        value_MLBN = np.stack([found[name] for name in names])
+        if not is_value:
+            above_M111 = np.array([name.above for name in names])[:, None, None, None]
+            value_MLBN = np.where(np.isnan(value_MLBN), np.nan, value_MLBN > above_M111)
+        by_place_MLN = _mean(value_MLBN, 2).tolist()
+        whole_ML = [[None] * L] * len(names)
+        if reduce is not None:
+            whole_MLB = _mean(value_MLBN, 3) if reduce == "mean" else value_MLBN.max(axis=3)
+            whole_ML = _mean(whole_MLB, 2).tolist()
+        means |= zip(names, zip(whole_ML, by_place_MLN, strict=True), strict=True)
+    return (means[name] for name in found)
 
 
 def _mean(values: np.ndarray, axis: int) -> np.ndarray:
     """Over what is a number; not-a-number where nothing is."""
     is_number = values == values
+    if is_number.all():
+        return values.sum(axis=axis) / values.shape[axis]
     n = is_number.sum(axis=axis)
     return np.where(is_number, values, 0.0).sum(axis=axis) / np.where(n > 0, n, np.nan)
-
-
-def key_of(coordinates: dict[str, object]) -> Key:
-    return tuple(sorted(coordinates.items()))

@@ -51,7 +51,7 @@ class GateEffect(Probe):
 
     def summaries(self, rows: list[Row]) -> list[Row]:
         """Means over layers."""
-        return [row for metric in self.metrics for row in over_layers(rows, metric)]
+        return over_layers(rows, self.metrics)
 
 
 def _is_readable(gates: Gates) -> bool:

@@ -57,7 +57,7 @@ class GateScores(Probe):
 
     def summaries(self, rows: list[Row]) -> list[Row]:
         """Means over layers."""
-        return [r for metric in self.metrics if metric != "gate_histogram" for r in over_layers(rows, metric)]
+        return over_layers(rows, [metric for metric in self.metrics if metric != "gate_histogram"])
 
     def _constancy(self, scores: SiteScores, where: dict[str, object]) -> None:
         """Sparsity of the scores' sizes, and whether a head's gate stays where it is."""

@@ -77,7 +77,7 @@ class GateVariance(Probe):
                 put("gate_variance_explained", share_H.nanmean().item(), **where, domain=name)
                 for head, share in enumerate(share_H.tolist()):
                     put("gate_variance_explained", share, **where, head=head, domain=name)
-        rows += [row for metric in self.metrics for row in over_layers(rows, metric)]
+        rows += over_layers(rows, self.metrics)
         for (site, stack), layers in self._by_site().items():
             at = {"site": site} | ({} if stack is None else {"stack": stack})
             # Heads count alike, however many a layer has.

@@ -50,7 +50,7 @@ class Massive(Probe):
     def summaries(self, rows: list[Row]) -> list[Row]:
         """M-Act, the mean over layers of the maximum; the largest ratio of any layer; where the largest is, and which
         layers have more than half of it; the mean kurtosis."""
-        out = over_layers(rows, "massive_max") + over_layers(rows, "massive_ratio", "max")
+        out = over_layers(rows, ["massive_max"]) + over_layers(rows, ["massive_ratio"], "max")
         for stack in dict.fromkeys(r.stack for r in rows):
             largest = {r.layer: r for r in rows if r.metric == "massive_max" and r.stack == stack}
             if not largest:
@@ -61,4 +61,4 @@ class Massive(Probe):
             above = [layer for layer, r in largest.items() if r.value >= top.value / 2]
             for metric, layer in (("massive_layer", min(above)), ("massive_layer_last", max(above))):
                 out.append(replace(top, metric=metric, layer=None, value=float(layer), unit=self.metrics[metric]))
-        return out + over_layers(rows, "residual_kurtosis") + over_layers(rows, "outlier_channels")
+        return out + over_layers(rows, ["residual_kurtosis", "outlier_channels"])

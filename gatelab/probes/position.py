@@ -49,4 +49,4 @@ class Position(Probe):
 
     def summaries(self, rows: list[Row]) -> list[Row]:
         """Means over layers."""
-        return [row for metric in self.metrics for row in over_layers(rows, metric)]
+        return over_layers(rows, self.metrics)

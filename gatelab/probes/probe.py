@@ -6,9 +6,10 @@ gathered of them adds up, so that a probe sees no difference.
 """
 
 from abc import ABC, abstractmethod
-from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from operator import attrgetter
 from typing import ClassVar, TypeVar
 
@@ -18,7 +19,7 @@ from torch import Tensor
 from ..config.run import ProbeConfig
 from ..ops.attention_stats import FirstKey, Gates, Statistic, Stretch, one_pass
 from ..record import COORDINATES, Row
-from .filed import Filed, fetched, key_of, means_of, on_host
+from .filed import Filed, by_layer, fetched, filed_as, means_of
 from .residual import ResidualView
 
 # What tells rows of one run and one metric apart, but for the layer.
@@ -114,18 +115,24 @@ class _Joined:
         return joined
 
 
+def abreast(views: list[AttentionView]) -> AttentionView:
+    """A view of the layers of several views, of which nothing is gathered yet; of one alone itself."""
+    if len(views) == 1:
+        return views[0]
+    layers = tuple(layer for view in views for layer in layers_of(view))
+    given = [
+        None if getattr(views[0], name) is None else torch.cat([getattr(view, name) for view in views])
+        for name in ("domain_BT", "tokens_BS")
+    ]
+    return AttentionView(layers, views[0].stack, *given)
+
+
 def side_by_side(views: list[AttentionView]) -> AttentionView:
     """Views of several layers without gates, of the same sequences and sizes, as one: what is computed of it is computed once
     for all, which is what a GPU wants."""
-    first, n = views[0], len(views)
-    if n == 1:
+    first, out = views[0], abreast(views)
+    if out is first:
         return first
-    out = AttentionView(
-        tuple(view.layer for view in views),
-        first.stack,
-        None if first.domain_BT is None else first.domain_BT.repeat(n, 1),
-        None if first.tokens_BS is None else first.tokens_BS.repeat(n, 1),
-    )
     for name in ("n_queries", "n_keys", "has_slot", "has_documents", "device"):
         setattr(out, name, getattr(first, name))
     out._taken = {kind: _Joined([view.of(kind) for view in views]) for kind in first._taken}
@@ -137,9 +144,8 @@ class Probe(ABC):
     `statistics` are those of the attention weights that it asks of a view.
 
     `add` files a number a sequence under its coordinates, `add_heads` and `add_bins` one a head or bin, and `rows` averages
-    over sequences. `add_place` files where
-    something is; `places` says for such a metric which coordinate the place is, and how many rows the most frequent ones
-    have, whose values are their shares.
+    over sequences. `add_place` and `add_head_places` file where something is; `places` says for such a metric which
+    coordinate the place is, and how many rows the most frequent ones have, whose values are their shares.
     """
 
     name: ClassVar[str]
@@ -169,74 +175,93 @@ class Probe(ABC):
 
     def add(self, metric: str, value_B: Tensor, **coordinates: object) -> None:
         """File one number a sequence."""
-        self._many[Filed(metric, key_of(coordinates), None, "mean")].append(value_B.detach()[:, None])
+        self._many[filed_as(metric, coordinates, None, "mean")].append(value_B.detach()[:, None])
 
     def add_heads(self, metric: str, value_BH: Tensor, where: dict[str, object], reduce: str = "mean") -> None:
         """File each head's numbers, and the layer's: their mean, or their maximum."""
-        self._many[Filed(metric, key_of(where), "head", reduce)].append(value_BH.detach())
+        self._many[filed_as(metric, where, "head", reduce)].append(value_BH.detach())
 
     def add_rate(self, metric: str, value_BH: Tensor, where: dict[str, object], axis: str | None = "head") -> None:
         """File at each of the thresholds whether a head's number is above it, by head (`axis` None: not), and of the layer the
         share of heads."""
+        value_BH = value_BH.detach()
         for above in self.config.thresholds:
-            name = Filed(metric, key_of(where | {"threshold": above}), axis, "mean", above)
-            self._many[name].append(value_BH.detach())
+            self._many[filed_as(metric, where | {"threshold": above}, axis, "mean", above)].append(value_BH)
 
     def add_bins(self, metric: str, value_BN: Tensor, where: dict[str, object]) -> None:
         """File the numbers of each bin."""
-        self._many[Filed(metric, key_of(where), "bin", None)].append(value_BN.detach())
+        self._many[filed_as(metric, where, "bin", None)].append(value_BN.detach())
 
     def add_place(self, metric: str, index: Tensor, **coordinates: object) -> None:
         """File places, of any shape; −1 is: nowhere, which counts and is not listed."""
-        self._places[Filed(metric, key_of(coordinates), None, None)].append(index.detach().reshape(-1, 1))
+        self._places[filed_as(metric, coordinates, None, None)].append(index.detach().reshape(-1, 1))
+
+    def add_head_places(self, metric: str, index_BH: Tensor, where: dict[str, object]) -> None:
+        """File each head's places, as `add_place` does."""
+        self._places[filed_as(metric, where, "head", None)].append(index_BH.detach())
+
+    def finish(self) -> None:  # noqa: B027
+        """Called before rows are made, to file what waited for all layers."""
 
     def divided(self, n: int) -> list["Probe"]:
         """What was filed of each n-th of the batches, as n probes."""
+        fetch([self])
         out = [type(self)(self.config, self.domains) for _ in range(n)]
         for name in ("_many", "_places"):
-            filed = getattr(self, name)
-            here = fetched([part for parts in filed.values() for part in parts])
-            for key, parts in filed.items():
-                for _ in parts:
-                    for probe, own in zip(out, next(here).chunk(n), strict=True):
+            for key, parts in getattr(self, name).items():
+                for part in parts:
+                    for probe, own in zip(out, part.chunk(n), strict=True):
                         getattr(probe, name)[key].append(own)
         return out
 
     @abstractmethod
     def summaries(self, rows: list[Row]) -> list[Row]:
-        """Model-level rows from the layer rows."""
+        """Model-level rows from the layer rows, which are those of no head."""
 
     def rows(self, run: str, step: int) -> list[Row]:
         """All rows: heads, layers, model."""
-        rows: list[Row] = []
+        fetch([self])
+        rows, row = [], partial(Row, run, step, self.name)
+        many = by_layer(self._many)
+        for name, (wholes, means) in zip(many, means_of(many), strict=True):
+            metric, unit = name.metric, self.metrics[name.metric]
+            for layer, whole, mean_N in zip(name.layers, wholes, means, strict=True):
+                at = {"layer": layer, **dict(name.key)}
+                if whole is not None and whole == whole:  # else no sequence had a number
+                    rows.append(row(metric, whole, unit, **at))
+                for i, mean in enumerate(mean_N if name.axis is not None else ()):
+                    if mean == mean:
+                        at[name.axis] = i
+                        rows.append(row(metric, mean, unit, **at))
+        for name, place_LBN in by_layer(self._places).items():
+            metric, unit, (coordinate, most) = name.metric, self.metrics[name.metric], self.places[name.metric]
+            for layer, place_NB in zip(name.layers, place_LBN.astype(int).swapaxes(1, 2).tolist(), strict=True):
+                for i, place_B in enumerate(place_NB):
+                    at = dict(name.key) | {"layer": layer} | ({} if name.axis is None else {name.axis: i})
+                    for place, share in _most_frequent(place_B, most):
+                        rows.append(row(metric, share, unit, **at, **{coordinate: place}))
+        return self.summaries([row for row in rows if row.head is None]) + rows
 
-        def put(name: Filed, means: list[float], axis: str | None = None) -> None:
-            metric, at = name.metric, dict(name.key)
-            for i, mean in enumerate(means):
-                if axis is not None:
-                    at[axis] = i
-                if mean == mean:  # else no sequence had a number
-                    rows.append(Row(run, step, self.name, metric, mean, self.metrics[metric], **at))
 
-        found = on_host(self._many)
-        for name, whole, means in zip(found, *means_of(found), strict=True):
-            if name.reduce is not None:
-                put(name, [whole])
-            if name.axis is not None:
-                put(name, means, name.axis)
-        rows += self._most_frequent(run, step)
-        return self.summaries(rows) + rows
+def fetch(probes: Iterable[Probe]) -> None:
+    """Bring what the probes filed to the host in one go: the one time that a look waits for the device."""
+    for probe in probes:
+        probe.finish()
+    filed = [parts for probe in probes for own in (probe._many, probe._places) for parts in own.values()]
+    away = [parts for parts in filed if not all(part.dtype == torch.float64 and part.is_cpu for part in parts)]
+    here = fetched([part for parts in away for part in parts])
+    for parts in away:
+        parts[:] = [next(here) for _ in parts]
 
-    def _most_frequent(self, run: str, step: int) -> list[Row]:
-        rows = []
-        for (metric, coordinates, *_), places_N1 in on_host(self._places).items():
-            name, most = self.places[metric]
-            found = [int(place) for place in places_N1.flatten()]
-            counts = Counter(place for place in found if place >= 0)
-            for place, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:most]:
-                at = dict(coordinates) | {name: place}
-                rows.append(Row(run, step, self.name, metric, count / len(found), self.metrics[metric], **at))
-        return rows
+
+def _most_frequent(places: list[int], n: int) -> list[tuple[int, float]]:
+    """At most n of the places, with the share of each; of equally frequent ones the first. −1 is no place."""
+    counts: dict[int, int] = {}
+    for place in places:
+        if place >= 0:
+            counts[place] = counts.get(place, 0) + 1
+    frequent = sorted(counts, key=lambda place: (-counts[place], place))[:n]
+    return [(place, counts[place] / len(places)) for place in frequent]
 
 
 def show(view: AttentionView | ResidualView, probes: Iterable[Probe]) -> None:
@@ -250,8 +275,7 @@ def show(view: AttentionView | ResidualView, probes: Iterable[Probe]) -> None:
 def mean_of(value_BHT: Tensor, selected_BT: Tensor) -> Tensor:
     """Mean over the selected queries, [B, H]; not-a-number for a sequence that has none."""
     selected_B1T = selected_BT[:, None].to(value_BHT.dtype)
-    count_B1 = selected_B1T.sum(-1)
-    return (value_BHT * selected_B1T).sum(-1) / torch.where(count_B1 > 0, count_B1, torch.nan)
+    return (value_BHT * selected_B1T).sum(-1) / selected_B1T.sum(-1)
 
 
 def norms_alone(probes: Iterable[Probe]) -> bool:
@@ -264,13 +288,16 @@ def statistics_of(probes: Iterable[Probe], gates: Gates) -> tuple[type[Statistic
     return tuple(dict.fromkeys(kind for probe in probes for kind in probe.asks(gates)))
 
 
-def over_layers(rows: list[Row], metric: str, reduce: str = "mean") -> list[Row]:
-    """Model-level rows of a metric: its layer rows (no head) reduced over layers, one a combination of the other
+def over_layers(rows: list[Row], metrics: Collection[str], reduce: str = "mean") -> list[Row]:
+    """Model-level rows of each of these metrics: its layer rows (no head) reduced over layers, one a combination of the other
     coordinates."""
-    groups: dict[tuple[object, ...], tuple[Row, list[float]]] = {}
+    groups: dict[str, dict[tuple[object, ...], list[Row]]] = {metric: defaultdict(list) for metric in metrics}
     for row in rows:
-        if row.metric == metric and row.layer is not None and row.head is None:
-            key = _OTHER_COORDINATES(row)
-            groups.setdefault(key, (row, []))[1].append(row.value)
-    reducers = {"mean": lambda v: sum(v) / len(v), "max": max}
-    return [replace(row, layer=None, value=reducers[reduce](values)) for row, values in groups.values()]
+        if row.metric in groups and row.layer is not None and row.head is None:
+            groups[row.metric][_OTHER_COORDINATES(row)].append(row)
+    reducer = {"mean": lambda values: sum(values) / len(values), "max": max}[reduce]
+    return [
+        replace(own[0], layer=None, value=reducer([row.value for row in own]))
+        for by_place in groups.values()
+        for own in by_place.values()
+    ]

@@ -29,16 +29,8 @@ class Rank(Probe):
         if not view.is_short:
             self._grams.append((view.where | {"length": view.n_queries}, view.of(SampledRank).gram_BHRR))
 
-    def divided(self, n: int) -> list[Probe]:
-        """With the rows' products."""
-        out = super().divided(n)
-        for where, gram_BHRR in self._grams:
-            for probe, own in zip(out, gram_BHRR.chunk(n), strict=True):
-                probe._grams.append((where, own))
-        return out
-
-    def rows(self, run: str, step: int) -> list[Row]:
-        """Heads, layers, model."""
+    def finish(self) -> None:
+        """Eigenvalues of what was kept."""
         by_size: dict[torch.Size, list[tuple[dict[str, object], Tensor]]] = {}
         for where, gram_BHRR in self._grams:
             by_size.setdefault(gram_BHRR.shape, []).append((where, gram_BHRR))
@@ -48,8 +40,7 @@ class Rank(Probe):
             for (where, _), effective_BH, stable_BH in zip(found, effective_NBH, stable_NBH, strict=True):
                 self.add_heads("effective_rank", effective_BH, where)
                 self.add_heads("stable_rank", stable_BH, where)
-        return super().rows(run, step)
 
     def summaries(self, rows: list[Row]) -> list[Row]:
         """Means over layers."""
-        return [row for metric in self.metrics for row in over_layers(rows, metric)]
+        return over_layers(rows, self.metrics)

@@ -44,5 +44,5 @@ class Shape(Probe):
 
     def summaries(self, rows: list[Row]) -> list[Row]:
         """Means over layers; the largest logit of any layer."""
-        means = [row for m in self.metrics if m != "max_logit" for row in over_layers(rows, m)]
-        return means + over_layers(rows, "max_logit", "max")
+        means = over_layers(rows, [metric for metric in self.metrics if metric != "max_logit"])
+        return means + over_layers(rows, ["max_logit"], "max")

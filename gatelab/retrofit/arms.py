@@ -1,6 +1,7 @@
 """The arms of a retrofit, made, trained and measured in memory: the model as it was, its control, the start, the retrofit."""
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -87,7 +88,11 @@ def _put_in(made: Arms, model: Model, config: Retrofit, texts: Texts, tell: Tell
 def trained(
     model: Model, arm: str, config: Retrofit, texts: Texts, *, teacher: Model, tell: Tell = lambda _: None
 ) -> list[Row]:
-    """Train a model in place; rows of its losses, and of a gated one how its gates move, at a few steps."""
+    """Train a model in place; rows of its losses, and of a gated one how its gates move, at a few steps.
+
+    Raises:
+        ValueError: numbers that are not finite at one of these steps.
+    """
     steps = config.train.steps
     looks = {round(steps * i / _LOOKS) for i in range(1, _LOOKS + 1)} | {1}
     looked_at_BT = next(iter(texts.heldout.values()))[:_LOOKED_AT, :-1]
@@ -101,6 +106,16 @@ def trained(
             "residual_square": (step.residual_square, "1"), "grad_norm": (step.grad_norm, "1"),
         }  # fmt: skip
         now = [Row(arm, step.step, "train", n, float(v), unit) for n, (v, unit) in told.items() if v is not None]
+        _check_finite(now, steps)
         tell(f"  step {step.step} of {steps}: " + ", ".join(f"{r.metric} {r.value:.4f}" for r in now))
         rows += now if movement is None else now + movement.rows(model, arm, step.step)
     return rows
+
+
+def _check_finite(now: list[Row], steps: int) -> None:
+    for row in now:
+        if not math.isfinite(row.value):
+            raise ValueError(
+                f"{row.run}: {row.metric} is {row.value} at step {row.step} of {steps}, so that training is lost; lower optim.lr, "
+                "gate_optim.lr or penalty"
+            )

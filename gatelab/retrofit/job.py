@@ -12,8 +12,8 @@ from ..models.memory import available
 from ..train.group import pick_device, pick_dtype
 from .arms import Arms, Tell, make_arms
 from .folder import write
-from .starts import check_sinks, check_ungated, identity
-from .texts import SELF, read_texts, tokenizer_of
+from .starts import check_sinks, check_ungated, gated_config, identity
+from .texts import SELF, check_paths, read_texts, tokenizer_of
 
 # Bytes a weight that is trained (itself, gradient, two moments), and of the ungated model beside it.
 _TRAINED, _KEPT = 16, 4
@@ -41,8 +41,11 @@ def retrofit(
         ValueError, DataError: a model that is gated already or cannot be gated so, a gate that cannot start so, a text that
             cannot be read or is too short, too little memory, an `out` that is there. `out` is then not made.
     """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: torch sees no CUDA device here; take --device cpu or auto")
     place = pick_device(device)
     _check(found, config, place, text)
+    check_paths(text, real)
     tokenizer = tokenizer_of(found.title, found.companions)
     with destination(out, found.companions) as draft:
         model = load(found).to(place)
@@ -57,6 +60,7 @@ def retrofit(
 def _check(found: Stored, config: Retrofit, place: torch.device, text: str) -> None:
     c, t = found.config, config.train
     check_ungated(found.title, c)
+    gated_config(c, config.gate)
     if isinstance(config.start, Identity):
         identity(config.gate)
     elif isinstance(config.start, Surgery):

@@ -85,13 +85,21 @@ def _losses(model: Model, ids_BT: Tensor) -> list[float]:
 def changes(measured: Sequence[Measured], reference: Measured) -> Iterator[Row]:
     """`loss_change` of each arm, paired by sequence, beside the reference, with its 95% interval over sequences."""
     for arm in measured:
+        step = arm.rows[0].step
         for text, losses in arm.losses.items():
             paired = [a - b for a, b in zip(losses, reference.losses[text], strict=True)]
             low, high = interval(paired)
             values = {"loss_change": mean(paired), "loss_change_low": low, "loss_change_high": high}
             for metric, value in values.items():
                 yield Row(
-                    arm.arm, 0, "retrofit", metric, value, "nats", domain=text, intervention=f"beside {reference.arm}"
+                    arm.arm,
+                    step,
+                    "retrofit",
+                    metric,
+                    value,
+                    "nats",
+                    domain=text,
+                    intervention=f"beside {reference.arm}",
                 )
 
 

@@ -27,7 +27,7 @@ def check_ungated(title: str, config: ModelConfig) -> None:
     for name, value in _PLAIN.items():
         if getattr(config, name) != value:
             raise ValueError(
-                f"{title}: model.{name}={getattr(config, name)} cannot be retrofitted; a decoder with {name}={value} can"
+                f"{title}: model.{name}={getattr(config, name)} cannot be retrofitted; take a model with {name}={value}"
             )
 
 
@@ -86,13 +86,24 @@ def _is_exact(activation: str, value: float) -> bool:
     return is_held and ACTIVATIONS[activation].apply(torch.tensor(logit)).item() == value
 
 
+def gated_config(
+    config: ModelConfig, gate: GateSpec, *, hidden: tuple[tuple[int, ...], ...] = (), bias: bool = False
+) -> ModelConfig:
+    """The configuration of `gated`'s model.
+
+    Raises:
+        ConfigError: a gate that this model cannot have, such as one of more channels than there are.
+    """
+    own = {"gate": gate.slug, "first_hidden_from": hidden, "bias": config.bias or bias}
+    return validate(ModelConfig, canonical(config) | own)
+
+
 def gated(
     model: Model, gate: GateSpec, *, seed: int, hidden: tuple[tuple[int, ...], ...] = (), bias: bool = False
 ) -> Model:
     """A model with the weights of an ungated one and the gate as its spec starts it, on the same device; biases that it did
     not have are 0."""
-    config = canonical(model.config) | {"gate": gate.slug, "first_hidden_from": hidden}
-    out = build_model(validate(ModelConfig, config | {"bias": model.config.bias or bias}), seed=seed)
+    out = build_model(gated_config(model.config, gate, hidden=hidden, bias=bias), seed=seed)
     state = out.state_dict()
     for name, tensor in state.items():
         if name.endswith(".bias") and ".gates." not in name:

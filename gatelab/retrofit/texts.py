@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..config.retrofit import Retrofit, Surgery
 from ..data import DataError
-from ..data.files import NotText, documents, find, label
+from ..data.files import File, NotText, documents, find, label
 from ..models.generate import generate
 from ..models.memory import available
 from ..models.model import Model
@@ -42,7 +42,7 @@ def tokenizer_of(title: str, folder: Path | None) -> Any:
     """The tokenizer in a model's folder.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none, or it cannot be read.
     """
     if folder is None or not any((folder / n).is_file() for n in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         raise ValueError(
@@ -50,25 +50,31 @@ def tokenizer_of(title: str, folder: Path | None) -> Any:
         )
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(folder)
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except Exception as error:  # the tokenizers library raises bare Exceptions
+        said = str(error).strip().partition("\n")[0]
+        raise ValueError(
+            f"{title}: its tokenizer cannot be read ({said}); copy its files from the model again"
+        ) from None
 
 
 def read_texts(model: Model, tokenizer: Any, config: Retrofit, *, text: str, real: str) -> Texts:
     """What the configuration needs: to train on `text` (a path, or `self`), and to measure and test on `real` too.
 
     Raises:
-        ValueError, DataError: a text that cannot be read or is too short.
+        ValueError, DataError: a text that cannot be read or is too short, a tokenizer of another model.
     """
     length, n_heldout, seed = config.train.seq_len + 1, config.heldout, config.seed
     n_train = config.train.steps * config.train.batch_size
     n_measured = config.start.documents if isinstance(config.start, Surgery) else 0
     n_trained = min(n_measured // 2, n_train)
-    of_real = cut(real, tokenizer, length, seed=seed)
-    heldout = {"real": _firsts(of_real, n_heldout, real, length)}
-    measured_NT = _firsts(of_real, n_measured - n_trained, real, length) if n_measured else None
+    of_real = _known(cut(real, tokenizer, length, seed=seed), model.config.vocab_size)
+    heldout = {"real": firsts(of_real, n_heldout, real, length)}
+    measured_NT = firsts(of_real, n_measured - n_trained, real, length) if n_measured else None
 
     def texts(train_NT: Tensor) -> Texts:
-        return Texts(train_NT, heldout, None if measured_NT is None else _in_turn(measured_NT, train_NT[:n_trained]))
+        return Texts(train_NT, heldout, None if measured_NT is None else in_turn(measured_NT, train_NT[:n_trained]))
 
     if text == SELF:
         firsts_NT = beginnings(tokenizer, heldout["real"])
@@ -76,17 +82,29 @@ def read_texts(model: Model, tokenizer: Any, config: Retrofit, *, text: str, rea
         heldout = {SELF: wrote_NT[:n_heldout]} | heldout
         return texts(wrote_NT[n_heldout:])
     # The same text twice is one text: what was held out, or measured on, is not trained on.
-    of_text = of_real if text == real else cut(text, tokenizer, length, seed=seed)
+    of_text = of_real
     if text != real:
-        heldout = {"text": _firsts(of_text, n_heldout, text, length)} | heldout
+        of_text = _known(cut(text, tokenizer, length, seed=seed), model.config.vocab_size)
+        heldout = {"text": firsts(of_text, n_heldout, text, length)} | heldout
     train = list(islice(chain.from_iterable(of_text), n_train))
     if n_train and not train:
         raise DataError(f"{label((text,))}: has no sequence of {length} tokens left to train on; name a longer text")
     return texts(torch.tensor(train, dtype=torch.int64).reshape(-1, length))
 
 
-def _in_turn(one_NT: Tensor, other_NT: Tensor) -> Tensor:
-    """The first of each, the second of each, …, then what is left of the longer."""
+def check_paths(*paths: str) -> None:
+    """Whether text lies at each path that is not `self`; nothing is read.
+
+    Raises:
+        DataError: nothing lies there, or token shards do.
+    """
+    for path in paths:
+        if path != SELF:
+            _files(path)
+
+
+def in_turn(one_NT: Tensor, other_NT: Tensor) -> Tensor:
+    """The first of each, the second of each, …, then what is left of the longer, [N + N', T]."""
     n = min(len(one_NT), len(other_NT))
     return torch.cat([torch.stack([one_NT[:n], other_NT[:n]], dim=1).flatten(0, 1), one_NT[n:], other_NT[n:]])
 
@@ -99,7 +117,7 @@ def cut(path: str, tokenizer: Any, length: int, *, seed: int) -> Iterator[list[l
     Raises:
         DataError: a path that cannot be read.
     """
-    files = [file for file in find((path,)) if file.kind != "shard"]
+    files = _files(path)
     before = list(tokenizer("").input_ids)
     body = length - len(before)
     for index in np.random.default_rng(seed).permutation(len(files)):
@@ -114,8 +132,34 @@ def cut(path: str, tokenizer: Any, length: int, *, seed: int) -> Iterator[list[l
                 raise
 
 
-def _firsts(found: Iterator[list[list[int]]], n: int, path: str, length: int) -> Tensor:
-    """The first sequences of the next n documents."""
+def _files(path: str) -> list[File]:
+    files = find((path,))
+    if any(file.kind == "shard" for file in files):
+        raise DataError(
+            f"{path!r} is a shard of tokens, whose tokenizer need not be the model's; name a text, a .jsonl, a .parquet, or a "
+            "folder of them"
+        )
+    return files
+
+
+def _known(found: Iterator[list[list[int]]], n_ids: int) -> Iterator[list[list[int]]]:
+    """The documents, of ids below n_ids."""
+    for document in found:
+        largest = max(map(max, document))
+        if largest >= n_ids:
+            raise ValueError(
+                f"the tokenizer in the model's folder gives id {largest}, and the model knows {n_ids} ids; take the tokenizer that "
+                "it was trained with"
+            )
+        yield document
+
+
+def firsts(found: Iterator[list[list[int]]], n: int, path: str, length: int) -> Tensor:
+    """The first sequences of the next n documents that `cut` gives of a path, [n, length].
+
+    Raises:
+        DataError: fewer documents are left.
+    """
     rows = [document[0] for document in islice(found, n)]
     if len(rows) < n:
         raise DataError(

@@ -1,5 +1,6 @@
 """What statistics get from the kernels' functions, in closed form, is what they get from blocks of the weights."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -19,7 +20,9 @@ from gatelab.ops.attention_stats import (
     Spread,
     Stretch,
     ValueNorms,
+    along_batch,
     identities,
+    n_bytes_of,
     one_pass,
 )
 from gatelab.ops.attention_stats import fused as fused_module
@@ -80,3 +83,95 @@ def test_the_kernels_serve_a_plain_causal_softmax_on_a_gpu_alone(monkeypatch: py
     assert fused_module.serves(stretches((5,), window=3)[0])
     for rule in ({"window": 1}, {"softcap": 3.0}, {"is_causal": False}, {"bias_BHTS": torch.zeros(1, 1, 1, 5)}):
         assert not fused_module.serves(stretches((5,), **rule)[0])
+
+
+def layers(n: int, **rule: Any) -> list[Stretch]:
+    """Whole sequences of several layers, without gates and with their outputs known."""
+    generator = torch.Generator().manual_seed(4)
+    draw = [[2 * torch.randn(B, 21, heads, K, generator=generator) for heads in (H, G, G, H)] for _ in range(n)]
+    return [Stretch(q_BTHK=q, k_BSGK=k, v_BSGK=v, y_BTHK=y, **rule) for q, k, v, y in draw]
+
+
+DOCUMENTS = torch.tensor([[0] * 9 + [1] * 12, [0] * 21])
+
+
+RULES = {
+    "causal": {},
+    "window": {"window": 7},
+    "open": {"is_causal": False},
+    "documents": {"segment_ids_BT": DOCUMENTS},
+}
+
+
+@pytest.mark.parametrize(
+    ("rule", "fused"), [*((rule, False) for rule in RULES), ("causal", True), ("window", True)], ids=str
+)
+def test_layers_along_the_batch_have_the_numbers_that_each_has_alone(rule: str, fused: bool) -> None:
+    members = layers(3, **RULES[rule])
+    assert len({member.likeness for member in members}) == 1
+
+    def gathered(stretch: Stretch) -> list[Any]:
+        statistics = [kind() for kind in KINDS if kind is not Scores]
+        if fused:
+            for statistic in statistics:
+                statistic.add(stretch.fused(identities))
+        else:
+            one_pass(statistics, stretch, block=4)
+        return statistics
+
+    together, alone = gathered(along_batch(members)), [gathered(member) for member in members]
+    for i, statistic in enumerate(together):
+        found = {"largest_BH": statistic.largest_BH} if isinstance(statistic, LargestLogit) else numbers(statistic)
+        assert found
+        for name, value in found.items():
+            wanted = torch.cat([getattr(own[i], name) for own in alone])
+            torch.testing.assert_close(value, wanted, rtol=1e-6, atol=1e-6, equal_nan=True)
+
+
+def test_one_layer_along_the_batch_is_itself() -> None:
+    (alone,) = layers(1)
+    assert along_batch([alone]) is alone
+
+
+def test_what_has_something_of_its_own_is_like_nothing() -> None:
+    (plain,) = layers(1)
+    gate = GateSpec.parse("sdpa-elementwise")
+    for own in (
+        {"gates": {"sdpa": (gate, torch.zeros(B, 21, H, K))}},
+        {"normaliser": SinkLogit(), "learned": {"sink_logit_H": torch.zeros(H)}},
+        {"bias_BHTS": torch.zeros(1, H, 21, 21)},
+        {"mask_BTS": torch.ones(1, 21, 21, dtype=torch.bool)},
+        {"weights_BHTS": torch.full((B, H, 21, 21), 1 / 21)},
+    ):
+        assert replace(plain, **own).likeness is None
+
+
+def test_layers_of_another_rule_shape_or_type_are_not_alike() -> None:
+    (plain,) = layers(1)
+    others = [
+        replace(plain, **changes)
+        for changes in (
+            {"window": 7},
+            {"is_causal": False},
+            {"softcap": 3.0},
+            {"segment_ids_BT": DOCUMENTS},
+            {"y_BTHK": None},
+            {"q_BTHK": plain.q_BTHK.bfloat16()},
+            {"k_BSGK": plain.k_BSGK[:, :, :1]},
+        )
+    ]
+    kinds = {stretch.likeness for stretch in (plain, *others)}
+    assert len(kinds) == 1 + len(others) and None not in kinds
+    hash(plain.likeness)
+
+
+def test_bytes_are_those_of_the_stretch_and_without_kernels_of_a_blocks_weights(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (plain,) = layers(1)
+    held = 4 * B * 21 * (2 * H + 2 * G) * K
+    assert n_bytes_of(plain, block=5) == held + 3 * 4 * B * H * 5 * 21
+    assert n_bytes_of(plain) == held + 3 * 4 * B * H * 21 * 21
+    monkeypatch.setattr(fused_module, "functions", lambda: identities)
+    monkeypatch.setattr(Tensor, "is_cuda", True)
+    assert n_bytes_of(plain) == held

@@ -356,14 +356,17 @@ def test_an_error_of_what_is_called_reaches_the_caller() -> None:
     assert untouched(toy)
 
 
+class Counting(TorchFunctionMode):
+    """Somebody else's mode."""
+
+    n = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.n += 1
+        return func(*args, **(kwargs or {}))
+
+
 def test_two_watch_one_model_inside_somebody_elses_mode() -> None:
-    class Counting(TorchFunctionMode):
-        n = 0
-
-        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            self.n += 1
-            return func(*args, **(kwargs or {}))
-
     toy, inner, outer = model(WAYS["method"]), [], []
     with Counting() as counting, intercepted(toy, outer.append):
         with intercepted(toy, inner.append):
@@ -402,3 +405,93 @@ def test_inputs_that_the_model_refuses_are_refused_by_it_and_nothing_stays() -> 
         assert seen == []
         toy(IDS)
     assert len(seen) == 2 and untouched(toy)
+
+
+def first_is_needless(toy: nn.Module) -> Any:
+    return lambda module, *_: module is toy.layers[0]["attention"]
+
+
+def test_a_block_that_needs_none_runs_without_the_mode_and_the_next_with_it() -> None:
+    modes: list[int] = []
+
+    def attend(z: Tensor, v: Tensor) -> Tensor:
+        modes.append(len(_get_current_function_mode_stack()))
+        return z.softmax(-1) @ v
+
+    toy, seen = model(attend), []
+    plain = toy(IDS)
+    with torch.no_grad(), intercepted(toy, seen.append, needless=first_is_needless(toy)):
+        outputs = [toy(IDS), toy(IDS)]
+    assert modes == [0, 0, 0, 1, 0, 1] and all(torch.equal(plain, output) for output in outputs)
+    assert [call.name for call in seen] == ["layers.1.attention"] * 2 and untouched(toy)
+
+
+def test_it_is_asked_of_blocks_with_their_arguments_and_not_of_what_runs_inside_or_between() -> None:
+    toy, asked = model(WAYS["module"]), []
+    context_BSD = torch.randn(B, 5, D)
+
+    def needless(module: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any]) -> bool:
+        asked.append(module)
+        assert len(args) == 3 and args[1] is context_BSD and not keywords
+        return False
+
+    with intercepted(toy, lambda _: None, needless=needless):
+        toy(IDS, encoder_hidden_states=context_BSD)
+    assert asked == [layer["attention"] for layer in toy.layers]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_an_error_inside_a_block_without_the_mode_leaves_nothing_behind(error: type[BaseException]) -> None:
+    is_broken = True
+
+    def attend(z: Tensor, v: Tensor) -> Tensor:
+        if is_broken:
+            raise error
+        return z.softmax(-1) @ v
+
+    toy, seen = model(attend), []
+    with intercepted(toy, seen.append, needless=first_is_needless(toy)):
+        with pytest.raises(error):
+            toy(IDS)
+        assert not _get_current_function_mode_stack()
+        is_broken = False
+        toy(IDS)
+    assert [call.name for call in seen] == ["layers.1.attention"] and untouched(toy)
+    is_broken = True
+    with pytest.raises(error), intercepted(toy, seen.append, needless=first_is_needless(toy)):
+        toy(IDS)
+    assert untouched(toy)
+
+
+def test_somebody_elses_mode_goes_on_in_a_block_that_needs_none() -> None:
+    made: list[str] = []
+
+    def attend(z: Tensor, v: Tensor) -> Tensor:
+        made.append(torch.empty(0).device.type)
+        return z.softmax(-1) @ v
+
+    toy, seen = model(attend), []
+    # A default device is a mode of torch's own.
+    with torch.device("meta"), intercepted(toy, seen.append, needless=first_is_needless(toy)):
+        toy(IDS)
+    assert made == ["meta", "meta"] and [call.name for call in seen] == ["layers.1.attention"]
+
+
+def test_a_mode_that_begins_inside_the_model_changes_nothing() -> None:
+    toy, seen, inside = model(WAYS["method"]), [], Counting()
+    with intercepted(toy, seen.append, needless=first_is_needless(toy)):
+        toy.embed.register_forward_hook(lambda *_: (inside.__enter__(), None)[1])
+        toy.head.register_forward_pre_hook(lambda *_: inside.__exit__(None, None, None))
+        toy(IDS)
+    assert [call.name for call in seen] == ["layers.1.attention"] and inside.n > 0
+    assert not _get_current_function_mode_stack()
+
+
+def test_of_two_that_watch_one_may_need_what_the_other_does_not() -> None:
+    toy, inner, outer = model(WAYS["method"]), [], []
+    with (
+        intercepted(toy, outer.append, needless=first_is_needless(toy)),
+        intercepted(toy, inner.append, needless=lambda *_: True),
+    ):
+        toy(IDS)
+    assert [call.name for call in outer] == ["layers.1.attention"] and not inner and untouched(toy)

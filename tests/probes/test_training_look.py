@@ -97,6 +97,8 @@ def test_a_model_that_is_compiled_in_place_stays_so() -> None:
     assert compiled is not None and model.model.layers[1]._compiled_call_impl is compiled
 
 
+# peft reads a property that transformers has renamed.
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 def test_lora_of_peft_is_looked_at_as_it_stands() -> None:
     peft = pytest.importorskip("peft")
     model = llama()

@@ -108,6 +108,20 @@ def test_what_streams_without_its_first_tokens_is_finite_and_short_texts_are_who
     assert torch.isfinite(losses["first-1-last-3"]).all()
 
 
+@pytest.mark.parametrize("at_once", [1, 5])
+def test_a_cache_that_has_dropped_the_first_key_hides_no_other(at_once: int):
+    # Of one layer without positions a query sees what is kept, and nothing through it.
+    def losses(hidden: tuple[int, ...], keep: Keep) -> Tensor:
+        given = model(hidden=(hidden,), n_layers=1, positions="none", max_seq_len=64)
+        return streaming_losses(given, ids(2, 30), [keep], at_once=at_once)[keep.slug]
+
+    own, plain = losses((0, 3), Keep(last=8)), losses((), Keep(last=8))
+    assert not torch.equal(own[:, 1:7], plain[:, 1:7])
+    torch.testing.assert_close(own[:, 12:], plain[:, 12:])
+    # A first key that is kept is still hidden.
+    torch.testing.assert_close(losses((0, 1, 2, 3), Keep(first=1, last=7))[:, 12:], losses((), Keep(last=7))[:, 12:])
+
+
 def test_the_probes_see_no_first_key_there():
     given = model()
     with capture(given, ["sinks", "anywhere"]) as recorder:

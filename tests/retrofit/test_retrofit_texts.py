@@ -13,7 +13,7 @@ from gatelab.config import validate
 from gatelab.config.retrofit import Retrofit
 from gatelab.data import DataError
 from gatelab.models import build_model
-from gatelab.retrofit.texts import beginnings, cut, read_texts, written
+from gatelab.retrofit.texts import beginnings, check_paths, cut, read_texts, written
 
 
 class Letters:
@@ -25,6 +25,10 @@ class Letters:
     def __call__(self, text: str, add_special_tokens: bool = True, verbose: bool = True) -> SimpleNamespace:
         own = [ord(c) - ord("a") + 1 for c in text if c.isalpha()]
         return SimpleNamespace(input_ids=[*(self.before if add_special_tokens else ()), *own])
+
+
+# All that is asked of a model where it does not write.
+KNOWS = SimpleNamespace(config=SimpleNamespace(vocab_size=100))
 
 
 @pytest.fixture
@@ -53,7 +57,7 @@ def test_a_long_document_counts_as_several(tmp_path: Path):
 
 
 def test_no_document_is_in_two_sets(lines: str):
-    read = read_texts(None, Letters(), config(start={"kind": "surgery", "documents": 8}), text=lines, real=lines)
+    read = read_texts(KNOWS, Letters(), config(start={"kind": "surgery", "documents": 8}), text=lines, real=lines)
     sets = [read.heldout["real"], read.measured_NT[::2], read.train_NT]
     assert [len(s) for s in sets] == [3, 4, 8] and list(read.heldout) == ["real"]
     letters = [set(s.flatten().tolist()) for s in sets]
@@ -64,7 +68,7 @@ def test_no_document_is_in_two_sets(lines: str):
 
 def test_another_text_is_held_out_too(lines: str, tmp_path: Path):
     (tmp_path / "other.jsonl").write_text("\n".join(json.dumps({"text": "z" * 40}) for _ in range(9)))
-    read = read_texts(None, Letters(), config(), text=str(tmp_path / "other.jsonl"), real=lines)
+    read = read_texts(KNOWS, Letters(), config(), text=str(tmp_path / "other.jsonl"), real=lines)
     assert list(read.heldout) == ["text", "real"] and read.measured_NT is None
     assert set(read.train_NT.flatten().tolist()) == {26} == set(read.heldout["text"].flatten().tolist())
 
@@ -79,7 +83,17 @@ def test_another_text_is_held_out_too(lines: str, tmp_path: Path):
 )
 def test_a_text_that_is_too_short_is_refused(lines: str, changes: dict, said: str):
     with pytest.raises(DataError, match=said):
-        read_texts(None, Letters(), config(**changes), text=lines, real=lines)
+        read_texts(KNOWS, Letters(), config(**changes), text=lines, real=lines)
+
+
+def test_a_tokenizer_of_another_model_and_shards_are_refused(lines: str, tmp_path: Path):
+    with pytest.raises(ValueError, match="gives id 100, and the model knows 100 ids"):
+        read_texts(KNOWS, Letters(100), config(), text=lines, real=lines)
+    (tmp_path / "ids.bin").write_bytes(b"\1\0" * 100)
+    for paths in (("self", str(tmp_path / "ids.bin")), (lines, str(tmp_path / "nothing.txt"))):
+        with pytest.raises(DataError, match=r"is a shard of tokens|no such file or folder"):
+            check_paths(*paths)
+    check_paths("self", lines, "stdlib")
 
 
 def test_what_begins_a_text_begins_what_is_written():

@@ -44,7 +44,7 @@ def hub(source: str, loading: Loading) -> Source:
     def explain(error: Exception) -> str | None:
         return _why(error, name, f"hf download {name}" + (f" --revision {revision}" if revision else ""))
 
-    asked = Source(source, source, name, given, lambda: "float32", (True, False), _reach, explain)
+    asked = Source(source, source, name, given, lambda: "float32", (True, False), _reach, explain=explain)
     config, _ = asked.read("its configuration", lambda given: PreTrainedConfig.get_config_dict(name, **given))
     check_family(source, config.get("model_type"), has_own_code="auto_map" in config, loading=loading)
     found = try_to_load_from_cache(name, "config.json", revision=given["revision"])
@@ -52,8 +52,8 @@ def hub(source: str, loading: Loading) -> Source:
         return asked
     snapshot = Path(found).parent
     return Source(
-        source, source, name, given | {"revision": snapshot.name}, lambda: stored_dtype(snapshot), (True, False), _reach, explain,
-        notes=(f"it is commit {snapshot.name[:12]} of the hub's {name}",),
+        source, source, name, given | {"revision": snapshot.name}, lambda: stored_dtype(snapshot), (True, False), _reach,
+        explain=explain, notes=(f"it is commit {snapshot.name[:12]} of the hub's {name}",),
     )  # fmt: skip
 
 

@@ -17,13 +17,11 @@ _COMPANIONS = (
 )  # fmt: skip
 
 
-@contextmanager
-def destination(path: Path, source: Path | None = None) -> Iterator[Path]:
-    """A folder to write into, which becomes `path` when the block ends well and disappears when it does not.
+def check_destination(path: Path, source: Path | None = None) -> None:
+    """Whether a folder can be made at `path`, as far as can be said before it is.
 
     Raises:
-        ValueError: there is something at `path` already, it lies in the `source`, its parent is a file or may not be written
-            to.
+        ValueError: there is something at `path` already, it lies in the `source`, or its parent is a file.
     """
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise ValueError(f"{path}: is there already and is left alone; name a new or empty folder")
@@ -32,6 +30,16 @@ def destination(path: Path, source: Path | None = None) -> Iterator[Path]:
     held = next((p for p in path.absolute().parents if p.exists()), None)
     if held is not None and not held.is_dir():
         raise ValueError(f"{path}: {held} is a file, so no folder can be made in it; name another folder")
+
+
+@contextmanager
+def destination(path: Path, source: Path | None = None) -> Iterator[Path]:
+    """A folder to write into, which becomes `path` when the block ends well and disappears when it does not.
+
+    Raises:
+        ValueError: what `check_destination` refuses, or no folder may be made there.
+    """
+    check_destination(path, source)
     draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

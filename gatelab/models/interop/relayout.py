@@ -45,7 +45,10 @@ class _Layer:
 
     def canonical(self, tensors: Tensors) -> Canonical:
         own = {name: tensors.read(name) for name in tensors.shapes if name.startswith(self.prefix)}
-        return read(self.layout, own, self.geometry, prefix=self.prefix)
+        try:
+            return read(self.layout, own, self.geometry, prefix=self.prefix)
+        except ValueError as error:
+            raise ValueError(f"{self.prefix.removesuffix('.')}: {error}") from None
 
 
 def relayout(source: str | Path, out: str | Path, layout: str, *, from_layout: str | None = None) -> Relaid:
@@ -81,8 +84,9 @@ def relayout(source: str | Path, out: str | Path, layout: str, *, from_layout: s
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"{folder}: holds no config.json; name a folder with one and with safetensors")
+    for wanted in ("config.json", "*.safetensors"):
+        if not any(folder.glob(wanted)):
+            raise ValueError(f"{folder}: holds no {wanted}; name a folder with a config.json and with safetensors")
     try:
         found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except ValueError as error:

@@ -34,6 +34,17 @@ def one_pass(statistics: Iterable[Statistic], stretch: Stretch, *, block: int = 
             statistic.add(part)
 
 
+def n_bytes_of(stretch: Stretch, *, block: int = 256) -> int:
+    """About how many bytes `one_pass` needs: the stretch itself and, where no kernels serve it, the weights of a block, three
+    times over with what the statistics make of them."""
+    tensors = (stretch.q_BTHK, stretch.k_BSGK, stretch.v_BSGK, stretch.y_BTHK, stretch.weights_BHTS)
+    held = sum(x.numel() * x.element_size() for x in tensors if x is not None)
+    if serves(stretch):
+        return held
+    B, H, T, S = stretch.shape
+    return held + 3 * 4 * B * H * min(T, block) * S
+
+
 def joined(parts: list[Tensor], dim: int = -1) -> Tensor:
     """The parts one behind the other; one alone as it is, not copied."""
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=dim)

@@ -5,7 +5,7 @@ them. Positions are counted from the sequence's first token, so that statistics 
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import ModuleType
 
@@ -18,6 +18,8 @@ from .block import Block, Gates, part
 from .fused import Fused
 
 _SOFTMAX = Softmax()
+# What a sequence has of its own in stretches that are alike.
+_ALONG_BATCH = ("q_BTHK", "k_BSGK", "v_BSGK", "y_BTHK", "segment_ids_BT")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +87,20 @@ class Stretch:
         """The position of the first query; of causal ones the last stands at the last key."""
         _, _, T, S = self.shape
         return self.start_key + S - T if self.is_causal else 0
+
+    @property
+    def likeness(self) -> tuple[object, ...] | None:
+        """What stretches have in common that `along_batch` may join; None of one with gates, given weights, or a mask, a bias
+        or something learned of its own."""
+        own = (
+            self.weights_BHTS, self.learned, self.mask_BTS, self.bias_BHTS, self.score_logits_BSH, self.score_gate
+        )  # fmt: skip
+        if self.gates or any(x is not None for x in own):
+            return None
+        tensors = (self.q_BTHK, self.k_BSGK, self.v_BSGK, self.y_BTHK, self.segment_ids_BT)
+        kinds = [None if x is None else (x.shape, x.dtype) for x in tensors]
+        rules = (self.normaliser, self.is_causal, self.window, self.softcap, self.is_mapped)
+        return (*kinds, self.device, *rules, self.start_key, self.n_tokens)
 
     @cached_property
     def query_T(self) -> Tensor:
@@ -154,3 +170,12 @@ class Stretch:
             sees_BTS=sees_BTS,
             first_BT=self.first_BT[:, index],
         )
+
+
+def along_batch(stretches: list[Stretch]) -> Stretch:
+    """Stretches of one likeness as one: the sequences of the first, then those of the second, and so on; a copy, but of one
+    alone itself."""
+    if len(stretches) == 1:
+        return stretches[0]
+    parts = {name: [getattr(stretch, name) for stretch in stretches] for name in _ALONG_BATCH}
+    return replace(stretches[0], **{n: None if own[0] is None else torch.cat(own) for n, own in parts.items()})

@@ -3,6 +3,7 @@
 import math
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from ...config.normaliser import Heads, SinkLogit, Softmax
 from ...ops.attention_stats import Stretch
 from .gates import FAMILIES
 from .intercept import Fused, Softmaxed
-from .masks import Part, of_part
+from .masks import Part, of_part, of_tokens
 
 # Arguments of an attention function that change the weights in a way no stretch states.
 _BEYOND = {
@@ -20,6 +21,7 @@ _BEYOND = {
     "block_indices": "it attends to chosen blocks of keys",
     "sinks": "it adds keys of its own",
 }
+_SOFTMAX = Softmax()
 _CROSS = re.compile(r"(^|\.)(encoder_attn|EncDecAttention|crossattention|cross_attn|cross_attention)(\.|$)")
 
 
@@ -45,15 +47,16 @@ class Call:
     y_BTHK: Tensor | None = None
     gate_BTN: Tensor | None = None
 
-    @property
+    @cached_property
     def sizes(self) -> tuple[int, int, int]:
         """Sequences, queries, keys."""
         if self.weights_BHTS is not None:
             B, _, T, S = self.weights_BHTS.shape
             return B, T, S
-        return len(self.q_BHTK), self.q_BHTK.shape[2], self.k_BGSK.shape[2]
+        B, _, T, _ = self.q_BHTK.shape
+        return B, T, self.k_BGSK.shape[2]
 
-    @property
+    @cached_property
     def is_cross(self) -> bool:
         """Whether the keys are of other tokens."""
         return getattr(self.module, "is_cross_attention", False) or _CROSS.search(self.name) is not None
@@ -68,14 +71,16 @@ class Call:
 
     def stretch(self, part: Part, layer: int, *, start_key: int = 0, n_tokens: int | None = None) -> Stretch:
         """The stretch of the queries of a part of the batch."""
-        keys = slice(part.start, part.end)
         # A stretch that goes on from a cache is all queries, and its part all keys.
-        queries = slice(None) if self.is_cross or n_tokens is not None else keys
-        v_BSGK = of_part(part, self.v_BGSK)[:, :, keys].transpose(1, 2)
-        n = len(v_BSGK)
-        ids_BT = None if part.segment_ids_T is None else part.segment_ids_T.expand(n, -1)
+        all_queries = self.is_cross or n_tokens is not None
+
+        def queries(values: Tensor, dim: int) -> Tensor:
+            return of_part(part, values) if all_queries else of_tokens(part, values, dim)
+
+        v_BSGK = of_tokens(part, self.v_BGSK, 2).transpose(1, 2)
+        ids_BT = None if part.segment_ids_T is None else part.segment_ids_T.expand(v_BSGK.shape[0], -1)
         if self.weights_BHTS is not None:
-            weights_BHTS = of_part(part, self.weights_BHTS)[..., queries, keys]
+            weights_BHTS = queries(of_tokens(part, self.weights_BHTS, 3), 2)
             return Stretch(
                 q_BTHK=None, k_BSGK=None, v_BSGK=v_BSGK, weights_BHTS=weights_BHTS, is_causal=part.is_causal,
                 window=part.window, segment_ids_BT=ids_BT, start_key=start_key, n_tokens=n_tokens,
@@ -83,17 +88,17 @@ class Call:
         _, H, _, K = self.q_BHTK.shape
         # A stretch's logits are q·k/√K.
         scale = 1.0 if self.scaling is None else self.scaling * math.sqrt(K)
-        q_BTHK = of_part(part, self.q_BHTK)[:, :, queries].transpose(1, 2)
+        q_BTHK = queries(self.q_BHTK, 2).transpose(1, 2)
         gates = {}
         if self.gate_BTN is not None:
             spec, logits_BTHK = FAMILIES[type(self.module).__name__].gate(self.gate_BTN, H, K)
-            gates["sdpa"] = spec, of_part(part, logits_BTHK)[:, queries]
-        bias_BHTS = None if self.position_bias is None else of_part(part, self.position_bias)[..., queries, keys]
+            gates["sdpa"] = spec, queries(logits_BTHK, 1)
+        bias_BHTS = None if self.position_bias is None else queries(of_tokens(part, self.position_bias, 3), 2)
         return Stretch(
             q_BTHK=q_BTHK if math.isclose(scale, 1.0) else q_BTHK * scale,
-            k_BSGK=of_part(part, self.k_BGSK)[:, :, keys].transpose(1, 2),
+            k_BSGK=of_tokens(part, self.k_BGSK, 2).transpose(1, 2),
             v_BSGK=v_BSGK,
-            normaliser=Softmax() if self.sinks_H is None else SinkLogit(),
+            normaliser=_SOFTMAX if self.sinks_H is None else SinkLogit(),
             learned=None if self.sinks_H is None else {"sink_logit_H": self.sinks_H.flatten()},
             heads=Heads(H, self.k_BGSK.shape[1], K, layer),
             is_causal=part.is_causal,
@@ -104,7 +109,7 @@ class Call:
             start_key=start_key,
             n_tokens=n_tokens,
             # A learned sink scales the output after the softmax; what the weights fetch is that output.
-            y_BTHK=None if self.y_BTHK is None else of_part(part, self.y_BTHK)[:, queries],
+            y_BTHK=None if self.y_BTHK is None else queries(self.y_BTHK, 1),
             gates=gates,
         )
 

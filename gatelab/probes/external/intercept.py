@@ -6,11 +6,12 @@
 Notable: a mode of torch sees every function that the model calls, and hooks say which module calls it. A softmax is taken for
 attention where it stands in one of the model's blocks, its rows and columns are the tokens, and it is followed by a product
 with values (or is [B, H, T, S], as no router's is). Nothing is changed or computed again, so the outputs are the model's own;
-a custom kernel, and attention within chunks of tokens, are not seen.
+a custom kernel, and attention within chunks of tokens, are not seen. The mode costs a call of Python for each function:
+blocks of which nothing is wanted, and what runs between blocks, run without it.
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from inspect import signature
@@ -19,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
 
 # A block, or what is in one, has a number in its name.
 _NUMBERED = re.compile(r"(^|\.)\d+(\.|$)")
@@ -85,11 +87,19 @@ class Fused:
 
 
 Intercepted = Softmaxed | Fused
+# needless(module, arguments, keywords) -> whether nothing in it is to be noticed
+Needless = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], bool]
 
 
 @contextmanager
 def intercepted(
-    model: nn.Module, called: Callable[[Intercepted], None], *, skip: Callable[[nn.Module], bool] = lambda _: False
+    model: nn.Module,
+    called: Callable[[Intercepted], None],
+    *,
+    skip: Callable[[nn.Module], bool] = lambda _: False,
+    needless: Needless = lambda *_: False,
+    blocks: Collection[nn.Module] = (),
+    named: dict[str, nn.Module] | None = None,
 ) -> Iterator[None]:
     """Give `called` the attention calls of `model` while it runs, each as soon as its values are known.
 
@@ -98,22 +108,28 @@ def intercepted(
     Args:
         model: of transformers, run on a batch of tokens or their embeddings; not compiled.
         skip: modules whose calls are not wanted, asked as a softmax runs: those seen on another way.
+        needless: asked with its module and arguments as a block begins: whether nothing in it is to be noticed.
+        blocks: those of which nothing runs unless they are called themselves: what is in one has hooks from the first time
+            that it runs and is not needless.
+        named: the model's modules by name, where they are known; None asks the model.
     """
-    mode = _Interception(model, called, skip)
-    handles = [
+    named = dict(model.named_modules()) if named is None else named
+    mode = _Interception({module: name for name, module in named.items()}, called, skip, needless, blocks)
+    mode.handles += [
         model.register_forward_pre_hook(mode.begin, with_kwargs=True),
         model.register_forward_hook(mode.end, prepend=True, always_call=True),
     ]
-    for name, module in model.named_modules():
-        # Torch's own layers without children call nothing but themselves: a softmax is its parent's.
-        is_own = next(module.children(), None) is not None or not type(module).__module__.startswith("torch.nn")
-        if is_own and module is not model and _NUMBERED.search(name):
-            handles.append(module.register_forward_pre_hook(mode.enter_module, with_kwargs=True))
-            handles.append(module.register_forward_hook(mode.leave_module, prepend=True, always_call=True))
+    block = None
+    for name, module in named.items():
+        # What a module holds follows it.
+        if block is None or not name.startswith(block):
+            block = f"{name}." if module in blocks else None
+            if module is not model and _NUMBERED.search(name):
+                mode.hook(module)
     try:
         yield
     finally:
-        for handle in handles:
+        for handle in mode.handles:
             handle.remove()
         mode.end()
 
@@ -130,17 +146,36 @@ class _Pending:
 
 
 class _Interception(TorchFunctionMode):
-    """Active while the model runs; `stack` holds the modules of a block that are running, the innermost last."""
+    """A mode while a block runs, but not one that is `excused`; `stack` holds the block and the modules in it that are
+    running, the innermost last."""
 
-    def __init__(self, model: nn.Module, called: Callable[[Intercepted], None], skip: Callable[[nn.Module], bool]):
+    def __init__(
+        self,
+        names: dict[nn.Module, str],
+        called: Callable[[Intercepted], None],
+        skip: Callable[[nn.Module], bool],
+        needless: Needless,
+        blocks: Collection[nn.Module],
+    ):
         super().__init__()
-        self.called, self.skip = called, skip
-        self.names = {m: name for name, m in model.named_modules()}
+        self.names, self.called, self.skip, self.needless, self.blocks = names, called, skip, needless, blocks
+        self.hooked: set[nn.Module] = set()
+        self.handles: list[RemovableHandle] = []
         self.stack: list[nn.Module] = []
+        self.excused: nn.Module | None = None
         self.pending: list[_Pending] = []
         self.lengths: set[int] = set()
         self.n_sequences, self.n_past = 0, 0
         self.is_active = False
+
+    def hook(self, module: nn.Module) -> None:
+        """Have a module tell when it runs, unless it does; torch's own layers without children call nothing but themselves: a
+        softmax is its parent's."""
+        is_own = not type(module).__module__.startswith("torch.nn") or next(module.children(), None) is not None
+        if is_own and module not in self.hooked:
+            self.hooked.add(module)
+            self.handles.append(module.register_forward_pre_hook(self.enter_module, with_kwargs=True))
+            self.handles.append(module.register_forward_hook(self.leave_module, prepend=True, always_call=True))
 
     def begin(self, model: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         self.end()
@@ -152,29 +187,41 @@ class _Interception(TorchFunctionMode):
         self.lengths = {x.shape[1] for x in tokens}
         cache = given.get("past_key_values")
         self.n_past = int(cache.get_seq_length()) if hasattr(cache, "get_seq_length") else 0
-        if self.n_sequences:
-            self.is_active = True
-            self.__enter__()
+        self.is_active = self.n_sequences > 0
 
     def end(self, *_: Any) -> None:
         """Also after an error."""
+        if self.stack:
+            self.__exit__(None, None, None)
         self.stack.clear()
         self.pending.clear()
-        if self.is_active:
-            self.is_active = False
-            self.__exit__(None, None, None)
+        self.is_active, self.excused = False, None
 
     def enter_module(self, module: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        if not self.is_active or self.excused is not None:
+            return
         for x in (*args, *keywords.values()):
             # Hidden states [B, T, D], of queries or of a context.
-            if isinstance(x, Tensor) and x.dim() == 3 and len(x) == self.n_sequences and x.is_floating_point():
+            if isinstance(x, Tensor) and x.dim() == 3 and x.shape[0] == self.n_sequences and x.is_floating_point():
                 self.lengths.add(x.shape[1])
+        if not self.stack:
+            if self.needless(module, args, keywords):
+                self.excused = module
+                return
+            self.__enter__()
         self.stack.append(module)
+        if module in self.blocks:
+            for inner in module.modules():
+                self.hook(inner)
 
     def leave_module(self, module: nn.Module, _inputs: Any, output: Any) -> None:
-        if module in self.stack:
-            del self.stack[self.stack.index(module) :]
+        if module is self.excused:
+            self.excused = None
+        if module not in self.stack:
+            return
+        del self.stack[self.stack.index(module) :]
         if not self.stack:
+            self.__exit__(None, None, None)
             left, self.pending = self.pending, []
             for pending in left if output is not None else ():  # None after an error
                 if pending.weights.dim() > 3:
@@ -183,8 +230,6 @@ class _Interception(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        if not self.stack:
-            return result
         name = getattr(func, "__name__", "")
         if name in _SOFTMAXES:
             self._softmax(*args, **kwargs, result=result)

@@ -9,7 +9,7 @@ the outer one, so that an intervention can be observed.
 """
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
@@ -43,8 +43,9 @@ class Attend:
 
 
 @contextmanager
-def interposed(model: nn.Module, around: Around) -> Iterator[None]:
+def interposed(model: nn.Module, around: Around, *, modules: Iterable[nn.Module] | None = None) -> Iterator[None]:
     """Call `around` in the place of the model's attention functions, with the function replaced as its first argument.
+    `modules`: the model's, where they are known; None asks the model.
 
     A model set to another implementation than `sdpa` and `eager` runs as `sdpa` meanwhile. Families that look up no
     attention function, or build their masks by its name, run as ever.
@@ -65,9 +66,11 @@ def interposed(model: nn.Module, around: Around) -> Iterator[None]:
         AttentionMaskInterface.register(key, AttentionMaskInterface()[base or "eager"])
         return key
 
-    models = [m for m in model.modules() if isinstance(m, PreTrainedModel)]
+    modules = list(model.modules() if modules is None else modules)
+    models = [m for m in modules if isinstance(m, PreTrainedModel)]
     fixed = {id(m.config) for m in models if not m._can_set_attn_implementation() or m.config.model_type in _BY_NAME}
-    configs = {id(c): c for m in model.modules() if isinstance(c := getattr(m, "config", None), PreTrainedConfig)}
+    # Not as attributes: a module that has none looks for it in three places.
+    configs = {id(c): c for m in modules if isinstance(c := vars(m).get("config"), PreTrainedConfig)}
     before = {i: c._attn_implementation for i, c in configs.items() if i not in fixed}
     keys = {original: interpose(original) for original in set(before.values())}
     try:

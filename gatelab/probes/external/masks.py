@@ -32,7 +32,13 @@ class Part:
 
 def of_part(part: Part, values: Tensor) -> Tensor:
     """The part's sequences; an axis of 1 is of every sequence."""
-    return values if part.rows is None or len(values) == 1 else values[part.rows : part.rows + 1]
+    return values if part.rows is None or values.shape[0] == 1 else values[part.rows : part.rows + 1]
+
+
+def of_tokens(part: Part, values: Tensor, dim: int) -> Tensor:
+    """The part's sequences, and of the axis `dim` its tokens; an axis of 1 is of every token."""
+    values, n = of_part(part, values), part.end - part.start
+    return values if values.shape[dim] in (1, n) else values.narrow(dim, part.start, n)
 
 
 def read_mask(

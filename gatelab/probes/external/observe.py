@@ -26,7 +26,7 @@ from ...config.base import nearest
 from ...config.run import ProbeConfig
 from ...record import Row
 from ..capture import PROBES, Recorder
-from ..probe import Probe
+from ..probe import Probe, fetch
 from .intercept import intercepted
 from .interpose import interposed
 from .watch import Stretches, Watch
@@ -87,7 +87,8 @@ class Observed(Recorder):
         Raises:
             ValueError: when no forward pass was seen.
         """
-        self.watch.show_waiting()  # of a block that ran without its model
+        self.watch.waiting.show()  # of a block that ran without its model
+        fetch(self.probes)
         rows = [row for probe in self.probes for row in probe.rows(run, step)]
         return rows if rows or self.unobserved else super().rows(run, step)
 
@@ -120,7 +121,8 @@ def observe(
     for name in names or ():
         if name not in PROBES:
             raise ValueError(f"no probe {name!r}: expected {', '.join(PROBES)}{nearest(name, list(PROBES))}")
-    if hasattr(model, "_orig_mod") or any(getattr(m, "_compiled_call_impl", None) for m in model.modules()):
+    named = dict(model.named_modules())
+    if hasattr(model, "_orig_mod") or any(getattr(m, "_compiled_call_impl", None) for m in named.values()):
         raise ValueError(
             "this model is compiled and would ignore the probes; give and run the module that was compiled"
         )
@@ -129,10 +131,15 @@ def observe(
             f"{type(model).__name__} is not a model of transformers; for modules around GatedAttention take `capture`"
         )
     recorder = Observed([PROBES[n](config or ProbeConfig(), domains) for n in (PROBES if names is None else names)])
-    recorder.watch = Watch(model, recorder)
-    watch = recorder.watch
-    with interposed(model, watch.around), intercepted(model, watch.noticed, skip=watch.registered.__contains__):
-        handles = recorder.watch.hooks()
+    watch = recorder.watch = Watch(model, recorder, named)
+    skip = watch.registered.__contains__
+    # Not those that only hold what the model calls.
+    whole = {b.module for b in watch.blocks.values() if type(b.module).forward is not nn.Module.forward}
+    with (
+        interposed(model, watch.around, modules=named.values()),
+        intercepted(model, watch.noticed, skip=skip, needless=watch.needless, blocks=whole, named=named),
+    ):
+        handles = watch.hooks()
         try:
             yield recorder
         finally:

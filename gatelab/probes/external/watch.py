@@ -5,30 +5,55 @@ complete.
 """
 
 import re
-from collections import defaultdict
-from dataclasses import dataclass, field, replace
+from collections.abc import Hashable, Iterable
+from dataclasses import dataclass, field
+from functools import partial
 from inspect import signature
+from itertools import chain
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from ...ops.attention_stats import Gates, Stretch
 from ...record import Row
 from ..blocks import Block, blocks
-from ..probe import AttentionView, Probe, norms_alone, show, side_by_side, statistics_of
-from ..residual import ResidualView, norms_side_by_side
+from ..probe import AttentionView, Probe, norms_alone, show, statistics_of
+from ..residual import ResidualView
 from .calls import Call, noticed_call, read_call, same_output
 from .gates import FAMILIES
 from .intercept import Fused, Softmaxed
 from .interpose import Attend
-from .masks import Part, of_part, read_mask, read_stretch
+from .masks import Part, of_part, of_tokens, read_mask, read_stretch
+from .waiting import Waiting
 
 # Children of a block that mix no tokens.
 _LOCAL = re.compile(r"norm|^ln|mlp|ffn|feed_forward|^fc|drop|act|moe|expert|router|residual|intermediate|^output$")
 _LOCAL_CLASS = re.compile(r"(Norm|MLP|MoE|Moe|SparseMoeBlock|Experts|HyperConnection)$")
 _MIXER = re.compile(r"Mamba|Mixer|DeltaNet|SSM|Recurrent|ShortConv")
+UNLIKE = "in a pass it looked up no attention function, as blocks like it do, and was not looked at"
 UNSEEN = "no call of an attention function that can be replaced was seen in it"
-Look = tuple[Part, AttentionView | ResidualView]
+
+
+@dataclass
+class Look:
+    """A view, the part of the batch that it is of, and the stretch that it has not gathered yet."""
+
+    part: Part
+    view: AttentionView | ResidualView
+    stretch: Stretch | None = None
+
+    @property
+    def gates(self) -> Gates:
+        """The gates of an attention layer."""
+        stretch = self.stretch or getattr(self.view, "last", None)
+        return {} if stretch is None else stretch.gates
+
+    def gather(self, probes: list[Probe]) -> None:
+        """Have the view take in its stretch."""
+        if self.stretch is not None:
+            self.view.add(self.stretch, statistics_of(probes, self.stretch.gates))
+            self.stretch = None
 
 
 @dataclass
@@ -61,11 +86,16 @@ class Recording(Protocol):
 class Watch:
     """Turns what runs inside a model into views, and shows them to the recorder's probes."""
 
-    def __init__(self, model: nn.Module, recorder: Recording):
+    def __init__(self, model: nn.Module, recorder: Recording, named: dict[str, nn.Module]):
         self.model, self.recorder = model, recorder
-        self.names = {m: name for name, m in model.named_modules()}
-        self.blocks = {block.name: block for block in blocks(model)}
+        self.names = {module: name for name, module in named.items()}
+        self.blocks = {block.name: block for block in blocks(model, named)}
+        self.kinds = _kinds(self.blocks, named)
         self.calls: list[Call] = []
+        # Whether blocks of a kind, each that ran, looked up their attention and had no softmax of their own; and the kind of
+        # the one that runs.
+        self.looked_up: dict[Hashable, bool] = {}
+        self.running: Hashable = None
         # What looks up its attention function, whose own softmax is not to be noticed again.
         self.registered: set[nn.Module] = set()
         self.is_paused = False
@@ -74,8 +104,7 @@ class Watch:
         self.gates: dict[nn.Module, Tensor] = {}
         self.read: dict[tuple[int, int, int, bool, bool], tuple[Tensor | None, list[Part] | None]] = {}
         self.padding: dict[str | None, list[Part]] = {}
-        # Views of whole sequences, with the rows of the batch that they are of.
-        self.waiting: list[tuple[Any, AttentionView | ResidualView]] = []
+        self.waiting = Waiting(recorder.probes)
 
     def hooks(self) -> list[Any]:
         """Hooks on the model, its blocks and the projections that hold gates; their handles."""
@@ -84,7 +113,7 @@ class Watch:
             self.model.register_forward_hook(self._end),
         ]
         for block in self.blocks.values():
-            handles.append(block.module.register_forward_hook(self._block_hook(block)))
+            handles.append(block.module.register_forward_hook(partial(self._ran, block)))
         for module in self.names:
             if family := FAMILIES.get(type(module).__name__):
                 projection = getattr(module, family.projection)
@@ -105,13 +134,25 @@ class Watch:
         """Note an attention that a family computes in its own code."""
         if self.is_paused:
             return
+        self.looked_up[self.running] = False
         if softmax.v_BGSK is None:
             self.recorder.miss(softmax.name, softmax.module, "what its softmax weighs was not seen")
         else:
             self.calls.append(noticed_call(softmax))
 
+    def needless(self, module: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any]) -> bool:
+        """Whether the blocks like this one that ran, given the like, all looked up their attention and had no softmax of their
+        own. If this one then looks up nothing it is named as unobserved, and its kind is looked at from then on."""
+        self.running = None
+        if (kind := self.kinds.get(self.names[module])) is None:
+            return False
+        given = tuple(x is None for x in args), tuple(name for name, x in keywords.items() if x is not None)
+        self.running = kind, given
+        return self.looked_up.get(self.running, False)
+
     def _begin(self, _model: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         self.calls.clear()
+        self.running = None
         self.gates.clear()
         self.read.clear()
         self.waiting.clear()
@@ -130,7 +171,7 @@ class Watch:
             self.recorder.miss("", self.model, UNSEEN)
         looks, n_tokens = self._looks()  # of what stands in no block
         self._give(looks)
-        self.show_waiting()
+        self.waiting.show()
         if self.recorder.stretches is not None:
             self.recorder.stretches.n_read += self._n_passed or n_tokens
             self._n_passed = 0
@@ -142,35 +183,43 @@ class Watch:
 
         return hook
 
-    def _block_hook(self, block: Block) -> Any:
-        @torch.no_grad()
-        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            if not self.is_paused:
-                # Not under the mode that looks at the model's own calls: it would look at each of these.
-                with torch._C.DisableTorchFunction():
-                    self._after(block, output[0] if isinstance(output, tuple) else output)
-
-        return hook
+    @torch.no_grad()
+    def _ran(self, block: Block, _module: nn.Module, _inputs: Any, output: Any) -> None:
+        if not self.is_paused:
+            # Not under a mode of somebody else, which would see each of these as a call of the model's.
+            with torch._C.DisableTorchFunction():
+                self._after(block, output[0] if isinstance(output, tuple) else output)
 
     def _after(self, block: Block, x_BTD: Tensor) -> None:
         """A block has run, and this came out."""
         self._miss_mixers(block)
+        if self.running is not None:
+            self._trust(block)
         # What goes on from a cache is no sequence of its own.
         goes_on = any(not call.is_cross and call.sizes[1] != call.sizes[2] for call in self.calls)
-        looks, _ = self._looks()
+        looks, _ = self._looks(block)
         if x_BTD.dim() == 3 and (self.recorder.stretches is not None or not goes_on):
             looks += self._residuals(block, x_BTD.detach(), looks)
             self._n_passed = x_BTD.shape[1]
         self._give(looks)
 
+    def _trust(self, block: Block) -> None:
+        """Learn whether blocks of the kind that ran need to be looked at."""
+        if self.looked_up.get(self.running, False) and not self.calls:
+            self.recorder.miss(block.name, block.module, UNLIKE)
+        self.looked_up[self.running] = self.looked_up.get(self.running, True) and bool(self.calls)
+        self.running = None
+
     def _miss_mixers(self, block: Block) -> None:
         """Note what mixes tokens in a block and is no attention that was seen."""
         seen = [call.name for call in self.calls]
         for child, mixer in block.module.named_children():
-            name, kind = f"{block.name}.{child}", type(mixer).__name__
-            is_local = _LOCAL.search(child.lower()) or _LOCAL_CLASS.search(kind)
+            kind = type(mixer).__name__
             # Beside attention only what is known to mix: other children may be anything.
-            if not is_local and (not seen or (_MIXER.search(kind) and not any(s.startswith(name) for s in seen))):
+            if seen and not _MIXER.search(kind):
+                continue
+            name, is_local = f"{block.name}.{child}", _LOCAL.search(child.lower()) or _LOCAL_CLASS.search(kind)
+            if not is_local and not any(s.startswith(name) for s in seen):
                 self.recorder.miss(name, mixer, UNSEEN)
 
     def _residuals(self, block: Block, x_BTD: Tensor, looks: list[Look]) -> list[Look]:
@@ -178,27 +227,27 @@ class Watch:
             view = self._gathered(block.name, self._residual(block))
             view.add(x_BTD)
             return []
-        own = [part for part, view in looks if view.stack != "cross"]
+        own = [look.part for look in looks if look.view.stack != "cross"]
         out: list[Look] = []
         for part in own or self.padding.get(block.stack) or [Part(None, 0, x_BTD.shape[1], is_causal=False)]:
             view = self._residual(block)
-            view.add(of_part(part, x_BTD)[:, part.start : part.end])
-            out.append((part, view))
+            view.add(of_tokens(part, x_BTD, 1))
+            out.append(Look(part, view))
         return out
 
     def _residual(self, block: Block) -> ResidualView:
         return ResidualView(block.layer, block.stack, norms_alone(self.recorder.probes))
 
-    def _layer(self, name: str) -> int:
-        """The layer that the name of something in a block states."""
-        block = next((b for b in self.blocks.values() if name == b.name or name.startswith(f"{b.name}.")), None)
-        if block:
-            return block.layer
+    def _layer(self, name: str, ran: Block | None) -> int:
+        """The layer that the name of something in a block states, most likely in the one that ran."""
+        for block in chain([ran] if ran is not None else [], self.blocks.values()):
+            if name == block.name or name.startswith(f"{block.name}."):
+                return block.layer
         number = re.search(r"(?:^|\.)(\d+)(?:\.|$)", name)
         return int(number[1]) if number else getattr(self.model.get_submodule(name), "layer_idx", None) or 0
 
-    def _looks(self) -> tuple[list[Look], int]:
-        """The views of the calls that were kept, with their parts of the batch, and how many queries they had."""
+    def _looks(self, ran: Block | None = None) -> tuple[list[Look], int]:
+        """What the calls that were kept show, and how many queries they had."""
         calls, self.calls = self.calls, []
         looks: list[Look] = []
         for call in calls:
@@ -206,7 +255,8 @@ class Watch:
                 found: Any = "it calls attention more than once in a pass"
             else:
                 call.gate_BTN = self.gates.get(call.module)
-                found = self._look(call) if self.recorder.stretches is None else self._gather(call)
+                layer = self._layer(call.name, ran)
+                found = self._look(call, layer) if self.recorder.stretches is None else self._gather(call, layer)
             if isinstance(found, str):
                 self.recorder.miss(call.name, call.module, found)
             else:
@@ -218,34 +268,24 @@ class Watch:
     def _give(self, looks: list[Look]) -> None:
         """Show views to the probes, those of the same sequences together: a probe may join a block's attention and its
         output. Where every layer is like the others, probes that take several wait for the end of the pass."""
-        alone = [probe for probe in self.recorder.probes if not probe.takes_layers]
-        together = [probe for probe in self.recorder.probes if probe.takes_layers]
-        waits = not any(isinstance(view, AttentionView) and view.last.gates for _, view in looks)
-        for rows in dict.fromkeys(part.rows for part, _ in looks):
-            for part, view in looks:
-                if part.rows == rows:
-                    show(view, alone if waits else self.recorder.probes)
-        for part, view in looks if waits and together else ():
-            # Without the queries, keys and values of the layer, and without the stream.
-            light = view.norms if isinstance(view, ResidualView) else replace(view, last=None)
-            self.waiting.append((part.rows, light))
+        probes = self.recorder.probes
+        alone = [probe for probe in probes if not probe.takes_layers]
+        waits = len(alone) < len(probes) and not any(look.gates for look in looks)
+        if alone or not waits:
+            for look in looks:
+                look.gather(probes)
+            for rows in dict.fromkeys(look.part.rows for look in looks):
+                for look in looks:
+                    if look.part.rows == rows:
+                        show(look.view, alone if waits else probes)
+        for look in looks if waits else ():
+            if look.stretch is None:
+                self.waiting.add(look.part.rows, look.view)
+            else:
+                self.waiting.keep(look.part.rows, look.view, look.stretch)
 
-    def show_waiting(self) -> None:
-        """Show what waited, layers of one kind as one view, those of the same sequences together."""
-        waiting, self.waiting = self.waiting, []
-        together = [probe for probe in self.recorder.probes if probe.takes_layers]
-        for rows in dict.fromkeys(rows for rows, _ in waiting):
-            own = [view for r, view in waiting if r == rows]
-            alike: dict[Any, list[Any]] = defaultdict(list)
-            for view in own:
-                alike[_kind(view)].append(view)
-            is_residual = {key: isinstance(views[0], ResidualView) for key, views in alike.items()}
-            for key in sorted(alike, key=is_residual.__getitem__):
-                join = norms_side_by_side if is_residual[key] else side_by_side
-                show(join(alike[key]), together)
-
-    def _look(self, call: Call) -> list[Look] | str:
-        """The views of one layer, or why there are none."""
+    def _look(self, call: Call, layer: int) -> list[Look] | str:
+        """What one layer shows, or why there is nothing."""
         _, T, S = call.sizes
         if (why := call.refused()) is not None:
             return why
@@ -256,7 +296,7 @@ class Watch:
             return "its mask is neither causal nor open, with or without window, documents and padding"
         if call.is_cross and self.padding.get(None):
             return "some of its queries are padding; run sequences of one length"
-        layer, looks = self._layer(call.name), []
+        looks = []
         for part in parts:
             queries = slice(None) if call.is_cross else slice(part.start, part.end)
             view = AttentionView(
@@ -265,9 +305,7 @@ class Watch:
                 _given(self.recorder.domain_BT, part, queries, T, call.v_BGSK.device),
                 None if call.is_cross else _given(self.recorder.tokens_BT, part, queries, T, call.v_BGSK.device),
             )
-            stretch = call.stretch(part, layer)
-            view.add(stretch, statistics_of(self.recorder.probes, stretch.gates))
-            looks.append((part, view))
+            looks.append(Look(part, view, call.stretch(part, layer)))
         return looks
 
     def _parts(self, call: Call) -> list[Part] | None:
@@ -283,7 +321,7 @@ class Watch:
             self.read[key] = (call.mask, found)
         return self.read[key][1]
 
-    def _gather(self, call: Call) -> list[Look] | str:
+    def _gather(self, call: Call, layer: int) -> list[Look] | str:
         """Add a call to the view of its layer; nothing to show yet, or why it cannot be."""
         stretches, (_, T, S) = self.recorder.stretches, call.sizes
         if (why := call.refused()) is not None:
@@ -294,7 +332,7 @@ class Watch:
         parts = self._parts(call)
         if parts is None:
             return "its mask is neither causal nor a window's, which a sequence in stretches needs"
-        layer, whole = self._layer(call.name), slice(None)
+        whole = slice(None)
         view = self._gathered(
             call.name,
             AttentionView(
@@ -322,18 +360,23 @@ class Watch:
         left, whole = dict(stretches.views), Part(None, 0, stretches.n_tokens, is_causal=True)
         for name in self.blocks:
             own = [n for n in left if n.startswith(f"{name}.")] + [n for n in (name,) if n in left]
-            self._give([(whole, left.pop(n)) for n in own])
-        self._give([(whole, view) for view in left.values()])
-        self.show_waiting()
+            self._give([Look(whole, left.pop(n)) for n in own])
+        self._give([Look(whole, view) for view in left.values()])
+        self.waiting.show()
 
 
-def _kind(view: AttentionView | ResidualView) -> tuple[Any, ...]:
-    """What views have in common that may stand side by side."""
-    if isinstance(view, ResidualView):
-        return ("residual", view.stack, view.norm_BT.shape, view.device)
-    given = tuple(None if t is None else t.shape for t in (view.domain_BT, view.tokens_BS))
-    has = view.has_slot, view.has_documents
-    return ("attention", view.stack, view.n_queries, view.n_keys, *has, view.sizes, view.device, *given)
+def _kinds(blocks: Iterable[str], named: dict[str, nn.Module]) -> dict[str, int]:
+    """The blocks' kinds, numbered: of one kind are those made of modules of the same names and classes."""
+    kinds: dict[str, list[tuple[str, type]]] = {name: [] for name in blocks}
+    outer = None
+    for name, module in named.items():
+        # What a module holds follows it.
+        if outer is None or not name.startswith(f"{outer}."):
+            outer = name if name in kinds else None
+        if outer is not None:
+            kinds[outer].append((name[len(outer) :], type(module)))
+    numbers: dict[Hashable, int] = {}
+    return {name: numbers.setdefault(tuple(kind), len(numbers)) for name, kind in kinds.items()}
 
 
 def _kept(mask_BT: Tensor) -> list[Part]:
