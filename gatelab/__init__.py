@@ -22,6 +22,7 @@ _PUBLIC = {
     "Run": "config",
     "SinkLogit": "config",
     "YaRN": "config.rope",
+    "Tasks": "config",
     "Text": "config",
     "TrainConfig": "config",
     "cross": "config",

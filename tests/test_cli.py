@@ -355,7 +355,7 @@ MISTAKES = {
     "probe {run} --length 0": "train.seq_len=0",
     "probe {run} --length many": "many",
     "probe {run} --length 17": "learned positions",
-    "eval {mess}/full --tasks hellaswag": "Unknown command",
+    "evaluate {mess}/full --tasks hellaswag": "Unknown command",
 }  # fmt: skip
 
 

@@ -9,13 +9,13 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "gatelab"
 LAYERS = (
-    "config", "record", "ops", "nn", "models", "data", "train", "probes", "evals", "retrofit", "store", "study",
+    "config", "record", "tasks", "ops", "nn", "models", "data", "train", "probes", "evals", "retrofit", "store", "study",
     "analysis", "report", "catalogue", "bench", "lab", "terminal", "cli",
 )  # fmt: skip
 # Studies are what a user writes: they name anything, and nothing names them.
 FILES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py" and p.parent.name != "studies")
 LIGHT = (
-    "config", "record", "data", "store", "study.study", "study.plan", "study.metrics", "study.git",
+    "config", "record", "tasks", "data", "store", "study.study", "study.plan", "study.metrics", "study.git",
     "study.ledger", "study.executor", "study.local", "study.drive", "study.worker", "study.carry_out",
     "study.remaining", "analysis", "report", "catalogue", "lab", "terminal", "cli",
 )  # fmt: skip

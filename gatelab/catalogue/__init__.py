@@ -3,6 +3,7 @@
 from .gates import gate_catalogue, gate_detail, refusal
 from .machine import intervention_records, machine_records, probe_records
 from .sizes import size_records
+from .tasks import task_items, task_records
 from .weights import PAPER_SHAPE, added_weights, equation, gate_weights
 
 __all__ = [
@@ -17,4 +18,6 @@ __all__ = [
     "probe_records",
     "refusal",
     "size_records",
+    "task_items",
+    "task_records",
 ]

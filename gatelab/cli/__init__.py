@@ -12,7 +12,7 @@ from typing import Any
 from cyclopts import App, CycloptsError
 
 from .. import __version__
-from . import bench, convert, gates, lists, probe, progress, results, retrofit, sizes, study, train
+from . import bench, convert, eval, gates, lists, probe, progress, results, retrofit, sizes, study, tasks, train
 
 app = App(
     name="gatelab",
@@ -24,8 +24,8 @@ app = App(
 )
 for command in (
     bench.bench, probe.probe, study.run, study.plan, progress.status, progress.logs, progress.retry, results.find,
-    results.report, results.diff, train.train, convert.convert, retrofit.retrofit, gates.gates, lists.probes,
-    lists.interventions, sizes.sizes, lists.schema, lists.doctor,
+    results.report, results.diff, train.train, convert.convert, retrofit.retrofit, eval.eval_, gates.gates, lists.probes,
+    lists.interventions, sizes.sizes, tasks.tasks, lists.schema, lists.doctor,
 ):  # fmt: skip
     app.command(command)
 

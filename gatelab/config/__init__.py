@@ -1,14 +1,14 @@
 """Configurations: frozen values with one dotted grammar. Free of torch."""
 
 from .base import Config, ConfigError, canonical, digest, keys, nearest, validate
-from .data import BigramBackcopy, Data, Text
+from .data import BigramBackcopy, Data, Tasks, Text
 from .gate import ACTIVATIONS, REFUSALS, SITES, SOURCES, Activation, GateSpec, Site
 from .grid import Change, accepts, cross, override, parse_assignments, together, vary
 from .kv_experts import KVExperts
 from .model import ModelConfig
 from .moe import MoE
 from .normaliser import NORMALISERS, Normaliser, SinkLogit, Softmax
-from .objective import Continuation, MaskedTokens, NextToken, Objective, SpanCorruption
+from .objective import Answers, Continuation, MaskedTokens, NextToken, Objective, SpanCorruption
 from .output_map import OUTPUT_MAPS
 from .presets import PRESETS, Preset
 from .run import Execution, OptimConfig, ProbeConfig, Run, TrainConfig, fingerprint
@@ -22,6 +22,7 @@ __all__ = [
     "SITES",
     "SOURCES",
     "Activation",
+    "Answers",
     "BigramBackcopy",
     "Change",
     "Config",
@@ -45,6 +46,7 @@ __all__ = [
     "Site",
     "Softmax",
     "SpanCorruption",
+    "Tasks",
     "Text",
     "TrainConfig",
     "accepts",

@@ -34,7 +34,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         "a stack that sees both ways and fills in what was masked",
         "encoder:Encoder",
         (Stack("blocks", "encoder", is_causal=False),),
-        ("masked",),
+        ("masked", "answers"),
     ),
     "encoder-decoder": Architecture(
         "an encoder, and a causal decoder that looks at its output by cross-attention",

@@ -72,4 +72,35 @@ class Text(Config):
         return name
 
 
-Data = Annotated[BigramBackcopy | Text, Field(discriminator="kind")]
+class Tasks(Config):
+    """Items of tasks (`gatelab tasks` lists them), unlimited: each sequence is one item, and `names` (joined by commas on the
+    command line) takes turns, so several are a mixture in equal parts.
+
+    `depth`, `distractors` and `hardness` are the items' knobs, None the task's own default; their length is the sequence's.
+    `targets`: the loss of the `answer` alone, or of `all` tokens. `shortest`: the first items have this length, the next
+    twice it, and so on up to the sequence's, `stage` sequences of each; what is left of a sequence is not predicted.
+    """
+
+    kind: Literal["tasks"] = "tasks"
+    names: tuple[str, ...] = ("needle",)
+    depth: Annotated[float, Field(ge=0, le=1)] | None = None
+    distractors: Annotated[int, Field(ge=0)] | None = None
+    hardness: Annotated[int, Field(ge=1)] | None = None
+    targets: Literal["answer", "all"] = "answer"
+    shortest: Annotated[int, Field(ge=2)] | None = None
+    stage: Annotated[int, Field(ge=1)] = 10_000
+
+    @field_validator("names", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return tuple(value.split(",")) if isinstance(value, str) else value
+
+    @field_validator("names")
+    @classmethod
+    def _different(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if not names or len(set(names)) < len(names) or len(names) > 127:
+            raise ValueError("name one task or several different ones, as in needle,track; `gatelab tasks` lists them")
+        return names
+
+
+Data = Annotated[BigramBackcopy | Text | Tasks, Field(discriminator="kind")]

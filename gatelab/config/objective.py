@@ -1,4 +1,4 @@
-"""Objective: what a run predicts, as a value: the next token, masked tokens, corrupted spans, or a continuation.
+"""Objective: what a run predicts, as a value: the next token, masked tokens, answers, corrupted spans, or a continuation.
 
 Notable: how many tokens are masked, and how many spans of them there are, is arithmetic on the sequence length; only
 where they lie is drawn. So every batch of a run has one shape and one number of targets, and losses are comparable.
@@ -66,6 +66,21 @@ class MaskedTokens(Config):
         return max(1, round(self.share * (seq_len - has_bos)))
 
 
+class Answers(Config):
+    """What a task asks, from all the rest on both sides: a mask stands for each token of an answer that a sequence goes on
+    with, and the answer is predicted where it is asked, at the token before it."""
+
+    kind: Literal["answers"] = "answers"
+
+    def extra_ids(self, seq_len: int) -> int:
+        """The mask."""
+        return 1
+
+    def lengths(self, seq_len: int) -> tuple[int, int | None]:
+        """As `NextToken.lengths`: an encoder reads all of the sequence."""
+        return seq_len, None
+
+
 class SpanCorruption(Config):
     """Spans of tokens, from what is left when a sentinel stands for each (T5, arXiv 1910.10683).
 
@@ -122,7 +137,7 @@ class Continuation(Config):
         return n_read, seq_len - n_read + 1
 
 
-Objective = Annotated[NextToken | MaskedTokens | SpanCorruption | Continuation, Field(discriminator="kind")]
+Objective = Annotated[NextToken | MaskedTokens | Answers | SpanCorruption | Continuation, Field(discriminator="kind")]
 
 
 def _refuse_too_short(seq_len: int, kind: str) -> None:

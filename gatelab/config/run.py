@@ -11,7 +11,7 @@ from pydantic import Field, field_validator, model_validator
 
 from .. import SCHEMA
 from .base import Config, ConfigError, digest, members
-from .data import BigramBackcopy, Data, Text
+from .data import BigramBackcopy, Data, Tasks, Text
 from .gate import GateSpec
 from .model import Count, ModelConfig
 from .normaliser import KeyBias
@@ -128,6 +128,18 @@ class Run(Config):
             raise ValueError(
                 f"objective={objective.kind!r} does not train arch={self.model.arch!r}, which takes "
                 f"{' or '.join(map(repr, allowed))}; change one, or leave objective out"
+            )
+        asks = isinstance(self.data, Tasks) and self.data.targets == "answer"
+        if objective.kind in ("masked", "span-corruption") and asks:
+            other = "answers" if objective.kind == "masked" else "continuation"
+            raise ValueError(
+                f"objective={objective.kind!r} hides any tokens, and data.targets='answer' asks for the answer alone; set "
+                f"objective={other}, or data.targets=all"
+            )
+        if objective.kind == "answers" and not asks:
+            raise ValueError(
+                "objective='answers' predicts what a task asks, and this data asks nothing; set data=tasks with "
+                "data.targets=answer, or leave objective out"
             )
         read, spoken = objective.lengths(self.train.seq_len)
         longest = max(read, spoken or 0)

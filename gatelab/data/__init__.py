@@ -5,13 +5,14 @@ Free of torch; the libraries for tokenizers and Parquet are imported when first 
 
 from pathlib import Path
 
-from gatelab.config import BigramBackcopy, Text
+from gatelab.config import BigramBackcopy, Tasks, Text
 
 from .batch import IGNORED, Batch, DataError, Source, check_lengths, joined
 from .cache import default_cache
 from .corpus import open_text
 from .objectives import objective_batch, objective_batches, objective_heldout
 from .streams import BigramBackcopySource
+from .tasks import TaskSource
 from .tokenizer import ByteTokenizer, LoadedTokenizer
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "DataError",
     "LoadedTokenizer",
     "Source",
+    "TaskSource",
     "check_lengths",
     "default_cache",
     "joined",
@@ -32,7 +34,7 @@ __all__ = [
 ]
 
 
-def open_source(data: BigramBackcopy | Text, *, cache: Path | None = None) -> Source:
+def open_source(data: BigramBackcopy | Text | Tasks, *, cache: Path | None = None) -> Source:
     """The source that a configuration describes.
 
     A text is tokenised once into `cache` (default: $GATELAB_CACHE or ~/.cache/gatelab) and mapped from there after;
@@ -43,4 +45,6 @@ def open_source(data: BigramBackcopy | Text, *, cache: Path | None = None) -> So
     """
     if isinstance(data, BigramBackcopy):
         return BigramBackcopySource(data)
+    if isinstance(data, Tasks):
+        return TaskSource(data)
     return open_text(data, cache or default_cache())

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from gatelab.config.objective import Continuation, MaskedTokens, NextToken, Objective, SpanCorruption
+from gatelab.config.objective import Answers, Continuation, MaskedTokens, NextToken, Objective, SpanCorruption
 
 from .batch import IGNORED, Batch, DataError, Source, joined
 from .order import HELDOUT_OBJECTIVE, TRAIN_OBJECTIVE, uniform_rows
@@ -24,6 +24,8 @@ def objective_batch(source: Source, objective: Objective, seed: int, step: int, 
     Masked: `inputs_BT` with masks (id `source.vocab_size`), and `targets_BT` the original token where one was chosen,
     IGNORED elsewhere. The BOS of position 0 is never chosen. Segments and domains stay those of the positions.
 
+    Answers: `inputs_BT` with masks (id `source.vocab_size`) where a sequence goes on with what is asked; targets as they are.
+
     Span corruption: `inputs_BT` what the encoder reads, `targets_BT` what the decoder says, `decoder_inputs_BT` the
     same one later behind a start id, of the lengths that `objective.lengths(seq_len)` gives. Sentinels are
     `source.vocab_size` and following; the start is the source's BOS, or the last of the extra ids. No domains: a span
@@ -33,7 +35,8 @@ def objective_batch(source: Source, objective: Objective, seed: int, step: int, 
     before each, the first of which the encoder has read too. Domains are those of the decoder's queries.
 
     Raises:
-        DataError: when the source masks documents and the objective is for an encoder-decoder; and as the source does.
+        DataError: when every token is a target and the objective is answers; when the source masks documents and the objective
+            is for an encoder-decoder; and as the source does.
         ValueError: when `seq_len` is less than 2 and the objective is not the next token.
     """
     draws = _Draws(seed, TRAIN_OBJECTIVE, step * batch_size)
@@ -76,6 +79,8 @@ def _applied(objective: Objective, source: Source, batch: Batch, draws: _Draws) 
             return batch
         case MaskedTokens():
             return _masked(objective, source, batch, draws)
+        case Answers():
+            return _answers_hidden(source, batch)
         case SpanCorruption():
             _refuse_document_mask(objective, batch)
             return _spans_taken(objective, source, batch, draws)
@@ -102,6 +107,17 @@ def _masked(objective: MaskedTokens, source: Source, batch: Batch, draws: _Draws
         inputs_BT=np.where(changed_BT, instead_BT, tokens_BT),
         targets_BT=np.where(chosen_BT, tokens_BT, IGNORED),
     )
+
+
+def _answers_hidden(source: Source, batch: Batch) -> Batch:
+    asked_BT = batch.targets_BT != IGNORED
+    if asked_BT.all():
+        raise DataError(
+            "objective=answers hides what is asked, and every token of this data is; take data=tasks with data.targets=answer"
+        )
+    is_said_BT = np.zeros(asked_BT.shape, bool)
+    is_said_BT[:, 1:] = asked_BT[:, :-1] & (batch.inputs_BT[:, 1:] == batch.targets_BT[:, :-1])
+    return replace(batch, inputs_BT=np.where(is_said_BT, source.vocab_size, batch.inputs_BT))
 
 
 def _spans_taken(objective: SpanCorruption, source: Source, batch: Batch, draws: _Draws) -> Batch:

@@ -38,7 +38,7 @@ def test_the_tag_of_a_union_is_no_part_of_the_path_and_chooses_what_is_allowed()
 
 def test_a_union_without_its_kind_lists_the_kinds():
     (problem,) = problems({"data": {"vocab_size": 8}})
-    assert problem.endswith("say its kind, one of 'bigram-backcopy', 'text'")
+    assert problem.endswith("say its kind, one of 'bigram-backcopy', 'text', 'tasks'")
 
 
 def test_a_place_in_a_sequence_is_no_part_of_the_path():

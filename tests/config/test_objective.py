@@ -8,7 +8,7 @@ import pytest
 from gatelab.config import Config, ConfigError, canonical, validate
 from gatelab.config.architecture import ARCHITECTURES
 from gatelab.config.base import members
-from gatelab.config.objective import Continuation, MaskedTokens, NextToken, Objective, SpanCorruption
+from gatelab.config.objective import Answers, Continuation, MaskedTokens, NextToken, Objective, SpanCorruption
 
 
 class Holder(Config):
@@ -57,11 +57,11 @@ def test_a_mask_chooses_its_share_of_what_may_be_chosen_and_at_least_one():
 def test_every_kind_has_its_architecture():
     kinds = [member.model_fields["kind"].default for member in members(Objective)]
     assert sorted(kind for a in ARCHITECTURES.values() for kind in a.objectives) == sorted(kinds)
-    assert len(kinds) == len(get_args(get_args(Objective)[0])) == 4
+    assert len(kinds) == len(get_args(get_args(Objective)[0])) == 5
 
 
 @pytest.mark.parametrize(
-    "objective", [NextToken(), MaskedTokens(share=0.4), SpanCorruption(mean_span=2.5), Continuation()]
+    "objective", [NextToken(), MaskedTokens(share=0.4), Answers(), SpanCorruption(mean_span=2.5), Continuation()]
 )
 def test_the_stored_form_gives_the_objective_back(objective: Config):
     assert validate(Holder, canonical(Holder(objective=objective))).objective == objective

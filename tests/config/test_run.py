@@ -191,7 +191,10 @@ def test_the_stored_form_gives_the_run_back():
         ({"seed": -1}, "seed=-1"),
         ({"seed": 2**32}, "seed=4294967296"),
         ({"init_from": "../../x"}, "init_from"),
-        ({"objective": "maskd"}, "'next-token', 'masked', 'span-corruption', 'continuation'; did you mean 'masked'?"),
+        (
+            {"objective": "maskd"},
+            "'next-token', 'masked', 'answers', 'span-corruption', 'continuation'; did you mean 'masked'?",
+        ),
         ({"objective": "masked"}, "'masked' does not train arch='decoder', which takes 'next-token'; change one"),
         ({"model.arch": "encoder-decoder", "objective": "next-token"}, "takes 'span-corruption' or 'continuation'"),
         ({"model.arch": "encoder", "objective": {"kind": "masked", "shar": 0.3}}, "did you mean 'share'?"),

@@ -1,0 +1,92 @@
+"""Forward passes over rows of token ids, Gatelab's own decoders or transformers': whole rows, rows that go on from shared
+contexts, and what a model writes.
+
+Notable: the stack is run over whole batches and its head only on the positions that are asked for, since logits over a
+vocabulary are most of a pass of a small model.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...models.generate import Sampling
+from ..next_token import next_token
+
+Ids = Sequence[int]
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a model wrote after a prompt, a stop id last where it came to one; and whether all its logits were finite."""
+
+    ids: list[int]
+    is_finite: bool
+
+
+class Passes(ABC):
+    """A model in evaluation mode; `max_tokens` is what its positions allow (None: not said), `n_ids` its vocabulary.
+
+    `shares`: contexts can be read once and gone on from. `pads`: contexts of unequal length may share a pass. `heads_apart`: its
+    head can be run on what is asked for alone.
+
+    Raises:
+        ValueError: a model that has no next-token loss of a text.
+    """
+
+    shares, pads, heads_apart = True, True, True
+
+    def __init__(self, model: nn.Module):
+        self.model = model
+        self.asked = next_token(model)
+        self.n_ids, self.max_tokens, self.device = self.asked.n_ids, self.asked.max_tokens, self.asked.device
+
+    @abstractmethod
+    def whole(self, rows: Sequence[Ids]) -> Tensor:
+        """What the head reads at every token of rows, the first ones of [B, T, D]; the rest of a row is padding."""
+
+    @abstractmethod
+    def begin(self, contexts: Sequence[Ids]) -> tuple[Tensor, Any]:
+        """What the head reads at the last token of each context, [B, D], and the keys and values to go on from."""
+
+    @abstractmethod
+    def go_on(self, memory: Any, contexts: Sequence[int], rows: Sequence[Ids]) -> Tensor:
+        """As `whole`, of rows that follow the contexts of these numbers."""
+
+    @abstractmethod
+    def write(
+        self,
+        prompts: Sequence[Ids],
+        n_tokens: int,
+        sampling: Sampling,
+        stop_ids: frozenset[int],
+        is_done: Callable[[Ids], bool],
+    ) -> list[Written]:
+        """Continuations of `n_tokens` ids, or fewer up to a stop id or where `is_done(ids so far)`."""
+
+    @abstractmethod
+    def logits(self, x_ND: Tensor) -> Tensor:
+        """Logits [N, V] of what the head reads."""
+
+
+def flush_left(rows: Sequence[Ids], device: torch.device) -> Tensor:
+    """[B, T] of the rows, zeros behind the shorter ones."""
+    T = max(map(len, rows))
+    return torch.stack([F.pad(torch.tensor(row), (0, T - len(row))) for row in rows]).to(device)
+
+
+def flush_right(rows: Sequence[Ids], device: torch.device) -> tuple[Tensor, Tensor]:
+    """[B, T] of the rows, zeros before the shorter ones, and how many, [B]."""
+    T = max(map(len, rows))
+    tokens_BT = torch.stack([F.pad(torch.tensor(row), (T - len(row), 0)) for row in rows])
+    return tokens_BT.to(device), torch.tensor([T - len(row) for row in rows], device=device)
+
+
+def up_to(ids: list[int], stop_ids: frozenset[int]) -> list[int]:
+    """The ids up to the first stop id, with it."""
+    end = next((i + 1 for i, token in enumerate(ids) if token in stop_ids), len(ids))
+    return ids[:end]

@@ -1,0 +1,294 @@
+"""Asking a model items of tasks: what it says, how sure it is, and what that is worth; by task, length and depth.
+
+Notable: what is asked is a reader, logits at some positions of some tokens, so an oracle is asked like a model. An answer
+of several tokens is the model's own all the way: from the first wrong one on it goes on from what it said itself.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..models.decoder import Decoder
+from ..models.encoder import Encoder
+from ..models.model import Model
+from ..record import Item, Row
+from ..tasks import VOCAB_SIZE, Knobs, Task, TaskItem, open_task
+from ..tasks.metrics import Verdict, choice, cited, copied_from_start, edit_similarity, overlap
+from ..tasks.options import options_of
+from ..tasks.text import TokenItem
+from .next_token import NextToken
+
+# Tokens [B, T] and positions [B, A] to the logits [B, A, V] of what comes after each.
+Reader = Callable[[Tensor, Tensor], Tensor]
+
+# Bounds memory, not the result: tokens a forward pass.
+_TOKENS = 2**15
+LENGTHS = (1, 2, 4, 8)  # times the length of training
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a model said to an item. `margin`: the least, over the answer's tokens, of the right one's log-probability less
+    the best wrong one's, in nats, each after the right ones before it; not-a-number where a logit is. `verdict` is of the
+    exact match: a tie or no number anywhere is wrong."""
+
+    item: TaskItem
+    given: tuple[int, ...]
+    log_p: float
+    margin: float
+    verdict: Verdict
+
+
+def reader_of(model: Model) -> Reader:
+    """A decoder, or an encoder of items whose answers are hidden (`hidden`), as a reader.
+
+    Raises:
+        ValueError: a model of two stacks; when it reads, tokens that are none of its ids, or more than it has positions for.
+    """
+    if not isinstance(model, Decoder | Encoder):
+        raise ValueError(
+            f"tasks are asked of models of one stack, and this model's architecture is {model.config.arch}"
+        )
+    device = model.head.weight.device
+
+    @torch.no_grad()
+    def read(tokens_BT: Tensor, at_BA: Tensor) -> Tensor:
+        limit = model.config.max_seq_len
+        if model.config.positions != "none" and tokens_BT.shape[1] > limit:
+            raise ValueError(
+                f"items of {tokens_BT.shape[1]} tokens, and this model has positions for {limit}; ask shorter ones, or train "
+                f"with model.max_seq_len={tokens_BT.shape[1]}"
+            )
+        if (highest := int(tokens_BT.max())) >= model.config.vocab_size:
+            raise ValueError(
+                f"token {highest} is no id of this model, whose vocabulary has {model.config.vocab_size}; ask a model that was "
+                f"trained with data=tasks, or ask in text"
+            )
+        x_BTD = model.hidden(tokens_BT.to(device))
+        at_BA = at_BA.to(device)
+        return model.head(x_BTD.gather(1, at_BA[:, :, None].expand(-1, -1, x_BTD.shape[-1]))).float().cpu()
+
+    return read
+
+
+def hidden(item: TaskItem, mask_id: int = VOCAB_SIZE) -> TaskItem:
+    """The item with a mask in the place of every token of the answer that it goes on with, for a model that sees both ways
+    (the objective `answers`)."""
+    said = {
+        at + 1 for at, token in zip(item.asked, item.answer, strict=True) if item.tokens[at + 1 : at + 2] == (token,)
+    }
+    return replace(item, tokens=tuple(mask_id if i in said else t for i, t in enumerate(item.tokens)))
+
+
+def ask(reader: Reader, task: Task, knobs: Knobs, n_items: int) -> list[Answer]:
+    """Items 0 … n_items − 1, of a model that sees one way.
+
+    Raises:
+        TaskError: for the knobs. ValueError: as the reader does.
+    """
+    return ask_items(reader, [task.item(knobs, index) for index in range(n_items)])
+
+
+def ask_items(reader: Reader, items: Sequence[TaskItem]) -> list[Answer]:
+    """Items of one task and length; of hidden answers every token is said at once.
+
+    Raises:
+        ValueError: as the reader does.
+    """
+    n_items = len(items)
+    at_once = max(1, _TOKENS // max((len(item.tokens) for item in items), default=1))
+    return [a for i in range(0, n_items, at_once) for a in _ask(reader, items[i : i + at_once])]
+
+
+def _ask(reader: Reader, items: list[TaskItem]) -> list[Answer]:
+    tokens_BT, at_BA, right_BA = (
+        torch.tensor([getattr(item, name) for item in items]) for name in ("tokens", "asked", "answer")
+    )
+    logits_BAV = reader(tokens_BT, at_BA)
+    judged = [_judged(logits_AV, right_A) for logits_AV, right_A in zip(logits_BAV, right_BA, strict=True)]
+    given_BA = logits_BAV.argmax(dim=-1)
+    wrong = [i for i, (verdict, _, _) in enumerate(judged) if not verdict.is_right and not verdict.is_nan]
+    if wrong and at_BA.shape[1] > 1:
+        given_BA[wrong] = _continued(reader, tokens_BT[wrong], at_BA[wrong], right_BA[wrong], given_BA[wrong])
+    return [
+        Answer(item, tuple(given_A), log_p, margin, verdict)
+        for item, given_A, (verdict, log_p, margin) in zip(items, given_BA.tolist(), judged, strict=True)
+    ]
+
+
+def _judged(logits_AV: Tensor, right_A: Tensor) -> tuple[Verdict, float, float]:
+    """Of one answer: the exact match, the log-probability, and the margin."""
+    log_p_AV, right_A1 = logits_AV.double().log_softmax(dim=-1), right_A[:, None]
+    right_p_A = log_p_AV.gather(1, right_A1)[:, 0]
+    margin = (right_p_A - log_p_AV.scatter(1, right_A1, -math.inf).amax(dim=-1)).amin()
+    best_A = logits_AV.amax(dim=-1)
+    if not torch.isfinite(best_A).all() or logits_AV.isnan().any():
+        return Verdict(False, 0.0, is_nan=True), math.nan, math.nan
+    is_best_A = logits_AV.gather(1, right_A1)[:, 0] == best_A
+    n_best_A = (logits_AV == best_A[:, None]).sum(dim=-1)
+    is_tied = bool((n_best_A > 1).any())
+    credit = float((is_best_A / n_best_A).prod())
+    return Verdict(bool(is_best_A.all()) and not is_tied, credit, is_tied), float(right_p_A.sum()), float(margin)
+
+
+def _continued(reader: Reader, tokens_BT: Tensor, at_BA: Tensor, right_BA: Tensor, given_BA: Tensor) -> Tensor:
+    """Greedy answers, each token after the model's own before it, where the item goes on with the answer."""
+    tokens_BT, given_BA = tokens_BT.clone(), given_BA.clone()
+    rows = torch.arange(len(tokens_BT))
+    for i in range(1, at_BA.shape[1]):
+        next_B = at_BA[:, i - 1] + 1
+        goes_on_B = tokens_BT[rows, next_B] == right_BA[:, i - 1]
+        tokens_BT[rows, next_B] = torch.where(goes_on_B, given_BA[:, i - 1], tokens_BT[rows, next_B])
+        given_BA[:, i] = reader(tokens_BT, at_BA[:, i : i + 1])[:, 0].argmax(dim=-1)
+    return given_BA
+
+
+def choices(reader: Reader, items: Sequence[TaskItem]) -> list[Verdict]:
+    """Whether the answer is the likeliest of the item's options (`gatelab.tasks.options`), by the sum of log-probabilities."""
+    verdicts = []
+    for item in items:
+        options = torch.tensor(options_of(item))
+        tokens_NT = torch.tensor([item.tokens] * len(options))
+        at_NA = torch.tensor([item.asked] * len(options))
+        for i, at in enumerate(item.asked[:-1]):
+            if item.tokens[at + 1] == item.answer[i]:
+                tokens_NT[:, at + 1] = options[:, i]
+        log_p_NAV = reader(tokens_NT, at_NA).double().log_softmax(dim=-1)
+        verdicts.append(choice(log_p_NAV.gather(2, options[:, :, None]).sum(dim=(1, 2)).tolist(), 0))
+    return verdicts
+
+
+@torch.no_grad()
+def ask_text(model: NextToken, item: TokenItem) -> tuple[Verdict, float, tuple[int, ...]]:
+    """(exact match, margin, what is likeliest at each token of the answers) of an item in a model's own tokens.
+
+    Each token is asked after the right ones before it, so the first wrong one is what the model would say, and the
+    following what it would say had it been right.
+
+    Raises:
+        ValueError: an item that has a problem, which is said.
+    """
+    if item.problem is not None:
+        raise ValueError(f"{item.task} {item.index}: {item.problem}")
+    model.check(len(item.ids), f"{item.task} {item.index}")
+    positions = [p - 1 for start, end in item.answers for p in range(start, end)]
+    logits_AV = model.logits(model.states(list(item.ids)), torch.tensor(positions, device=model.device)).float().cpu()
+    verdict, _, margin = _judged(logits_AV, torch.tensor([item.ids[p + 1] for p in positions]))
+    return verdict, margin, tuple(logits_AV.argmax(dim=-1).tolist())
+
+
+def items_of(answers: Sequence[Answer], knobs: Knobs, *, run: str, step: int) -> list[Item]:
+    """One record an answer; its score is the margin, its factors the length, the depth, what guessing scores, and why it is
+    not counted where it is not."""
+    return [
+        Item(
+            run=run,
+            step=step,
+            task=a.item.task,
+            item=a.item.index,
+            correct=a.verdict.is_right,
+            score=a.margin,
+            answer=" ".join(map(str, a.item.answer)),
+            given=" ".join(map(str, a.given)),
+            factors={
+                "length": knobs.length,
+                "depth": a.item.depth,
+                "floor": a.item.floor,
+                "log_p": a.log_p if math.isfinite(a.log_p) else str(a.log_p),
+                "tied": a.verdict.is_tied,
+                "nan": a.verdict.is_nan,
+                "copied_from_start": copied_from_start(a.given, a.item.tokens),
+                "evidence": [list(span) for span in a.item.evidence],
+                "distractors": [list(span) for span in a.item.distractors],
+                **a.item.factors,
+            },
+        )
+        for a in answers
+    ]
+
+
+def rows_of(answers: Sequence[Answer], task: Task, knobs: Knobs, *, run: str, step: int) -> list[Row]:
+    """What docs/metrics.md says of source `tasks`: means over the items of one task and length.
+
+    Raises:
+        ValueError: without answers.
+    """
+    if not answers:
+        raise ValueError(f"{task.name}: no answers; ask at least one item")
+
+    def row(metric: str, values: Sequence[float], unit: str = "share") -> Row:
+        return Row(
+            run,
+            step,
+            "tasks",
+            metric,
+            float(np.mean(values)),
+            unit,
+            task=task.name,
+            length=knobs.length,
+            depth=knobs.depth,
+        )
+
+    margins = [a.margin for a in answers if math.isfinite(a.margin)]
+    rows = [
+        row("exact_match", [a.verdict.is_right for a in answers]),
+        row("answer_floor", [a.item.floor for a in answers]),
+        row("answer_ties", [a.verdict.is_tied for a in answers]),
+        row("answer_nan", [a.verdict.is_nan for a in answers]),
+        row("edit_similarity", [edit_similarity(a.given, a.item.answer) for a in answers]),
+        row("copied_from_start", [copied_from_start(a.given, a.item.tokens) for a in answers]),
+    ]
+    if margins:
+        rows.append(row("answer_margin", margins, "nats"))
+    if task.answer == "set":
+        shares = [overlap(a.given, a.item.answer) for a in answers]
+    elif task.answer == "cite":
+        both = [cited(a.given, a.item.answer) for a in answers]
+        rows.append(row("answer_exact", [is_right for is_right, _ in both]))
+        shares = [share for _, share in both]
+    else:
+        return rows
+    what = "citation" if task.answer == "cite" else "answer"
+    rows += [row(f"{what}_{name}", [getattr(s, name) for s in shares]) for name in ("precision", "recall", "f1")]
+    return rows
+
+
+def choice_rows(
+    verdicts: Sequence[Verdict], items: Sequence[TaskItem], task: Task, knobs: Knobs, *, run: str, step: int
+) -> list[Row]:
+    """`choices` as rows: the score, ties by their share, beside that of chance."""
+    values = {
+        "choice": [v.credit for v in verdicts],
+        "choice_chance": [1 / len(options_of(item)) for item in items],
+        "choice_ties": [v.is_tied for v in verdicts],
+        "choice_nan": [v.is_nan for v in verdicts],
+    }
+    return [
+        Row(
+            run, step, "tasks", name, float(np.mean(v)), "share", task=task.name, length=knobs.length, depth=knobs.depth
+        )
+        for name, v in values.items()
+    ]
+
+
+def at_lengths(
+    model: Model, name: str, knobs: Knobs, n_items: int, *, run: str, step: int, times: Sequence[int] = LENGTHS
+) -> tuple[list[Row], list[Item]]:
+    """The task at `times` the length of `knobs`, which is that of training: rows and items.
+
+    Raises:
+        TaskError, ValueError: as `ask` does.
+    """
+    task, reader = open_task(name), reader_of(model)
+    rows, items = [], []
+    for factor in times:
+        longer = Knobs(knobs.length * factor, knobs.depth, knobs.distractors, knobs.hardness, knobs.seed, knobs.split)
+        asked = [task.item(longer, index) for index in range(n_items)]
+        answers = ask_items(reader, [hidden(item) for item in asked] if isinstance(model, Encoder) else asked)
+        rows += rows_of(answers, task, longer, run=run, step=step)
+        items += items_of(answers, longer, run=run, step=step)
+    return rows, items

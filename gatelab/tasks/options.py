@@ -1,0 +1,32 @@
+"""The choice that an item gives: its answer beside wrong ones of the same shape, so that chance is known and the same
+for all tasks."""
+
+from math import prod
+
+from .draws import Draws, key_of
+from .task import TaskItem
+from .vocabulary import kind_of
+
+N_OPTIONS = 8
+
+
+def options_of(item: TaskItem) -> list[tuple[int, ...]]:
+    """The answer, and then wrong ones, all different: what the item itself suggests, then answers with one token changed.
+
+    Eight, or as many as there are (one bracket has but four). A choice among them by chance is right one time in as many.
+    """
+    draws = Draws(key_of(f"options/{item.task}", 0), item.index)
+    n = min(N_OPTIONS, prod(kind_of(t)[1] for t in item.answer))
+    out = [item.answer, *item.rivals[: n - 1]]
+    while len(out) < n:
+        at = draws.below(len(item.answer))
+        first, n_kind = kind_of(item.answer[at])
+        option = (*item.answer[:at], first + draws.below(n_kind), *item.answer[at + 1 :])
+        if option not in out:
+            out.append(option)
+    return out
+
+
+def chance_of(item: TaskItem) -> float:
+    """The share of exact matches of tokens drawn at random, each from those of its kind."""
+    return prod(1 / kind_of(t)[1] for t in item.answer)

@@ -1,0 +1,150 @@
+"""Task: what to ask, as a value; and what an item and a batch of items are.
+
+Notable: an item is read as `tokens`, and asked at some of its positions: after reading tokens[: p + 1], what comes
+next? The definition of a task makes one item in pure Python; its sampler makes many in NumPy, equal token by token.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+
+Span = tuple[int, int]  # [start, end)
+
+
+class TaskError(ValueError):
+    """An item that cannot be made, or asked: one sentence that says what came, and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Knobs:
+    """What an item is made from besides its number; None: the task's own default.
+
+    length: tokens that are read, BOS, question and all but the last token of the answer included.
+    depth: where the evidence stands, from 0 (the beginning) to 1 (as late as it can); None: anywhere.
+    distractors: how many other pieces compete with the evidence; None may mean as many as there is room for.
+    hardness: a whole number, whose meaning is the task's.
+    seed, split: which stream of items; no item of one stream is made for another.
+    """
+
+    length: int = 512
+    depth: float | None = None
+    distractors: int | None = None
+    hardness: int | None = None
+    seed: int = 0
+    split: Literal["eval", "train"] = "eval"
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A stretch of an item that is a sentence in text: the name of its form, and what the form says."""
+
+    start: int
+    end: int
+    form: str
+    fields: tuple[tuple[int, ...], ...]
+    role: str = ""  # evidence, distractor, answer, or none of them
+
+
+@dataclass(frozen=True, slots=True)
+class TaskItem:
+    """One item. `tokens[asked[i] + 1]` is `answer[i]` where the item goes on with the answer, as all do but mqar's.
+
+    rivals: wrong answers that the item itself suggests. floor: the share of exact matches of a model that answers with
+    tokens of the right kind copied blindly out of the item. depth: of the evidence; None where it has no one place.
+    """
+
+    task: str
+    index: int
+    tokens: tuple[int, ...]
+    asked: tuple[int, ...]
+    answer: tuple[int, ...]
+    evidence: tuple[Span, ...]
+    distractors: tuple[Span, ...]
+    depth: float | None
+    floor: float
+    rivals: tuple[tuple[int, ...], ...] = ()
+    pieces: tuple[Piece, ...] = ()
+    factors: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class TaskBatch:
+    """B items. Spans are [start, end) pairs, (0, 0) where an item has one less; depth_B is nan where there is none."""
+
+    tokens_BT: np.ndarray
+    asked_BA: np.ndarray
+    answer_BA: np.ndarray
+    evidence_BE2: np.ndarray
+    distractors_BE2: np.ndarray
+    depth_B: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What to ask.
+
+    what: what it measures. mirrors: which benchmark asks the same. signal: the size of model that it is expected to tell
+        apart from others.
+    define: one item of resolved knobs. sample: items first … first + n − 1 of resolved knobs.
+    forms: in text, the sentence of each kind of piece. noise: the sentence of noise. join: what stands between sentences.
+    hardness: what the knob means, with its `levels` and its default.
+    distractors: the default of the knob; None: as many as there is room for.
+    answer: `sequence` (all of it, in order), `set` (precision and recall in any order) or `cite` (a value, then documents).
+    has_depth: whether the evidence has one place.
+    """
+
+    name: str
+    what: str
+    mirrors: str
+    signal: str
+    define: Callable[[Knobs, int], TaskItem]
+    sample: Callable[[Knobs, int, int], TaskBatch]
+    forms: dict[str, str]
+    hardness: str
+    levels: range
+    default_hardness: int
+    distractors: int | None
+    answer: Literal["sequence", "set", "cite"] = "sequence"
+    has_depth: bool = True
+    join: str = " "
+    noise: str = "{}."
+
+    def resolved(self, knobs: Knobs) -> Knobs:
+        """The knobs with the task's defaults in the place of None.
+
+        Raises:
+            TaskError: a knob that this task does not have, or whose value it does not take.
+        """
+        hardness = self.default_hardness if knobs.hardness is None else knobs.hardness
+        if hardness not in self.levels:
+            raise TaskError(
+                f"{self.name}: hardness={hardness} ({self.hardness}): expected {self.levels[0]} to {self.levels[-1]}"
+            )
+        if knobs.depth is not None and not self.has_depth:
+            raise TaskError(f"{self.name}: depth={knobs.depth:g}, and its evidence has no one place; leave depth out")
+        if knobs.depth is not None and not 0 <= knobs.depth <= 1:
+            raise TaskError(f"{self.name}: depth={knobs.depth:g}: expected 0 (the beginning) to 1 (the end)")
+        distractors = self.distractors if knobs.distractors is None else knobs.distractors
+        if distractors is not None and distractors < 0:
+            raise TaskError(f"{self.name}: distractors={distractors}: expected 0 or more")
+        if knobs.length < 2:
+            raise TaskError(f"{self.name}: length={knobs.length}: expected 2 tokens or more")
+        return replace(knobs, hardness=hardness, distractors=distractors)
+
+    def item(self, knobs: Knobs, index: int) -> TaskItem:
+        """Item `index`, from 0: the same for every model.
+
+        Raises:
+            TaskError: for the knobs, and where the length has no room for the item.
+        """
+        return self.define(self.resolved(knobs), index)
+
+    def batch(self, knobs: Knobs, first: int, n: int) -> TaskBatch:
+        """Items first … first + n − 1, as `item` makes them.
+
+        Raises:
+            TaskError: as `item` does.
+        """
+        return self.sample(self.resolved(knobs), first, n)

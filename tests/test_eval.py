@@ -1,0 +1,159 @@
+"""`gatelab eval`: scores of a checkpoint, a GGUF file, a converted model and a run, what is written, and what is refused."""
+
+import json
+from collections.abc import Iterator
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("lm_eval")
+pytest.importorskip("transformers")
+
+from checkpoints import save_model, save_tokenizer, write_gguf
+from evals.benchmark_files import write_files
+
+from gatelab import lab
+from gatelab.cli import _status
+from gatelab.config import ModelConfig, ProbeConfig, Run, Text, TrainConfig
+from gatelab.models.interop import import_model
+from gatelab.study.study import Arm, Study
+
+TASKS = "hellaswag,blimp_adjunct_island,lambada_openai"
+
+
+def gatelab(*words: object) -> tuple[int, str, str]:
+    out, err = StringIO(), StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        status = _status([str(word) for word in words])
+    return status, out.getvalue(), err.getvalue()
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    place = tmp_path_factory.mktemp("eval")
+    write_files(place / "files")
+    for name in ("model", "encoder"):
+        (place / name).mkdir()
+        save_tokenizer(place / name)
+    save_model(place / "model", "LlamaForCausalLM", max_position_embeddings=256)
+    save_model(place / "encoder", "BertForMaskedLM")
+    import_model(place / "model", place / "ours")
+    write_gguf(place / "model.gguf", place / "model")
+    yield place
+
+
+@pytest.fixture(scope="module")
+def run(place: Path) -> Iterator[Path]:
+    """A finished run on the bytes of a text, with a gate."""
+    (place / "text.txt").write_text("a gate may close and a sink may stay. " * 60)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GATELAB_CACHE", str(place / "cache"))
+        base = Run(
+            model=ModelConfig(d_model=16, n_layers=2, n_heads=4, n_kv_heads=2, gate="sdpa-headwise", max_seq_len=128),
+            data=Text(paths=(str(place / "text.txt"),), val_share=0.3, tokenizer="byte"),
+            train=TrainConfig(tokens=128 * 4, batch_size=2, seq_len=128),
+            probe=ProbeConfig(times=1, sequences=1, eval_sequences=1),
+        )
+        study = Study(name="one", question="?", cells={"": base}, arms=(Arm("gated", {}),), seeds=(0,), match=None)
+        folder, _ = lab.run(study, place / "study")
+        ((_, found),) = folder.planned()
+        yield found.path
+
+
+def values(said: str) -> dict[tuple[str, str], float]:
+    return {(r["task"], r["metric"]): r["value"] for r in map(json.loads, said.splitlines())}
+
+
+def test_ours_and_theirs_and_both_kinds_of_file_score_alike(place: Path) -> None:
+    found = {}
+    for name in ("model", "ours"):
+        status, out, err = gatelab("eval", place / name, "--tasks", TASKS, "--data-dir", place / "files", "--json")
+        assert status == 0, err
+        found[name] = values(out)
+    assert found["model"] == pytest.approx(found["ours"], rel=1e-3)
+    assert found["model"]["hellaswag", "items"] == 4 and found["model"]["hellaswag", "chance"] == 0.25
+    status, out, _ = gatelab("eval", place / "model.gguf", "--tasks", TASKS, "--data-dir", place / "files", "--json")
+    assert status == 0 and values(out).keys() == found["model"].keys()
+
+
+def test_a_run_is_asked_in_its_own_bytes(run: Path, place: Path) -> None:
+    status, out, err = gatelab("eval", run, "--tasks", "blimp_adjunct_island", "--data-dir", place / "files")
+    assert status == 0, err
+    assert "'<|bos|>'" in out and "acc" in out
+
+
+def test_a_table_says_what_was_counted(place: Path) -> None:
+    status, out, _ = gatelab("eval", place / "model", "--tasks", TASKS, "--data-dir", place / "files", "--limit", 2)
+    assert status == 0
+    assert "a text begins as its tokenizer has it, with '<s>'; an empty context is '<s>'; no chat template" in out
+    assert all(
+        word in out for word in ("chance", "tied", "not finite", "cut", "split otherwise", "version", "perplexity")
+    )
+
+
+def test_rows_items_and_what_was_asked_are_written(place: Path, tmp_path: Path) -> None:
+    words = ("eval", place / "model", "--tasks", "gsm8k,piqa", "--data-dir", place / "files", "--new-tokens", 4)
+    status, out, err = gatelab(*words, "--out", tmp_path / "out", "--json", "--shots", 1, "--limit", 2)
+    assert status == 1 and "piqa/train.jsonl" in err and not (tmp_path / "out").exists()
+    status, out, err = gatelab(*words, "--out", tmp_path / "out", "--json", "--limit", 2)
+    assert status == 0, err
+    rows, items = (
+        [json.loads(line) for line in (tmp_path / "out" / f"{n}.jsonl").read_text().splitlines()]
+        for n in ("rows", "items")
+    )
+    assert rows == [json.loads(line) for line in out.splitlines()]
+    assert {r["stage"] for r in rows if r["metric"] == "exact_match"} == {"strict-match", "flexible-extract"}
+    assert {(r["source"], r["step"], r["run"]) for r in rows} == {("harness", 0, "model")}
+    assert [i["item"] for i in items if i["task"] == "piqa"] == [0, 1]
+    assert {i["factors"]["filter"] for i in items if i["task"] == "gsm8k"} == {"strict-match", "flexible-extract"}
+    # Five shots and a question are more than the model has positions for, and nothing of that is hidden.
+    (cut,) = [r["value"] for r in rows if (r["task"], r["metric"]) == ("gsm8k", "items_cut")]
+    assert cut == 1 and all(i["factors"]["n_cut"] > 0 for i in items if i["task"] == "gsm8k")
+    about = json.loads((tmp_path / "out" / "eval.json").read_text())
+    assert about["versions"]["gsm8k"] == 3.0 and about["shots"]["gsm8k"] == 5 and about["new_tokens"] == 4
+    assert about["packages"]["lm_eval"] and about["dtype"] == "float32"
+    status, _, err = gatelab(*words, "--out", tmp_path / "out", "--limit", 2)
+    assert status == 1 and "is there already" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "said"),
+    [
+        (("--tasks", "helaswag"), 2, "did you mean 'hellaswag'?"),
+        (("--tasks", ","), 2, "--tasks names none"),
+        (("--tasks", "piqa", "--limit", "0"), 2, "--limit 0: expected 1 or more"),
+        (("--tasks", "piqa", "--batch-size", "0"), 2, "--batch-size 0"),
+        (("--tasks", "niah_single_1", "--lengths", "512"), 2, "--lengths 512: expected numbers of tokens from 1024"),
+        (("--tasks", "humaneval"), 2, "--run-code"),
+        (("--tasks", "gsm8k"), 1, "asks for 256 new tokens, and the model has positions for 256"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused(words: tuple[str, ...], status: int, said: str, place: Path) -> None:
+    found, _, err = gatelab("eval", place / "model", *words, "--data-dir", place / "files")
+    assert found == status and said in err and "Traceback" not in err
+
+
+def test_tasks_are_known_before_a_model_is_opened(place: Path) -> None:
+    _, _, err = gatelab("eval", place / "nowhere", "--tasks", "helaswag", "--data-dir", place / "files")
+    assert "helaswag" in err and "nowhere" not in err
+    _, _, err = gatelab("eval", place / "nowhere", "--tasks", "piqa", "--data-dir", place / "files")
+    assert "nowhere: no such folder or file" in err
+
+
+def test_models_that_cannot_be_asked(place: Path, run: Path) -> None:
+    words = ("--tasks", "piqa", "--data-dir", place / "files")
+    status, _, err = gatelab("eval", place / "encoder", *words)
+    assert status == 1 and "predicts no next token" in err
+    status, _, err = gatelab("eval", run, *words, "--allow-pickle")
+    assert status == 2 and "--allow-pickle is for checkpoints of others" in err
+
+
+def test_without_the_harness_it_is_said_how_to_get_it(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib.util
+
+    plain = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "lm_eval" else plain(name))
+    status, _, err = gatelab("eval", place / "model", "--tasks", "piqa")
+    assert status == 1 and "gatelab eval needs lm_eval: pip install 'gatelab[eval]'" in err
