@@ -90,7 +90,7 @@ def _knobs(given: dict[str, Any]) -> Any:
     allowed = [*whole, "depth"]
     problems = []
     for name, value in given.items():
-        wanted = "a number from 0 to 1" if name == "depth" else "a whole number"
+        wanted = "a number from 0 to 1" if name == "depth" else "a whole number from 0"
         kinds = (int, float) if name == "depth" else (int,)
         if name not in allowed:
             problems.append(f"{name}: no such knob; allowed here: {', '.join(allowed)}{nearest(name, allowed)}")

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 Span = tuple[int, int]  # [start, end)
+LONGEST = 1 << 20  # tokens of an item; a definition in pure Python takes seconds there
 
 
 class TaskError(ValueError):
@@ -129,8 +130,8 @@ class Task:
         distractors = self.distractors if knobs.distractors is None else knobs.distractors
         if distractors is not None and distractors < 0:
             raise TaskError(f"{self.name}: distractors={distractors}: expected 0 or more")
-        if knobs.length < 2:
-            raise TaskError(f"{self.name}: length={knobs.length}: expected 2 tokens or more")
+        if not 2 <= knobs.length <= LONGEST:
+            raise TaskError(f"{self.name}: length={knobs.length}: expected 2 to {LONGEST:,} tokens")
         return replace(knobs, hardness=hardness, distractors=distractors)
 
     def item(self, knobs: Knobs, index: int) -> TaskItem:

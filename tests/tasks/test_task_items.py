@@ -212,7 +212,7 @@ def test_an_unknown_task_is_answered_with_the_nearest():
         ("bracket", Knobs(length=LENGTH, depth=0.5), "no one place; leave depth out"),
         ("needle", Knobs(length=LENGTH, depth=1.5), "depth=1.5: expected 0 .the beginning. to 1"),
         ("needle", Knobs(length=LENGTH, distractors=-1), "distractors=-1: expected 0 or more"),
-        ("needle", Knobs(length=1), "length=1: expected 2 tokens or more"),
+        ("needle", Knobs(length=1), "length=1: expected 2 to 1,048,576 tokens"),
         ("aggregate", Knobs(length=30), "too few for a difference"),
         ("bracket", Knobs(length=10, distractors=9), "take a length of at least 27"),
         ("multikey", Knobs(length=6000), "asks for 2998 different tokens of a kind of which the vocabulary has 2048"),
