@@ -200,10 +200,11 @@ def _of_targets(
         target = torch.tensor([target_M[m] for m in mine], device=x_ND.device)
         own_M = logits_NV[place, target]
         is_largest_M = own_M == logits_NV.amax(dim=-1)[place]
-        # Few are the largest, and only among these can there be a tie.
+        # Few are the largest, and only among these can there be a tie; of logits, since their logarithms are rounded.
         n_equal_M = torch.ones_like(place)
         n_equal_M[is_largest_M] = (logits_NV[place[is_largest_M]] == own_M[is_largest_M, None]).sum(dim=-1)
-        columns = (own_M - logits_NV.logsumexp(dim=-1)[place], is_largest_M & (n_equal_M == 1), n_equal_M > 1)
+        log_p_NV = logits_NV.log_softmax(dim=-1)
+        columns = (log_p_NV[place, target], is_largest_M & (n_equal_M == 1), n_equal_M > 1)
         for m, *values in zip(mine, *(column.tolist() for column in columns), strict=True):
             log_p[m], is_top[m], is_tied[m] = values
     return log_p, is_top, is_tied
