@@ -86,7 +86,11 @@ def next_token(model: nn.Module) -> NextToken:
         raise ValueError(f"{name} is neither a decoder of Gatelab nor a model of transformers, so it has no known loss")
     if getattr(model.config, "is_encoder_decoder", False):
         raise ValueError(f"{name} has two stacks, and no next-token loss of a text alone; take a decoder")
-    is_encoder = getattr(model.config, "is_decoder", True) is False or "MaskedLM" in name
+    import transformers
+
+    # A decoder's configuration may say is_decoder=False, as GPT-NeoX's does.
+    is_masked = type(model.config) in transformers.MODEL_FOR_MASKED_LM_MAPPING
+    is_encoder = "MaskedLM" in name or (is_masked and getattr(model.config, "is_decoder", True) is False)
     if is_encoder:
         raise ValueError(f"{name} is an encoder, which sees the tokens that it would predict; take a decoder")
     if model.get_output_embeddings() is None or model.base_model is model:
@@ -119,17 +123,28 @@ class _External(NextToken):
 
     def logits(self, states: Any, positions: Tensor) -> Tensor:
         piece = type(states)(**{**states, "last_hidden_state": states.last_hidden_state[:, positions]})
-        with _returns(self.model.base_model, piece):
-            return self.model(input_ids=torch.zeros_like(positions)[None], use_cache=False).logits[0]
+        with _returns(self.model.base_model, piece) as n_calls:
+            logits_NV = self.model(input_ids=torch.zeros_like(positions)[None], use_cache=False).logits[0]
+        if not n_calls:
+            raise ValueError(
+                f"{type(self.model).__name__} calls a part of its {type(self.model.base_model).__name__} and not the whole, so "
+                "its logits cannot be taken from states; its loss is not known here"
+            )
+        return logits_NV
 
 
 @contextmanager
-def _returns(module: nn.Module, output: Any) -> Iterator[None]:
-    """A module that computes nothing and returns this."""
-    before = module.__dict__.get("forward")
-    module.forward = lambda *_args, **_keywords: output
+def _returns(module: nn.Module, output: Any) -> Iterator[list[None]]:
+    """A module that computes nothing and returns this; gives a list with an entry for each call so far."""
+    before, calls = module.__dict__.get("forward"), []
+
+    def forward(*_args: Any, **_keywords: Any) -> Any:
+        calls.append(None)
+        return output
+
+    module.forward = forward
     try:
-        yield
+        yield calls
     finally:
         if before is None:
             del module.forward

@@ -205,6 +205,25 @@ def test_models_without_a_next_token_loss_are_refused():
             effects(model, documents(2), ["zero-value@first"])
 
 
+def test_a_decoder_whose_configuration_does_not_call_itself_one_has_a_loss():
+    neox = {k: v for k, v in SHAPE.items() if k not in ("num_key_value_heads", "head_dim")}
+    model = family("GPTNeoX", "GPTNeoXForCausalLM", **neox)
+    (text,) = documents(1)
+    ids = torch.tensor([text])
+    model_loss = model(input_ids=ids, labels=ids).loss
+    own = next_token.next_token(model)
+    with torch.no_grad():
+        losses, _ = own.losses(own.states(text), list(range(len(text) - 1)), text[1:])
+    torch.testing.assert_close(losses.mean().float(), model_loss.detach(), rtol=1e-5, atol=1e-5)
+
+
+def test_a_model_that_goes_around_its_base_is_refused_and_not_misread():
+    opt = {k: v for k, v in SHAPE.items() if k in ("hidden_size", "num_hidden_layers", "num_attention_heads")}
+    model = family("OPT", "OPTForCausalLM", ffn_dim=32, word_embed_proj_dim=SHAPE["hidden_size"], **opt)
+    with pytest.raises(ValueError, match="OPTForCausalLM calls a part of its OPTModel and not the whole"):
+        effects(model, documents(2), ["zero-value@first"])
+
+
 @pytest.mark.parametrize(
     "texts, words, sentence",
     [
