@@ -120,7 +120,10 @@ class ExternalPasses(Passes):
         """Whether the head on the stack's output gives the model's own logits; some models call a part of their stack."""
         ids = self._tried()
         own_TV = self.model(input_ids=flush_left([ids], self.device), use_cache=False).logits[0]
-        apart_TV = self.logits(self.whole([ids])[0])
+        try:
+            apart_TV = self.logits(self.whole([ids])[0])
+        except ValueError:  # it calls a part of its stack, and `next_token` says so
+            return False
         return bool((own_TV - apart_TV).abs().max() <= _SAME * own_TV.abs().max())
 
     @torch.no_grad()
