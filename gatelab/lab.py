@@ -481,7 +481,7 @@ def export(path: str | Path, out: str | Path) -> "Exported":
         raise ValueError(f"{path}: is a checkpoint of transformers already; `--to gatelab` makes a model of ours of it")
     check_destination(Path(out), Path(path))
     with TemporaryDirectory() as companions:
-        return export_model(_stored(path, Path(companions)), out)
+        return export_model(stored_model(path, Path(companions)), out)
 
 
 def retrofit(
@@ -514,12 +514,16 @@ def retrofit(
             import_model(source, Path(place) / "model", allow_pickle=allow_pickle)
             found = replace(open_folder(Path(place) / "model"), title=str(source))
         else:
-            found = _stored(source, Path(place))
+            found = stored_model(source, Path(place))
         return carried_out(found, config, Path(out), text=text, real=real, device=device, tell=tell)
 
 
-def _stored(path: str | Path, companions: Path) -> "Stored":
-    """The model of a Gatelab model folder, or of a finished run, whose tokenizer is written into `companions`."""
+def stored_model(path: str | Path, companions: Path) -> "Stored":
+    """The model of a Gatelab model folder, or of a finished run, whose tokenizer is written into `companions`.
+
+    Raises:
+        StoreError: no run there, or one that has not finished.
+    """
     from .models.interop import is_model_folder, open_folder, stored_run
 
     if is_model_folder(Path(path)):

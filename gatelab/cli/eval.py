@@ -140,7 +140,7 @@ def _open(model: str, loading: "Loading") -> "External":
     from ..evals.harness.stored import load_stored
 
     with TemporaryDirectory() as companions:
-        return load_stored(lab._stored(model, Path(companions)), loading)
+        return load_stored(lab.stored_model(model, Path(companions)), loading)
 
 
 def _write(draft: Path, found: "Found") -> None:
