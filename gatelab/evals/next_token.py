@@ -22,6 +22,10 @@ from ..models.model import Model
 _LOGITS = 2**26
 
 
+class StatesUnused(ValueError):
+    """A model computes its logits from other states than those that its base returns."""
+
+
 class NextToken(ABC):
     """A model that predicts next tokens; `n_ids` its vocabulary, `max_tokens` what its positions allow (None: not said)."""
 
@@ -126,7 +130,7 @@ class _External(NextToken):
         with _returns(self.model.base_model, piece) as n_calls:
             logits_NV = self.model(input_ids=torch.zeros_like(positions)[None], use_cache=False).logits[0]
         if not n_calls:
-            raise ValueError(
+            raise StatesUnused(
                 f"{type(self.model).__name__} calls a part of its {type(self.model.base_model).__name__} and not the whole, so "
                 "its logits cannot be taken from states; its loss is not known here"
             )

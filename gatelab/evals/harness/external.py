@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ...models.generate import Sampling
+from ..next_token import StatesUnused
 from .passes import Ids, Passes, Written, flush_left, flush_right, up_to
 
 # Of the largest number; half precision moves one by a hundredth, what begins anew by more than a tenth.
@@ -122,7 +123,7 @@ class ExternalPasses(Passes):
         own_TV = self.model(input_ids=flush_left([ids], self.device), use_cache=False).logits[0]
         try:
             apart_TV = self.logits(self.whole([ids])[0])
-        except ValueError:  # it calls a part of its stack, and `next_token` says so
+        except StatesUnused:
             return False
         return bool((own_TV - apart_TV).abs().max() <= _SAME * own_TV.abs().max())
 
