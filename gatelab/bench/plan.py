@@ -126,6 +126,7 @@ class TrainPlan(Plan):
     gates: Words = ("none", "sdpa-headwise", "sdpa-elementwise")
     group: Positive = 1
     packed: bool = False
+    attention: str = "auto"
 
     @field_validator("sizes")
     @classmethod

@@ -146,7 +146,13 @@ def _group(plan: TrainPlan, arm: _Arm) -> Group:
     n_extra = first.resolved_objective.extra_ids(plan.context)
     data = _random_tokens(arm.model.vocab_size - n_extra)
     runs = [first.model_copy(update={"data": data, "seed": seed}) for seed in range(arm.runs)]
-    execution = Execution(device=plan.device, group=arm.runs, micro_batch=plan.micro_batch, packed=plan.packed)
+    execution = Execution(
+        device=plan.device,
+        group=arm.runs,
+        micro_batch=plan.micro_batch,
+        packed=plan.packed,
+        attention=plan.attention,
+    )
     return Group(runs, execution)
 
 

@@ -81,6 +81,7 @@ def train(
     gates: str | None = None,
     group: int | None = None,
     packed: Annotated[bool, Parameter(negative="")] = False,
+    attention: str | None = None,
     common: Common = _COMMON,
 ) -> int:
     """Steps of the trainer: tokens a second and MFU, gated and ungated, alone and many at once.
@@ -103,10 +104,12 @@ def train(
         Also so many runs of one shape in one process, against one after another.
     packed:
         Queries, keys, values and gate in one product.
+    attention:
+        The implementation of attention, as `impl` of GatedAttention; auto unless stated.
     """
     given = {
         "sizes": sizes, "context": context, "tokens": tokens, "micro_batch": micro_batch, "steps": steps,
-        "gates": gates, "group": group, "packed": packed or None,
+        "gates": gates, "group": group, "packed": packed or None, "attention": attention,
     }  # fmt: skip
     return _carry_out("train", given, common)
 

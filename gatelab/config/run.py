@@ -226,11 +226,12 @@ class Execution(Config):
     """How a run is carried out; nothing here changes its fingerprint.
 
     `slots` groups of runs at a time (0: as many as cores allow); `group` runs of one shape in one process, stacked where they
-    can be (0: as many as keep a GPU busy, on CPUs one); `threads` a
-    process on CPUs; `micro_batch` sequences at a time, gradients accumulated (0: the whole batch); `compile` auto
-    compiles on GPUs; `packed` computes queries, keys, values and the gates that read the same input in one matrix product,
-    equal up to rounding; a checkpoint at least every `checkpoint_s` seconds; a run longer than `timeout_s` seconds (0: no
-    limit) is stopped and may be resumed; one that was lost is tried again `lost_retries` times.
+    can be (0: as many as keep a GPU busy, on CPUs one); `threads` a process on CPUs; `micro_batch` sequences at a time,
+    gradients accumulated (0: the whole batch); `compile` auto compiles on GPUs; `packed` computes queries, keys, values and
+    the gates that read the same input in one matrix product; `attention` is the implementation of attention that is taken,
+    `impl` of GatedAttention, and one that cannot serve the run refuses it: results of both are equal up to rounding. A
+    checkpoint at least every `checkpoint_s` seconds; a run longer than `timeout_s` seconds (0: no limit) is stopped and may
+    be resumed; one that was lost is tried again `lost_retries` times.
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -240,6 +241,7 @@ class Execution(Config):
     micro_batch: Annotated[int, Field(ge=0)] = 0
     compile: Literal["auto", "on", "off"] = "auto"
     packed: bool = False
+    attention: str = "auto"
     checkpoint_s: Annotated[float, Field(ge=0)] = 30.0
     timeout_s: Annotated[float, Field(ge=0)] = 0.0
     lost_retries: Annotated[int, Field(ge=0)] = 1

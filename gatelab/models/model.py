@@ -16,6 +16,7 @@ from ..nn.cache import KVCache
 from ..nn.linear import Linear, lookup, spread
 from ..nn.norm import Norm
 from ..nn.relative import RelativeBias
+from ..ops.gated_attention import choose
 from .block import Block, Pass
 
 
@@ -46,6 +47,21 @@ class Model(nn.Module, ABC):
     def is_packed(self, value: bool) -> None:
         for layer in self._attention_layers():
             layer.is_packed = value
+
+    @property
+    def attention(self) -> str:
+        """The implementation that attention layers take, joined by `+` where they differ; may be set at any time.
+
+        Raises:
+            ValueError: on being set, for a name that does not exist, or does not serve the normaliser.
+        """
+        return "+".join(sorted({layer.impl for layer in self._attention_layers()}))
+
+    @attention.setter
+    def attention(self, impl: str) -> None:
+        choose(impl, self.config.softmax)
+        for layer in self._attention_layers():
+            layer.impl = impl
 
     @abstractmethod
     def forward(self, tokens_BT: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from ..data import Source, open_source
 from ..models import build_model
 from ..models.model import Model
 from ..nn.watch import Watch
+from ..ops.gated_attention import chosen_for
 from .checkpoint import pack, unpack
 from .optim import build_optimizer
 from .parallel import Ranks, join
@@ -43,7 +44,8 @@ class Group:
 
     Raises:
         ValueError: runs of different shapes, or watched at different steps; a device that is not there; compilation
-            together with `optim.qk_clip`, whose hooks compiled code leaves out.
+            together with `optim.qk_clip`, whose hooks compiled code leaves out; an `execution.attention` that cannot serve
+            the model, its data's mask, the type or the device.
     """
 
     def __init__(self, runs: list[Run], execution: Execution | None = None):
@@ -72,6 +74,7 @@ class Group:
         self._sources: dict[Data, Source] = {}
         self.members = [self._member(run) for run in runs]
         self.step, self.stack = 0, None
+        self._attention()
 
     @property
     def run(self) -> Run:
@@ -107,20 +110,13 @@ class Group:
 
     def facts(self) -> dict[str, Any]:
         """What was really used, for the run's environment.json."""
-        from ..ops.gated_attention import chosen_for
-
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
         return {
             "device": name,
             "compute_dtype": str(self.dtype).removeprefix("torch."),
             "compiled": self.is_compiled,
             "packed": self.execution.packed,
-            "attention": chosen_for(
-                self.run.model,
-                dtype=self.dtype,
-                device=self.device,
-                has_mask=getattr(self.run.data, "document_mask", False),
-            ),
+            "attention": self._attention(),
             "threads": torch.get_num_threads(),
             "micro_batch": self.micro_batch,
             "processes": self.ranks.world,
@@ -146,6 +142,16 @@ class Group:
             m.alive = state["alive"][i]
         self.step, self.stack = state["step"], None  # to be built anew of what was loaded
 
+    def _attention(self) -> str:
+        """The implementations of its layers; raises ValueError where the one that is asked for cannot serve them."""
+        return chosen_for(
+            self.run.model,
+            self.execution.attention,
+            dtype=self.dtype,
+            device=self.device,
+            has_mask=getattr(self.run.data, "document_mask", False),
+        )
+
     def _member(self, run: Run) -> Member:
         # Runs of one text read one source.
         if run.data not in self._sources:
@@ -153,7 +159,7 @@ class Group:
         source = self._sources[run.data]
         run = run.resolved(source.vocab_size)
         model = build_model(run.model, seed=run.seed).to(self.device)
-        model.compute_dtype, model.is_packed = self.dtype, self.execution.packed
+        model.compute_dtype, model.is_packed, model.attention = self.dtype, self.execution.packed, self.execution.attention
         return Member(run, source, model, build_optimizer(model, run.optim))
 
 

@@ -265,3 +265,15 @@ def test_packed_products_train_as_separate_ones_and_the_facts_say_so() -> None:
     assert (group.facts()["packed"], other.facts()["packed"]) == (False, True)
     assert [s.loss[0] for s in packed] == pytest.approx([s.loss[0] for s in apart], rel=1e-5)
     assert weights(group).keys() == weights(other).keys()
+
+
+def test_attention_runs_through_the_implementation_that_is_named_and_the_facts_say_so() -> None:
+    (plain, _), (named, group) = (trained([tiny.run()], Execution(attention=name)) for name in ("auto", "reference"))
+    assert group.members[0].model.attention == group.facts()["attention"] == "reference"
+    assert [s.loss[0] for s in named] == pytest.approx([s.loss[0] for s in plain], rel=1e-4)
+
+
+@pytest.mark.parametrize(("name", "said"), [("flesh", "expected one of auto"), ("hopper", "take sdpa, or auto")])
+def test_an_implementation_that_cannot_serve_the_run_is_refused_before_it_begins(name: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        Group([tiny.run()], Execution(device="cpu", attention=name))

@@ -73,8 +73,10 @@ def _fastest(normaliser: Normaliser, call: Call) -> str | None:
     return "flash-lean" if flash.unserved(normaliser, call) is None else None
 
 
-def chosen_for(config: ModelConfig, *, dtype: torch.dtype, device: torch.device, has_mask: bool = False) -> str:
-    """What `auto` means in the layers of a resolved model on whole sequences, joined by `+` where they differ.
+def chosen_for(
+    config: ModelConfig, impl: str = "auto", *, dtype: torch.dtype, device: torch.device, has_mask: bool = False
+) -> str:
+    """What `impl` means in the layers of a resolved model on whole sequences, joined by `+` where they differ.
 
     Args:
         dtype: that the model computes in.
@@ -93,7 +95,7 @@ def chosen_for(config: ModelConfig, *, dtype: torch.dtype, device: torch.device,
             more = (*(() if is_cross else extras), *(("score_gate",) if "scores" in gates else ()))
             is_causal = stack.is_causal and not is_cross
             call = Call(c.max_seq_len, c.max_seq_len, c.head_dim, (dtype,), device, gate, is_causal, window, more)
-            names.append(choose("auto", c.softmax, call))
+            names.append(choose(impl, c.softmax, call))
     return "+".join(sorted(set(names)))
 
 
