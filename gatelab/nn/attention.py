@@ -197,7 +197,7 @@ class GatedAttention(nn.Module):
         if is_cross and context_BSD is None and kept is None:
             raise ValueError("cross-attention has nothing to look at: give context_BSD, or a cache that has kept it")
         source_BSD = context_BSD if is_cross else x_BTD
-        products = self._products(x_BTD, source_BSD if kept is None else None)
+        products = self._products(x_BTD, source_BSD if kept is None else None, cache)
         q_BTHK = self._gated("query", self._heads(products["q"], self.n_heads, self.q_norm), x_BTD, products)
         keys = self._keys(source_BSD, products) if kept is None else kept
         turns = self.rope is not None and not is_cross
@@ -304,26 +304,35 @@ class GatedAttention(nn.Module):
         both_BTHK = self.rope(torch.cat([q_BTHK, k_BTGK], dim=2), start)
         return both_BTHK[:, :, : self.n_heads], both_BTHK[:, :, self.n_heads :]
 
-    def _products(self, x_BTD: Tensor, source_BSD: Tensor | None) -> dict[str, Tensor]:
+    def _products(self, x_BTD: Tensor, source_BSD: Tensor | None, cache: Cache | None) -> dict[str, Tensor]:
         """x times each projection, and what keys are made of times theirs (None: they are there already); in one product
         where that was asked for and both are x, gates that read x included."""
         if self.is_packed and source_BSD is x_BTD:
-            return self._packed(x_BTD)
+            return self._packed(x_BTD, cache)
         products = {"q": self.q_proj(x_BTD)}
         if source_BSD is not None:
             products |= {"k": self.k_proj(source_BSD), "v": self.v_proj(source_BSD)}
         return products
 
-    def _packed(self, x_BTD: Tensor) -> dict[str, Tensor]:
-        """One matrix product of all linear maps of x; what cannot join it is computed apart."""
+    def _packed(self, x_BTD: Tensor, cache: Cache | None) -> dict[str, Tensor]:
+        """One matrix product of all linear maps of x; what cannot join it is computed apart. Without gradients a cache keeps
+        the joint weight, so that a text is decoded with one product a token."""
         gates = {s: g.g_proj for s, g in self.gates.items() if g.spec.source == "hidden" and g.g_down is None}
         maps = {"q": self.q_proj, "k": self.k_proj, "v": self.v_proj, **gates}
         joined = {name: m for name, m in maps.items() if isinstance(m, Linear)}
-        weights, widths = [m.weight.to(x_BTD.dtype) for m in joined.values()], [m.out_features for m in joined.values()]
+        widths = [m.out_features for m in joined.values()]
         # A few gate channels more must not move the rows off what kernels read as it lies.
-        if rest := -sum(widths) % _EVEN:
-            weights.append(weights[0].new_zeros(*weights[0].shape[:-2], rest, weights[0].shape[-1]))
-        pieces = linear(x_BTD, torch.cat(weights, dim=-2)).split([*widths, rest], dim=-1)[: len(widths)]
+        rest = -sum(widths) % _EVEN
+        keeps = cache is not None and not torch.is_grad_enabled()
+        owner, weight = cache.joint.get(self.layer, (None, None)) if keeps else (None, None)
+        if owner is not self.q_proj:
+            weights = [m.weight.to(x_BTD.dtype) for m in joined.values()]
+            if rest:
+                weights.append(weights[0].new_zeros(*weights[0].shape[:-2], rest, weights[0].shape[-1]))
+            weight = torch.cat(weights, dim=-2)
+            if keeps:
+                cache.joint[self.layer] = self.q_proj, weight
+        pieces = linear(x_BTD, weight).split([*widths, rest], dim=-1)[: len(widths)]
         products = {
             name: piece if m.bias is None else piece + spread(m.bias.to(x_BTD.dtype), x_BTD, n_dims=1)
             for (name, m), piece in zip(joined.items(), pieces, strict=True)

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class Keys(NamedTuple):
@@ -47,9 +47,10 @@ class Cache(ABC):
     """What layers and models ask of a cache of `batch` sequences.
 
     `length` is the position of the next token; it moves when the model's last layer has run (`advance`). `context` keeps
-    what cross-attention layers made of their context, by layer. `turns_late`: RoPE turns keys after they are looked up, by
-    their place among what `append` returns. `has_first`: whether the text's first token was not dropped in every layer.
-    `padding`: the slots before a row's first token, None without.
+    what cross-attention layers made of their context, by layer; `joint` the weights that a layer with `is_packed` has joined
+    for this text, and whose they are: they are not looked at again while it is decoded. `turns_late`: RoPE turns keys after
+    they are looked up, by their place among what `append` returns. `has_first`: whether the text's first token was not
+    dropped in every layer. `padding`: the slots before a row's first token, None without.
     """
 
     turns_late = False
@@ -57,6 +58,7 @@ class Cache(ABC):
     def __init__(self, batch: int, heads: tuple[int, int], n_score_heads: int):
         self.batch, self.heads, self.n_score_heads = batch, heads, n_score_heads
         self.context: dict[int, Keys] = {}
+        self.joint: dict[int, tuple[nn.Module, Tensor]] = {}
         self.padding: Padding | None = None
         self.length, self.has_first = 0, True
 

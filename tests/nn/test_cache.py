@@ -154,3 +154,34 @@ def test_a_streaming_cache_keeps_something() -> None:
     for first, last in ((0, 0), (-1, 3)):
         with pytest.raises(ValueError, match=f"first={first}, last={last}: take 0 or more of the first tokens"):
             StreamingCache(first=first, last=last, n_layers=1, **SHAPE)
+
+
+@pytest.mark.parametrize("gate", [None, "sdpa-headwise", "sdpa-elementwise+value-headwise-bias"])
+def test_packed_projections_are_joined_once_a_text_and_decode_as_separate_ones(gate: str | None) -> None:
+    torch.manual_seed(0)
+    layer, other = (GatedAttention(d_model=24, n_heads=4, n_kv_heads=2, head_dim=6, gate=gate) for _ in range(2))
+    x_BTD = torch.randn(2, 7, 24)
+
+    def decoded(owner: GatedAttention, cache: KVCache) -> Tensor:
+        steps = []
+        for x_B1D in x_BTD.split([3, 1, 1, 1, 1], dim=1):
+            steps.append(owner(x_B1D, cache=cache))
+            cache.advance(x_B1D.shape[1])
+        return torch.cat(steps, dim=1)
+
+    def new_cache() -> KVCache:
+        return KVCache(n_layers=1, batch=2, max_seq_len=7, n_kv_heads=2, head_dim=6)
+
+    with torch.no_grad():
+        apart = decoded(layer, new_cache())
+        layer.is_packed = other.is_packed = True
+        cache = new_cache()
+        torch.testing.assert_close(decoded(layer, cache), apart)
+        owner, weight = cache.joint[0]
+        assert owner is layer.q_proj and weight.shape[0] % 64 == 0
+        # Another layer on the same cache does not take the first one's weights.
+        cache.length = 0
+        torch.testing.assert_close(decoded(other, cache), decoded(other, new_cache()))
+    cache = new_cache()
+    decoded(layer, cache)
+    assert not cache.joint
