@@ -26,7 +26,7 @@ from ..config import Execution, Run, validate
 from ..store import RunFolder, StudyFolder
 from . import ledger
 from .executor import EXITS, GRACE_S, TARGET, Ended, Executor, Task
-from .grouping import group_size, stands_at
+from .grouping import group_size, shape_of, stands_at
 from .worker import disk_is_full
 
 Kind = Literal["submitted", "ended", "left", "state"]
@@ -151,6 +151,7 @@ class _Driver:
         self._elsewhere: set[str] = set()
         self._running: dict[str, _Running] = {}
         self._lost: Counter[str] = Counter()
+        self._shapes: dict[str, str] = {}
         self._halted = ""
         self._look_at = 0.0
         # What could not be written to a full disk is at least told.
@@ -238,15 +239,15 @@ class _Driver:
             self._tell("left", fingerprint, "planned", f"not started: it starts from run {source}, which is {state}")
 
     def _submit(self) -> bool:
-        """Start the next group: pending runs of one cell and arm (one shape) with one micro-batch, at one step. False: none is
-        ready."""
+        """Start the next group: pending runs of one shape, of whatever cell and arm, with one micro-batch, at one step. False:
+        none is ready."""
         first, group, most = None, [], 1
         for fingerprint in list(self._pending):
             if not self._is_ready(fingerprint):
                 continue
-            run, entry = self._folder.run(fingerprint), self._entries[fingerprint]
+            run = self._folder.run(fingerprint)
             # Where runs stand too: of a group that is not at one step all would start over.
-            shape = (entry["cell"], entry["arm"], micro_batch_of(run, self._execution), stands_at(run))
+            shape = (self._shape(run), micro_batch_of(run, self._execution), stands_at(run))
             if first not in (None, shape):
                 continue
             self._pending.remove(fingerprint)
@@ -262,7 +263,7 @@ class _Driver:
                 break
         if first is None:
             return False
-        execution = {**self._execution.model_dump(mode="json"), "micro_batch": first[2] or 0}
+        execution = {**self._execution.model_dump(mode="json"), "micro_batch": first[1] or 0}
         names = tuple(run.fingerprint for run in group)
         task = Task(str(self._folder.path), names, execution, target=self._target, grace_s=self._grace_s)
         known = {run.fingerprint: ledger.n_attempts(run) for run in group}
@@ -271,6 +272,11 @@ class _Driver:
         for name in names:
             self._tell("submitted", name, "running")
         return True
+
+    def _shape(self, run: RunFolder) -> str:
+        if run.fingerprint not in self._shapes:
+            self._shapes[run.fingerprint] = shape_of(run.config())
+        return self._shapes[run.fingerprint]
 
     def _fitting(self, run: RunFolder) -> int:
         """How many runs like this one train together."""

@@ -7,7 +7,9 @@ step however many sequences there are, so small runs share steps until these hav
 import json
 import math
 import struct
+from typing import Any
 
+from ..config import digest
 from ..config.run import Run
 from ..store import RunFolder
 from ..train.cost import training_bytes
@@ -17,6 +19,8 @@ _TOKENS = 2**17
 _MOST_RUNS = 256
 # Bytes of all runs together: most of a GPU of 24 GB.
 _MOST_BYTES = 2**34
+# Sources whose batches differ in nothing but their tokens.
+_DRAWN = ("tasks", "bigram-backcopy")
 # As safetensors itself refuses more.
 _MOST_HEADER = 100_000_000
 
@@ -34,6 +38,15 @@ def group_size(run: Run, *, has_gpus: bool) -> int:
     of_one = training_bytes(model, train.batch_size, train.seq_len, objective=run.objective).total()
     wanted = math.ceil(_TOKENS / train.tokens_per_step)
     return max(1, min(wanted, _MOST_RUNS, _MOST_BYTES // of_one))
+
+
+def shape_of(config: dict[str, Any]) -> str:
+    """A name for what runs must share to train as one stack, of a run's configuration: all but the seed, where it starts from,
+    the numbers of its optimiser, and which tasks or settings of a toy its tokens are drawn from."""
+    data, optim = config.get("data", {}), config.get("optim", {})
+    shared = {name: part for name, part in config.items() if name not in ("seed", "init_from", "data", "optim")}
+    shared["data"] = data.get("kind") if data.get("kind") in _DRAWN else data
+    return digest(shared | {"qk_clip": optim.get("qk_clip")})
 
 
 def stands_at(run: RunFolder) -> int | None:

@@ -23,7 +23,7 @@ def make_study(path: Path, n_seeds: int, arms: tuple[str, ...] = ("none",)) -> S
     ]
     folder = StudyFolder.create(path, {"name": "fake", "plan": plan})
     for entry, run in folder.planned():
-        run.create({"seed": entry["seed"], "train": {"batch_size": 8}})
+        run.create({"seed": entry["seed"], "model": {"gate": entry["arm"]}, "train": {"batch_size": 8}})
     return folder
 
 

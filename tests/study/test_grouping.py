@@ -6,10 +6,10 @@ import pytest
 import tiny
 import torch
 
-from gatelab.config import OptimConfig, override
+from gatelab.config import OptimConfig, Run, Tasks, override
 from gatelab.store import RunFolder
 from gatelab.studies.quickstart import toy
-from gatelab.study.grouping import group_size, stands_at
+from gatelab.study.grouping import group_size, shape_of, stands_at
 from gatelab.train.checkpoint import write_tensors
 from gatelab.train.group import resolve
 
@@ -37,6 +37,32 @@ def test_small_runs_fill_a_step_and_large_ones_are_alone() -> None:
 )
 def test_what_is_not_stacked_is_alone(changes: dict[str, object]) -> None:
     assert group_size(tiny.run(**changes), has_gpus=True) == 1
+
+
+def named(changes: dict[str, object], base: Run = toy) -> str:
+    return shape_of(resolve(override(base, changes)).model_dump(mode="json"))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"seed": 3}, {"optim.lr": 1e-4}, {"optim.weight_decay": 0.0}, {"data.process_seed": 1}]
+)
+def test_runs_that_differ_in_numbers_share_a_step(changes: dict[str, object]) -> None:
+    assert named(changes) == named({})
+
+
+@pytest.mark.parametrize(
+    "changes", [{"model.gate": "sdpa-headwise"}, {"train.batch_size": 4}, {"probe.times": 3}, {"optim.qk_clip": 100.0}]
+)
+def test_runs_of_another_shape_do_not(changes: dict[str, object]) -> None:
+    assert named(changes) != named({})
+
+
+def test_runs_on_different_tasks_share_a_step_and_those_on_different_texts_do_not() -> None:
+    on_tasks = toy.model_copy(update={"data": Tasks(names=("needle",))})
+    assert named({"data.names": "cite"}, on_tasks) == named({}, on_tasks) != named({})
+    shared = {"model": {}, "train": {}}
+    texts = [shape_of({"data": {"kind": "text", "paths": [path]}, **shared}) for path in ("a", "b")]
+    assert texts[0] != texts[1]
 
 
 def test_where_a_run_stands_is_read_from_its_checkpoint(tmp_path: Path) -> None:
