@@ -224,7 +224,7 @@ def _plain(value: Any) -> Any:
 
 
 # The fields that hold one of several kinds, wherever they are.
-_KINDS = {"data", "objective", "rope_scaling", "softmax"}
+_KINDS = {"activation", "data", "objective", "rope_scaling", "softmax"}
 
 
 def _set(tree: dict[str, Any], path: list[str], value: Any) -> None:

@@ -49,14 +49,20 @@ def initialise(model: Model, config: ModelConfig, seed: int) -> None:
 def _draw_map(module: Linear | HeadLinear | Experts, name: str, config: ModelConfig, seed: int) -> None:
     fan_in, bound = config.init == "fan-in", module.in_features**-0.5
     is_narrowed_in = getattr(module, "paired_side", "out") == "in"
-    # Each expert by its own number, so that fewer of them, and narrower ones, start as a part of more.
-    parts = enumerate(module.weight) if isinstance(module, Experts) else [(None, module.weight)]
-    for number, part in parts:
-        key = f"{name}.weight" if number is None else f"{name}.weight.{number}"
+    for key, part in _parts(module, f"{name}.weight", module.weight):
         weight = _draw(part, key, seed, fan_in, transposed=is_narrowed_in)
         part.copy_(weight * (bound if fan_in else config.init_std))
     if getattr(module, "bias", None) is not None:
-        module.bias.copy_(_draw(module.bias, f"{name}.bias", seed, True) * bound if fan_in else module.bias * 0)
+        for key, part in _parts(module, f"{name}.bias", module.bias):
+            part.copy_(_draw(part, key, seed, True) * bound if fan_in else part * 0)
+
+
+def _parts(module: nn.Module, name: str, whole: Tensor) -> list[tuple[str, Tensor]]:
+    """What is drawn at once: each expert by its own number, so that fewer of them, and narrower ones, start as a part of
+    more."""
+    if not isinstance(module, Experts):
+        return [(name, whole)]
+    return [(f"{name}.{number}", part) for number, part in enumerate(whole)]
 
 
 def _draw_table(table: Tensor, name: str, config: ModelConfig, seed: int) -> None:

@@ -47,8 +47,8 @@ def count_active(config: ModelConfig) -> int:
     if c.moe is None:
         return count_parameters(c)
     blocks = sum(c.depth(stack) for stack in c.architecture.stacks)
-    idle = c.moe.n_experts - c.moe.top_k
-    return count_parameters(c) - blocks * idle * 3 * c.d_model * c.moe.d_expert
+    idle, D, F = c.moe.n_experts - c.moe.top_k, c.d_model, c.moe.d_expert
+    return count_parameters(c) - blocks * idle * (3 * D * F + (2 * F + D if c.moe.bias else 0))
 
 
 def gate_parameters(config: ModelConfig) -> int:
@@ -129,8 +129,10 @@ def _block(c: ModelConfig, stack: Stack, layer: int) -> Shapes:
         shapes |= _mlp("mlp", c, c.d_ff, c.mlp, c.bias)
     else:
         X, F = c.moe.n_experts, c.moe.d_expert
-        shapes["mlp.router.weight"] = (X, c.d_model)
-        shapes |= {f"mlp.{w}.weight": (X, F, c.d_model) for w in ("w1", "w3")} | {"mlp.w2.weight": (X, c.d_model, F)}
+        shapes |= _linear("mlp.router", X, c.d_model, c.moe.router_bias)
+        for w, (d_out, d_in) in {"w1": (F, c.d_model), "w3": (F, c.d_model), "w2": (c.d_model, F)}.items():
+            own = _linear(f"mlp.{w}", d_out, d_in, c.moe.bias)
+            shapes |= {name: (X, *shape) for name, shape in own.items()}
         if c.moe.n_shared:
             shapes |= _mlp("mlp.shared", c, c.moe.n_shared * F, "swiglu", False)
         if c.moe.shared_weight == "sigmoid":

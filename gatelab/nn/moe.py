@@ -32,21 +32,25 @@ class Routing:
 
 
 class Experts(nn.Module):
-    """One matrix of every expert: `weight` [X, out, in]; `paired_side` as in `Linear`. Multiplied in `expert_ffn`."""
+    """One matrix of every expert: `weight` [X, out, in], and `bias` [X, out] or None; `paired_side` as in `Linear`. Multiplied
+    in `expert_ffn`."""
 
-    def __init__(self, n_experts: int, d_in: int, d_out: int, *, paired_side: Literal["in", "out"] = "out"):
+    def __init__(
+        self, n_experts: int, d_in: int, d_out: int, *, bias: bool = False, paired_side: Literal["in", "out"] = "out"
+    ):
         super().__init__()
         self.in_features, self.paired_side = d_in, paired_side
         self.weight = nn.Parameter(torch.empty(n_experts, d_out, d_in).uniform_(-(d_in**-0.5), d_in**-0.5))
+        self.bias = nn.Parameter(torch.zeros(n_experts, d_out)) if bias else None
 
     def extra_repr(self) -> str:
         """The shape."""
-        return f"weight={list(self.weight.shape)}"
+        return f"weight={list(self.weight.shape)}, bias={self.bias is not None}"
 
 
 class ExpertMLP(nn.Module):
-    """Σ over the top_k experts of p_e · w2_e(SiLU(w1_e x) ⊙ w3_e x), plus the shared experts, times σ(shared_router x) where
-    `shared_weight` is sigmoid; without biases.
+    """Σ over the top_k experts of p_e · w2_e(SiLU(w1_e x) ⊙ w3_e x), or another activation of theirs, with biases where
+    `bias` says so; plus the shared experts, times σ(shared_router x) where `shared_weight` is sigmoid.
 
     p is the softmax of the router's logits over all experts, divided by the sum of the chosen when `normalise_top_k`.
     Router and weighted sum compute in float32 whatever x's type; between equal probabilities torch's topk decides.
@@ -59,10 +63,10 @@ class ExpertMLP(nn.Module):
     def __init__(self, d_model: int, moe: MoE, *, impl: str = "auto"):
         super().__init__()
         self.moe, self.impl = moe, impl
-        self.router = Linear(d_model, moe.n_experts, bias=False)
-        self.w1 = Experts(moe.n_experts, d_model, moe.d_expert)
-        self.w3 = Experts(moe.n_experts, d_model, moe.d_expert)
-        self.w2 = Experts(moe.n_experts, moe.d_expert, d_model, paired_side="in")
+        self.router = Linear(d_model, moe.n_experts, bias=moe.router_bias)
+        self.w1 = Experts(moe.n_experts, d_model, moe.d_expert, bias=moe.bias)
+        self.w3 = Experts(moe.n_experts, d_model, moe.d_expert, bias=moe.bias)
+        self.w2 = Experts(moe.n_experts, moe.d_expert, d_model, bias=moe.bias, paired_side="in")
         self.shared = MLP(d_model, moe.n_shared * moe.d_expert, "swiglu", bias=False) if moe.n_shared else None
         self.shared_router = Linear(d_model, 1, bias=False) if moe.shared_weight == "sigmoid" else None
 
@@ -78,8 +82,13 @@ class ExpertMLP(nn.Module):
         weight_NE, chosen_NE = probability_NX.topk(self.moe.top_k, dim=-1)
         if self.moe.normalise_top_k:
             weight_NE = weight_NE / weight_NE.sum(dim=-1, keepdim=True)
-        w1_XFD, w3_XFD, w2_XDF = (w.weight.to(x_ND.dtype) for w in (self.w1, self.w3, self.w2))
-        y_ND = expert_ffn(x_ND, chosen_NE, weight_NE, w1_XFD, w3_XFD, w2_XDF, impl=self.impl)
+        maps = (self.w1, self.w3, self.w2)
+        w1_XFD, w3_XFD, w2_XDF = (w.weight.to(x_ND.dtype) for w in maps)
+        b1_XF, b3_XF, b2_XD = (None if w.bias is None else w.bias.to(x_ND.dtype) for w in maps)
+        y_ND = expert_ffn(
+            x_ND, chosen_NE, weight_NE, w1_XFD, w3_XFD, w2_XDF,
+            b1_XF=b1_XF, b3_XF=b3_XF, b2_XD=b2_XD, activation=self.moe.activation, impl=self.impl,
+        )  # fmt: skip
         if self.shared is not None:
             shared_ND = self.shared(x_ND)
             if self.shared_router is not None:

@@ -152,7 +152,7 @@ def _multiplying(model: ModelConfig) -> Iterator[tuple[str, int]]:
         if name.endswith(("embedding.weight", "registers_RD", "relative.table.weight")):
             continue
         n = prod(shape)
-        if model.moe is not None and len(shape) == 3 and ".mlp." in name:
+        if model.moe is not None and ".mlp.w" in name:
             n = n * model.moe.top_k // model.moe.n_experts
         yield name, n
     if model.tied_embeddings:
@@ -237,5 +237,7 @@ def _ffn_bytes(c: ModelConfig, element: int) -> int:
     if c.moe is None:
         return {"swiglu": 4, "gelu": 2, "relu": 1}[c.mlp] * c.d_ff * element
     m = c.moe
-    pairs = m.top_k * ((c.d_model + 4 * m.d_expert) * element + 4 * c.d_model)
+    channels = {"swiglu": 4, "clamped_swiglu": 7}[m.activation.kind]
+    ones = 3 * 16 if m.bias else 0  # a row that each product with a bias takes (`gatelab.ops.expert_ffn.grouped`)
+    pairs = m.top_k * ((c.d_model + channels * m.d_expert) * element + ones + 4 * c.d_model)
     return pairs + 8 * m.n_experts + 4 * m.n_shared * m.d_expert * element

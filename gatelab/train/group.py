@@ -159,7 +159,11 @@ class Group:
         source = self._sources[run.data]
         run = run.resolved(source.vocab_size)
         model = build_model(run.model, seed=run.seed).to(self.device)
-        model.compute_dtype, model.is_packed, model.attention = self.dtype, self.execution.packed, self.execution.attention
+        model.compute_dtype, model.is_packed, model.attention = (
+            self.dtype,
+            self.execution.packed,
+            self.execution.attention,
+        )
         return Member(run, source, model, build_optimizer(model, run.optim))
 
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from gatelab.config import ConfigError, ModelConfig, SinkLogit, canonical, validate
+from gatelab.config import ConfigError, ModelConfig, SinkLogit, canonical, override, validate
+from gatelab.config.moe import ClampedSwiGLU, MoE
 
 
 def test_open_fields_are_derived_from_the_rest():
@@ -92,6 +93,22 @@ def test_a_word_names_a_normaliser():
 def test_the_stored_form_gives_the_model_back():
     model = ModelConfig(gate="sdpa-headwise-bias-init=0.9", softmax=SinkLogit(init=-1.0), mlp="relu", qk_norm="rms")
     assert validate(ModelConfig, canonical(model)) == model
+
+
+def test_an_activation_of_experts_is_a_word_or_a_kind_with_its_limits():
+    sizes = {"n_experts": 4, "top_k": 2, "d_expert": 8}
+    by_word = validate(ModelConfig, {"moe": {**sizes, "activation": "clamped_swiglu"}})
+    assert by_word.moe.activation == ClampedSwiGLU(limit=7.0, alpha=1.702)
+    assert validate(ModelConfig, canonical(by_word)) == by_word
+    nearer = override(by_word, {"moe.activation.limit": 5.0})
+    assert nearer.moe.activation == ClampedSwiGLU(limit=5.0)
+    assert override(nearer, {"moe.activation": "swiglu"}).moe == MoE(**sizes)
+    stated = override(ModelConfig(), {"moe": {**sizes, "activation": "clamped_swiglu"}, "moe.activation.alpha": 1.0})
+    assert stated.moe.activation == ClampedSwiGLU(alpha=1.0)
+    with pytest.raises(ConfigError, match=r"moe.activation.*'clamped_swiglu'"):
+        validate(ModelConfig, {"moe": {**sizes, "activation": "clamped"}})
+    with pytest.raises(ConfigError, match=r"moe\.activation.*limit=0"):
+        override(nearer, {"moe.activation.limit": 0})
 
 
 def test_a_configuration_does_not_change():

@@ -1,5 +1,6 @@
 """Initial values are paired: keyed by seed and name, so that arms share what they have in common."""
 
+import itertools
 import math
 
 import pytest
@@ -92,12 +93,22 @@ def test_architectures_share_values_where_they_share_names() -> None:
     assert decoder.keys() == encoder.keys() and all(torch.equal(decoder[n], encoder[n]) for n in decoder)
 
 
-def test_fewer_experts_are_the_first_of_more() -> None:
-    few, more = ({"n_experts": n, "top_k": 2, "d_expert": 8} for n in (3, 5))
-    of_few, of_more = weights(moe=few, d_ff=None), weights(moe=more, d_ff=None)
-    for name in ("w1", "w2", "w3", "router"):
-        full = f"blocks.1.mlp.{name}.weight"
+@pytest.mark.parametrize("init", ["normal", "fan-in"])
+def test_fewer_experts_are_the_first_of_more(init: str) -> None:
+    few, more = ({"n_experts": n, "top_k": 2, "d_expert": 8, "bias": True, "router_bias": True} for n in (3, 5))
+    of_few, of_more = weights(moe=few, d_ff=None, init=init), weights(moe=more, d_ff=None, init=init)
+    for name, kind in itertools.product(("w1", "w2", "w3", "router"), ("weight", "bias")):
+        full = f"blocks.1.mlp.{name}.{kind}"
         assert of_more[full].shape[0] == 5 and torch.equal(of_few[full], of_more[full][:3])
+        assert bool(of_more[full].any()) == (kind == "weight" or init == "fan-in")
+
+
+def test_biases_of_narrower_experts_are_slices_of_the_wider_ones() -> None:
+    wide, narrow = ({"n_experts": 3, "top_k": 2, "d_expert": n, "bias": True} for n in (8, 5))
+    of_wide, of_narrow = (weights(moe=moe, d_ff=None, init="fan-in") for moe in (wide, narrow))
+    for name in ("w1", "w3"):
+        full = f"blocks.0.mlp.{name}.bias"
+        assert of_narrow[full].shape == (3, 5) and torch.equal(of_narrow[full], of_wide[full][:, :5])
 
 
 def test_tied_embeddings_are_one_table_drawn_as_the_embedding() -> None:

@@ -24,6 +24,7 @@ LENGTH = 24
 YARN = {"kind": "yarn", "factor": 4.0, "original_seq_len": 8}
 LLAMA3 = {"kind": "llama3", "factor": 8.0, "original_seq_len": 16}
 MOE = {"n_experts": 5, "top_k": 2, "d_expert": 12}
+CLAMPED = {**MOE, "activation": {"kind": "clamped_swiglu", "limit": 1.5}, "bias": True, "router_bias": True}
 REORDERED = {"norm_position": "reordered", "qk_norm": "rms-all-heads"}
 NATIVE: dict[str, tuple[str, dict[str, Any]]] = {
     "plain": ("llama", {}),
@@ -46,6 +47,18 @@ NATIVE: dict[str, tuple[str, dict[str, Any]]] = {
     "gate, qk-norm, some rope": (
         "qwen3_next",
         {"gate": "sdpa-elementwise", "qk_norm": "rms", "rope_fraction": 1 / 3, "tied_embeddings": True},
+    ),
+    "gate and weighed shared experts": (
+        "qwen3_next",
+        {"gate": "sdpa-elementwise", "qk_norm": "rms", "moe": {**MOE, "n_shared": 2, "shared_weight": "sigmoid"}},
+    ),
+    "sink logits and clamped experts": (
+        "gpt_oss",
+        {"softmax": "sink-logit", "moe": CLAMPED, "window": 3, "global_every": 2},
+    ),
+    "sink logits, clamped experts, some biases": (
+        "gpt_oss",
+        {"softmax": "sink-logit", "moe": {**CLAMPED, "bias": False}, "bias": True, "rope_scaling": YARN},
     ),
     "qk-norm and windows": ("qwen3", {"qk_norm": "rms", "window": 3, "global_every": 2}),
 }
@@ -198,11 +211,25 @@ def test_what_left_natively_comes_back_as_it_was(name: str, tmp_path: Path) -> N
         torch.testing.assert_close(back(ids_BT), ours(ids_BT), rtol=0, atol=1e-5)
 
 
+UNTRUNCATED = {
+    "rope_type": "yarn", "rope_theta": 100.0, "factor": 4.0, "original_max_position_embeddings": 16, "truncate": False,
+    "beta_fast": 32.0, "beta_slow": 1.0, "attention_factor": 1.2,
+}  # fmt: skip
 ROUND = {
     "llama": ("LlamaForCausalLM", {"attention_bias": True}),
     "mistral": ("MistralForCausalLM", {"sliding_window": 3}),
     "qwen2": ("Qwen2ForCausalLM", {"tie_word_embeddings": True}),
     "qwen3": ("Qwen3ForCausalLM", {"head_dim": 6}),
+    "gpt_oss": (
+        "GptOssForCausalLM",
+        {
+            "head_dim": 6,
+            "num_local_experts": 5,
+            "num_experts_per_tok": 2,
+            "sliding_window": 3,
+            "rope_parameters": UNTRUNCATED,
+        },
+    ),
 }
 
 
@@ -228,6 +255,9 @@ REFUSED = {
     "arch=encoder": {"arch": "encoder"},
     "softmax=sink-logit": {"softmax": "sink-logit"},
     "moe=": {"moe": {"n_experts": 3, "top_k": 1, "d_expert": 8, "n_shared": 1}, "d_ff": None},
+    "softmax=sink-logit.*": {"softmax": "sink-logit", "moe": {**CLAMPED, "normalise_top_k": False}},
+    "moe=.*clamped": {"moe": CLAMPED},
+    "moe=.*router_bias=True": {"moe": {**MOE, "router_bias": True}},
     "embedding_norm=layer": {"embedding_norm": "layer"},
     "residual_clip=2": {"residual_clip": 2.0},
     "registers=2": {"registers": 2},

@@ -34,6 +34,10 @@ NEXT = {
     "head_dim": 6, "num_experts": 0, "layer_types": ["full_attention"] * 2, "attn_output_gate": True,
     "rope_parameters": {**ROPE, "partial_rotary_factor": 1 / 3},
 }  # fmt: skip
+GPT_OSS = {
+    "head_dim": 6, "num_hidden_layers": 4, "num_local_experts": 5, "num_experts_per_tok": 2, "sliding_window": 3,
+    "rope_parameters": {**YARN, "truncate": False},
+}  # fmt: skip
 PEERS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaForCausalLM", {"rope_parameters": ROPE, "rms_norm_eps": 1e-4}),
     "llama-wide-heads": ("LlamaForCausalLM", {"head_dim": 6}),
@@ -60,6 +64,13 @@ PEERS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3-moe-normed": ("Qwen3MoeForCausalLM", {"head_dim": 6, **EXPERTS, "norm_topk_prob": True}),
     "qwen2-moe": ("Qwen2MoeForCausalLM", {**SHARED, "tie_word_embeddings": True}),
     "qwen2-moe-windows": ("Qwen2MoeForCausalLM", {**SHARED, **ALTERNATING, "qkv_bias": False}),
+    "qwen3-next-experts": ("Qwen3NextForCausalLM", {**NEXT, **SHARED, "norm_topk_prob": False}),
+    # A limit that some of these products reach.
+    "gpt-oss": ("GptOssForCausalLM", {**GPT_OSS, "swiglu_limit": 1.5}),
+    "gpt-oss-full": (
+        "GptOssForCausalLM",
+        {**GPT_OSS, "layer_types": ["full_attention"] * 4, "attention_bias": False, "tie_word_embeddings": True},
+    ),
     "eurobert": ("EuroBertForMaskedLM", {"pad_token_id": 0}),
 }
 T5 = {"d_model": 16, "d_kv": 6, "d_ff": 24, "num_layers": 2, "num_heads": 3, "vocab_size": 300, "num_decoder_layers": 3}
@@ -321,10 +332,8 @@ def test_a_folder_that_is_there_is_left_alone(folder: Path, tmp_path: Path) -> N
 
 
 def test_a_family_that_is_not_ours_is_refused_with_the_reason(copy: Path, tmp_path: Path) -> None:
-    changed(model_type="gpt_oss", num_local_experts=3, num_experts_per_tok=2)(copy)
-    with pytest.raises(
-        ValueError, match=r"'gpt_oss' cannot be expressed exactly: its experts clamp .*softmax=sink-logit"
-    ):
+    changed(model_type="smollm3", pad_token_id=0)(copy)
+    with pytest.raises(ValueError, match=r"'smollm3' cannot be expressed exactly: some of its layers have no rotary"):
         import_model(copy, tmp_path / "out")
     assert not set(NOT_OURS) & set(FAMILIES)
 
@@ -335,7 +344,7 @@ def test_positions_that_stretch_with_the_length_are_plain_within_the_trained_one
     assert any("stretched (dynamic) beyond 64 tokens" in note for note in notes)
 
 
-@pytest.mark.parametrize("name", ["mixtral", "qwen2-moe"])
+@pytest.mark.parametrize("name", ["mixtral", "qwen2-moe", "qwen3-next-experts"])
 def test_experts_that_are_stored_joined_are_those_that_are_stored_apart(name: str, tmp_path: Path) -> None:
     architecture, changes = PEERS[name]
     model = saved(tmp_path / "apart", architecture, **changes)
@@ -398,7 +407,9 @@ def test_windows_that_do_not_alternate_as_ours_are_refused(tmp_path: Path) -> No
     ("changes", "sentence"),
     [
         ({"layer_types": ["linear_attention", "full_attention"]}, "layer_types=.* DeltaNet"),
-        ({"num_experts": 4, "num_experts_per_tok": 2}, "num_experts=4"),
+        ({"num_experts": 4, "decoder_sparse_step": 2}, "decoder_sparse_step=2 .*layers without experts"),
+        ({"num_experts": 4, "mlp_only_layers": [1]}, r"mlp_only_layers=\[1\] .*layers without experts"),
+        ({"num_experts": 4, "shared_expert_intermediate_size": 700}, "shared_expert_intermediate_size=700"),
         ({"attn_output_gate": False}, "attn_output_gate=False"),
     ],
 )

@@ -15,6 +15,10 @@ pytest.importorskip("transformers")
 SHARDS = 6
 WIDTHS = {"hidden_size": 512, "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 64, "vocab_size": 8192}
 CONFIGS = {
+    "gpt_oss": {
+        "model_type": "gpt_oss", "num_hidden_layers": 4, "intermediate_size": 768, "num_local_experts": 8,
+        "num_experts_per_tok": 2, "attention_bias": False,
+    },
     "llama": {"model_type": "llama", "num_hidden_layers": 14, "intermediate_size": 1536},
     "mixtral": {
         "model_type": "mixtral", "num_hidden_layers": 4, "intermediate_size": 768, "num_local_experts": 8,
@@ -60,7 +64,12 @@ def save_sharded(folder: Path, family: str, **widths: int) -> int:
         shapes[f"{at}self_attn.q_proj.weight"] = (H * K * (1 + is_gated), D)
         shapes[f"{at}self_attn.o_proj.weight"] = (D, H * K)
         shapes |= {f"{at}{n}_layernorm.weight": (D,) for n in ("input", "post_attention")}
-        if family == "mixtral":
+        if family == "gpt_oss":
+            experts = {"gate_up_proj": (8, D, 2 * F), "gate_up_proj_bias": (8, 2 * F), "down_proj": (8, F, D)}
+            router = {"router.weight": (8, D), "router.bias": (8,), "experts.down_proj_bias": (8, D)}
+            shapes |= {f"{at}mlp.{n}": s for n, s in ({f"experts.{n}": s for n, s in experts.items()} | router).items()}
+            shapes[f"{at}self_attn.sinks"] = (H,)
+        elif family == "mixtral":
             shapes[f"{at}block_sparse_moe.gate.weight"] = (8, D)
             for expert in range(8):
                 for word, shape in (("w1", (F, D)), ("w2", (D, F)), ("w3", (F, D))):

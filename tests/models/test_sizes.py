@@ -40,10 +40,12 @@ GROUPED = {"n_heads": 4, "n_kv_heads": 2, "head_dim": 6}
 GATES = "sdpa-elementwise-hybrid-rank=3+value-headwise-value+key-elementwise-head_slice-bias+scores-headwise-forget"
 OTHERS = "sdpa-headwise-first:1/4+query-elementwise-mlp=5-bias+out-elementwise-static"
 EXPERTS = {"d_ff": None, "moe": MoE(n_experts=5, top_k=2, d_expert=8, n_shared=2)}
+BIASED = MoE(n_experts=5, top_k=2, d_expert=8, activation="clamped_swiglu", bias=True, router_bias=True)
 ARCHITECTURES = [
     {**GROUPED, "gate": GATES},
     {**EXPERTS, **GROUPED},
     {"d_ff": None, "moe": EXPERTS["moe"].model_copy(update={"shared_weight": "sigmoid"})},
+    {"d_ff": None, "moe": BIASED},
     {**GROUPED, "qk_norm": "rms-all-heads", "norm_position": "reordered"},
     {"arch": "encoder", "embedding_norm": "layer", "n_token_types": 3, "positions": "learned", "norm_position": "post"},
     {"arch": "encoder-decoder", "embedding_norm": "rms", "norm": "layer", "norm_position": "reordered"},
@@ -111,6 +113,9 @@ def test_active_weights_leave_out_the_experts_that_a_token_did_not_choose() -> N
     config = tiny.model(arch="encoder-decoder", n_encoder_layers=3, **EXPERTS)
     assert count_parameters(config) - count_active(config) == (3 + 2) * (5 - 2) * 3 * config.d_model * 8
     assert count_active(tiny.model()) == count_parameters(tiny.model())
+    config = tiny.model(d_ff=None, moe=BIASED)
+    of_one = 3 * config.d_model * 8 + 2 * 8 + config.d_model
+    assert count_parameters(config) - count_active(config) == config.n_layers * (5 - 2) * of_one
 
 
 def test_the_weights_of_gates_are_what_a_model_loses_without_them() -> None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from gatelab.config import ConfigError, validate
-from gatelab.config.moe import MoE
+from gatelab.config.moe import ACTIVATIONS, MoE
 from gatelab.nn.mlp import MLP
 from gatelab.nn.moe import ExpertMLP, Routing, router_losses
 
@@ -35,19 +35,30 @@ def route(module: ExpertMLP, x_BTD: Tensor) -> Routing:
 def by_loops(module: ExpertMLP, x_BTD: Tensor) -> np.ndarray:
     """The definition in float64, one token at a time."""
     x = x_BTD.detach().double().flatten(0, 1).numpy()
-    router, w1, w3, w2 = (m.weight.detach().double().numpy() for m in (module.router, module.w1, module.w3, module.w2))
+    maps = (module.router, module.w1, module.w3, module.w2)
+    router, w1, w3, w2 = (m.weight.detach().double().numpy() for m in maps)
+    of_router, b1, b3, b2 = (
+        np.zeros(m.weight.shape[:-1]) if m.bias is None else m.bias.detach().double().numpy() for m in maps
+    )
 
     def swiglu(x_D: np.ndarray, a_FD: np.ndarray, b_FD: np.ndarray, c_DF: np.ndarray) -> np.ndarray:
         a = a_FD @ x_D
         return c_DF @ (a / (1 + np.exp(-a)) * (b_FD @ x_D))
 
+    def expert(x_D: np.ndarray, e: int) -> np.ndarray:
+        kind, a, b = module.moe.activation, w1[e] @ x_D + b1[e], w3[e] @ x_D + b3[e]
+        if kind.kind == "swiglu":
+            return w2[e] @ (a / (1 + np.exp(-a)) * b) + b2[e]
+        a, b = np.minimum(a, kind.limit), np.clip(b, -kind.limit, kind.limit)
+        return w2[e] @ ((b + 1) * a / (1 + np.exp(-kind.alpha * a))) + b2[e]
+
     y = np.zeros_like(x)
     for n, x_D in enumerate(x):
-        p = np.exp(router @ x_D)
+        p = np.exp(router @ x_D + of_router)
         p /= p.sum()
         best = np.argsort(-p)[: module.moe.top_k]
         total = p[best].sum() if module.moe.normalise_top_k else 1.0
-        y[n] = sum(p[e] / total * swiglu(x_D, w1[e], w3[e], w2[e]) for e in best)
+        y[n] = sum(p[e] / total * expert(x_D, e) for e in best)
         if module.shared is not None:
             weigher = module.shared_router
             share = 1.0 if weigher is None else 1 / (1 + np.exp(-(weigher.weight.detach().double().numpy() @ x_D)))
@@ -73,6 +84,70 @@ def test_a_weighed_shared_expert_is_the_definition() -> None:
     np.testing.assert_allclose(module(x_BTD).detach().numpy(), by_loops(module, x_BTD), rtol=1e-11, atol=1e-12)
     with pytest.raises(ConfigError, match="shared_weight=sigmoid weighs shared experts, and n_shared is 0"):
         validate(MoE, {"n_experts": 4, "top_k": 2, "d_expert": 8, "shared_weight": "sigmoid"})
+
+
+def of_gpt_oss(**options: object) -> ExpertMLP:
+    """With biases that are not 0, and limits that some products reach."""
+    clamped = {"kind": "clamped_swiglu", "limit": 0.5}
+    module = layer(**{"activation": clamped, "bias": True, "router_bias": True, **options})
+    with torch.no_grad():
+        for m in (module.router, module.w1, module.w3, module.w2):
+            if m.bias is not None:
+                m.bias.normal_(std=0.5)
+    return module
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_an_activation_with_and_without_biases_is_the_definition(activation: str, bias: bool) -> None:
+    module = of_gpt_oss(activation=activation, bias=bias, router_bias=not bias).double()
+    x_BTD = hidden().double()
+    np.testing.assert_allclose(module(x_BTD).detach().numpy(), by_loops(module, x_BTD), rtol=1e-11, atol=1e-12)
+
+
+def test_shared_experts_beside_others_of_another_kind_are_refused() -> None:
+    for change in ({"bias": True}, {"activation": "clamped_swiglu"}):
+        with pytest.raises(ConfigError, match="a shared expert is a swiglu without biases"):
+            validate(MoE, {"n_experts": 4, "top_k": 2, "d_expert": 8, "n_shared": 1, **change})
+
+
+def test_equals_gpt_oss() -> None:
+    modeling = pytest.importorskip("transformers.models.gpt_oss.modeling_gpt_oss")
+    config = modeling.GptOssConfig(
+        hidden_size=D, intermediate_size=F, num_local_experts=6, num_experts_per_tok=2, swiglu_limit=0.5
+    )
+    module, block = of_gpt_oss(), modeling.GptOssMLP(config)
+    pairs = {
+        block.router.weight: module.router.weight,
+        block.router.bias: module.router.bias,
+        block.experts.down_proj: module.w2.weight.transpose(1, 2),
+        block.experts.down_proj_bias: module.w2.bias,
+        block.experts.gate_up_proj: torch.stack([module.w1.weight, module.w3.weight], dim=2)
+        .flatten(1, 2)
+        .transpose(1, 2),
+        block.experts.gate_up_proj_bias: torch.stack([module.w1.bias, module.w3.bias], dim=2).flatten(1, 2),
+    }
+    with torch.no_grad():
+        for theirs, ours in pairs.items():
+            theirs.copy_(ours)
+    x_BTD, upstream = hidden().requires_grad_(), hidden()
+    twin = x_BTD.detach().clone().requires_grad_()
+    y_BTD, (truth_BTD, _) = module(x_BTD), block(twin)
+    torch.testing.assert_close(y_BTD, truth_BTD, rtol=1e-5, atol=1e-5)
+    y_BTD.backward(upstream)
+    truth_BTD.backward(upstream)
+    found = [x_BTD.grad, module.router.weight.grad, module.router.bias.grad, module.w1.bias.grad, module.w3.weight.grad]
+    up, up_bias = block.experts.gate_up_proj.grad, block.experts.gate_up_proj_bias.grad
+    theirs = [
+        twin.grad,
+        block.router.weight.grad,
+        block.router.bias.grad,
+        up_bias[:, ::2],
+        up[..., 1::2].transpose(1, 2),
+    ]
+    for gradient, truth in zip(found, theirs, strict=True):
+        assert truth.abs().max() > 1e-3
+        torch.testing.assert_close(gradient, truth, rtol=1e-5, atol=1e-5)
 
 
 def fill(block: nn.Module, module: ExpertMLP) -> None:
@@ -220,8 +295,10 @@ def test_bfloat16_inputs_keep_their_type_and_are_routed_in_float32(impl: str) ->
     assert np.linalg.norm(y_BTD.detach().double().numpy() - truth) < 2 * bfloat16_eps * np.linalg.norm(truth)
 
 
-def test_gradients_are_those_of_finite_differences() -> None:
-    module = layer(n_experts=4, n_shared=1, d_model=8, d_expert=3).double()
+@pytest.mark.parametrize("kind", ["shared", "gpt-oss"])
+def test_gradients_are_those_of_finite_differences(kind: str) -> None:
+    sizes = {"n_experts": 4, "d_model": 8, "d_expert": 3}
+    module = (of_gpt_oss(**sizes) if kind == "gpt-oss" else layer(n_shared=1, **sizes)).double()
     x_BTD = torch.randn(1, 5, 8, dtype=torch.float64, requires_grad=True)
     top = module.router(x_BTD).softmax(-1).topk(3).values
     assert (top[..., 1] - top[..., 2]).min() > 1e-3  # the step of 1e-6 leaves the choices as they are

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from gatelab.config.moe import ACTIVATIONS, ClampedSwiGLU, SwiGLU
 from gatelab.ops.contract import check
 from gatelab.ops.expert_ffn import IMPLEMENTATIONS, choose, expert_ffn
 from gatelab.ops.expert_ffn.cases import CASES, Case, inputs
@@ -21,7 +22,7 @@ by_impl = pytest.mark.parametrize("impl", IMPLEMENTATIONS)
 def forward_only(case: Case, *, seed: int, dtype: torch.dtype) -> dict[str, Any]:
     arguments = inputs(case, seed=seed, dtype=dtype)
     del arguments["grad_BTHK"]
-    return {name: value.detach() for name, value in arguments.items()}
+    return {name: value.detach() if isinstance(value, Tensor) else value for name, value in arguments.items()}
 
 
 @by_case
@@ -29,7 +30,7 @@ def forward_only(case: Case, *, seed: int, dtype: torch.dtype) -> dict[str, Any]
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 def test_every_implementation_keeps_the_contract(impl: str, dtype: torch.dtype, case: Case) -> None:
     verdicts = check(IMPLEMENTATIONS[impl], REFERENCE, inputs(case, seed=1, dtype=dtype))
-    assert len(verdicts) == 6
+    assert len(verdicts) == 6 + 3 * case.bias
     assert all(v.holds for v in verdicts), [v for v in verdicts if not v.holds]
 
 
@@ -61,12 +62,21 @@ def test_the_contract_is_broken_by(candidate: Any, broken: set[str]) -> None:
 @by_case
 def test_the_reference_is_the_definition(case: Case) -> None:
     arguments = forward_only(case, seed=2, dtype=torch.float64)
-    x, chosen, weight, w1, w3, w2 = (value.numpy() for value in arguments.values())
-    y = np.zeros_like(x)
+    x, chosen, weight, w1, w3, w2 = (value.numpy() for value in list(arguments.values())[:6])
+    zeros = {"b1_XF": torch.zeros(w1.shape[:2]), "b3_XF": torch.zeros(w3.shape[:2]), "b2_XD": torch.zeros(w2.shape[:2])}
+    b1, b3, b2 = (arguments.get(name, none).numpy() for name, none in zeros.items())
+    y, kind, n_cut = np.zeros_like(x), case.activation, 0
     for n in range(case.N):
         for e, p in zip(chosen[n], weight[n], strict=True):
-            a = w1[e] @ x[n]
-            y[n] += p * (w2[e] @ (a / (1 + np.exp(-a)) * (w3[e] @ x[n])))
+            a, b = w1[e] @ x[n] + b1[e], w3[e] @ x[n] + b3[e]
+            if isinstance(kind, ClampedSwiGLU):
+                n_cut += (a > kind.limit).sum() + (np.abs(b) > kind.limit).sum()
+                a, b = np.minimum(a, kind.limit), np.clip(b, -kind.limit, kind.limit)
+                hidden = (b + 1) * a / (1 + np.exp(-kind.alpha * a))
+            else:
+                hidden = a / (1 + np.exp(-a)) * b
+            y[n] += p * (w2[e] @ hidden + b2[e])
+    assert isinstance(kind, SwiGLU) or n_cut > 100
     np.testing.assert_allclose(REFERENCE(**arguments).numpy(), y, rtol=1e-11, atol=1e-11)
 
 
@@ -92,6 +102,37 @@ def test_an_expert_that_overflows_reaches_only_the_tokens_that_chose_it(impl: st
     assert y_ND[~is_hit_N].isfinite().all() and not y_ND[is_hit_N].isfinite().all()
     y_ND[~is_hit_N].sum().backward()
     assert arguments["x_ND"].grad[~is_hit_N].isfinite().all() and arguments["w2_XDF"].grad[:2].isfinite().all()
+
+
+@by_impl
+@pytest.mark.parametrize("kind", ACTIVATIONS)
+def test_a_bias_that_overflows_reaches_only_the_tokens_that_chose_its_expert(kind: str, impl: str) -> None:
+    case = Case("overflow", N=31, X=3, E=1, bias=True, activation=ACTIVATIONS[kind]())
+    arguments = inputs(case, seed=4, dtype=torch.float32)
+    with torch.no_grad():
+        for name in ("b1_XF", "b3_XF", "b2_XD"):
+            arguments[name][2] = 3e38
+    y_ND = expert_ffn(**{k: v for k, v in arguments.items() if k != "grad_BTHK"}, impl=impl)
+    is_hit_N = (arguments["chosen_NE"] == 2).any(dim=1)
+    assert 0 < is_hit_N.sum() < 31 and y_ND[~is_hit_N].isfinite().all()
+    y_ND[~is_hit_N].sum().backward()
+    assert arguments["x_ND"].grad[~is_hit_N].isfinite().all()
+    for name in ("w1_XFD", "w3_XFD", "w2_XDF", "b1_XF", "b3_XF", "b2_XD"):
+        assert arguments[name].grad[:2].isfinite().all() and arguments[name].grad[:2].count_nonzero() > 0
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.bias], ids=lambda c: c.name)
+@by_impl
+def test_a_bias_is_learned_from_the_tokens_of_its_expert_alone(impl: str, case: Case) -> None:
+    arguments = inputs(case, seed=15, dtype=torch.float64 if impl == "reference" else torch.float32)
+    expert_ffn(**{k: v for k, v in arguments.items() if k != "grad_BTHK"}, impl=impl).backward(arguments["grad_BTHK"])
+    expected_XD = torch.zeros(case.X, case.D, dtype=torch.float64)
+    for n, e in np.ndindex(*arguments["chosen_NE"].shape):
+        share = arguments["weight_NE"][n, e].detach().double()
+        expected_XD[arguments["chosen_NE"][n, e]] += share * arguments["grad_BTHK"][n].double()
+    torch.testing.assert_close(arguments["b2_XD"].grad.double(), expected_XD, rtol=1e-5, atol=1e-5)
+    n_busy = case.X - case.n_idle
+    assert all(arguments[name].grad[n_busy:].count_nonzero() == 0 for name in ("b1_XF", "b3_XF", "b2_XD"))
 
 
 @by_impl
@@ -166,7 +207,7 @@ def test_the_groups_are_the_tokens_that_chose_the_expert(case: Case) -> None:
 )
 def test_compiled_in_one_graph_equals_eager(impl: str, dtype: torch.dtype) -> None:
     compiled = torch.compile(expert_ffn, fullgraph=True, backend="aot_eager")
-    for case in (CASES[1], next(c for c in CASES if c.n_idle)):
+    for case in (CASES[1], next(c for c in CASES if c.n_idle), CASES[-1]):
         found = check(lambda **a: compiled(**a, impl=impl), REFERENCE, inputs(case, seed=10, dtype=dtype))
         assert all(v.holds for v in found), found
     torch._dynamo.reset()
@@ -204,6 +245,17 @@ def test_mistakes_are_told() -> None:
         expert_ffn(**{**right, "x_ND": right["x_ND"].bfloat16()})
     with pytest.raises(ValueError, match="choices to int64"):
         expert_ffn(**{**right, "chosen_NE": right["chosen_NE"].float()})
+    b_XF, b_XD = torch.zeros(4, 10), torch.zeros(4, 12)
+    with pytest.raises(ValueError, match=r"b1, b3, b2 of shapes \(4, 10\), None, None: expected \(4, 10\), .*or none"):
+        expert_ffn(**right, b1_XF=b_XF)
+    with pytest.raises(ValueError, match=r"b1, b3, b2 of shapes .*\(4, 10\): expected \(4, 10\), \(4, 10\), \(4, 12\)"):
+        expert_ffn(**right, b1_XF=b_XF, b3_XF=b_XF, b2_XD=b_XF)
+    with pytest.raises(ValueError, match=r"w2, b1, b3, b2 of types .*float64: convert"):
+        expert_ffn(**right, b1_XF=b_XF, b3_XF=b_XF, b2_XD=b_XD.double())
+    with pytest.raises(
+        ValueError, match=r"activation='relu': give a value of gatelab.config.moe, SwiGLU\(\) or Clamped"
+    ):
+        expert_ffn(**{**right, "activation": "relu"})
 
 
 @pytest.mark.gpu

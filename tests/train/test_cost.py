@@ -21,6 +21,7 @@ from gatelab.train.objectives import target_loss
 EVERY_SITE = "sdpa-elementwise+value-headwise+key-elementwise+query-headwise+out-elementwise"
 GROUPED = {"n_heads": 4, "n_kv_heads": 2, "max_seq_len": 40}
 # A router that chooses all, since the reference computes the experts that were not chosen too.
+CLAMPED = MoE(n_experts=8, top_k=2, d_expert=64, activation="clamped_swiglu", bias=True, router_bias=True)
 ALL_EXPERTS = {"d_ff": None, "moe": MoE(n_experts=3, top_k=3, d_expert=8, n_shared=2)}
 MODELS = {
     "decoder": {},
@@ -89,6 +90,12 @@ def test_experts_that_are_not_chosen_cost_nothing() -> None:
     assert model_flops_per_token(m, 4096) == 6 * multiplying + 12 * 24 * 32 * 128 * 2048
 
 
+def test_of_biases_too_only_those_of_chosen_experts_count() -> None:
+    m = tiny.model(d_ff=None, moe=CLAMPED)
+    per_token = model_flops_per_token(m, 16) - 12 * m.n_layers * m.n_heads * m.head_dim * 8
+    assert per_token == 6 * (count_active(m) - m.vocab_size * m.d_model)
+
+
 def test_a_window_costs_the_pairs_that_it_leaves() -> None:
     """Layers 2 and 4 of 4 see everything; the others 5 keys of 20 (the first 5 queries half of them on average)."""
     plain = tiny.model(n_layers=4, max_seq_len=20)
@@ -136,6 +143,7 @@ KEPT = {
     "low rank": {"gate": "sdpa-elementwise-rank=8"},
     "every site": {"gate": EVERY_SITE},
     "experts": {"d_ff": None, "moe": MoE(n_experts=8, top_k=2, d_expert=64, n_shared=1)},
+    "clamped experts": {"d_ff": None, "moe": CLAMPED},
     "encoder": {"arch": "encoder"},
     "encoder-decoder": {"arch": "encoder-decoder", "n_encoder_layers": 1, "gate": "sdpa-elementwise+value-elementwise"},
 }

@@ -1,8 +1,9 @@
-"""Decoders of experts with Llama's layout: Mixtral, Qwen2-MoE, Qwen3-MoE, in and out.
+"""Decoders of experts with Llama's layout: Mixtral, Qwen2-MoE, Qwen3-MoE, in and out; and Qwen3-Next's experts.
 
 Layout: an expert's matrices lie apart, `…experts.3.w1` in Mixtral and `…experts.3.gate_proj` in the others, ours one above the
 other, [X, out, in]; transformers 5 has w1 over w3 in one tensor of all experts, `gate_up_proj`, and stores them apart unless it
-is told otherwise. The router is `gate`; Qwen2-MoE's shared expert is weighed by a σ of its own (`shared_expert_gate`).
+is told otherwise. The router is `gate`; the shared expert of Qwen2-MoE and Qwen3-Next is weighed by a σ of its own
+(`shared_expert_gate`).
 """
 
 import re
@@ -34,15 +35,25 @@ def model(config: Any) -> ModelConfig:
     Raises:
         ValueError: naming the key of the configuration that cannot be expressed.
     """
+    moe = moe_fields(config)
+    return validate(ModelConfig, fields(config) | {"d_ff": moe["d_expert"], "moe": moe})
+
+
+def moe_fields(config: Any) -> dict[str, Any]:
+    """The fields of our experts.
+
+    Raises:
+        ValueError: a shared expert whose width is no multiple of the others'.
+    """
     c, is_mixtral = config, config.model_type == "mixtral"
     width = c.intermediate_size if is_mixtral else c.moe_intermediate_size
     n_shared = 0
-    if c.model_type == "qwen2_moe":
+    if c.model_type in ("qwen2_moe", "qwen3_next"):
         n_shared, rest = divmod(c.shared_expert_intermediate_size, width)
         if rest or not n_shared:
             key = "shared_expert_intermediate_size"
             raise refusal(c, key, f"cannot be expressed: multiples of moe_intermediate_size={width} can")
-    moe = {
+    return {
         "n_experts": c.num_local_experts if is_mixtral else c.num_experts,
         "top_k": c.num_experts_per_tok,
         "d_expert": width,
@@ -50,7 +61,6 @@ def model(config: Any) -> ModelConfig:
         "shared_weight": "sigmoid" if n_shared else "one",
         "normalise_top_k": is_mixtral or c.norm_topk_prob,
     }
-    return validate(ModelConfig, fields(c) | {"d_ff": width, "moe": moe})
 
 
 def origin(name: str, shape: tuple[int, ...], ours: ModelConfig, config: Any) -> Origin:

@@ -3,6 +3,7 @@
 from .bert import BERT, ROBERTA
 from .experts import EXPERTS
 from .family import Family
+from .gpt_oss import GPT_OSS
 from .llama import LLAMA
 from .qwen3 import QWEN3
 from .qwen3_next import QWEN3_NEXT
@@ -11,6 +12,7 @@ from .t5 import T5
 FAMILIES: dict[str, Family] = {
     "bert": BERT,
     "eurobert": LLAMA,
+    "gpt_oss": GPT_OSS,
     "llama": LLAMA,
     "mistral": LLAMA,
     "mixtral": EXPERTS,
@@ -25,7 +27,5 @@ FAMILIES: dict[str, Family] = {
     "t5": T5,
 }
 NOT_OURS: dict[str, str] = {
-    "gpt_oss": "its experts clamp what they compute (swiglu_limit), add 1 to one factor and have biases, as their router has, "
-    "and a MoE of ours has neither; its attention alone is that of softmax=sink-logit",
     "smollm3": "some of its layers have no rotary positions (no_rope_layers)",
 }

@@ -18,7 +18,7 @@ from ..external import Checkpoint, Loading, open_external
 from .attention import gate_hint
 from .destination import copy_companions, destination
 from .families import FAMILIES, NOT_OURS
-from .family import Family, check_exact
+from .family import Family, check_exact, quantisation
 from .folder import parameter_shapes, write_folder
 from .shards import weight_files
 from .tensors import Plan, Tensors, check_plan, of_files, of_model
@@ -114,8 +114,14 @@ def _tensors(checkpoint: Checkpoint, family: Family) -> tuple[Tensors, Path | No
     if folder is not None and not folder.is_dir():
         folder = source.read("its weights", lambda given: _snapshot(source.title, source.place, given))
     if folder is not None and any(folder.glob("*.safetensors")):
-        spare = partial(_is_spare, family)
-        return of_files(source.title, weight_files(source.title, folder), spare=spare), folder
+        pattern = family.packed.get(quantisation(checkpoint.config))
+        found = of_files(
+            source.title,
+            weight_files(source.title, folder),
+            spare=partial(_is_spare, family),
+            packed=lambda name: pattern is not None and bool(re.search(pattern, name)),
+        )
+        return found, folder
     asked = checkpoint if family.unused else checkpoint.with_head()
     return of_model(source.title, asked.load().model), folder
 

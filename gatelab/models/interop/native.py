@@ -1,6 +1,6 @@
 """A decoder of ours as an architecture that transformers has, where one computes exactly the same: Llama, Mistral, Qwen2,
-Qwen3, OLMo 2, with the elementwise gate Qwen3-Next, with experts Mixtral and Qwen's. What they are called there, and their
-configurations.
+Qwen3, OLMo 2, with the elementwise gate Qwen3-Next, with experts Mixtral and Qwen's, with sink logits too gpt-oss. What they
+are called there, and their configurations.
 
 Notable: a bias that is zero everywhere is none, so that an imported Qwen2 leaves as one; every key that decides what is
 computed is written, since a key left out takes that family's default.
@@ -13,12 +13,14 @@ import torch
 from ...config import ModelConfig, Softmax
 from .experts import experts_plan
 from .folder import Stored
+from .gpt_oss import gpt_oss_plan
 from .llama import llama_name
 from .positions import layer_types, rope_parameters
 from .qwen3_next import GATE, qwen3_next_origin
 from .tensors import Origin, Plan
 
 CLASSES = {
+    "gpt_oss": "GptOssForCausalLM",
     "llama": "LlamaForCausalLM",
     "mistral": "MistralForCausalLM",
     "mixtral": "MixtralForCausalLM",
@@ -40,14 +42,17 @@ _QKV = {"q_proj", "k_proj", "v_proj"}
 def native_family(found: Stored) -> str | None:
     """The family of transformers that computes exactly what this model does; None where none does."""
     c = found.config
-    if any(getattr(c, name) != value for name, value in _COMMON.items()):
+    others = {name for name, value in _COMMON.items() if getattr(c, name) != value}
+    if c.moe is not None and (c.moe.bias or c.moe.router_bias or c.moe.activation.kind != "swiglu"):
+        return "gpt_oss" if others == {"softmax"} and _is_gpt_oss(c) else None
+    if others:
         return None
     biases = used_biases(found)
     if c.norm_position != "pre" or c.qk_norm == "rms-all-heads":
         return "olmo2" if _is_olmo2(c, biases) else None
     if c.gate == (GATE,):
-        is_dense = c.window is None and not biases and c.moe is None
-        return "qwen3_next" if c.qk_norm == "rms" and is_dense else None
+        has_theirs = c.window is None and not biases and (c.moe is None or c.moe.shared_weight == "sigmoid")
+        return "qwen3_next" if c.qk_norm == "rms" and has_theirs else None
     if c.gate or c.rope_fraction != 1:
         return None
     if c.moe is not None:
@@ -64,6 +69,12 @@ def native_family(found: Stored) -> str | None:
 def _is_olmo2(c: ModelConfig, biases: set[str]) -> bool:
     kinds = (c.norm_position, c.qk_norm, c.gate, c.window, c.rope_fraction, c.moe)
     return kinds == ("reordered", "rms-all-heads", (), None, 1, None) and biases <= {*_QKV, "o_proj"}
+
+
+def _is_gpt_oss(c: ModelConfig) -> bool:
+    kinds = (c.softmax.kind, c.moe.activation.kind, c.moe.n_shared, c.moe.normalise_top_k)
+    block = (c.norm_position, c.qk_norm, c.gate, c.rope_fraction)
+    return kinds == ("sink-logit", "clamped_swiglu", 0, True) and block == ("pre", "none", (), 1)
 
 
 def _of_experts(c: ModelConfig, biases: set[str]) -> str | None:
@@ -91,6 +102,12 @@ def native_config(family: str, found: Stored) -> dict[str, Any]:
     local = {"use_sliding_window": c.window is not None, "sliding_window": c.window, "layer_types": layer_types(c)}
     attention_bias = bool(biases & {*_QKV, "o_proj"})
     own = {
+        # Its code makes a mask of a window even where no layer takes it.
+        "gpt_oss": {
+            "sliding_window": c.window or c.max_seq_len,
+            "layer_types": layer_types(c),
+            "attention_bias": attention_bias,
+        },
         "llama": {"attention_bias": attention_bias, "mlp_bias": bool(biases & {"w1", "w2", "w3"})},
         "mistral": {"sliding_window": c.window},
         "mixtral": {"sliding_window": c.window},
@@ -135,8 +152,10 @@ def native_config(family: str, found: Stored) -> dict[str, Any]:
 def _experts(family: str, c: ModelConfig) -> dict[str, Any]:
     if c.moe is None:
         return {}
-    if family == "mixtral":
-        return {"num_local_experts": c.moe.n_experts, "num_experts_per_tok": c.moe.top_k}
+    if family in ("mixtral", "gpt_oss"):
+        kind = c.moe.activation
+        clamped = {"swiglu_limit": kind.limit, "swiglu_alpha": kind.alpha} if family == "gpt_oss" else {}
+        return {"num_local_experts": c.moe.n_experts, "num_experts_per_tok": c.moe.top_k, **clamped}
     shared = {"shared_expert_intermediate_size": c.moe.n_shared * c.moe.d_expert} if c.moe.n_shared else {}
     return {
         "num_experts": c.moe.n_experts,
@@ -152,18 +171,20 @@ def _experts(family: str, c: ModelConfig) -> dict[str, Any]:
 def native_plan(family: str, found: Stored) -> Plan:
     """Where each of their tensors comes from."""
     biases = used_biases(found)
+    plan = _own_plan(family, found)
     if family == "qwen3_next":
-        shapes = {n: s for n, s in found.tensors.shapes.items() if not n.endswith((".bias", ".g_proj.weight"))}
-        return {llama_name(n): qwen3_next_origin(n, s, found.config.head_dim) for n, s in shapes.items()}
+        for name, shape in found.tensors.shapes.items():
+            if not name.endswith((".bias", ".g_proj.weight")) and (found.config.moe is None or ".mlp." not in name):
+                plan[llama_name(name)] = qwen3_next_origin(name, shape, found.config.head_dim)
+        return plan
     if family == "qwen2" or (family == "qwen2_moe" and biases):
         kept = _QKV
     elif family == "llama" and biases & {"w1", "w2", "w3"}:
         kept = {"w1", "w2", "w3"} | ({*_QKV, "o_proj"} if biases & {*_QKV, "o_proj"} else set())
     else:
-        kept = {*_QKV, "o_proj"} if biases else set()
-    plan = {} if found.config.moe is None else experts_plan(family, found.tensors.shapes)
+        kept = {*_QKV, "o_proj"} if biases & {*_QKV, "o_proj"} else set()
     for name, shape in found.tensors.shapes.items():
-        if found.config.moe is not None and ".mlp." in name:
+        if (found.config.moe is not None and ".mlp." in name) or ".attention.sink." in name:
             continue
         module, _, last = name.rpartition(".")
         if last != "bias" or module.rpartition(".")[2] in kept:
@@ -171,3 +192,10 @@ def native_plan(family: str, found: Stored) -> Plan:
         if last == "weight" and module.rpartition(".")[2] in kept and f"{module}.bias" not in found.tensors.shapes:
             plan[llama_name(f"{module}.bias")] = Origin(None, shape[:1])
     return plan
+
+
+def _own_plan(family: str, found: Stored) -> Plan:
+    """What does not have Llama's names."""
+    if family == "gpt_oss":
+        return gpt_oss_plan(found.tensors.shapes, found.config)
+    return {} if found.config.moe is None else experts_plan(family, found.tensors.shapes)

@@ -1,8 +1,9 @@
-"""Qwen3-Next's layout, for models of full attention and dense MLPs: the gate beside the queries, in and out.
+"""Qwen3-Next's layout, for models of full attention: the gate beside the queries, in and out; dense, or with experts in every
+layer.
 
 Layout: rows of `q_proj` are, head by head, K of the query and K of the gate σ(x W_g) on the attention output (arXiv
-2505.06708, elementwise); all norms multiply by 1 + weight, q/k-norms too; a share of a head's channels turns. DeltaNet layers
-and experts are not ours.
+2505.06708, elementwise); all norms multiply by 1 + weight, q/k-norms too; a share of a head's channels turns; experts are
+Qwen2-MoE's. DeltaNet layers are not ours.
 """
 
 from typing import Any
@@ -11,6 +12,8 @@ import torch
 from torch import Tensor
 
 from ...config import GateSpec, ModelConfig, validate
+from .experts import apart, moe_fields
+from .experts import origin as experts_origin
 from .family import Family, refusal
 from .llama import llama_name
 from .positions import rotary
@@ -29,6 +32,10 @@ def model(config: Any) -> ModelConfig:
     c = config
     if set(c.layer_types) != {"full_attention"}:
         raise refusal(c, "layer_types", "has DeltaNet layers (linear_attention), which are not ours")
+    moe = moe_fields(c) if c.num_experts else None
+    for key, plain in (("decoder_sparse_step", 1), ("mlp_only_layers", [])):
+        if moe and getattr(c, key) != plain:
+            raise refusal(c, key, f"has layers without experts, and {plain!r} alone can be expressed")
     fields = {
         "vocab_size": c.vocab_size,
         "max_seq_len": c.max_position_embeddings,
@@ -37,7 +44,8 @@ def model(config: Any) -> ModelConfig:
         "n_heads": c.num_attention_heads,
         "n_kv_heads": c.num_key_value_heads,
         "head_dim": c.head_dim,
-        "d_ff": c.intermediate_size,
+        "d_ff": c.intermediate_size if moe is None else moe["d_expert"],
+        "moe": moe,
         "gate": GATE.slug,
         "qk_norm": "rms",
         "norm_eps": c.rms_norm_eps,
@@ -49,6 +57,8 @@ def model(config: Any) -> ModelConfig:
 
 def origin(name: str, shape: tuple[int, ...], ours: ModelConfig, config: Any) -> Origin:
     """Where one of our parameters comes from."""
+    if ours.moe is not None and ".mlp." in name:
+        return experts_origin(name, shape, ours, config)
     H, K = ours.n_heads, ours.head_dim
     both = (2 * H * K, ours.d_model)
     if name.endswith("q_proj.weight"):
@@ -79,8 +89,8 @@ QWEN3_NEXT = Family(
     exact={
         "hidden_act": ("silu", "swish"),
         "attention_bias": (False,),
-        "num_experts": (0,),
         "attn_output_gate": (True,),
     },
     copies={"lm_head.weight": "model.embed_tokens.weight"},
+    view=apart,
 )

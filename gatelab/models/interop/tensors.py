@@ -18,6 +18,7 @@ from ...config import nearest
 
 _TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _WORDS = {dtype: word for word, dtype in _TYPES.items()}
+_BYTES = torch.uint8
 _SOME = 3  # of a list of mistakes
 
 
@@ -61,8 +62,14 @@ class Origin:
 Plan = dict[str, Origin]
 
 
-def of_files(title: str, files: list[Path], *, spare: Callable[[str], bool] = lambda name: False) -> Tensors:
-    """The tensors of safetensors files, but for `spare` ones that hold no floating-point numbers.
+def of_files(
+    title: str,
+    files: list[Path],
+    *,
+    spare: Callable[[str], bool] = lambda name: False,
+    packed: Callable[[str], bool] = lambda name: False,
+) -> Tensors:
+    """The tensors of safetensors files, but for `spare` ones that hold no floating-point numbers; `packed` ones may be bytes.
 
     Raises:
         ValueError: a file is missing, cut or damaged; a tensor is in two files, or holds no floating-point numbers.
@@ -81,15 +88,16 @@ def of_files(title: str, files: list[Path], *, spare: Callable[[str], bool] = la
                         raise ValueError(
                             f"{title}: tensor {name} is in {where[name].name} and in {file.name}; remove one"
                         )
-                    if held.get_dtype() not in _TYPES and spare(name):
+                    dtype = _BYTES if packed(name) and held.get_dtype() == "U8" else _TYPES.get(held.get_dtype())
+                    if dtype is None and spare(name):
                         continue
-                    if held.get_dtype() not in _TYPES:
+                    if dtype is None:
                         raise ValueError(
                             f"{title}: tensor {name} is stored as {held.get_dtype()}, and {', '.join(_TYPES)} are read; take "
                             "a checkpoint that is not quantised"
                         )
                     where[name], shapes[name] = file, tuple(held.get_shape())
-                    dtypes[name] = _TYPES[held.get_dtype()]
+                    dtypes[name] = dtype
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{file}: cannot be read ({error}); it was cut or damaged, so copy it again") from None
 
@@ -185,6 +193,7 @@ def write(path: Path, plan: Plan, source: Tensors, *, metadata: Mapping[str, str
             made = make(origin, source)
             assert tuple(made.shape) == shapes[name] and made.dtype == dtypes[name], name
             file.write(made.contiguous().flatten().view(torch.uint8).numpy().data)
+            del made  # before the next is made
     return sum(torch.Size(shape).numel() for shape in shapes.values())
 
 

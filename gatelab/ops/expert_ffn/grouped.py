@@ -9,6 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...config.moe import Activation, SwiGLU
+from .hidden import hidden
+
 # What torch's grouped_mm multiplies. On CUDA other types fall back to a loop over groups that waits for the host; on CPU
 # they run, and torch.compile refuses them.
 _TYPES = {"cuda": (torch.bfloat16,), "cpu": (torch.bfloat16, torch.float16, torch.float32)}
@@ -34,14 +37,25 @@ def obstacle(d_model: int, d_expert: int, dtype: torch.dtype, device: torch.devi
 
 
 def expert_ffn(
-    x_ND: Tensor, chosen_NE: Tensor, weight_NE: Tensor, w1_XFD: Tensor, w3_XFD: Tensor, w2_XDF: Tensor
+    x_ND: Tensor,
+    chosen_NE: Tensor,
+    weight_NE: Tensor,
+    w1_XFD: Tensor,
+    w3_XFD: Tensor,
+    w2_XDF: Tensor,
+    *,
+    b1_XF: Tensor | None = None,
+    b3_XF: Tensor | None = None,
+    b2_XD: Tensor | None = None,
+    activation: Activation = SwiGLU(),  # noqa: B008  (a frozen value)
 ) -> Tensor:
     """Same function as the reference; see `gatelab.ops.expert_ffn.expert_ffn`."""
     N, E = chosen_NE.shape
     order_M, position_M, ends_X = by_expert(chosen_NE, n_experts=w1_XFD.shape[0])
     x_MD = _ToExperts.apply(x_ND, order_M, position_M, E)
-    hidden_MF = F.silu(_product(x_MD, w1_XFD, ends_X)) * _product(x_MD, w3_XFD, ends_X)
-    y_NED = _Permuted.apply(_product(hidden_MF, w2_XDF, ends_X), position_M, order_M).unflatten(0, (N, E))
+    a_MF, b_MF = (_product(x_MD, w, ends_X, bias) for w, bias in ((w1_XFD, b1_XF), (w3_XFD, b3_XF)))
+    y_MD = _product(hidden(a_MF, b_MF, activation), w2_XDF, ends_X, b2_XD)
+    y_NED = _Permuted.apply(y_MD, position_M, order_M).unflatten(0, (N, E))
     wide = torch.promote_types(x_ND.dtype, torch.float32)
     return (y_NED.to(wide) * weight_NE.to(wide)[..., None]).sum(dim=1).to(x_ND.dtype)
 
@@ -87,6 +101,11 @@ class _Permuted(torch.autograd.Function):
         return dy_MD.index_select(0, back_M), None, None
 
 
-def _product(x_MI: Tensor, weight_XOI: Tensor, ends_X: Tensor) -> Tensor:
-    """x Wᵀ with each expert's W for its own rows, [M, O]."""
-    return F.grouped_mm(x_MI, weight_XOI.transpose(1, 2), offs=ends_X)
+def _product(x_MI: Tensor, weight_XOI: Tensor, ends_X: Tensor, bias_XO: Tensor | None = None) -> Tensor:
+    """x Wᵀ with each expert's W, and its bias where there are any, for its own rows, [M, O]."""
+    product_MO = F.grouped_mm(x_MI, weight_XOI.transpose(1, 2), offs=ends_X)
+    if bias_XO is None:
+        return product_MO
+    # A row's bias is a product with a one, so that its gradient is a grouped product too, not a scattered sum.
+    width = _ROW_BYTES // bias_XO.element_size()
+    return product_MO + _product(bias_XO.new_ones(len(x_MI), width), F.pad(bias_XO[..., None], (0, width - 1)), ends_X)

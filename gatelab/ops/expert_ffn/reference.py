@@ -5,21 +5,42 @@ the function compiles as one graph; meant to be read and compared with, not to b
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from ...config.moe import Activation, SwiGLU
+from .hidden import hidden
 
 
 def expert_ffn(
-    x_ND: Tensor, chosen_NE: Tensor, weight_NE: Tensor, w1_XFD: Tensor, w3_XFD: Tensor, w2_XDF: Tensor
+    x_ND: Tensor,
+    chosen_NE: Tensor,
+    weight_NE: Tensor,
+    w1_XFD: Tensor,
+    w3_XFD: Tensor,
+    w2_XDF: Tensor,
+    *,
+    b1_XF: Tensor | None = None,
+    b3_XF: Tensor | None = None,
+    b2_XD: Tensor | None = None,
+    activation: Activation = SwiGLU(),  # noqa: B008  (a frozen value)
 ) -> Tensor:
-    """Σ over the chosen e of weight_e · w2_e (SiLU(w1_e x) ⊙ w3_e x); see `gatelab.ops.expert_ffn.expert_ffn`."""
+    """Σ over the chosen e of weight_e · (w2_e h(w1_e x + b1_e, w3_e x + b3_e) + b2_e); see
+    `gatelab.ops.expert_ffn.expert_ffn`."""
     wide = torch.promote_types(x_ND.dtype, torch.float32)
     y_ND = torch.zeros_like(x_ND, dtype=wide)
     for e in range(w1_XFD.shape[0]):
         is_chosen_NE = chosen_NE == e
         weight_N1 = weight_NE.to(wide).where(is_chosen_NE, 0).sum(dim=1, keepdim=True)
-        # A token enters the experts it did not choose as zero: where they would overflow, 0 · ∞ would reach its sum.
-        own_ND = x_ND.where(is_chosen_NE.any(dim=1, keepdim=True), 0)
-        hidden_NF = F.silu(own_ND @ w1_XFD[e].T) * (own_ND @ w3_XFD[e].T)
-        y_ND = y_ND + weight_N1 * (hidden_NF @ w2_XDF[e].T).to(wide)
+        # A token enters the experts it did not choose as zero, and meets no bias of theirs: where they would overflow, 0 · ∞
+        # would reach its sum.
+        is_own_N1 = is_chosen_NE.any(dim=1, keepdim=True)
+        own_ND = x_ND.where(is_own_N1, 0)
+        a_NF = _with_bias(own_ND @ w1_XFD[e].T, b1_XF, e, is_own_N1)
+        b_NF = _with_bias(own_ND @ w3_XFD[e].T, b3_XF, e, is_own_N1)
+        out_ND = _with_bias(hidden(a_NF, b_NF, activation) @ w2_XDF[e].T, b2_XD, e, is_own_N1)
+        y_ND = y_ND + weight_N1 * out_ND.to(wide)
     return y_ND.to(x_ND.dtype)
+
+
+def _with_bias(product_NO: Tensor, bias_XO: Tensor | None, e: int, is_own_N1: Tensor) -> Tensor:
+    return product_NO if bias_XO is None else product_NO + bias_XO[e].where(is_own_N1, 0)
