@@ -31,12 +31,13 @@ def exact_interval(k: int, n: int, confidence: float = 0.95) -> tuple[float, flo
     Raises:
         ValueError: when k is not in 0..n or n is 0.
     """
-    from scipy.stats import binomtest
+    from scipy.special import betaincinv
 
     if not 0 <= k <= n or n == 0:
         raise ValueError(f"k={k!r} of n={n!r}: expected 0 <= k <= n with at least one run")
-    ends = binomtest(k, n).proportion_ci(confidence, method="exact")
-    return float(ends.low), float(ends.high)
+    tail = (1 - confidence) / 2
+    low = float(betaincinv(k, n - k + 1, tail)) if k else 0.0
+    return low, float(betaincinv(k + 1, n - k, 1 - tail)) if k < n else 1.0
 
 
 def share(outcomes: Outcomes, cell: str, arm: str, metric: Metric, confidence: float = 0.95) -> Share | None:
@@ -67,6 +68,13 @@ def p_changes(lost: int, gained: int) -> float:
     from scipy.stats import binomtest
 
     return float(binomtest(lost, lost + gained).pvalue) if lost + gained else 1.0
+
+
+def p_more_often(k: int, n: int, share: float) -> float:
+    """One-sided exact p of k or more events in n runs that each show one with probability `share` at most."""
+    from scipy.special import bdtrc
+
+    return float(bdtrc(k - 1, n, share)) if k else 1.0
 
 
 def seeds_needed(level: float) -> int:

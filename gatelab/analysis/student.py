@@ -54,6 +54,13 @@ def p_two_sided(e: Estimate) -> float:
     return float(2 * stdtr(e.df, -abs(e.mean) / e.error))
 
 
+def p_above(e: Estimate, bound: float = 0.0) -> float:
+    """The one-sided p of a mean that is not above `bound`."""
+    from scipy.special import stdtr
+
+    return float(stdtr(e.df, (bound - e.mean) / e.error))
+
+
 def p_equivalent(e: Estimate, bound: float) -> float:
     """The p of |true mean| >= bound: the larger of two one-sided t tests (TOST; Schuirmann 1987)."""
     from scipy.special import stdtr

@@ -13,7 +13,7 @@ from .shares import Share
 EQUIVALENCE_LEVEL = 0.05
 
 # Units that would only disturb a sentence: the number says enough.
-_SILENT_UNITS = ("", "1", "fraction", "ratio", "share")
+SILENT_UNITS = ("", "1", "fraction", "ratio", "share")
 
 
 def verdict(f: Finding, *, fdr: float) -> str:
@@ -161,7 +161,7 @@ def _p(name: str, value: float) -> str:
 
 
 def _unit(f: Finding) -> str:
-    return "" if f.unit in _SILENT_UNITS else f" {f.unit}"
+    return "" if f.unit in SILENT_UNITS else f" {f.unit}"
 
 
 def _percent(share: float) -> str:

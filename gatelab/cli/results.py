@@ -1,39 +1,124 @@
-"""gatelab find, report and diff: what a study found, on the terminal and as a page, and where two runs differ."""
+"""gatelab find, report and diff: what a study found, its anomalies, their confirmation and causes, and where two runs differ."""
 
 import json
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from .base import Json, print_json
+from .base import Json, print_json, tell
+
+if TYPE_CHECKING:
+    from ..store import StudyFolder
 
 
 def find(
-    folder: Path, *, all_: Annotated[bool, Parameter(name="--all", negative="")] = False, json_: Json = False
+    folder: Path,
+    *,
+    all_: Annotated[bool, Parameter(name="--all", negative="")] = False,
+    explain: str | None = None,
+    register: Annotated[bool, Parameter(negative="")] = False,
+    seeds: str | None = None,
+    confirm: Annotated[bool, Parameter(negative="")] = False,
+    json_: Json = False,
 ) -> int:
-    """State a study's effects, with intervals and q-values.
+    """State a study's effects and anomalies, with intervals and q-values; register what was found, confirm or explain it.
 
     Parameters
     ----------
     folder:
         The study's folder.
     all_:
-        The exploratory metrics too.
+        The exploratory metrics too, and every test for anomalies.
+    explain:
+        A cell: a verdict card for every registered explanation, and the commands that make the rows it lacks.
+    register:
+        Write down what the screen found, to be confirmed on fresh seeds, before they are run; what they could see comes first.
+    seeds:
+        The fresh seeds of --register, as in 5..9; the five after the last unless stated.
+    confirm:
+        The registered claims on their fresh seeds, by Holm.
     json_:
-        One JSON record an effect.
+        One JSON record an effect, and an anomaly; a claim, a verdict or a test with the options above.
     """
+    from .. import lab
+    from ..analysis import say
+    from ..config import ConfigError, Run, parse_assignments, validate
+    from ..store import StudyFolder
+
+    asked = [
+        name for name, is_on in (("--explain", explain), ("--register", register), ("--confirm", confirm)) if is_on
+    ]
+    if len(asked) > 1:
+        raise ConfigError([f"{' and '.join(asked)}: each is a question of its own; give one"])
+    if seeds is not None and not register:
+        raise ConfigError([f"--seeds {seeds} is for --register, which is not given; leave it out"])
+    there = StudyFolder.open(folder)
+    if register:
+        listed = seeds if seeds is None or ".." in seeds else f"[{seeds.strip('[]')}]"
+        words = [] if listed is None else parse_assignments([f"seed={listed}"])["seed"]
+        return _register(there, [validate(Run, {"seed": word}).seed for word in words] or None, is_json=json_)
+    if confirm:
+        return _tell(lab.confirm(there), say.confirmed, is_json=json_)
+    if explain is not None:
+        return _tell(lab.explain(there, explain), say.explained, is_json=json_)
+    return _find(there, all_=all_, is_json=json_)
+
+
+def _find(there: "StudyFolder", *, all_: bool, is_json: bool) -> int:
     from dataclasses import asdict
 
     from .. import lab
-    from ..store import StudyFolder
+    from ..analysis import say
+    from ..store import StoreError
     from ..terminal import print_findings
 
-    findings = lab.analyse(StudyFolder.open(folder)).findings
-    if json_:
+    findings = lab.analyse(there).findings
+    try:
+        hunt = lab.hunt(there)
+    except StoreError as error:
+        # The effects stand without them.
+        hunt, refused = None, str(error)
+    if is_json:
         print_json([asdict(f) for f in findings if f.primary or all_])
+        if hunt is not None:
+            print_json([asdict(a) for a in (hunt.screened.alarms if all_ else hunt.screened.anomalies)])
+            print_json([asdict(x) for x in (*hunt.pooled, *hunt.dependences, *hunt.spreads)] if all_ else [])
     else:
         print_findings(findings, all_metrics=all_)
+    if hunt is None:
+        tell(f"no anomalies were looked for: {refused}")
+    elif is_json:
+        for note in hunt.notes:
+            tell(f"note: {note}")
+    else:
+        print("\n".join(say.hunted(hunt, all_=all_)))
+    return 0
+
+
+def _register(there: "StudyFolder", seeds: list[int] | None, *, is_json: bool) -> int:
+    from dataclasses import asdict
+
+    from .. import lab
+    from ..analysis import say
+
+    plan = lab.foresight(there)
+    registration = lab.register(there, seeds)
+    if is_json:
+        print_json([*map(asdict, plan), *map(asdict, registration.claims)])
+    else:
+        print("\n".join([*say.foreseen(plan), "", *say.registered(registration, lab.confirming(there, registration))]))
+    return 0
+
+
+def _tell(records: list[Any], words: Callable[[list[Any]], Iterable[str]], *, is_json: bool) -> int:
+    from dataclasses import asdict
+
+    if is_json:
+        print_json([asdict(r) for r in records])
+    else:
+        print("\n".join(words(records)))
     return 0
 
 

@@ -1,0 +1,183 @@
+"""From a study's folder to evidence: readings of every run, what the cells are, and which comparisons cannot be made.
+
+A pair of runs with different numbers of tokens, or made by two versions of the code, is refused by name; it enters no
+mean. Cells made by different versions stand each for themselves, and nothing is pooled over them.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from math import nan
+from typing import Any
+
+from ...record import Metric
+from ...store import RunFolder, StoreError, StudyFolder, read_json
+from ...study.ledger import state_of
+from ...study.metrics import MAIN_ROWS
+from ..paired import Outcome
+from .evidence import Comparison, Evidence
+from .readings import FINAL, READINGS, UNSTABLE
+
+Run = tuple[dict[str, Any], RunFolder, str]  # its plan's entry, its folder, its state
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """`factors` {dotted key: {cell: level}} are those in which the cells differ, whose configurations are `bases`; `runs`
+    {(cell, arm): {seed: fingerprint}} are the finished ones, `models` {(cell, arm): the model's configuration}."""
+
+    evidence: Evidence
+    primary: list[str]
+    factors: dict[str, dict[str, Any]]
+    bases: dict[str, dict[str, Any]]
+    runs: dict[Comparison, dict[int, str]]
+    models: dict[Comparison, dict[str, Any]]
+
+
+def gather(folder: StudyFolder, study_metrics: Iterable[Outcome] = ()) -> Gathered:
+    """The evidence of a study; `study_metrics` are its outcomes, of which those are added that are no reading.
+
+    Raises:
+        StoreError: a study that was edited; one without an ungated baseline, or without a gate.
+    """
+    study = folder.study()
+    missing = [key for key in ("metrics", "arms", "cells", "baseline") if key not in study]
+    if missing:
+        raise StoreError(f"{folder.path / 'study.json'}: {', '.join(missing)} missing; was it edited?")
+    runs = [(entry, run, state_of(run)) for entry, run in folder.planned()]
+    models = {(e["cell"], e["arm"]): run.config()["model"] for e, run, _ in runs if (run.path / "run.json").exists()}
+    gates = [a["name"] for a in study["arms"] if a["name"] != study["baseline"] and not a["control"]]
+    _refuse_without_control(folder, study["baseline"], gates, models)
+    bases = {c["name"]: c.get("base", {}) for c in study["cells"]}
+    refused, not_pooled = _refusals(runs, study["baseline"])
+    evidence = Evidence(
+        outcomes=[*_outcomes(folder, runs), *(o for o in study_metrics if o.metric not in READINGS)],
+        metrics={name: r.metric for name, r in READINGS.items()} | {UNSTABLE.name: UNSTABLE} | _declared(study),
+        baseline=study["baseline"],
+        arms=gates,
+        cells=list(bases),
+        rates={c: _rate(base) for c, base in bases.items() if "optim" in base},
+        longer=_longer(runs, bases),
+        refused=refused,
+        not_pooled=not_pooled,
+    )
+    done: dict[Comparison, dict[int, str]] = {}
+    for entry, run, state in runs:
+        if state == "done":
+            done.setdefault((entry["cell"], entry["arm"]), {})[entry["seed"]] = run.fingerprint
+    data = {c["name"]: {**bases[c["name"]], "data": c.get("data", "")} for c in study["cells"]}
+    primary = [m["name"] for m in study["metrics"] if m["primary"]]
+    return Gathered(evidence, primary, dict(_varying(data)), bases, done, models)
+
+
+def _declared(study: dict[str, Any]) -> dict[str, Metric]:
+    """The study's metrics, with the equivalence bounds and thresholds that it declared."""
+    return {m["name"]: Metric(**m) for m in study["metrics"]}
+
+
+def _refuse_without_control(
+    folder: StudyFolder, baseline: str, gates: list[str], models: dict[Comparison, dict[str, Any]]
+) -> None:
+    gated = sorted({str(m["gate"]) for (_, arm), m in models.items() if arm == baseline and m.get("gate") != "none"})
+    why = (
+        f"its baseline {baseline} has a gate ({gated[0]})" if gated
+        else "it has no arm besides its baseline that is not a control" if not gates
+        else ""
+    )  # fmt: skip
+    if why:
+        raise StoreError(
+            f"{folder.path}: anomalies are what a gate does against none, and {why}; give the study a first arm without a"
+            " gate and one with, and run it again"
+        )
+
+
+def _outcomes(folder: StudyFolder, runs: list[Run]) -> Iterator[Outcome]:
+    connection = folder.connect()
+    connection.execute(MAIN_ROWS)
+    connection.execute(FINAL)
+    values: dict[str, dict[str, float]] = {}
+    for name, reading in READINGS.items():
+        for fingerprint, part, value in connection.execute(reading.sql).fetchall():
+            if value is not None:
+                values.setdefault(fingerprint, {})[f"{name}:{part}" if part is not None else name] = value
+    for entry, run, state in runs:
+        where = (entry["cell"], entry["arm"], entry["seed"])
+        found = values.get(run.fingerprint, {})
+        for name, value in found.items():
+            yield Outcome(*where, name, value, state)
+        if state not in ("done", "diverged"):
+            if "val_loss" not in found:
+                yield Outcome(*where, "val_loss", nan, state)
+            continue
+        unstable = state == "diverged" or found.get("loss_spikes", 0) > 0
+        yield Outcome(*where, UNSTABLE.name, float(unstable))
+
+
+def _refusals(runs: list[Run], baseline: str) -> tuple[dict[Comparison, str], str]:
+    """The comparisons that cannot be made, and why nothing can be pooled over cells."""
+    tokens: dict[Comparison, dict[int, int]] = {}
+    versions: dict[Comparison, set[str]] = {}
+    for entry, run, state in runs:
+        where = (entry["cell"], entry["arm"])
+        if "tokens" in entry:
+            tokens.setdefault(where, {})[entry["seed"]] = entry["tokens"]
+        if state == "done" and (version := _version(run)):
+            versions.setdefault(where, set()).add(version)
+    refused = {}
+    for cell, arm in tokens:
+        if arm == baseline:
+            continue
+        ours, theirs = tokens[cell, arm], tokens.get((cell, baseline), {})
+        uneven = [s for s in ours if s in theirs and ours[s] != theirs[s]]
+        code = versions.get((cell, arm), set()) | versions.get((cell, baseline), set())
+        if uneven:
+            s = uneven[0]
+            refused[cell, arm] = (
+                f"refused: seed {s} sees {ours[s]:,} tokens with {arm} and {theirs[s]:,} with {baseline}; give both as many"
+            )
+        elif len(code) > 1:
+            refused[cell, arm] = (
+                f"refused: its runs were made by {len(code)} versions of the code ({', '.join(sorted(code))}); carry the"
+                " older ones out again"
+            )
+    every = set().union(*versions.values()) if versions else set()
+    return refused, f"the cells were made by {len(every)} versions of the code" if len(every) > 1 else ""
+
+
+def _version(run: RunFolder) -> str:
+    path = run.path / "environment.json"
+    if not path.exists():
+        return ""
+    environment = read_json(path)
+    git, version = environment.get("git"), environment.get("versions", {}).get("gatelab", "")
+    commit = f"{git['commit'][:12]}{' with changes' if git['modified'] else ''}" if git else ""
+    return " ".join(filter(None, (version, commit)))
+
+
+def _rate(base: Mapping[str, Any]) -> tuple[str, float]:
+    rest = {**base, "optim": {k: v for k, v in base["optim"].items() if k != "lr"}}
+    return json.dumps(rest, sort_keys=True), base["optim"]["lr"]
+
+
+def _longer(runs: list[Run], bases: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """{cell: the cell whose weights of the same arm it goes on from}, where its sequences are longer."""
+    by_name = {entry["fingerprint"]: entry for entry, _, _ in runs}
+    out = {}
+    for entry, _, _ in runs:
+        source = by_name.get(entry.get("init_from"))
+        if source is not None and source["arm"] == entry["arm"]:
+            here, there = (bases[e["cell"]].get("train", {}).get("seq_len", 0) for e in (entry, source))
+            if here > there:
+                out[entry["cell"]] = source["cell"]
+    return out
+
+
+def _varying(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """The dotted keys in which the cells' configurations differ, each with {cell: level}."""
+    if all(isinstance(v, dict) for v in values.values()):
+        for key in dict.fromkeys(k for v in values.values() for k in v):
+            yield from _varying({cell: v.get(key) for cell, v in values.items()}, f"{path}.{key}" if path else key)
+        return
+    levels = {c: v if isinstance(v, int | float) and not isinstance(v, bool) else str(v) for c, v in values.items()}
+    if len(set(levels.values())) > 1:
+        yield path, levels

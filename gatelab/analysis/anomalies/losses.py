@@ -1,0 +1,133 @@
+"""Rules about losses and accuracies: a gate that is worse than none, against its family, at its own best rate, at length."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from ..paired import Pairs
+from ..shares import p_more_often
+from ..student import Estimate, estimate, p_above
+from .alarm import Alarm, Place
+from .evidence import Evidence
+
+FAMILY_CELLS = 3  # other cells that say what a gate usually does
+
+
+def worse(evidence: Evidence, reading: str, e: Estimate) -> Estimate:
+    """The estimate with worse above zero."""
+    return e if evidence.readings[reading].direction == "lower-is-better" else replace(e, mean=-e.mean)
+
+
+def judged(evidence: Evidence) -> list[str]:
+    """The readings that have a better and a worse: the held-out loss, and accuracies by task."""
+    return [*evidence.family("val_loss"), *evidence.family("accuracy")]
+
+
+def lost(place: Place, pairs: Pairs, kept: Sequence[int] | None = None) -> Alarm:
+    """McNemar's exact test, one-sided: of the pairs (all unless `kept` are given by place) more lose the event than gain it."""
+    kept = list(range(len(pairs.seeds)) if kept is None else kept)
+    before, after = (side[kept] > pairs.metric.threshold for side in (pairs.baseline_values, pairs.arm_values))
+    away, back = int((before & ~after).sum()), int((~before & after).sum())
+    event = f"{pairs.metric.label} above {pairs.metric.threshold:g}"
+    text = f"of {len(kept)} seeds {away} lose {event} with {place.arm}, {back} gain it"
+    seeds = [pairs.seeds[i] for i in kept]
+    return place.share(pairs.metric.name, seeds, away, p_more_often(away, away + back, 0.5), text)
+
+
+def worse_than_none(evidence: Evidence, cell: str, arm: str) -> Iterator[Alarm]:
+    """One-sided t on the paired differences: the gate is worse than the baseline; where a task is solved in some runs and not
+    in others McNemar's test, that it is lost in more seeds than gained."""
+    place = Place("worse-than-none", cell, arm, evidence.baseline)
+    for reading in judged(evidence):
+        pairs, metric = evidence.pairs(reading, cell, arm), evidence.readings[reading]
+        e = evidence.estimate(reading, cell, arm)
+        if pairs.changes is not None:
+            yield lost(place, pairs)
+        elif e is not None:
+            bad = worse(evidence, reading, e)
+            text = f"with {arm} the {metric.label} is worse by {bad.mean:.4g} {metric.unit} than without a gate"
+            yield place.mean(reading, metric.unit, bad, text, seeds=pairs.seeds)
+
+
+def sign_flip(evidence: Evidence, cell: str, arm: str) -> Iterator[Alarm]:
+    """The cell's effect has the opposite sign of the mean effect of the other cells: the larger of two one-sided p, of the
+    cell's pairs and of the other cells' means (an intersection-union test: both must be sure of their sign). Nothing is
+    said where half of the cells lack the reading."""
+    if evidence.not_pooled:
+        return
+    place = Place("sign-flip", cell, arm, evidence.baseline)
+    for reading in [n for name in ("val_loss", "massive_max", "value_drain") for n in evidence.family(name)]:
+        every = {c: evidence.estimate(reading, c, arm) for c in evidence.cells}
+        own = every.pop(cell)
+        others = [e.mean for e in every.values() if e is not None]
+        if 2 * (len(others) + 1) <= len(every) + 1:
+            continue  # half of the cells lack it: the screen flags that
+        if own is None or len(others) < FAMILY_CELLS or np.ptp(others) == 0 or own.sigma == 0:
+            continue
+        family = estimate(others)
+        sign = -1 if family.mean > 0 else 1
+        p = max(p_above(replace(own, mean=sign * own.mean)), p_above(replace(family, mean=-sign * family.mean)))
+        metric = evidence.readings[reading]
+        text = (
+            f"{arm} changes the {metric.label} by {own.mean:+.4g} {metric.unit}, and by {family.mean:+.4g} in the mean of"
+            f" the {len(others)} other cells"
+        )
+        yield place.mean(reading, metric.unit, own, text, seeds=evidence.pairs(reading, cell, arm).seeds, p=p)
+
+
+def gain_vanishes(evidence: Evidence, cell: str, arm: str) -> Iterator[Alarm]:
+    """The arm gains at this cell's learning rate, and less than the equivalence bound where each has its own best rate: the
+    larger of two one-sided p. The best rates are chosen by the same seeds' means."""
+    if cell not in evidence.rates:
+        return
+    reading, metric = "val_loss", evidence.readings["val_loss"]
+    kind, rate = evidence.rates[cell]
+    group = {c: evidence.pairs(reading, c, arm) for c in evidence.cells if evidence.rates.get(c, ("",))[0] == kind}
+    if len(group) < 2 or metric.equivalence is None or any((c, arm) in evidence.refused for c in group):
+        return
+    seeds = sorted(set.intersection(*(set(p.seeds) for p in group.values())))
+    if len(seeds) < 2:
+        return
+    base, gated = (
+        {c: np.array([evidence.runs(reading, c, side)[s] for s in seeds]) for c in group}
+        for side in (evidence.baseline, arm)
+    )
+    best_base, best_gated = (min(side, key=lambda c: side[c].mean()) for side in (base, gated))
+    if cell == best_base:
+        return
+    shared, own = (estimate(d) for d in (gated[cell] - base[cell], gated[best_gated] - base[best_base]))
+    if shared.sigma == 0 or own.sigma == 0:
+        return
+    p = max(p_above(replace(shared, mean=-shared.mean)), p_above(own, -metric.equivalence))
+    text = (
+        f"{arm} gains {-shared.mean:.4g} {metric.unit} of {metric.label} at the rate {rate:g}, and {-own.mean:.4g} where each"
+        f" has its own best rate ({evidence.rates[best_gated][1]:g} with it, {evidence.rates[best_base][1]:g} without)"
+    )
+    place = Place("gain-vanishes", cell, arm, evidence.baseline)
+    yield place.mean(reading, metric.unit, own, text, seeds=seeds, p=p)
+
+
+def worse_at_length(evidence: Evidence, cell: str, arm: str) -> Iterator[Alarm]:
+    """From the shorter to the longer the arm loses more than the baseline does: of the loss, between a cell and the one that
+    it goes on from, by t; of accuracies by task, between the shortest and the longest length asked, by the exact sign test,
+    since a task is solved or not."""
+    place = Place("worse-at-length", cell, arm, evidence.baseline)
+    source = evidence.longer.get(cell)
+    if source is not None and (source, arm) not in evidence.refused:
+        for reading in evidence.family("val_loss"):
+            longer, shorter = (evidence.pairs(reading, c, arm) for c in (cell, source))
+            seeds = [s for s in longer.seeds if s in shorter.seeds]
+            if len(seeds) < 2:
+                continue
+            d = [dict(zip(pairs.seeds, pairs.differences, strict=True)) for pairs in (longer, shorter)]
+            e = estimate([d[0][s] - d[1][s] for s in seeds])
+            text = f"going from {source} to {cell} costs {arm} {e.mean:.4g} nats more than the baseline"
+            yield place.mean(reading, "nats", e, text, seeds=seeds)
+    for reading in evidence.family("longer"):
+        pairs = evidence.pairs(reading, cell, arm)
+        if not pairs.seeds:
+            continue
+        more, less = int((pairs.differences < 0).sum()), int((pairs.differences > 0).sum())
+        text = f"in {more} of {len(pairs.seeds)} seeds {arm} loses more {pairs.metric.label}, in {less} less"
+        yield place.share(reading, pairs.seeds, more, p_more_often(more, more + less, 0.5), text)

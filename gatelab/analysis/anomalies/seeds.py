@@ -1,0 +1,82 @@
+"""Rules about seeds: arms that split into two regimes, and runs that are unstable where the baseline's are not."""
+
+from collections.abc import Iterator
+from functools import lru_cache
+
+import numpy as np
+
+from ..shares import p_more_often
+from .alarm import Alarm, Place
+from .evidence import Evidence
+
+# Simulated flat samples that a split is compared with.
+_DRAWS = 20_000
+
+
+def two_regimes(evidence: Evidence, cell: str, arm: str) -> Iterator[Alarm]:
+    """An arm's values fall into two groups of two or more seeds each, further apart than those of a flat sample (the flattest
+    that has one group), while
+    the baseline's do not at 5%. The statistic is the spread within the best two groups over the whole spread; activations are
+    compared by their logarithm."""
+    place = Place("two-regimes", cell, arm, evidence.baseline)
+    for reading in [n for name in ("val_loss", "first_token_mass", "massive_max") for n in evidence.family(name)]:
+        pairs = evidence.pairs(reading, cell, arm)
+        values = [
+            np.log(v) if reading == "massive_max" and (v > 0).all() else v
+            for v in (pairs.arm_values, pairs.baseline_values)
+        ]
+        if len(pairs.seeds) < 5 or any(np.ptp(v) == 0 for v in values) or p_split(values[1]) < 0.05:
+            continue
+        low, high = _groups(pairs.arm_values)
+        text = (
+            f"the seeds of {arm} fall into two groups of {evidence.readings[reading].label}: {len(low)} around"
+            f" {low.mean():.4g} and {len(high)} around {high.mean():.4g}"
+        )
+        yield place.share(reading, pairs.seeds, len(high), p_split(values[0]), text)
+
+
+def instability(evidence: Evidence, cell: str, arm: str) -> Iterator[Alarm]:
+    """McNemar's exact test, one-sided: more seeds are unstable with the gate alone than with the baseline alone."""
+    pairs = evidence.pairs("unstable", cell, arm)
+    ours, theirs = pairs.arm_values > 0, pairs.baseline_values > 0
+    gained, lost = int((ours & ~theirs).sum()), int((~ours & theirs).sum())
+    text = (
+        f"of {len(pairs.seeds)} seeds {gained} diverge or spike with {arm} alone, {lost} with the baseline alone and"
+        f" {int((ours & theirs).sum())} with both"
+    )
+    place = Place("instability", cell, arm, evidence.baseline)
+    yield place.share("unstable", pairs.seeds, gained, p_more_often(gained, gained + lost, 0.5), text)
+
+
+def p_split(values: np.ndarray) -> float:
+    """The share of flat samples of as many values that split as clearly."""
+    null = _null(len(values))
+    return float((1 + np.searchsorted(null, _within(np.sort(values)[None])[0], side="right")) / (1 + len(null)))
+
+
+def _groups(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    ordered = np.sort(values)
+    cut = 2 + int(np.argmin(_within_at(ordered[None])[0]))
+    return ordered[:cut], ordered[cut:]
+
+
+@lru_cache(maxsize=64)
+def _null(n: int) -> np.ndarray:
+    draws = np.sort(np.random.default_rng(n).random((_DRAWS, n)), axis=1)
+    return np.sort(_within(draws))
+
+
+def _within(ordered_RN: np.ndarray) -> np.ndarray:
+    """Of R ordered samples of N values: the least sum of squares within two neighbouring groups over that of the whole."""
+    return _within_at(ordered_RN).min(axis=1)
+
+
+def _within_at(ordered_RN: np.ndarray) -> np.ndarray:
+    """The same for every cut that leaves two values or more on each side."""
+    x = ordered_RN - ordered_RN.mean(axis=1, keepdims=True)
+    n = x.shape[1]
+    cuts = np.arange(2, n - 1)
+    first = np.cumsum(x, axis=1)[:, cuts - 1]
+    # The whole sums to zero, so the other side's sum is minus this one's.
+    between = first**2 / cuts + first**2 / (n - cuts)
+    return 1 - between / (x**2).sum(axis=1, keepdims=True)

@@ -1,0 +1,125 @@
+"""Causes: registered explanations of an anomaly, what would refute each, and how the study's rows stand to it.
+
+A hypothesis of the table (hypotheses.py) is a list of tests. A test says what it manipulates and decides at 5%: supported,
+refuted or undecided, by one-sided t and by equivalence (TOST) within the bound that counts as nothing; or missing, with
+what makes its rows. Nothing is corrected over hypotheses: a card says what each test alone says.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from math import nan
+from typing import Any
+
+from .anomalies.evidence import Comparison, Evidence
+from .student import Estimate, estimate, interval, p_above, p_equivalent
+
+LEVEL = 0.05
+NOTHING = 0.01  # nats a token that count as nothing: the bound of val_loss, docs/metrics.md
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """One test: supported, refuted, undecided, or missing without rows; the number it rests on with its 95% interval, and
+    without rows what to do to get them."""
+
+    test: str
+    manipulates: str
+    predicts: str
+    verdict: str = "missing"
+    numbers: str = ""
+    estimate: float = nan
+    low: float = nan
+    high: float = nan
+    n: int = 0
+    to_do: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """What there is to judge from. `edits` are {(fingerprint, word, dose): change in loss} of interventions; `runs`
+    {(cell, arm): {seed: fingerprint}} the finished ones; `models` and `bases` the configurations of arms and of cells;
+    `factors` the keys in which cells differ. `folder` and `study` are for commands."""
+
+    evidence: Evidence
+    factors: Mapping[str, Mapping[str, Any]]
+    runs: Mapping[Comparison, Mapping[int, str]]
+    models: Mapping[Comparison, Mapping[str, Any]]
+    bases: Mapping[str, Mapping[str, Any]]
+    edits: Mapping[tuple[str, str, float], float]
+    folder: str
+    study: str
+
+
+Test = Callable[[Ledger, str, str], Decision]
+
+
+@dataclass(frozen=True, slots=True)
+class Hypothesis:
+    """`source` is where it was put forward; a test is a function of (ledger, cell, arm)."""
+
+    name: str
+    claim: str
+    source: str
+    tests: tuple[Test, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """A hypothesis on one arm of one cell: refuted where any test refutes it, supported where all support it, else
+    undecided."""
+
+    cell: str
+    arm: str
+    hypothesis: str
+    claim: str
+    verdict: str
+    decisions: list[Decision]
+
+
+def cards(ledger: Ledger, hypotheses: Sequence[Hypothesis], cell: str, arm: str) -> list[Card]:
+    """Every hypothesis on this arm of this cell."""
+    out = []
+    for h in hypotheses:
+        decisions = [test(ledger, cell, arm) for test in h.tests]
+        said = {d.verdict for d in decisions}
+        verdict = "refuted" if "refuted" in said else "supported" if said == {"supported"} else "undecided"
+        out.append(Card(cell, arm, h.name, f"{h.claim} ({h.source})", verdict, decisions))
+    return out
+
+
+def near_zero(e: Estimate) -> str:
+    """Supported: |mean| is below `NOTHING` (TOST); refuted: it is above."""
+    if p_equivalent(e, NOTHING) < LEVEL:
+        return "supported"
+    return "refuted" if p_above(replace(e, mean=abs(e.mean)), NOTHING) < LEVEL / 2 else "undecided"
+
+
+def above_nothing(e: Estimate) -> str:
+    """Supported: the mean is above `NOTHING`; refuted: it is below."""
+    return _above(e, NOTHING)
+
+
+def above_zero(e: Estimate) -> str:
+    """Supported: the mean is above zero; refuted: it is below."""
+    return _above(e, 0.0)
+
+
+def _above(e: Estimate, bound: float) -> str:
+    if p_above(e, bound) < LEVEL:
+        return "supported"
+    return "refuted" if p_above(replace(e, mean=-e.mean), -bound) < LEVEL else "undecided"
+
+
+def decided(
+    found: Decision, values: Sequence[float], rule: Callable[[Estimate], str], unit: str, *, sign: int = 1
+) -> Decision:
+    """The test with its verdict on two or more seeds' values; the rule sees `sign` times them."""
+    e = estimate(values)
+    if not e.sigma > 0:
+        numbers = f"{e.mean:.4g} {unit} in each of {e.n} seeds: no spread to test against"
+        return replace(found, verdict="undecided", numbers=numbers, estimate=e.mean, n=e.n)
+    low, high = interval(e, 1 - LEVEL)
+    numbers = f"{e.mean:+.4g} {unit} (95% interval {low:+.4g} to {high:+.4g}, {e.n} seeds)"
+    return replace(
+        found, verdict=rule(replace(e, mean=sign * e.mean)), numbers=numbers, estimate=e.mean, low=low, high=high, n=e.n
+    )

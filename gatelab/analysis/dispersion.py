@@ -1,0 +1,99 @@
+"""Dispersion: does a gate change the spread over seeds, heads or layers, rather than the mean?
+
+Over seeds the runs are pairs, so F would be wrong: Pitman and Morgan's test (Biometrika 31, 1939) is the correlation of
+sums and differences, zero when both variances are equal. Pooled over cells the cells' own means are taken out first. Over
+heads and layers a run's ln standard deviation is a number like any other, and its paired difference is tested by t.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import exp, isfinite, nan, sqrt
+
+import numpy as np
+
+from .anomalies.evidence import Evidence
+from .student import interval, p_two_sided
+
+ALL_CELLS = "(all cells)"
+SEEDS_NEEDED = 4  # fewer leave the correlation one degree of freedom
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """The arm's standard deviation over the baseline's, `over` seeds, heads or layers, with its interval and two-sided p."""
+
+    cell: str
+    arm: str
+    reading: str
+    over: str
+    n_pairs: int
+    ratio: float
+    low: float
+    high: float
+    p: float
+    q: float = nan
+
+
+def dispersions(
+    evidence: Evidence, readings: Sequence[str], parts: dict[str, str], confidence: float = 0.95
+) -> list[Spread]:
+    """Over seeds of the readings, by cell and over all cells; over heads and layers by `parts`, {reading: what it is over}.
+
+    Bimodal readings are left out over seeds: their spread is that of the regimes. q is over all of them.
+    """
+    found = []
+    for arm in evidence.arms:
+        for reading in (r for r in readings if r in evidence.readings and not evidence.readings[r].bimodal):
+            groups = {}
+            for cell in evidence.cells:
+                pairs = evidence.pairs(reading, cell, arm)
+                if (cell, arm) not in evidence.refused and len(pairs.seeds) >= 2:
+                    groups[cell] = (pairs.baseline_values, pairs.arm_values)
+            is_pooled = 2 * len(groups) > len(evidence.cells) > 1 < len(groups) and not evidence.not_pooled
+            several = {ALL_CELLS: list(groups.values())} if is_pooled else {}
+            for cell, values in ({c: [v] for c, v in groups.items()} | several).items():
+                spread = over_seeds(values, confidence)
+                if spread is not None:
+                    found.append(replace(spread, cell=cell, arm=arm, reading=reading))
+        found += [s for name, over in parts.items() for s in _over_parts(evidence, name, arm, over, confidence)]
+    tested = [i for i, s in enumerate(found) if isfinite(s.p)]
+    if tested:
+        from scipy.stats import false_discovery_control
+
+        for i, q in zip(tested, false_discovery_control([found[i].p for i in tested]), strict=True):
+            found[i] = replace(found[i], q=float(q))
+    return found
+
+
+def over_seeds(groups: Sequence[tuple[np.ndarray, np.ndarray]], confidence: float = 0.95) -> Spread | None:
+    """Pitman and Morgan's test over one or more cells of (baseline, arm) values, each around its own mean.
+
+    The interval is theirs too: the ratios that the test would not reject. None of too few pairs, or without spread.
+    """
+    from scipy.special import stdtr, stdtrit
+
+    centred = [(x - x.mean(), y - y.mean()) for x, y in groups]
+    # Cells of another scale would count for nothing, or for everything: each is put on one of its own, the same for both arms.
+    scales = [sqrt(float(x @ x + y @ y) / max(1, len(x) - 1)) or 1.0 for x, y in centred]
+    a, b = (np.concatenate([pair[side] / s for pair, s in zip(centred, scales, strict=True)]) for side in (0, 1))
+    df = sum(len(g[0]) - 1 for g in groups) - 1
+    if df < SEEDS_NEEDED - 2:
+        return None
+    aa, bb, ab = float(a @ a), float(b @ b), float(a @ b)
+    if aa <= 0 or bb <= 0 or ab**2 >= aa * bb * (1 - 1e-12):
+        return None
+    t = (bb - aa) * sqrt(df) / (2 * sqrt(aa * bb - ab**2))
+    # (bb − w·aa)² · df = 4 t² w (aa·bb − ab²) is a quadratic in the ratio w of the true variances.
+    k = 1 + 2 * float(stdtrit(df, 0.5 + confidence / 2)) ** 2 * (1 - ab**2 / (aa * bb)) / df
+    low, high = (sqrt(bb / aa * (k + side * sqrt(k**2 - 1))) for side in (-1, 1))
+    return Spread("", "", "", "seeds", len(a), sqrt(bb / aa), low, high, float(2 * stdtr(df, -abs(t))))
+
+
+def _over_parts(evidence: Evidence, reading: str, arm: str, over: str, confidence: float) -> list[Spread]:
+    out = []
+    for cell in evidence.cells:
+        e = evidence.estimate(reading, cell, arm)
+        if e is not None and e.sigma > 0:
+            low, high = interval(e, confidence)
+            out.append(Spread(cell, arm, reading, over, e.n, exp(e.mean), exp(low), exp(high), p_two_sided(e)))
+    return out

@@ -1,0 +1,150 @@
+"""The registered hypotheses. A new one is one entry of the table: its claim, where it was put forward, its tests."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from .cause_tests import arm_where, at, cells_by, edit, excess, where_sinks
+from .causes import Hypothesis
+
+
+def _around(key: str) -> Callable[[Mapping[str, Any]], str]:
+    """The word for a range on either side of what a cell has: 4 layers give [2,4,8]."""
+
+    def word(base: Mapping[str, Any]) -> str:
+        value = at(base, key)
+        half = (value // 2 or 1) if isinstance(value, int) else value / 2
+        return f"{key}=[{half:.15g},{value:.15g},{value * 2:.15g}]"
+
+    return word
+
+
+def _softmax(kind: str) -> Callable[[Mapping[str, Any]], bool]:
+    return lambda m: m.get("gate") == "none" and m.get("softmax", {}).get("kind") == kind
+
+
+def _is_static(model: Mapping[str, Any]) -> bool:
+    return "static" in str(model.get("gate")).split("-")
+
+
+def _is_open(model: Mapping[str, Any]) -> bool:
+    return "ns_sigmoid" in str(model.get("gate")).split("-")
+
+
+_SINK_LOGIT = "Arm('sink-logit', {'model.softmax': 'sink-logit'}, control=True)"
+_KEY_BIAS = "Arm('key-bias', {'model.softmax': 'key-bias'}, control=True)"
+_STATIC = "Arm('static', {'model.gate': 'paper/g1-input-independent'}, control=True)"
+_OPEN = "Arm('ns-sigmoid', {'model.gate': 'paper/g1-ns-sigmoid'})"
+_LOSS, _MASS = "val_loss", "first_token_mass"
+
+HYPOTHESES: tuple[Hypothesis, ...] = (
+    Hypothesis(
+        "no-op",
+        "a sink is how a head does nothing: its value matters little, and an off-switch takes its place",
+        "arXiv 2306.12929, 2410.10781",
+        (
+            where_sinks(edit("zero-value@first", is_harmless=True)),
+            where_sinks(
+                arm_where(
+                    "a learned sink logit",
+                    _softmax("sink-logit"),
+                    _SINK_LOGIT,
+                    _MASS,
+                    "lowers the first-token mass without a gate",
+                    sign=-1,
+                    gate=False,
+                )
+            ),
+        ),
+    ),
+    Hypothesis(
+        "key-bias",
+        "a sink is a bias of keys: a learned key without a value draws it away",
+        "arXiv 2410.10781",
+        (
+            where_sinks(
+                arm_where(
+                    "a learned key",
+                    _softmax("key-bias"),
+                    _KEY_BIAS,
+                    _MASS,
+                    "lowers the first-token mass without a gate",
+                    sign=-1,
+                    gate=False,
+                )
+            ),
+        ),
+    ),
+    Hypothesis(
+        "first-token",
+        "the first token is what the sink needs, not any token that is missing",
+        "arXiv 2309.17453, 2410.10781",
+        (
+            where_sinks(edit("drop-first")),
+            where_sinks(edit("mask-key@first")),
+        ),
+    ),
+    Hypothesis(
+        "rescaling",
+        "massive activations work through the norms' divisors",
+        "arXiv 2601.22966",
+        (excess("clip-massive=100x", "clip-massive-frozen=100x"),),
+    ),
+    Hypothesis(
+        "sparsity",
+        "the gate works by scores that depend on the query and may shut",
+        "arXiv 2505.06708",
+        (
+            edit("gate-shuffle", of_gate=True),
+            edit("gate-mean", of_gate=True),
+            arm_where(
+                "a gate that is the same for every token",
+                _is_static,
+                _STATIC,
+                _LOSS,
+                "has a higher loss than the gate",
+                sign=1,
+                gate=True,
+            ),
+            arm_where(
+                "a gate that never shuts", _is_open, _OPEN, _LOSS, "has a higher loss than the gate", sign=1, gate=True
+            ),
+        ),
+    ),
+    Hypothesis(
+        "depth",
+        "the gate's effect depends on depth, as over-mixing does",
+        "arXiv 2504.02732",
+        (
+            cells_by(
+                "model.n_layers", _around("model.n_layers"), "the effect on the loss depends on the number of layers"
+            ),
+        ),
+    ),
+    Hypothesis(
+        "norm-placement",
+        "pre-norm makes what the gate acts on",
+        "arXiv 2603.05498",
+        (
+            cells_by(
+                "model.norm_position",
+                lambda _: "model.norm_position=[pre,post,sandwich]",
+                "the effect on the loss depends on where the norms are",
+            ),
+        ),
+    ),
+    Hypothesis(
+        "training",
+        "the gate's effect is one of training dynamics",
+        "ours",
+        (
+            cells_by("train.tokens", _around("train.tokens"), "the effect on the loss depends on the tokens"),
+            cells_by("optim.lr", _around("optim.lr"), "the effect on the loss depends on the learning rate"),
+        ),
+    ),
+    Hypothesis(
+        "data-domain",
+        "the gate's effect depends on what the data are",
+        "ours",
+        (cells_by("data", lambda _: "data.paths=OTHER_TEXTS", "the effect on the loss depends on the data"),),
+    ),
+)

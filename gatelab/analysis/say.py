@@ -1,0 +1,117 @@
+"""What anomalies, stages and causes say on a terminal: lines, in plain words."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from math import isfinite
+
+from .causes import Card
+from .hunt import Hunt
+from .power import Foresight
+from .stages import Registration, Verdict
+from .verdicts import SILENT_UNITS, compact
+
+_MARKS = {"supported": "+", "refuted": "−", "undecided": "?", "missing": "·"}
+
+
+def hunted(hunt: Hunt, *, all_: bool = False) -> Iterator[str]:
+    """The anomalies with their q, then what holds over cells; with `all_` every test."""
+    tested = [a for a in hunt.screened.alarms if isfinite(a.p)]
+    untested = [a for a in hunt.screened.alarms if not isfinite(a.p)]
+    fdr = f"{hunt.screened.fdr:.0%}"
+    yield ""
+    yield f"anomalies ({len(hunt.screened.anomalies)} of {len(tested)} tests at a false-discovery rate of {fdr})"
+    for note in hunt.notes:
+        yield f"  note: {note}"
+    for a in hunt.screened.anomalies:
+        yield f"  {a.rule:<20} {a.sentence} ({_p('q', a.q)}, {_p('p', a.p)}, {a.n_pairs} seeds)"
+    if not hunt.screened.anomalies:
+        yield "  none seen; that is not proof of absence, and `gatelab find --register` says what more seeds could see"
+    if untested:
+        few = sorted({a.rule for a in untested})
+        yield f"  not tested for want of seeds or spread: {', '.join(few)} ({len(untested)} tests; --all lists them)"
+    if all_:
+        for a in sorted(tested, key=lambda a: a.p):
+            if a.verdict != "anomaly":
+                yield f"  {'(no) ' + a.rule:<25} {a.sentence} ({_p('q', a.q)}, {_p('p', a.p)})"
+        for a in untested:
+            yield f"  {'(untested) ' + a.rule:<25} {a.sentence}"
+    yield from _over_cells(hunt, all_=all_)
+
+
+def _over_cells(hunt: Hunt, *, all_: bool) -> Iterator[str]:
+    fdr = hunt.screened.fdr
+    if hunt.pooled:
+        yield ""
+        yield "over cells"
+    for p in hunt.pooled:
+        yield (
+            f"  {p.arm}, {p.reading}{_of(p.unit)}: {p.effect:+.4g} ({p.low:+.4g} to {p.high:+.4g}, {p.n_cells} cells, "
+            f"{_p('p', p.p)}); cells differ by {compact(p.between)} ({_p('p', p.p_between)}), a pair by {compact(p.within)}"
+        )
+    for d in hunt.dependences:
+        if all_ or d.q <= fdr:
+            levels = ", ".join(f"{x.value}: {x.effect:+.4g} ({x.low:+.4g} to {x.high:+.4g})" for x in d.levels)
+            flips = "; the sign flips" if d.flips else ""
+            yield (
+                f"  {d.arm}, {d.reading} by {d.label}: {levels or '; '.join(d.notes)} ({_p('q', d.q)}, "
+                f"{_p('p', d.p)} against {d.against}){flips}"
+            )
+    for s in hunt.spreads:
+        if all_ or s.q <= fdr:
+            yield (
+                f"  {s.cell}: with {s.arm} the {s.reading} spreads {s.ratio:.3g} times as much over {s.over}"
+                f" ({s.low:.3g} to {s.high:.3g}, {_p('q', s.q)})"
+            )
+
+
+def foreseen(rows: Sequence[Foresight]) -> Iterator[str]:
+    """The power plan, a line an arm, metric and number of seeds."""
+    yield "the smallest true effect that is seen with 80% power (from the 80% upper bound of the pilot pairs' spread)"
+    for arm, reading in dict.fromkeys((f.arm, f.reading) for f in rows):
+        own = [f for f in rows if (f.arm, f.reading) == (arm, reading)]
+        n, spread = ", ".join(str(f.n_seeds) for f in own), own[0]
+        yield f"  {arm}, {reading}{_of(spread.unit)}: a pair spreads {compact(spread.sigma)}, at most {compact(spread.sigma_upper)}"
+        yield f"    with {n} seeds: {', '.join(compact(f.screened) for f in own)} in the screen"
+        yield f"    confirmed on as many: {', '.join(compact(f.confirmed) for f in own)}; alone at 5%: " + ", ".join(
+            compact(f.alone) for f in own
+        )
+    if not rows:
+        yield "  no cell has two pairs with spread to plan from"
+
+
+def registered(r: Registration, command: str) -> Iterator[str]:
+    """What was written down, and what to do next."""
+    yield f"registered: {len(r.claims)} claims, to be confirmed on seeds {', '.join(map(str, r.seeds))} by Holm at {r.alpha:.0%}"
+    for c in r.claims:
+        what = f"{c.reading} {'rises' if c.direction > 0 else 'falls'}" if c.direction else c.reading
+        yield f"  {c.rule:<20} {c.cell}, {c.arm}: {what} ({_p('q', c.q)})"
+    yield f"next: {command}"
+
+
+def confirmed(verdicts: Iterable[Verdict]) -> Iterator[str]:
+    """The verdict on every claim."""
+    for v in verdicts:
+        c = v.claim
+        held = f"{_p('p', v.p)}, after Holm {v.p_holm:.2g}, " if isfinite(v.p) else ""
+        yield f"  {v.verdict:<14} {c.rule} {c.cell}, {c.arm}: {c.reading} ({held}{v.n_pairs} fresh seeds)"
+
+
+def explained(cards: Iterable[Card]) -> Iterator[str]:
+    """A verdict card a hypothesis: its tests with their numbers, and what makes the rows that are missing."""
+    arm = None
+    for card in cards:
+        if card.arm != arm:
+            arm = card.arm
+            yield f"\n{card.cell}, {arm}"
+        yield f"  {card.verdict:<10} {card.hypothesis}: {card.claim}"
+        for d in card.decisions:
+            yield f"    {_MARKS[d.verdict]} {d.test}: {d.predicts}: {d.verdict}{'; ' + d.numbers if d.numbers else ''}"
+            for word in d.to_do:
+                yield f"        {word}"
+
+
+def _of(unit: str) -> str:
+    return "" if unit in SILENT_UNITS else f" ({unit})"
+
+
+def _p(name: str, value: float) -> str:
+    return f"{name} < 0.001" if value < 0.001 else f"{name} = {value:.2g}"

@@ -1,0 +1,214 @@
+"""Two stages: a screen finds claims, and fresh seeds confirm them; both are written down before their runs.
+
+    STUDY/screen.json         what the study set out to look at, written with its plan
+    STUDY/confirmation.json   the screen's claims, the fresh seeds, and what the screen knew of the variances
+
+A claim is an effect on a primary metric or an anomaly, with q within the screen's false-discovery rate. It is confirmed by
+its own test on the fresh seeds alone, one-sided in the direction that was seen, by Holm at 5% over all claims: the chance
+that any confirmed claim is false is 5% at most. Few seeds are enough because variances are shrunk towards the screen's.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from math import isfinite, nan
+from typing import Any
+
+from .anomalies.alarm import Rule
+from .anomalies.evidence import Evidence
+from .anomalies.screen import Screened
+from .shares import p_more_often
+from .student import Prior, p_above, p_two_sided
+
+EFFECT = "effect"  # the rule of a claim that is no anomaly
+ALPHA = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What the screen saw: `direction` is −1 or 1 of an effect, 0 of an anomaly, whose rule has its own."""
+
+    rule: str
+    cell: str
+    arm: str
+    reading: str
+    direction: int
+    p: float
+    q: float
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A claim on fresh seeds: `p` one-sided there, `p_holm` after Holm; confirmed, not confirmed, or untestable."""
+
+    claim: Claim
+    n_pairs: int
+    p: float
+    p_holm: float
+    verdict: str
+
+
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """The content of confirmation.json. `priors` are (arm, reading, degrees of freedom, variance)."""
+
+    claims: list[Claim]
+    seeds: list[int]
+    screened_seeds: list[int]
+    alpha: float
+    fdr: float
+    priors: list[tuple[str, str, float, float]]
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def read(cls, value: dict[str, Any]) -> "Registration":
+        """Raises ValueError where the file was edited beyond reading."""
+        try:
+            claims = [Claim(**c) for c in value["claims"]]
+            return cls(**{**value, "claims": claims, "priors": [tuple(p) for p in value["priors"]]})
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"it lacks or has too much of {error}; was it edited?") from None
+
+
+def declaration(rules: Sequence[Rule], study: dict[str, Any], fdr: float) -> dict[str, Any]:
+    """The content of screen.json, of what study.json says."""
+    return {
+        "rules": [rule.name for rule in rules],
+        "primary": [m["name"] for m in study["metrics"] if m["primary"]],
+        "baseline": study["baseline"],
+        "arms": [a["name"] for a in study["arms"]],
+        "cells": [c["name"] for c in study["cells"]],
+        "seeds": study["seeds"],
+        "fdr": fdr,
+    }
+
+
+def departures(declared: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What is looked at now and was not declared before the runs: a sentence each. Seeds that were added are no departure
+    from a question."""
+    out = []
+    for key, words in (("rules", "rule"), ("primary", "primary metric"), ("arms", "arm"), ("cells", "cell")):
+        added = [x for x in now[key] if x not in declared.get(key, [])]
+        out += [f"not declared before the runs: {words} {', '.join(added)}"] if added else []
+    for key in ("baseline", "fdr"):
+        if declared.get(key) != now[key]:
+            out.append(f"not as declared before the runs: {key} is {now[key]}, was {declared.get(key)}")
+    return out
+
+
+def claims(evidence: Evidence, screened: Screened, primary: Iterable[str], fdr: float) -> list[Claim]:
+    """The screen's effects on primary readings (their own family of tests) and its anomalies."""
+    return [*effects_seen(evidence, primary, fdr), *(
+        Claim(a.rule, a.cell, a.arm, a.reading, 0, a.p, a.q) for a in screened.anomalies
+    )]  # fmt: skip
+
+
+def effects_seen(evidence: Evidence, primary: Iterable[str], fdr: float) -> list[Claim]:
+    """The effects of gates on primary readings with q within `fdr`, as `gatelab.analysis.effects` tests them."""
+    from scipy.stats import false_discovery_control
+
+    tests = []
+    for reading in (r for r in primary if r in evidence.readings):
+        for arm in evidence.arms:
+            for cell in evidence.cells:
+                p, direction = _effect(evidence, reading, cell, arm)
+                if isfinite(p):
+                    tests.append(Claim(EFFECT, cell, arm, reading, direction, p, nan))
+    if not tests:
+        return []
+    q = false_discovery_control([t.p for t in tests])
+    return [replace(t, q=float(x)) for t, x in zip(tests, q, strict=True) if x <= fdr]
+
+
+def register(
+    evidence: Evidence, found: list[Claim], fresh: Sequence[int], *, fdr: float, alpha: float = ALPHA
+) -> Registration:
+    """The confirmation of these claims on these seeds.
+
+    Raises:
+        ValueError: no claim, or a seed that the screen has seen.
+    """
+    used = sorted({o.seed for o in evidence.outcomes})
+    if not found:
+        raise ValueError(
+            "the screen has no effect or anomaly within its false-discovery rate: nothing is to be confirmed"
+        )
+    seen = sorted({*fresh} & {*used})
+    if seen:
+        raise ValueError(
+            f"--seeds: {', '.join(map(str, seen))} were in the screen; a confirmation needs fresh ones, as in {max(used) + 1}"
+        )
+    priors = []
+    for arm, reading in dict.fromkeys((c.arm, c.reading) for c in found):
+        prior = evidence.prior(reading, arm)
+        if prior is not None and prior.df > 0:
+            # What the cells can know of a variance is not more than all their pairs together.
+            pooled = sum(e.n - 1 for c in evidence.cells if (e := evidence.estimate(reading, c, arm)) and e.sigma > 0)
+            priors.append((arm, reading, float(min(prior.df, pooled)), prior.variance))
+    return Registration(found, list(fresh), used, alpha, fdr, priors)
+
+
+def confirm(registration: Registration, evidence: Evidence, rules: Sequence[Rule]) -> list[Verdict]:
+    """Each claim's test on the registered seeds, by Holm."""
+    priors = {(arm, reading): Prior(df, variance) for arm, reading, df, variance in registration.priors}
+    fresh = evidence.only(registration.seeds, priors)
+    tested = [_again(claim, fresh, {r.name: r for r in rules}) for claim in registration.claims]
+    holm = _holm([p for p, _ in tested])
+    return [
+        Verdict(
+            claim, n, p, adjusted,
+            "untestable" if not isfinite(p) else "confirmed" if adjusted <= registration.alpha else "not confirmed",
+        )
+        for claim, (p, n), adjusted in zip(registration.claims, tested, holm, strict=True)
+    ]  # fmt: skip
+
+
+def _again(claim: Claim, fresh: Evidence, rules: dict[str, Rule]) -> tuple[float, int]:
+    """The one-sided p on fresh seeds, and the number of pairs; nan where it cannot be tested."""
+    if (claim.cell, claim.arm) in fresh.refused or claim.reading not in fresh.readings:
+        return nan, 0
+    if claim.rule == EFFECT:
+        p, direction = _effect(fresh, claim.reading, claim.cell, claim.arm)
+        n = len(fresh.pairs(claim.reading, claim.cell, claim.arm).seeds)
+        return _one_sided(fresh, claim, p, direction), n
+    alarms = rules[claim.rule].test(fresh, claim.cell, claim.arm) if claim.rule in rules else ()
+    for alarm in alarms:
+        if alarm.reading == claim.reading:
+            return alarm.p, alarm.n_pairs
+    return nan, 0
+
+
+def _effect(evidence: Evidence, reading: str, cell: str, arm: str) -> tuple[float, int]:
+    """Two-sided p and direction: McNemar's where runs change regime, else t; nan where neither can be."""
+    from .shares import p_changes
+
+    if (cell, arm) in evidence.refused:
+        return nan, 0
+    changes = evidence.pairs(reading, cell, arm).changes
+    if changes is not None and len(evidence.pairs(reading, cell, arm).seeds) >= 2:
+        lost, gained = changes
+        return p_changes(lost, gained), 1 if gained > lost else -1
+    e = evidence.estimate(reading, cell, arm)
+    return (nan, 0) if e is None or e.sigma == 0 else (p_two_sided(e), 1 if e.mean > 0 else -1)
+
+
+def _one_sided(fresh: Evidence, claim: Claim, p: float, direction: int) -> float:
+    if not isfinite(p):
+        return nan
+    changes = fresh.pairs(claim.reading, claim.cell, claim.arm).changes
+    if changes is not None:
+        lost, gained = changes
+        return p_more_often(gained if claim.direction > 0 else lost, lost + gained, 0.5)
+    e = fresh.estimate(claim.reading, claim.cell, claim.arm)
+    return p_above(replace(e, mean=claim.direction * e.mean))
+
+
+def _holm(p: Sequence[float]) -> list[float]:
+    """Holm's adjusted p (Scand. J. Stat. 6:65, 1979); a claim that cannot be tested counts as one of them, with p = 1."""
+    filled = [x if isfinite(x) else 1.0 for x in p]
+    out, largest = [nan] * len(p), 0.0
+    for rank, i in enumerate(sorted(range(len(p)), key=filled.__getitem__)):
+        largest = max(largest, min(1.0, (len(p) - rank) * filled[i]))
+        out[i] = largest if isfinite(p[i]) else nan
+    return out

@@ -1,0 +1,256 @@
+"""gatelab find on folders with planted rows: anomalies, registration, confirmation, causes, and what is refused."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gatelab import lab
+from gatelab.cli import _status
+from gatelab.config import BigramBackcopy, ModelConfig, ProbeConfig, Run, TrainConfig, override
+from gatelab.record import Row
+from gatelab.store import Appender, StoreError, StudyFolder, read_json, write_json
+from gatelab.study.plan import make_plan
+from gatelab.study.study import Arm, Study
+
+TOY = Run(
+    model=ModelConfig(d_model=16, n_layers=1, n_heads=2, mlp="relu"),
+    data=BigramBackcopy(vocab_size=16),
+    train=TrainConfig(tokens=16, batch_size=2, seq_len=8),
+    probe=ProbeConfig(times=1, sequences=1, eval_sequences=1),
+)
+ARMS = (Arm("none", {}), Arm("gated", {"model.gate": "sdpa-headwise"}))
+
+
+def study(seeds=5, cells=("toy",), arms=ARMS, **settings):
+    bases = {name: override(TOY, {"optim.lr": (i + 1) * 1e-3}) for i, name in enumerate(cells)}
+    return Study(name="fake", question="?", cells=bases, arms=arms, seeds=seeds, **settings)
+
+
+def planned(out: Path, **settings) -> StudyFolder:
+    return lab.save_plan(make_plan(study(**settings)), out)
+
+
+def fill(folder: StudyFolder, effect: Mapping[str, float], *, first=0, sigma=0.1, commit=lambda entry: "a" * 40):
+    """The held-out loss of every run from seed `first` on, gates differing by `effect` [cell], and a layer's shut gate."""
+    for entry, run in folder.planned():
+        if entry["seed"] < first:
+            continue
+        rng = np.random.default_rng([entry["seed"], *entry["cell"].encode()])
+        base, noise = rng.normal(3, 1), rng.normal(0, sigma)
+        is_gated = entry["arm"] != "none"
+        rows = [
+            Row(
+                run.fingerprint, 1, "eval", "val_loss", base + is_gated * (effect.get(entry["cell"], 0) + noise), "nats"
+            )
+        ]
+        if is_gated:
+            shut = 0.99 if entry["cell"] == "shut" else 0.3
+            rows += [
+                Row(
+                    run.fingerprint, 1, "gate_scores", "gate_below", v, "share", layer=layer, site="sdpa", threshold=0.1
+                )
+                for layer, v in enumerate((0.1, shut))
+            ]
+        appender = Appender(run.rows_path)
+        appender.write(rows)
+        appender.close()
+        write_json(run.path / "environment.json", {"git": {"commit": commit(entry), "modified": False}, "versions": {}})
+        run.mark_done("done", {"steps": 1})
+    return folder
+
+
+def find(capsys, *words) -> tuple[int, str, str]:
+    status = _status(["find", *map(str, words)])
+    said = capsys.readouterr()
+    return status, said.out, said.err
+
+
+CELLS = ("a", "b", "shut", "d")
+
+
+@pytest.fixture
+def finished(tmp_path: Path) -> StudyFolder:
+    folder = planned(tmp_path / "out", cells=CELLS)
+    return fill(folder, {"a": -1.0, "b": -1.0, "d": 1.0, "shut": -1.0})
+
+
+def test_find_names_planted_anomalies_with_their_q(finished, capsys):
+    status, out, err = find(capsys, finished.path)
+    assert status == 0 and not err
+    assert "anomalies (3 of " in out
+    for rule in ("sign-flip            d:", "worse-than-none      d:", "gate-collapse        shut:"):
+        assert rule in out
+    assert "5 of 5 runs with gated have a layer whose gate is shut nearly everywhere (q = 0.0" in out
+
+
+def test_find_as_json_gives_effects_then_anomalies(finished, capsys):
+    status, out, _ = find(capsys, finished.path, "--json")
+    records = [json.loads(line) for line in out.splitlines()]
+    assert status == 0 and [r["verdict"] for r in records if "rule" in r] == ["anomaly"] * 3
+    _, out, _ = find(capsys, finished.path, "--json", "--all")
+    every = [json.loads(line) for line in out.splitlines()]
+    assert {"none", "untestable", "anomaly"} >= {r["verdict"] for r in every if "rule" in r} > {"anomaly"}
+    assert (
+        any("p_between" in r for r in every) and any("factor" in r for r in every) and any("ratio" in r for r in every)
+    )
+
+
+def test_the_effect_by_learning_rate_is_a_dependence(finished):
+    (found,) = (d for d in lab.hunt(finished).dependences if d.reading == "val_loss")
+    assert found.factor == "optim.lr" and len(found.levels) == 4 and found.against == "seeds"
+
+
+def test_claims_are_registered_before_their_runs_and_confirmed_after(finished, capsys):
+    status, out, _ = find(capsys, finished.path, "--register", "--seeds", "5..7")
+    assert status == 0 and out.startswith("the smallest true effect that is seen with 80% power")
+    assert "registered: 7 claims, to be confirmed on seeds 5, 6, 7 by Holm at 5%" in out
+    assert f"next: gatelab run fake seed=[5,6,7] --out {finished.path}" in out
+    status, _, err = find(capsys, finished.path, "--confirm")
+    assert status == 1 and "have not ended" in err and "it is read once" in err
+
+    grown = planned(finished.path, cells=CELLS, seeds=8)
+    fill(grown, {"a": -1.0, "b": 0.0, "d": 1.0, "shut": -1.0}, first=5)
+    status, out, _ = find(capsys, grown.path, "--confirm")
+    assert status == 0
+    verdicts = {line.split("(")[0].split(" ", 2)[2].strip(): line for line in out.splitlines()}
+    assert sum(line.strip().startswith("confirmed") for line in out.splitlines()) >= 5
+    assert any(
+        line.strip().startswith("not confirmed") and "effect b, gated: val_loss" in line for line in verdicts.values()
+    )
+    # The screen does not look at what the confirmation keeps to itself.
+    assert {s for a in lab.hunt(grown).screened.alarms for s in a.seeds} == set(range(5))
+    status, _, err = find(capsys, grown.path, "--register")
+    assert status == 1 and "its runs have begun" in err
+
+
+def test_what_a_study_set_out_to_look_at_is_written_with_its_plan(tmp_path, capsys):
+    folder = planned(tmp_path / "out", seeds=2)
+    declared = read_json(folder.path / "screen.json")
+    assert declared["arms"] == ["none", "gated"] and declared["seeds"] == [0, 1] and "sink-stays" in declared["rules"]
+    more = planned(folder.path, seeds=2, arms=(*ARMS, Arm("late", {"model.gate": "value-headwise"})))
+    assert read_json(more.path / "screen.json") == declared
+    assert "note: not declared before the runs: arm late" in find(capsys, fill(more, {}).path)[1]
+
+
+def test_seeds_of_the_screen_confirm_nothing(finished, capsys):
+    status, _, err = find(capsys, finished.path, "--register", "--seeds", "4,5")
+    assert status == 1 and "4 were in the screen" in err
+    assert not (finished.path / "confirmation.json").exists()
+
+
+def test_nothing_is_registered_where_nothing_was_found(tmp_path, capsys):
+    folder = fill(planned(tmp_path / "out"), {})
+    status, _, err = find(capsys, folder.path, "--register")
+    assert status == 1 and "nothing is to be confirmed" in err
+    status, _, err = find(capsys, folder.path, "--confirm")
+    assert status == 1 and "no claims are registered" in err
+
+
+def test_an_edited_registration_is_refused(finished, capsys):
+    lab.register(finished)
+    write_json(finished.path / "confirmation.json", {"claims": []})
+    for words in (["--confirm"], []):
+        status, _, err = find(capsys, finished.path, *words)
+        assert "confirmation.json" in err and "was it edited" in err and status == (1 if words else 0)
+
+
+def test_causes_are_read_from_the_rows_of_interventions(finished, capsys):
+    names = [run.fingerprint for entry, run in finished.planned() if (entry["cell"], entry["arm"]) == ("a", "none")]
+    rows = [
+        Row(
+            name, 1, "intervene", "loss_change", 0.001 * (1 + i / 10), "nats", intervention="zero-value@first", dose=1.0
+        )
+        for i, name in enumerate(names)
+    ]
+    (finished.path / "causes.jsonl").write_text("".join(json.dumps(r.as_dict()) + "\n" for r in rows), encoding="utf-8")
+    status, out, _ = find(capsys, finished.path, "--explain", "a")
+    assert status == 0
+    assert (
+        "zero-value@first: changes the loss of the ungated runs by less than 0.01 nats: supported; +0.0012 nats" in out
+    )
+    assert f"gatelab probe {finished.path}/runs/{names[0]} --intervene drop-first --json" in out
+    records = [json.loads(line) for line in find(capsys, finished.path, "--explain", "a", "--json")[1].splitlines()]
+    assert {r["verdict"] for r in records} <= {"supported", "refuted", "undecided"}
+    (finished.path / "causes.jsonl").write_text("garbage\n", encoding="utf-8")
+    status, _, err = find(capsys, finished.path, "--explain", "a")
+    assert status == 1 and "causes.jsonl, line 1" in err
+
+
+def test_a_cell_that_is_not_there_and_questions_that_exclude_one_another(finished, capsys):
+    status, _, err = find(capsys, finished.path, "--explain", "shot")
+    assert status == 1 and "no such cell; expected a, b, shut, d; did you mean 'shut'?" in err
+    status, _, err = find(capsys, finished.path, "--confirm", "--register")
+    assert status == 2 and "--register and --confirm: each is a question of its own" in err
+    status, _, err = find(capsys, finished.path, "--seeds", "5..9")
+    assert status == 2 and "--seeds 5..9 is for --register" in err
+
+
+@pytest.mark.parametrize(
+    ("arms", "says"),
+    [
+        ((Arm("none", {}),), "it has no arm besides its baseline that is not a control"),
+        ((Arm("none", {}), Arm("slot", {"model.softmax": "sink-logit"}, control=True)), "it has no arm besides"),
+        (
+            (Arm("gated", {"model.gate": "sdpa-headwise"}), Arm("none", {})),
+            "its baseline gated has a gate (sdpa-headwise)",
+        ),
+    ],
+)
+def test_a_study_without_a_control_or_a_gate_is_refused_and_its_effects_stand(tmp_path, capsys, arms, says):
+    folder = fill(planned(tmp_path / "out", arms=arms), {})
+    with pytest.raises(StoreError, match="anomalies are what a gate does against none"):
+        lab.hunt(folder)
+    status, _, err = find(capsys, folder.path)
+    assert status == 0 and says in err
+
+
+def test_a_pair_with_unequal_tokens_is_refused(tmp_path):
+    longer = Arm("longer", {"model.gate": "value-headwise", "train.tokens": 32})
+    folder = fill(planned(tmp_path / "out", arms=(*ARMS, longer)), {"toy": 1.0})
+    found = lab.hunt(folder)
+    assert "toy, longer: refused: seed 0 sees 32 tokens with longer and 16 with none; give both as many" in found.notes
+    assert {a.arm for a in found.screened.alarms} == {"gated"} and {c.arm for c in found.claims} == {"gated"}
+
+
+def test_two_versions_of_the_code_in_one_comparison_are_refused(tmp_path):
+    folder = planned(tmp_path / "out", cells=("a", "b"))
+    fill(folder, {"a": 9.0, "b": 9.0}, commit=lambda e: ("b" if (e["cell"], e["seed"]) == ("a", 3) else "a") * 40)
+    found = lab.hunt(folder)
+    assert any(n.startswith("a, gated: refused: its runs were made by 2 versions of the code (a") for n in found.notes)
+    assert {a.cell for a in found.screened.alarms} == {"b"}
+
+
+def test_cells_of_two_versions_stand_alone_and_are_not_pooled(tmp_path):
+    folder = planned(tmp_path / "out", cells=("a", "b", "c", "d", "e"))
+    fill(folder, dict.fromkeys("abcd", -9.0) | {"e": 9.0}, commit=lambda e: ("b" if e["cell"] == "a" else "a") * 40)
+    found = lab.hunt(folder)
+    assert "nothing is pooled over cells: the cells were made by 2 versions of the code" in found.notes
+    assert not found.pooled and not found.dependences
+    assert {a.rule for a in found.screened.anomalies} == {"worse-than-none"}
+
+
+def test_a_run_that_diverged_is_unstable_and_has_no_loss(tmp_path):
+    folder = fill(planned(tmp_path / "out", seeds=6), {})
+    for entry, run in folder.planned():
+        if entry["arm"] == "gated":
+            (run.path / "done.json").unlink()
+            run.mark_done("diverged", {"steps": 1})
+    (alarm,) = (a for a in lab.hunt(folder).screened.alarms if a.rule == "instability")
+    assert alarm.p == pytest.approx(0.5**6) and "6 diverge or spike with gated alone" in alarm.sentence
+
+
+def test_a_plan_says_what_its_budget_can_see_by_a_pilot(finished, tmp_path, capsys):
+    (tmp_path / "fake.py").write_text(
+        "from gatelab import Arm, BigramBackcopy, ModelConfig, Run, Study, TrainConfig\n"
+        "toy = Run(model=ModelConfig(d_model=16, n_layers=1, n_heads=2, mlp='relu'), data=BigramBackcopy(vocab_size=16),\n"
+        "          train=TrainConfig(tokens=16, batch_size=2, seq_len=8))\n"
+        "study = Study(name='big', question='?', cells={f'c{i}': toy for i in range(20)},\n"
+        "              arms=(Arm('none', {}), Arm('gated', {'model.gate': 'sdpa-headwise'})), seeds=7)\n",
+        encoding="utf-8",
+    )
+    assert _status(["plan", str(tmp_path / "fake.py"), "--pilot", str(finished.path)]) == 0
+    out = capsys.readouterr().out
+    assert "gated, val_loss (nats): a pair spreads " in out and "with 3, 5, 7, 8, 12, 20 seeds:" in out
