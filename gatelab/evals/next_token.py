@@ -73,13 +73,15 @@ class NextToken(ABC):
         return torch.tensor(numbers, device=self.device)
 
 
-def next_token(model: nn.Module) -> NextToken:
-    """The model as one that predicts next tokens.
+def next_token(model: nn.Module | NextToken) -> NextToken:
+    """The model as one that predicts next tokens; one that is such already as it is.
 
     Raises:
         ValueError: an encoder, a model of two stacks, one without a language-model head.
     """
     name = type(model).__name__
+    if isinstance(model, NextToken):
+        return model
     if isinstance(model, Decoder):
         return _Own(model)
     if isinstance(model, Model):

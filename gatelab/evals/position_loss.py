@@ -1,0 +1,62 @@
+"""Next-token loss by position: what a longer context is worth, octave by octave, with intervals over documents."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..ops.attention_stats import octave
+from ..record import Row
+from .changes import interval
+from .intervene import _as_evaluated
+from .next_token import NextToken, next_token
+from .question import check_ids
+
+
+@torch.no_grad()
+def token_losses(model: nn.Module | NextToken, documents: Sequence[Sequence[int]]) -> list[np.ndarray]:
+    """The loss in nats of each document's tokens but the first, [T − 1] in float64; every document is run alone, whole.
+
+    Raises:
+        ValueError: no documents, one of fewer than two tokens, too long or of unknown ids.
+    """
+    language = next_token(model)
+    if not documents:
+        raise ValueError("no documents: give lists of token ids, two at least in each")
+    for i, ids in enumerate(documents):
+        if len(ids) < 2:
+            raise ValueError(f"document {i} has {len(ids)} tokens, and a next-token loss takes two at least")
+        language.check(len(ids), f"document {i}")
+        check_ids(tuple(ids), language, f"document {i}")
+    with _as_evaluated(language.model):
+        return [_losses(language, list(ids)) for ids in documents]
+
+
+def _losses(language: NextToken, ids: list[int]) -> np.ndarray:
+    return language.losses(language.states(ids), list(range(len(ids) - 1)), ids[1:])[0].numpy()
+
+
+def position_rows(losses: Sequence[np.ndarray], run: str = "", step: int = 0) -> list[Row]:
+    """Rows of source `position` of what `token_losses` gave; docs/metrics.md defines them.
+
+    Raises:
+        ValueError: no documents.
+    """
+    if not len(losses):
+        raise ValueError("no documents; give the losses of one at least")
+    by_bin: dict[int, list[float]] = {}
+    for loss_T in losses:
+        bin_T = octave(torch.arange(len(loss_T))).numpy()
+        for n in np.unique(bin_T).tolist():
+            by_bin.setdefault(n, []).append(float(loss_T[bin_T == n].mean()))
+    rows = []
+    for n, means in sorted(by_bin.items()):
+        low, high = interval(means)
+        for metric, value in (
+            ("position_loss", np.mean(means)),
+            ("position_loss_low", low),
+            ("position_loss_high", high),
+        ):
+            rows.append(Row(run, step, "position", metric, float(value), "nats", bin=n))
+    return rows

@@ -1,0 +1,159 @@
+"""LongPPL and loss by position, by plain arithmetic: one pass a token, each with the context that the definition gives it."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from torch import nn
+
+from gatelab.config import ConfigError
+from gatelab.evals.long_ppl import KeyTokens, key_tokens, long_ppl
+from gatelab.evals.position_loss import position_rows, token_losses
+from gatelab.models import build_model
+from gatelab.models.decoder import Decoder
+
+V, T = 17, 40
+
+
+def model(seed: int = 0) -> Decoder:
+    made = build_model(tiny.model(vocab_size=V, max_seq_len=T), seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in made.named_parameters():
+        if "norm" not in name:
+            parameter.data = 0.7 * torch.randn(parameter.shape, generator=generator)
+    return made
+
+
+def documents(n: int = 3, length: int = T) -> list[list[int]]:
+    return torch.randint(0, V, (n, length), generator=torch.Generator().manual_seed(9)).tolist()
+
+
+@torch.no_grad()
+def log_p(net: Decoder, context: list[int], token: int) -> float:
+    return float(net(torch.tensor([context]))[0, -1].double().log_softmax(dim=-1)[token])
+
+
+def keys_by_hand(
+    net: Decoder, ids: list[int], window: int, stride: int, gain: float, floor: float, bos: list[int]
+) -> list[int]:
+    out = []
+    for i in range(1, len(ids)):
+        # The context begins at a multiple of the stride and has window … window + stride − 1 tokens; near the beginning, all.
+        start = max(0, (i - window) // stride * stride)
+        whole = log_p(net, ids[:i], ids[i])
+        short = log_p(net, (bos if start else []) + ids[start:i], ids[i])
+        if whole - short > gain and whole > floor:
+            out.append(i)
+    return out
+
+
+@pytest.mark.parametrize(("window", "stride"), [(8, 1), (8, 5), (6, 11), (39, 4), (100, 7)])
+@pytest.mark.parametrize("bos", [None, 3])
+def test_key_tokens_are_those_of_one_pass_a_token(window: int, stride: int, bos: int | None):
+    net, texts = model(), documents()
+    if bos is not None:
+        texts = [[bos, *ids[1:]] for ids in texts]
+    gain, floor = 0.1, -4.0
+    keys = key_tokens(net, texts, window=window, stride=stride, gain=gain, floor=floor, bos_id=bos, name="r")
+    by_hand = [keys_by_hand(net, ids, window, stride, gain, floor, [] if bos is None else [bos]) for ids in texts]
+    assert [list(d.positions) for d in keys.documents] == by_hand
+    assert keys.n == sum(map(len, by_hand)) and (keys.n > 0) == (window < 30)
+
+
+def test_long_ppl_is_the_perplexity_over_the_key_tokens_of_any_model(tmp_path: Path):
+    texts = [*documents(2), documents(1, 30)[0]]
+    keys = key_tokens(model(), texts, window=8, stride=4, gain=0.1, floor=-4.0, name="reference")
+    keys.write(tmp_path / "keys.json")
+    kept = KeyTokens.read(tmp_path / "keys.json")
+    assert kept == keys and kept.reference == "reference" and not list(tmp_path.glob(".*"))
+    other = model(seed=4)
+    found = long_ppl(other, texts, kept)
+    losses = [
+        [-log_p(other, ids[:i], ids[i]) for i in d.positions] for ids, d in zip(texts, keys.documents, strict=True)
+    ]
+    pooled = [x for of in losses for x in of]
+    assert found.n_keys == tuple(map(len, losses))
+    assert found.loss == pytest.approx(np.mean(pooled), abs=1e-5)
+    assert found.value == pytest.approx(math.exp(np.mean(pooled)), rel=1e-5)
+    rows = {r.metric: r.value for r in found.rows("r", 2)}
+    every = [-log_p(other, ids[:i], ids[i]) for ids in texts for i in range(1, len(ids))]
+    assert rows["plain_ppl"] == pytest.approx(math.exp(np.mean(every)), rel=1e-5)
+    assert rows["key_share"] == len(pooled) / len(every)
+    assert rows["long_loss_low"] < np.mean([np.mean(x) for x in losses]) < rows["long_loss_high"]
+
+
+def test_a_model_that_reads_no_context_has_no_key_token():
+    net = model()
+    for block in net.blocks:
+        nn.init.zeros_(block.attention.o_proj.weight)
+    keys = key_tokens(net, documents(), window=8, stride=4, gain=1e-6, floor=-100.0)
+    assert keys.n == 0
+    with pytest.raises(ValueError, match="the key set has no token"):
+        long_ppl(net, documents(), keys)
+
+
+def test_a_key_set_is_of_its_own_documents_alone():
+    keys = key_tokens(model(), documents(), window=8, stride=4, gain=0.1, floor=-4.0)
+    other = documents()
+    other[1][5] = (other[1][5] + 1) % V
+    with pytest.raises(ValueError, match="document 1 of 40 ids is not the one of 40 that the key set was made of"):
+        long_ppl(model(), other, keys)
+    with pytest.raises(ValueError, match="2 documents, and the key set is of 3"):
+        long_ppl(model(), documents()[:2], keys)
+
+
+def test_what_is_no_key_set_is_refused(tmp_path: Path):
+    path = tmp_path / "keys.json"
+    with pytest.raises(ConfigError, match="is no key set"):
+        KeyTokens.read(path)
+    for text in ("{", "[]", '{"format": "another"}'):
+        path.write_text(text)
+        with pytest.raises(ConfigError, match="is no key set"):
+            KeyTokens.read(path)
+    keys = key_tokens(model(), documents(), window=8, stride=4, gain=0.1, floor=-4.0)
+    keys.write(path)
+    value = json.loads(path.read_text())
+    value["documents"][0]["positions"] = [1, 40]
+    path.write_text(json.dumps(value))
+    with pytest.raises(ConfigError, match="positions of a document of 40 tokens"):
+        KeyTokens.read(path)
+
+
+def test_what_cannot_be_chosen_is_refused():
+    net = model()
+    for texts, options, message in (
+        (documents(), {"window": 0}, "expected numbers of tokens from 1"),
+        (documents(), {"bos_id": 99}, "document 0 does not begin with it"),
+        ([], {}, "no documents"),
+        ([[3]], {}, "document 0 has 1 tokens"),
+        ([[3] * (T + 1)], {}, f"has positions for {T}"),
+        ([[3, V]], {}, f"document 0 has the id {V}"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            key_tokens(net, texts, **options)
+
+
+def test_loss_by_position_is_a_mean_of_each_octave_over_documents():
+    net, texts = model(), documents(2)
+    losses = token_losses(net, texts)
+    by_hand = [[-log_p(net, ids[: i + 1], ids[i + 1]) for i in range(T - 1)] for ids in texts]
+    np.testing.assert_allclose(losses, by_hand, atol=1e-5)
+    rows = position_rows(losses, "r", 1)
+    for n, (first, last) in enumerate([(0, 0), (1, 2), (3, 6), (7, 14), (15, 30), (31, 38)]):
+        means = [np.mean(loss[first : last + 1]) for loss in by_hand]
+        found = {r.metric: r.value for r in rows if r.bin == n}
+        assert found["position_loss"] == pytest.approx(np.mean(means), abs=1e-5)
+        assert found["position_loss_low"] < found["position_loss"] < found["position_loss_high"]
+    assert {r.bin for r in rows} == set(range(6))
+
+
+def test_every_row_is_defined_in_the_metrics_page():
+    page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
+    section = page.partition("(`gatelab.evals.long_ppl`")[2].partition("\n## ")[0]
+    keys = key_tokens(model(), documents(), window=8, stride=4, gain=0.1, floor=-4.0)
+    for row in [*long_ppl(model(), documents(), keys).rows(), *position_rows(token_losses(model(), documents()))]:
+        assert f"| `{row.metric}` | {row.unit} |" in section, row.metric
