@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 SCHEMA = 1
 
 _PUBLIC = {
+    "AskConfig": "config",
     "BigramBackcopy": "config",
     "Execution": "config",
     "GateSpec": "config",

@@ -4,6 +4,7 @@
     OUT/runs/<fingerprint>/run.json    the run's canonical configuration
                            environment.json  versions, git state, device, what was really used
                            rows.jsonl    measurements, append-only; only the run's owner writes
+                           items.jsonl   answers to items of tasks at the last step, where a run is asked some
                            clock.jsonl  progress.json  step times: they differ between machines, so they stand apart
                            checkpoint.safetensors      resumable state, gone when done
                            weights.safetensors         the final weights
@@ -40,6 +41,11 @@ class StoreError(ValueError):
 def write_json(path: Path, value: Any) -> None:
     """Write `value` atomically: a temporary name in the same folder, flushed to the disk, renamed."""
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def write_lines(path: Path, records: Iterable[Row | Item]) -> None:
+    """Write one line of JSON a record atomically, as `write_json` does."""
+    write_text(path, "".join(f"{_line(record.as_dict())}\n" for record in records))
 
 
 def write_text(path: Path, text: str) -> None:
@@ -110,7 +116,7 @@ class Appender:
         """Append one line a record."""
         for record in records:
             value = record if isinstance(record, dict) else record.as_dict()
-            self._file.write(json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode() + b"\n")
+            self._file.write(_line(value).encode() + b"\n")
 
     def flush(self) -> int:
         """Hand everything to the disk; returns the offset, which a checkpoint keeps."""
@@ -183,6 +189,25 @@ class RunFolder:
     @property
     def rows_path(self) -> Path:
         return self.path / "rows.jsonl"
+
+    @property
+    def items_path(self) -> Path:
+        return self.path / "items.jsonl"
+
+    def items(self) -> Iterator[dict[str, Any]]:
+        """The answers to items of tasks at the run's last step; none where it was asked nothing.
+
+        Raises:
+            StoreError: when the file is cut or edited.
+        """
+        if not self.items_path.exists():
+            return
+        with open(self.items_path, encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                try:
+                    yield json.loads(line)
+                except (json.JSONDecodeError, RecursionError):
+                    raise StoreError(f"{self.items_path}, line {number}: not readable as JSON; was it cut?") from None
 
 
 class StudyFolder:
@@ -364,6 +389,10 @@ def _check_keys(path: Path, value: Any, kinds: dict[str, type]) -> None:
     missing = [key for key, kind in kinds.items() if not isinstance(found.get(key), kind)]
     if missing:
         raise StoreError(f"{path}: missing, or of another kind: {', '.join(missing)}; was it edited?")
+
+
+def _line(value: dict[str, Any]) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
 def _is_half_study(path: Path) -> bool:

@@ -11,7 +11,17 @@ import pytest
 
 from gatelab import SCHEMA
 from gatelab.record import Item, Row
-from gatelab.store import Appender, RunFolder, StoreError, StudyFolder, query, read_json, write_json, write_text
+from gatelab.store import (
+    Appender,
+    RunFolder,
+    StoreError,
+    StudyFolder,
+    query,
+    read_json,
+    write_json,
+    write_lines,
+    write_text,
+)
 
 FINGERPRINT = "0123456789ab"
 
@@ -275,3 +285,17 @@ def test_data_that_moved_is_written_down_and_nothing_else_is_rewritten(folder: S
     assert (run.path / "run.json").stat().st_mtime_ns == before
     run.create({"seed": 0, "data": {"paths": ["moved.txt"]}})
     assert run.config() == {"seed": 0, "data": {"paths": ["moved.txt"]}}
+
+
+def test_items_are_written_at_once_and_read_back(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "0123456789ab")
+    run.path.mkdir()
+    assert list(run.items()) == []
+    items = [Item("r", 3, "needle", i, i > 0, float("nan") if i else -1.5, "é", "2", {"length": 8}) for i in range(2)]
+    write_lines(run.items_path, items)
+    first, second = run.items()
+    assert first == items[0].as_dict() and (second["score"], second["correct"], second["answer"]) == ("nan", True, "é")
+    assert [p.name for p in run.path.iterdir()] == ["items.jsonl"]
+    run.items_path.write_text('{"run": "r"}\n{"ru')
+    with pytest.raises(StoreError, match=r"items.jsonl, line 2: not readable as JSON; was it cut"):
+        list(run.items())

@@ -23,8 +23,8 @@ from .plan import DecodePlan
 from .timing import Budget, Timing, Work, take_turns
 
 NOTE = (
-    "Floor: every weight of the layer and the whole cache, read once. q, k, v and gate are one product. On CUDA a step is timed as Python launches it and as "
-    "one captured graph."
+    "Floor: every weight of the layer and the whole cache, read once. q, k, v and gate are one product. On CUDA a step is timed "
+    "as Python launches it and as one captured graph."
 )
 _CHECKED = 1024  # tokens in the contract's cache, at most; the kernels that decode cut so many into several parts
 

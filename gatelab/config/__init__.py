@@ -1,5 +1,6 @@
 """Configurations: frozen values with one dotted grammar. Free of torch."""
 
+from .ask import AskConfig
 from .base import Config, ConfigError, canonical, digest, keys, nearest, validate
 from .data import BigramBackcopy, Data, Tasks, Text
 from .gate import ACTIVATIONS, REFUSALS, SITES, SOURCES, Activation, GateSpec, Site
@@ -23,6 +24,7 @@ __all__ = [
     "SOURCES",
     "Activation",
     "Answers",
+    "AskConfig",
     "BigramBackcopy",
     "Change",
     "Config",

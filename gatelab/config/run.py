@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from .. import SCHEMA
+from .ask import AskConfig
 from .base import Config, ConfigError, digest, members
 from .data import BigramBackcopy, Data, Tasks, Text
 from .gate import GateSpec
@@ -99,8 +100,8 @@ class ProbeConfig(Config):
 
 
 class Run(Config):
-    """What to do. `objective` None is the first that the model's architecture has. `init_from` is the fingerprint of a
-    finished run of the same folder, whose weights this one starts from."""
+    """What to do. `objective` None is the first that the model's architecture has. `ask` is of runs on tasks alone. `init_from`
+    is the fingerprint of a finished run of the same folder, whose weights this one starts from."""
 
     model: ModelConfig = ModelConfig()
     data: Data = Text()
@@ -108,6 +109,7 @@ class Run(Config):
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
     probe: ProbeConfig = ProbeConfig()
+    ask: AskConfig = AskConfig()
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     init_from: Annotated[str, Field(pattern="^[0-9a-f]{12}$")] | None = None
 
@@ -158,7 +160,19 @@ class Run(Config):
             self._refuse_document_mask(has_decoder=spoken is not None)
         if self.optim.qk_clip is not None:
             self._refuse_qk_clip()
+        if "yarn" in self.ask.stretch and isinstance(self.data, Tasks):
+            self._refuse_yarn()
         return self
+
+    def _refuse_yarn(self) -> None:
+        if self.model.positions != "rope" or self.model.rope_scaling.kind != "none":
+            given = f"model.positions={self.model.positions}"
+            if self.model.positions == "rope":
+                given = f"model.rope_scaling={self.model.rope_scaling.kind}"
+            raise ValueError(
+                f"ask.stretch={','.join(self.ask.stretch)} stretches plain rotary positions, and this model has {given}; take "
+                f"ask.stretch=none"
+            )
 
     def _refuse_document_mask(self, *, has_decoder: bool) -> None:
         if has_decoder:
@@ -221,6 +235,12 @@ class Run(Config):
         steps, times = self.train.steps, self.probe.times
         return sorted({round(steps * i / times) for i in range(times + 1)})
 
+    def ask_steps(self) -> list[int]:
+        """The steps after which items of tasks are asked, 0 and the last among them; none where the data are no tasks."""
+        if not isinstance(self.data, Tasks) or not self.ask.items:
+            return []
+        return sorted({0, self.train.steps, *(range(0, self.train.steps, self.ask.every) if self.ask.every else ())})
+
 
 class Execution(Config):
     """How a run is carried out; nothing here changes its fingerprint.
@@ -231,7 +251,8 @@ class Execution(Config):
     the gates that read the same input in one matrix product; `attention` is the implementation of attention that is taken,
     `impl` of GatedAttention, and one that cannot serve the run refuses it: results of both are equal up to rounding. A
     checkpoint at least every `checkpoint_s` seconds; a run longer than `timeout_s` seconds (0: no limit) is stopped and may
-    be resumed; one that was lost is tried again `lost_retries` times.
+    be resumed; one that was lost is tried again `lost_retries` times. `processes` of one machine share the batches of a group,
+    each with a GPU of its own where there are GPUs; `gpu_share` of a GPU is what a group of one process takes.
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -245,6 +266,16 @@ class Execution(Config):
     checkpoint_s: Annotated[float, Field(ge=0)] = 30.0
     timeout_s: Annotated[float, Field(ge=0)] = 0.0
     lost_retries: Annotated[int, Field(ge=0)] = 1
+    processes: Annotated[int, Field(gt=0, le=1024)] = 1
+    gpu_share: Annotated[float, Field(gt=0, le=1)] = 1.0
+
+    @model_validator(mode="after")
+    def _check_share(self) -> "Execution":
+        if self.processes > 1 and self.gpu_share < 1:
+            raise ValueError(
+                f"execution.processes={self.processes} take whole GPUs; leave out execution.gpu_share={self.gpu_share:g}"
+            )
+        return self
 
 
 # Fields that say where the data lies rather than what it is; the content's digest stands in for them.
@@ -264,6 +295,8 @@ def fingerprint(run: Run, data_digest: str) -> str:
     content.setdefault("data", {})
     if run.objective == default_objective(run.model):
         content.pop("objective", None)
+    if not isinstance(run.data, Tasks):
+        content.pop("ask", None)
     _state_kinds(run, content)
     if isinstance(run.data, Text):
         content["data"] = {k: v for k, v in content["data"].items() if k not in _PLACES}

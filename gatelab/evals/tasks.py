@@ -12,15 +12,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..models.decoder import Decoder
+from ..config.objective import Continuation, Objective
 from ..models.encoder import Encoder
+from ..models.encoder_decoder import EncoderDecoder
 from ..models.model import Model
 from ..record import Item, Row
 from ..tasks import VOCAB_SIZE, Knobs, Task, TaskItem, open_task
 from ..tasks.metrics import Verdict, choice, cited, copied_from_start, edit_similarity, overlap
-from ..tasks.options import options_of
+from ..tasks.options import chance_of, options_of
 from ..tasks.text import TokenItem
 from .next_token import NextToken
+from .reach import reaching
 
 # Tokens [B, T] and positions [B, A] to the logits [B, A, V] of what comes after each.
 Reader = Callable[[Tensor, Tensor], Tensor]
@@ -43,36 +45,58 @@ class Answer:
     verdict: Verdict
 
 
-def reader_of(model: Model) -> Reader:
-    """A decoder, or an encoder of items whose answers are hidden (`hidden`), as a reader.
+def reader_of(model: Model, objective: Objective | None = None) -> Reader:
+    """A decoder, an encoder of items whose answers are hidden (`hidden`), or an encoder-decoder, as a reader.
+
+    The encoder of an encoder-decoder reads the beginning that `objective` gives it (None: half), and the decoder goes on from
+    there; what is asked before that is asked of an encoder that reads up to it. Logits are computed in float32.
 
     Raises:
-        ValueError: a model of two stacks; when it reads, tokens that are none of its ids, or more than it has positions for.
+        ValueError: when it reads, tokens that are none of its ids, or more than it has positions for.
     """
-    if not isinstance(model, Decoder | Encoder):
-        raise ValueError(
-            f"tasks are asked of models of one stack, and this model's architecture is {model.config.arch}"
-        )
-    device = model.head.weight.device
+    cut = Continuation() if objective is None else objective
+    is_both = isinstance(model, EncoderDecoder)
+    device, dtype = model.head.weight.device, torch.promote_types(model.head.weight.dtype, torch.float32)
 
     @torch.no_grad()
     def read(tokens_BT: Tensor, at_BA: Tensor) -> Tensor:
-        limit = model.config.max_seq_len
-        if model.config.positions != "none" and tokens_BT.shape[1] > limit:
+        config, T = model.config, tokens_BT.shape[1]
+        longest = max(n for n in cut.lengths(T) if n is not None) if is_both else T
+        if config.positions in ("rope", "learned") and longest > config.max_seq_len:
             raise ValueError(
-                f"items of {tokens_BT.shape[1]} tokens, and this model has positions for {limit}; ask shorter ones, or train "
-                f"with model.max_seq_len={tokens_BT.shape[1]}"
+                f"items of {T} tokens, and this model has positions for {config.max_seq_len}; ask shorter ones, or train "
+                f"with model.max_seq_len={longest}"
             )
-        if (highest := int(tokens_BT.max())) >= model.config.vocab_size:
+        if (highest := int(tokens_BT.max())) >= config.vocab_size:
             raise ValueError(
-                f"token {highest} is no id of this model, whose vocabulary has {model.config.vocab_size}; ask a model that was "
+                f"token {highest} is no id of this model, whose vocabulary has {config.vocab_size}; ask a model that was "
                 f"trained with data=tasks, or ask in text"
             )
-        x_BTD = model.hidden(tokens_BT.to(device))
-        at_BA = at_BA.to(device)
-        return model.head(x_BTD.gather(1, at_BA[:, :, None].expand(-1, -1, x_BTD.shape[-1]))).float().cpu()
+        tokens_BT, at_BA = tokens_BT.to(device), at_BA.to(device)
+        if is_both:
+            x_BAD = _of_both(model, tokens_BT, at_BA, cut.lengths(T)[0])
+        else:
+            x_BAD = _at(model.hidden(tokens_BT), at_BA)
+        # A few positions only: rounded to half precision, likely tokens would tie.
+        return model.head(x_BAD.to(dtype)).float().cpu()
 
     return read
+
+
+def _at(x_BTD: Tensor, at_BA: Tensor) -> Tensor:
+    return x_BTD.gather(1, at_BA[:, :, None].expand(-1, -1, x_BTD.shape[-1]))
+
+
+def _of_both(model: EncoderDecoder, tokens_BT: Tensor, at_BA: Tensor, n_read: int) -> Tensor:
+    """What the head reads at every position, [B, A, D]; the encoder has read `n_read` tokens, or, where fewer stand up to the
+    position, those."""
+    x_BTD = model.hidden(tokens_BT[:, :n_read], tokens_BT[:, n_read - 1 :])
+    x_BAD = _at(x_BTD, (at_BA - n_read + 1).clamp(min=0))
+    for at in at_BA[at_BA < n_read - 1].unique().tolist():
+        b, a = (at_BA == at).nonzero(as_tuple=True)
+        rows, place = b.unique(return_inverse=True)
+        x_BAD[b, a] = model.hidden(tokens_BT[rows, : at + 1], tokens_BT[rows, at : at + 1])[place, 0]
+    return x_BAD
 
 
 def hidden(item: TaskItem, mask_id: int = VOCAB_SIZE) -> TaskItem:
@@ -237,6 +261,7 @@ def rows_of(answers: Sequence[Answer], task: Task, knobs: Knobs, *, run: str, st
     rows = [
         row("exact_match", [a.verdict.is_right for a in answers]),
         row("answer_floor", [a.item.floor for a in answers]),
+        row("answer_chance", [chance_of(a.item) for a in answers]),
         row("answer_ties", [a.verdict.is_tied for a in answers]),
         row("answer_nan", [a.verdict.is_nan for a in answers]),
         row("edit_similarity", [edit_similarity(a.given, a.item.answer) for a in answers]),
@@ -278,16 +303,18 @@ def choice_rows(
 def at_lengths(
     model: Model, name: str, knobs: Knobs, n_items: int, *, run: str, step: int, times: Sequence[int] = LENGTHS
 ) -> tuple[list[Row], list[Item]]:
-    """The task at `times` the length of `knobs`, which is that of training: rows and items.
+    """The task at `times` the length of `knobs`, which is that of training: rows and items. Rotary positions go on turning as
+    trained.
 
     Raises:
-        TaskError, ValueError: as `ask` does.
+        TaskError, ValueError: as `ask` does; learned positions that do not reach.
     """
-    task, reader = open_task(name), reader_of(model)
+    task = open_task(name)
     rows, items = [], []
     for factor in times:
         longer = Knobs(knobs.length * factor, knobs.depth, knobs.distractors, knobs.hardness, knobs.seed, knobs.split)
         asked = [task.item(longer, index) for index in range(n_items)]
+        reader = reader_of(reaching(model, longer.length))
         answers = ask_items(reader, [hidden(item) for item in asked] if isinstance(model, Encoder) else asked)
         rows += rows_of(answers, task, longer, run=run, step=step)
         items += items_of(answers, longer, run=run, step=step)

@@ -10,7 +10,7 @@ from math import floor, isfinite, log10
 from typing import Any
 
 NONE = "–"
-_VOID = ("meta", "link", "br", "input")
+_VOID = ("meta", "link", "br", "input", "img")
 
 
 class Html(str):

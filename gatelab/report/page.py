@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..record import Finding
 from ..store import RunFolder, StudyFolder, write_text
@@ -15,6 +15,10 @@ from .measured import measure, state_of
 from .parts import contents, footer, glossary, section
 from .style import VERDICTS, arm_colours
 from .tables import badge, curves_csv, effects_csv, pairing_table, runs_csv, runs_table, shares_table
+from .tasks import task_sections, tasks_csv
+
+if TYPE_CHECKING:
+    from ..analysis.task_study import TaskStudy
 
 _NONE = tag("p", "None to report.", class_="about")
 _PLAIN = "The charts need JavaScript. The verdicts, the tables and the CSV files do not."
@@ -44,10 +48,12 @@ def write_report(
     *,
     shares: Sequence[dict[str, Any]],
     pairing: Sequence[dict[str, Any]],
+    tasks: "TaskStudy | None" = None,
     note: str = "",
     state: Callable[[RunFolder], str] = state_of,
 ) -> Path:
-    """Write report.html, effects.csv, runs.csv and curves.csv into the study's folder; returns the page's path.
+    """Write report.html, effects.csv, runs.csv, curves.csv and, of a study on tasks, tasks.csv into the study's folder; returns
+    the page's path.
 
     Same folder and findings in, same bytes out. Runs that are missing, unfinished or diverged are named with their
     state. Each file is replaced at once or not at all.
@@ -55,6 +61,7 @@ def write_report(
     Args:
         shares: of bimodal metrics; each with cell, arm, metric, k, n, low, high.
         pairing: what pairing bought; each with cell, arm, metric, n, correlation, gain (unpaired over paired variance).
+        tasks: what `gatelab.analysis.task_study` makes of the folder; None: the page has no sections of tasks.
         note: a paragraph of the reporter's own, above the verdicts.
         state: a run folder's state in a word; 'done' is the one that counts as finished.
 
@@ -66,19 +73,22 @@ def write_report(
     labels = _labels(study["arms"])
     arms = Arms(labels, arm_colours(list(labels), study["baseline"]), study["baseline"])
     book = Book(measured, list(findings), arms, {m["name"]: m for m in study["metrics"]})
-    body = _body(book, shares, pairing, note)
+    body = _body(book, shares, pairing, tasks, note)
     page = folder.path / "report.html"
     write_text(folder.path / "effects.csv", effects_csv(findings))
     write_text(folder.path / "runs.csv", runs_csv(measured))
     write_text(folder.path / "curves.csv", curves_csv(measured))
+    if tasks is not None:
+        write_text(folder.path / "tasks.csv", tasks_csv(tasks))
     write_text(page, document(study["name"], body, book.charts, plain=_PLAIN))
     return page
 
 
-def _body(book: Book, shares: Sequence[dict], pairing: Sequence[dict], note: str) -> Html:
+def _body(book: Book, shares: Sequence[dict], pairing: Sequence[dict], tasks: "TaskStudy | None", note: str) -> Html:
     study = book.measured.study
     parts = {
         "verdicts": ("Verdicts", claims.verdicts(book)),
+        **({} if tasks is None else task_sections(book, tasks)),
         "loss": ("Loss", sections.losses(book)),
         "mass": ("First-token mass", sections.masses(book)),
         "maps": ("Maps", sections.maps(book)),
@@ -99,7 +109,7 @@ def _body(book: Book, shares: Sequence[dict], pairing: Sequence[dict], note: str
         tag("p", note) if note else None,
         contents({name: word for name, (word, _) in parts.items()}),
     )
-    end = footer(study["version"], "effects.csv, runs.csv, curves.csv")
+    end = footer(study["version"], f"effects.csv, runs.csv, curves.csv{'' if tasks is None else ', tasks.csv'}")
     return join([header, claims.legend(book), tag("main", [part for _, part in parts.values()]), end])
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..config import Execution, Run, fingerprint, validate
 from ..record import Row, Step
-from ..store import Appender, RunFolder, write_json
+from ..store import Appender, RunFolder, write_json, write_lines
 from . import ledger
 from .git import git_state
 
@@ -90,15 +90,21 @@ def _follow(
     should_stop: Callable[[], bool],
 ) -> None:
     probe_steps = set(group.run.probe_steps())
+    ask_steps = {step for member in group.members for step in member.run.ask_steps()}
     started = saved = shown = time.monotonic()
     first = group.step
     if group.step == 0 and 0 in probe_steps:
         _look(group, runs, writers)
+    if group.step == 0 and 0 in ask_steps:
+        _tell_left_out(group)
+        _ask(group, runs, writers)
     last_clock = time.monotonic()
     for step in steps:
         _write_step(step, group, runs, writers)
         if step.step in probe_steps:
             _look(group, runs, writers)
+        if step.step in ask_steps:
+            _ask(group, runs, writers)
         now = time.monotonic()
         if now - shown >= _PROGRESS_S or step.step in (first + 1, group.run.train.steps):
             seconds = (now - last_clock) / max(1, step.step - first)
@@ -142,6 +148,32 @@ def _look(group: "Group", runs: list[RunFolder], writers: list[_Writer]) -> None
 
     for writer, rows in zip(writers, look(group, [folder.fingerprint for folder in runs]), strict=True):
         writer.rows.write(rows)
+
+
+def _ask(group: "Group", runs: list[RunFolder], writers: list[_Writer]) -> None:
+    """Items of tasks, of each run that is trained on them and alive; the items of the last step are kept too."""
+    from ..evals.asking import asked
+    from ..evals.strips import with_strips
+
+    for folder, member, writer in zip(runs, group.members, writers, strict=True):
+        steps = member.run.ask_steps()
+        if not member.alive or group.step not in steps:
+            continue
+        is_whole = group.step in (0, steps[-1])
+        rows, items = asked(
+            member.model, member.run, fingerprint=folder.fingerprint, step=group.step, is_whole=is_whole
+        )
+        writer.rows.write(rows)
+        if group.step == steps[-1]:
+            write_lines(folder.items_path, with_strips(member.model, member.run, items))
+
+
+def _tell_left_out(group: "Group") -> None:
+    from ..evals.asking import left_out
+
+    said = [line for m in group.members if m.run.ask_steps() for line in left_out(m.model, m.run)]
+    for line in dict.fromkeys(said):
+        print(f"tasks: {line}", flush=True)
 
 
 def _show_progress(
@@ -204,7 +236,7 @@ def _start(group: "Group", runs: list[RunFolder]) -> None:
 
 def _sweep(folder: RunFolder) -> None:
     """Remove what a writer that was killed in the middle of a file left behind."""
-    for name in (_CHECKPOINT, _WEIGHTS, "environment.json", "progress.json", "done.json"):
+    for name in (_CHECKPOINT, _WEIGHTS, "environment.json", "progress.json", "items.jsonl", "done.json"):
         for temporary in folder.path.glob(f".{name}.*.tmp"):
             temporary.unlink(missing_ok=True)
 

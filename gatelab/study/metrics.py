@@ -4,20 +4,38 @@ Equivalence bounds are the sizes below which the difference would not change wha
 of what the paper's gate gives (arXiv 2505.06708, Table 2), a tenth of a threshold for shares and ratios.
 """
 
+import math
 from dataclasses import dataclass
+from typing import Literal
 
 from ..config.base import ConfigError, nearest
 from ..record import Metric
 
-LOWER, NEUTRAL = "lower-is-better", "neutral"
+LOWER, HIGHER, NEUTRAL = "lower-is-better", "higher-is-better", "neutral"
+SOLVED = 0.9  # accuracy from which a task counts as solved
+# What is above it is SOLVED or more.
+_BELOW_SOLVED = math.nextafter(SOLVED, 0)
 
 
 @dataclass(frozen=True)
 class Source:
-    """A metric, and the `threshold` coordinate of its row (None: rows without one)."""
+    """A metric, and where its value is: in a model-level row with the coordinate `threshold` (None: without one), or among
+    what `gatelab.analysis.tasks` makes of the rows of `tasks`, in cells of data=tasks."""
 
     metric: Metric
     at: float | None = None
+    of: Literal["rows", "tasks"] = "rows"
+
+
+def _accuracy(times: int, where: str) -> Source:
+    """The accuracy at a multiple of the length of training; solved or not, so that no mean over seeds is told."""
+    return Source(
+        Metric(
+            f"task_accuracy@{times}x", "share", HIGHER, f"accuracy {where}",
+            bimodal=True, threshold=_BELOW_SOLVED, event=f"at least {SOLVED:g} of the items are right {where}",
+        ),
+        of="tasks",
+    )  # fmt: skip
 
 
 _ALL = (
@@ -41,6 +59,12 @@ _ALL = (
     Source(Metric("loss_spikes", "count", LOWER, "loss spikes above the rolling median"), at=0.1),
     Source(Metric("gate_mean", "1", NEUTRAL, "mean gate score")),
     Source(Metric("gate_below", "share", NEUTRAL, "share of gate scores below 0.1"), at=0.1),
+    _accuracy(1, "at the length of training"),
+    _accuracy(8, "at eight times the length of training"),
+    Source(Metric("task_margin@1x", "nats", HIGHER, "margin of the answer at the length of training"), of="tasks"),
+    Source(Metric("task_margin@8x", "nats", HIGHER, "margin of the answer at eight times that length"), of="tasks"),
+    Source(Metric("task_u_index@1x", "share", NEUTRAL, "U-index at the length of training"), of="tasks"),
+    Source(Metric("task_u_index@8x", "share", NEUTRAL, "U-index at eight times that length"), of="tasks"),
 )  # fmt: skip
 
 # Of a run's rows those of one stack and one gate, for what shows one number a run: causal self-attention, or the encoder

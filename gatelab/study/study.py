@@ -12,6 +12,7 @@ import traceback
 from collections import Counter
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from importlib import resources
 from math import prod
 from pathlib import Path
@@ -131,12 +132,16 @@ class Study:
     def changed(self, assignments: dict[str, list[Any]]) -> "Study":
         """The study with `key=value` words applied.
 
-        `seed` replaces the seeds; `execution.*` the execution; a key that arms set replaces the arms after the baseline
+        `cell` chooses cells by their names, in which `*` stands for anything; `seed` replaces the seeds; `execution.*` the
+        execution; a key that arms set replaces the arms after the baseline
         by one arm a value; any other key changes the cells that have it, several values making several cells.
 
         Raises:
             ConfigError: listing every mistake; a key that no cell has is one.
         """
+        if "cell" in assignments:
+            rest = {path: values for path, values in assignments.items() if path != "cell"}
+            return replace(self, **_chosen(self, [str(name) for name in assignments["cell"]])).changed(rest)
         known = {path for arm in self.arms for path in arm.changes}
         if "model.gate" in known:
             known.add("model.preset")  # a name for what these arms are
@@ -166,6 +171,26 @@ class Study:
             split = ", ".join(path for path, values in of_cells.items() if len(values) > 1)
             raise ConfigError([f"{split}: takes one value, since cells of this study go on from one another"])
         return replace(self, cells={name: cell.run for name, cell in cells.items()}, about=about, **fields)
+
+
+def _chosen(study: Study, names: list[str]) -> dict[str, Any]:
+    """The fields of a study that tell of its cells, of those that are named."""
+    there = list(study.cells)
+    problems = [
+        f"cell={name}: no such cell; expected some of {', '.join(there)}, as in cell={there[0][:3]}*{nearest(name, there)}"
+        for name in names
+        if not any(fnmatchcase(cell, name) for cell in there)
+    ]
+    cells = {cell: run for cell, run in study.cells.items() if any(fnmatchcase(cell, name) for name in names)}
+    problems += [
+        f"cell={cell}: goes on from the cell {source!r}; choose that too"
+        for cell in cells
+        if (source := (study.source_of(cell, "") or (None,))[0]) not in {None, *cells}
+    ]
+    if problems:
+        raise ConfigError(problems)
+    kept = {name: {c: v for c, v in getattr(study, name).items() if c in cells} for name in ("about", "follows")}
+    return {"cells": cells, **kept}
 
 
 @dataclass(frozen=True)

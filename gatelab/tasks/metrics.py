@@ -128,13 +128,15 @@ class Interval:
 @dataclass(frozen=True, slots=True)
 class PositionCurve:
     """A score by depth. primacy: the first bin less the mean of the middle three; recency: the last bin less that;
-    u_index: the mean of both ends less it; worst: the lowest bin. `bins` are means, nan where there is no item."""
+    u_index: the mean of both ends less it; worst: the lowest bin. `bins` are means, nan where there is no item, and `ranges`
+    their intervals."""
 
     bins: tuple[float, ...]
     primacy: Interval
     recency: Interval
     u_index: Interval
     worst: Interval
+    ranges: tuple[tuple[float, float], ...]
 
 
 def position_curve(
@@ -173,6 +175,7 @@ def position_curve(
         recency=interval(last_S - middle_S),
         u_index=interval((first_S + last_S) / 2 - middle_S),
         worst=interval(means_SB[:, filled].min(axis=1)),
+        ranges=tuple(tuple(np.percentile(means_SB[1:, b], tails).tolist()) for b in range(N_BINS)),
     )
 
 

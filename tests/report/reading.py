@@ -4,7 +4,7 @@ import json
 from html.parser import HTMLParser
 from pathlib import Path
 
-_VOID = {"meta", "link", "br", "input"}
+_VOID = {"meta", "link", "br", "input", "img"}
 
 
 class Page(HTMLParser):

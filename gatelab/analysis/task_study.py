@@ -1,0 +1,40 @@
+"""All that a study's page shows of tasks, read once."""
+
+from dataclasses import dataclass
+
+from ..store import StudyFolder
+from ..tasks.metrics import PositionCurve
+from .task_items import Group, Worst, asked_items, citations, depth_curves, worst_items
+from .tasks import Key, Reached, Solved, TaskRow, reached, solved, task_rows
+
+
+@dataclass(frozen=True)
+class TaskStudy:
+    """Rows of every run and step; what is told of items and of shares of seeds is of finished runs."""
+
+    rows: list[TaskRow]
+    solved: list[Solved]
+    reached: list[Reached]
+    curves: dict[Group, PositionCurve]
+    citations: dict[Group, dict[tuple[bool, bool], float]]
+    worst: list[Worst]
+
+
+def task_study(folder: StudyFolder, done: set[Key]) -> TaskStudy | None:
+    """Of a study's folder; None where nothing was asked.
+
+    Raises:
+        StoreError: rows or items that cannot be read.
+    """
+    rows = task_rows(folder)
+    if not rows:
+        return None
+    items = asked_items(folder, done)
+    return TaskStudy(
+        rows=rows,
+        solved=solved(rows, done=done),
+        reached=reached(rows, done=done),
+        curves=depth_curves(items),
+        citations=citations(items),
+        worst=worst_items(items),
+    )

@@ -1,0 +1,125 @@
+"""What a run on tasks is asked (`config.ask`): each of its tasks, at multiples of the length of training and at eleven depths.
+
+Notable: items are the same for every run, so those of common lengths are made once a process. A member of a stack is asked by
+itself, of weights that are a view of the stack's.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import lru_cache
+
+from ..config import Run, Tasks
+from ..models.model import Model
+from ..record import Item, Row
+from ..tasks import Knobs, TaskItem, open_task
+from ..tasks.metrics import N_BINS
+from ..tasks.task import LONGEST
+from .reach import reaching
+from .tasks import Answer, ask_items, hidden, items_of, reader_of, rows_of
+
+# Tokens of the items that are kept from one look to the next; more are made anew.
+_KEPT = 2**18
+_BY_DEPTH = ("exact_match", "answer_margin")
+# Objectives in which an answer is predicted where it is asked.
+_ASKABLE = ("next-token", "answers", "continuation")
+
+
+def asked(model: Model, run: Run, *, fingerprint: str, step: int, is_whole: bool) -> tuple[list[Row], list[Item]]:
+    """Rows of source `tasks` and items, of every task of the run's data.
+
+    Args:
+        is_whole: at all of `run.ask.times` and in every `stretch`; else at the length of training alone.
+    """
+    rows: list[Row] = []
+    items: list[Item] = []
+    times = [t for t in run.ask.times if is_whole or t == 1]
+    lengths = [run.train.seq_len * t for t in times if why_not(model, run, run.train.seq_len * t) is None]
+    for length in lengths:
+        for stretch in run.ask.stretch if length > run.train.seq_len else ("none",):
+            trained = run.train.seq_len if stretch == "yarn" else None
+            reader = reader_of(reaching(model, length, trained=trained), run.resolved_objective)
+            for name in run.data.names:
+                knobs = _knobs(run.data, length)
+                answers = ask_items(reader, _questions(name, knobs, run.ask.items, run.resolved_objective.kind))
+                where = {} if trained is None else {"intervention": stretch, "dose": length / trained}
+                found = _rows(answers, knobs, fingerprint=fingerprint, step=step)
+                rows += [replace(row, **where) for row in found]
+                items += list(_items(answers, knobs, where, run=fingerprint, step=step))
+    return rows, items
+
+
+def left_out(model: Model, run: Run) -> list[str]:
+    """What is asked of the run and cannot be, a sentence a reason."""
+    lengths = [run.train.seq_len * t for t in run.ask.times]
+    reasons: dict[str, list[int]] = {}
+    for length in lengths:
+        if (reason := why_not(model, run, length)) is not None:
+            reasons.setdefault(reason, []).append(length)
+    return [f"not asked at {', '.join(f'{n:,}' for n in many)} tokens: {reason}" for reason, many in reasons.items()]
+
+
+def why_not(model: Model, run: Run, length: int) -> str | None:
+    """Why items of a length are not asked of a run; None where they are."""
+    objective = run.resolved_objective
+    if objective.kind not in _ASKABLE:
+        return f"the objective {objective.kind!r} does not say answers where they are asked"
+    longest = max(n for n in objective.lengths(length) if n is not None)
+    if model.config.positions == "learned" and longest > model.config.max_seq_len:
+        return f"learned positions for {model.config.max_seq_len} tokens (model.max_seq_len)"
+    if length > LONGEST:
+        return f"an item has at most {LONGEST:,} tokens"
+    return None
+
+
+def _knobs(data: Tasks, length: int) -> Knobs:
+    return Knobs(length, data.depth, data.distractors, data.hardness, seed=0, split="eval")
+
+
+def _depth(name: str, knobs: Knobs, index: int) -> float | None:
+    """Where item `index` has its evidence: as stated, or at eleven depths in turn."""
+    return index % N_BINS / (N_BINS - 1) if _is_spread(name, knobs) else knobs.depth
+
+
+def _is_spread(name: str, knobs: Knobs) -> bool:
+    return knobs.depth is None and open_task(name).has_depth
+
+
+def _questions(name: str, knobs: Knobs, n_items: int, objective: str) -> Sequence[TaskItem]:
+    make = _kept_items if n_items * knobs.length <= _KEPT else _made_items
+    items = make(name, knobs, n_items)
+    return [hidden(item) for item in items] if objective == "answers" else items
+
+
+def _made_items(name: str, knobs: Knobs, n_items: int) -> tuple[TaskItem, ...]:
+    task = open_task(name)
+    return tuple(task.item(replace(knobs, depth=_depth(name, knobs, i)), i) for i in range(n_items))
+
+
+_kept_items = lru_cache(maxsize=32)(_made_items)
+
+
+def _rows(answers: Sequence[Answer], knobs: Knobs, *, fingerprint: str, step: int) -> list[Row]:
+    """Means over all items; and by depth, with the coordinates `bin` and `depth`, where they are spread."""
+    task = open_task(answers[0].item.task)
+    rows = rows_of(answers, task, knobs, run=fingerprint, step=step)
+    if not _is_spread(task.name, knobs):
+        return rows
+    for b in range(min(N_BINS, len(answers))):
+        at_depth = replace(knobs, depth=b / (N_BINS - 1))
+        found = rows_of(answers[b::N_BINS], task, at_depth, run=fingerprint, step=step)
+        rows += [replace(row, bin=b) for row in found if row.metric in _BY_DEPTH]
+    return rows
+
+
+def _items(answers: Sequence[Answer], knobs: Knobs, where: dict, *, run: str, step: int) -> Iterator[Item]:
+    """The answers as records from which `Task.item` makes the item again, so that its spans need not be kept."""
+    for i, item in enumerate(items_of(answers, knobs, run=run, step=step)):
+        task = open_task(item.task)
+        made_of = {
+            "index": item.item,
+            "asked_depth": _depth(task.name, knobs, i),
+            "distractors": knobs.distractors,
+            "hardness": knobs.hardness,
+        }
+        kept = {k: v for k, v in item.factors.items() if k not in ("evidence", "distractors")}
+        yield replace(item, factors={**kept, **where, "knobs": made_of})
