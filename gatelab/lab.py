@@ -5,6 +5,7 @@ folder, _ = lab.run("quickstart", "runs/quickstart")
 page = lab.report(folder, lab.analyse(folder))
 """
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,18 +14,31 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from .analysis import Outcome, PairingGain, Share, effects, pairing_gain, shares
+from .analysis import Outcome, PairingGain, Share, effects, pairing_gain, shares, stages
+from .analysis.anomalies import RULES
+from .analysis.anomalies.gather import Gathered, gather
+from .analysis.cause_tests import FILE
+from .analysis.causes import Card, Ledger, cards
+from .analysis.hunt import READINGS, Hunt
+from .analysis.hunt import hunt as hunted
+from .analysis.hypotheses import HYPOTHESES
+from .analysis.power import SEEDS, Foresight, foresee
+from .analysis.task_study import task_study
+from .analysis.tasks import final_values, task_rows
 from .config import Change, ConfigError, Execution, Run, canonical, fingerprint, nearest, override, validate
 from .data import check_lengths
 from .record import Finding, Metric, Row
 from .report import write_report
-from .store import RunFolder, StoreError, StudyFolder, query, read_json, read_stored
+from .store import RunFolder, StoreError, StudyFolder, query, read_json, read_stored, write_json
 from .study.drive import Event, Summary, drive
 from .study.executor import Executor
-from .study.ledger import state_of
+from .study.ledger import check_place, state_of
 from .study.local import local_executor
 from .study.metrics import MAIN_ROWS, STUDY_METRICS
 from .study.plan import Plan, make_plan
+from .study.ray import check_ray, ray_executor
+from .study.slurm import Allocation, script, write_script
+from .study.slurm import submit as hand_in
 from .study.study import Arm, Study, load_study
 
 if TYPE_CHECKING:
@@ -36,7 +50,9 @@ if TYPE_CHECKING:
     from .retrofit import Arms
     from .train.group import Member
 
-EXECUTORS = ("local",)
+EXECUTORS = ("local", "ray")
+FDR = 0.10
+SCREEN, CONFIRMATION = "screen.json", "confirmation.json"
 
 
 @dataclass(frozen=True)
@@ -68,11 +84,13 @@ def save_plan(planned: Plan, out: str | Path, *, beside: Path | None = None) -> 
 
     Raises:
         StoreError: when `out` holds something else, or finished runs that are not in the new plan, or not the run that
-            one starts from.
+            one starts from; or lies where leases cannot be taken.
     """
     out = Path(out)
+    check_place(out)
     content = planned.as_json(out)
-    if (out / "study.json").is_file():
+    is_new = not (out / "study.json").is_file()
+    if not is_new:
         kept = _kept(StudyFolder.open(out), planned)
         _refuse_to_drop(StudyFolder(out), planned, kept)
         content["plan"] += kept
@@ -85,6 +103,8 @@ def save_plan(planned: Plan, out: str | Path, *, beside: Path | None = None) -> 
     copied = [f for f in missing if beside is not None and RunFolder(beside / f).done() is not None]
     _refuse_no_source(out, [f for f in missing if f not in copied])
     folder = StudyFolder.create(out, content)
+    if is_new:
+        write_json(folder.path / SCREEN, stages.declaration(RULES, content, FDR))
     for source in copied:
         shutil.copytree(beside / source, folder.run(source).path)
     for p in planned.runs:
@@ -154,43 +174,82 @@ def run(
     *,
     assignments: dict[str, list[Any]] | None = None,
     executor: str = "local",
+    ray_address: str | None = None,
     on_event: Callable[[Event], None] | None = None,
 ) -> tuple[StudyFolder, Summary]:
     """Plan and carry out everything of the study that is not done; started again, it continues.
+
+    Args:
+        executor: one of EXECUTORS.
+        ray_address: of a cluster's head, as host:port, or auto; None embeds Ray in this process.
 
     Raises:
         ConfigError, DataError, StoreError: before anything is started.
         KeyboardInterrupt: after Ctrl-C, when the workers have saved and left.
     """
-    check_executor(executor)
+    check_executor(executor, ray_address)
     planned = plan(study, assignments)
     folder = save_plan(planned, out)
     execution = planned.study.execution
-    with open_executor(execution, executor) as workers:
+    with open_executor(execution, executor, folder=folder, ray_address=ray_address) as workers:
         return folder, drive(folder, workers, execution, entries=planned.entries(folder.path), on_event=on_event)
 
 
-def check_executor(name: str) -> None:
-    """Whether there is an executor of this name.
+def check_executor(name: str, ray_address: str | None = None) -> None:
+    """Whether there is an executor of this name, and what it needs to begin with.
 
     Raises:
-        ConfigError: when there is none.
+        ConfigError: when there is none; no Ray, or no cluster at `ray_address`.
     """
+    if name == "slurm":
+        raise ConfigError(["--executor slurm: Slurm's jobs are handed in with `gatelab submit STUDY --to slurm`"])
     if name not in EXECUTORS:
         raise ConfigError(
             [f"--executor {name}: expected one of {', '.join(EXECUTORS)}{nearest(name, list(EXECUTORS))}"]
         )
+    if name == "ray":
+        check_ray(ray_address)
+    elif ray_address is not None:
+        raise ConfigError([f"--ray-address {ray_address} is for --executor ray; add it, or leave the address out"])
 
 
 @contextmanager
-def open_executor(execution: Execution, name: str = "local") -> Iterator[Executor]:
-    """The executor of a name; closed, with all its processes gone, when the block is left."""
-    check_executor(name)
-    workers = local_executor(execution)
+def open_executor(
+    execution: Execution, name: str = "local", *, folder: StudyFolder | None = None, ray_address: str | None = None
+) -> Iterator[Executor]:
+    """The executor of a name, for the study in `folder`; closed, with all its processes gone, when the block is left.
+
+    Raises:
+        ConfigError: when it cannot do what is asked for.
+    """
+    check_executor(name, ray_address)
+    workers = (
+        ray_executor(execution, ray_address, folder and folder.path) if name == "ray" else local_executor(execution)
+    )
     try:
         yield workers
     finally:
         workers.close()
+
+
+def submit(
+    study: str | Study,
+    out: str | Path,
+    allocation: Allocation,
+    *,
+    assignments: dict[str, list[Any]] | None = None,
+    is_dry: bool = False,
+) -> tuple[Path, str | None]:
+    """Plan a study and hand it in to Slurm; returns the batch script and the job's number, None when `is_dry`.
+
+    Raises:
+        ConfigError, DataError, StoreError: before anything is handed in.
+    """
+    planned = plan(study, assignments)
+    allocation.check(planned.study.execution)
+    folder = save_plan(planned, out)
+    path = write_script(folder, script(folder, planned.study.execution, allocation))
+    return path, None if is_dry else hand_in(path)
 
 
 def outcomes(folder: StudyFolder) -> list[Outcome]:
@@ -208,11 +267,19 @@ def outcomes(folder: StudyFolder) -> list[Outcome]:
     )
     values = {(fingerprint, metric, threshold): value for fingerprint, metric, threshold, value in rows.fetchall()}
     measured = {fingerprint for fingerprint, _, _ in values}
+    asked = final_values(task_rows(folder))
+    asked_cells = {cell for cell, *_ in asked}
     out = []
     for entry, folder_of_run in folder.planned():
         state = state_of(folder_of_run)
         for name, source in STUDY_METRICS.items():
-            value = values.get((entry["fingerprint"], name, source.at))
+            if source.of == "tasks" and entry["cell"] not in asked_cells:
+                continue
+            value = (
+                asked.get((entry["cell"], entry["arm"], entry["seed"], name))
+                if source.of == "tasks"
+                else values.get((entry["fingerprint"], name, source.at))
+            )
             if value is None and state == "done" and entry["fingerprint"] in measured:
                 continue  # this kind of run does not have the metric: no gate, no gate mean
             out.append(
@@ -223,7 +290,7 @@ def outcomes(folder: StudyFolder) -> list[Outcome]:
     return out
 
 
-def analyse(folder: StudyFolder, *, fdr: float = 0.10, confidence: float = 0.95) -> Analysis:
+def analyse(folder: StudyFolder, *, fdr: float = FDR, confidence: float = 0.95) -> Analysis:
     """Effects, shares and the pairing check of a study's finished runs.
 
     Raises:
@@ -249,13 +316,144 @@ def analyse(folder: StudyFolder, *, fdr: float = 0.10, confidence: float = 0.95)
     return Analysis(findings, shares(found, metrics, arms=arms, cells=cells), gains, found, fdr)
 
 
+def hunt(folder: StudyFolder) -> Hunt:
+    """The anomalies of a study's finished runs, and what its effects depend on; runs of a registered confirmation are not
+    looked at.
+
+    Raises:
+        StoreError: a study that was edited, without an ungated baseline, or without a gate.
+    """
+    declared = folder.path / SCREEN
+    now = stages.declaration(RULES, folder.study(), FDR)
+    notes = stages.departures(read_json(declared), now) if declared.exists() else []
+    return hunted(_screened(folder), RULES, fdr=FDR, notes=notes)
+
+
+def _screened(folder: StudyFolder) -> Gathered:
+    """The evidence without the seeds that a confirmation keeps to itself."""
+    gathered = gather(folder, outcomes(folder))
+    kept = _registration(folder)
+    return gathered if kept is None else replace(gathered, evidence=gathered.evidence.without(kept.seeds))
+
+
+def _registration(folder: StudyFolder) -> stages.Registration | None:
+    path = folder.path / CONFIRMATION
+    if not path.exists():
+        return None
+    try:
+        return stages.Registration.read(read_json(path))
+    except ValueError as error:
+        raise StoreError(f"{path}: {error}") from None
+
+
+def foresight(folder: StudyFolder, *, of: Plan | None = None) -> list[Foresight]:
+    """What how many seeds could see, by the pairs that the study has; where it is a pilot, in the cells and seeds `of` a plan.
+
+    Raises:
+        StoreError: as `hunt` does.
+    """
+    gathered = _screened(folder)
+    readings = [r for r in READINGS if r in gathered.primary] or READINGS
+    if of is None:
+        return foresee(gathered.evidence, readings)
+    seeds = sorted({*SEEDS, max(2, len(of.study.seed_values))})
+    return foresee(gathered.evidence, readings, seeds=seeds, n_cells=len(of.study.cells))
+
+
+def register(folder: StudyFolder, seeds: list[int] | None = None) -> stages.Registration:
+    """Write down what the screen found, to be confirmed on fresh seeds (five more unless given), before they are run.
+
+    Raises:
+        StoreError: nothing found; a seed that was in the screen; a confirmation whose runs have begun; as `hunt` does.
+    """
+    there = _registration(folder)
+    if there is not None and any(e["seed"] in there.seeds and state_of(r) != "planned" for e, r in folder.planned()):
+        raise StoreError(
+            f"{folder.path / CONFIRMATION}: its runs have begun; `gatelab find {folder.path} --confirm` reads it"
+        )
+    gathered = gather(folder, outcomes(folder))
+    used = {o.seed for o in gathered.evidence.outcomes}
+    fresh = seeds or [max(used, default=-1) + 1 + i for i in range(5)]
+    try:
+        registration = stages.register(gathered.evidence, hunt(folder).claims, fresh, fdr=FDR)
+    except ValueError as error:
+        raise StoreError(f"{folder.path}: {error}") from None
+    write_json(folder.path / CONFIRMATION, registration.as_json())
+    return registration
+
+
+def confirm(folder: StudyFolder) -> list[stages.Verdict]:
+    """The verdict on every registered claim, once all runs of its seeds have ended.
+
+    Raises:
+        StoreError: nothing was registered; runs that have not ended, since a confirmation is read once.
+    """
+    registration = _registration(folder)
+    if registration is None:
+        raise StoreError(
+            f"{folder.path}: no claims are registered; `gatelab find {folder.path} --register` writes them down"
+        )
+    states = {(e["cell"], e["arm"], e["seed"]): state_of(r) for e, r in folder.planned()}
+    baseline = folder.study()["baseline"]
+    wanted = {(c.cell, a, s) for c in registration.claims for a in (c.arm, baseline) for s in registration.seeds}
+    open_ = [w for w in sorted(wanted) if states.get(w, "planned") not in ("done", "diverged")]
+    if open_:
+        raise StoreError(
+            f"{folder.path}: {len(open_)} of the {len(wanted)} runs of this confirmation have not ended (such as"
+            f" {'/'.join(map(str, open_[0]))}), and it is read once; first {confirming(folder, registration)}"
+        )
+    return stages.confirm(registration, gather(folder, outcomes(folder)).evidence, RULES)
+
+
+def confirming(folder: StudyFolder, registration: stages.Registration) -> str:
+    """The command that carries a confirmation's runs out."""
+    seeds = ",".join(map(str, registration.seeds))
+    return f"gatelab run {folder.study()['name']} seed=[{seeds}] --out {folder.path}"
+
+
+def explain(folder: StudyFolder, cell: str) -> list[Card]:
+    """A verdict card a hypothesis and gate of a cell, from the rows there are.
+
+    Raises:
+        StoreError: no such cell; as `hunt` does.
+    """
+    gathered = gather(folder, outcomes(folder))
+    evidence = gathered.evidence
+    if cell not in evidence.cells:
+        raise StoreError(
+            f"--explain {cell}: no such cell; expected {', '.join(evidence.cells)}{nearest(cell, list(evidence.cells))}"
+        )
+    ledger = Ledger(
+        evidence, gathered.factors, gathered.runs, gathered.models, gathered.bases, _edits(folder.path / FILE),
+        str(folder.path), folder.study()["name"],
+    )  # fmt: skip
+    return [card for arm in evidence.arms for card in cards(ledger, HYPOTHESES, cell, arm)]
+
+
+def _edits(path: Path) -> dict[tuple[str, str, float], float]:
+    """{(run, intervention, dose): change in loss} of the rows of `gatelab probe --intervene … --json`, the last one counting."""
+    out = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines() if path.exists() else [], 1):
+        try:
+            row = json.loads(line)
+            if row["metric"] == "loss_change":
+                out[row["run"], row["intervention"], float(row["dose"])] = float(row["value"])
+        except (json.JSONDecodeError, KeyError, TypeError, ValueError):
+            raise StoreError(
+                f"{path}, line {number}: no row of `gatelab probe --intervene … --json`; remove that line"
+            ) from None
+    return out
+
+
 def report(folder: StudyFolder, analysis: Analysis) -> Path:
     """Write the page and its CSV files; returns the page's path."""
+    done = {(e["cell"], e["arm"], e["seed"]) for e, r in folder.planned() if state_of(r) == "done"}
     return write_report(
         folder,
         analysis.findings,
         shares=[asdict(s) for s in analysis.shares],
         pairing=[asdict(g) for g in analysis.pairing],
+        tasks=task_study(folder, done),
         state=state_of,
     )
 
@@ -532,6 +730,18 @@ def stored_model(path: str | Path, companions: Path) -> "Stored":
     run_config = validate(Run, folder.config())
     has_tokenizer, tokenizer = _tokenizer_of(run_config)
     return stored_run(run_config, folder.path, companions, tokenizer=tokenizer, has_tokenizer=has_tokenizer)
+
+
+def task_run(path: str | Path) -> Run | None:
+    """The configuration of a run that was trained on the tasks' ids, to be asked in them; None of anything else.
+
+    Raises:
+        StoreError: a run that has not finished.
+    """
+    if not (Path(path) / "run.json").is_file():
+        return None
+    run_config = validate(Run, _finished(path).config())
+    return run_config if run_config.data.kind == "tasks" else None
 
 
 def _tokenizer_of(run_config: Run) -> tuple[bool, Path | None]:

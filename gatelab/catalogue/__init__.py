@@ -3,7 +3,7 @@
 from .gates import gate_catalogue, gate_detail, refusal
 from .machine import intervention_records, machine_records, probe_records
 from .sizes import size_records
-from .tasks import task_items, task_records
+from .tasks import prompt_records, task_items, task_records
 from .weights import PAPER_SHAPE, added_weights, equation, gate_weights
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "probe_records",
     "refusal",
     "size_records",
+    "prompt_records",
     "task_items",
     "task_records",
 ]

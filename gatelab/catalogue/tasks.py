@@ -1,4 +1,5 @@
-"""The tasks: what each measures and mirrors, what guessing would score, an example; and items of one of them."""
+"""The tasks: what each measures and mirrors, what guessing would score, an example; and items of one of them. And those that are
+text alone."""
 
 from itertools import count
 from typing import Any
@@ -39,6 +40,24 @@ def task_records() -> list[Record]:
             }
         )
     return records
+
+
+def prompt_records() -> list[Record]:
+    """One record a task that is text alone, asked by `gatelab eval`."""
+    from ..tasks.middle import MIDDLE
+    from ..tasks.ruler import RULER
+
+    return [
+        {
+            "name": task.name,
+            "what": task.what,
+            "mirrors": task.mirrors,
+            "needs": {"": "nothing", "essay": "--haystack FILE", "rows": f"--data-dir, with {task.name}.jsonl"}[
+                task.needs
+            ],
+        }
+        for task in (*RULER.values(), *MIDDLE.values())
+    ]
 
 
 def task_items(name: str, given: dict[str, Any], n_items: int) -> list[Record]:

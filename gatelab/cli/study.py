@@ -1,12 +1,22 @@
-"""gatelab run and plan: carry a study out, or say what it would do."""
+"""gatelab run, plan and submit: carry a study out here or on a cluster, or say what it would do."""
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from cyclopts import Parameter
 
 from .base import Json, print_json, tell
 
 
-def run(study: str, *assignments: str, out: str | None = None, executor: str = "local", json_: Json = False) -> int:
+def run(
+    study: str,
+    *assignments: str,
+    out: str | None = None,
+    executor: str = "local",
+    ray_address: str | None = None,
+    json_: Json = False,
+) -> int:
     """Carry out a study: everything that is not done yet. Started again, it continues.
 
     Parameters
@@ -14,11 +24,13 @@ def run(study: str, *assignments: str, out: str | None = None, executor: str = "
     study:
         A built-in study (quickstart) or a Python file that defines `study`.
     assignments:
-        key=value words: model.gate=[none,sdpa-headwise] optim.lr=1e-3 seed=0..4 data.paths=FOLDER execution.slots=2
+        key=value words: model.gate=[none,sdpa-headwise] optim.lr=1e-3 seed=0..4 data.paths=FOLDER cell=text* execution.slots=2
     out:
         The study's folder; runs/STUDY unless stated.
     executor:
-        Where the runs are carried out: local.
+        Where the runs are carried out: local, or ray.
+    ray_address:
+        The cluster that --executor ray joins: host:port of its head, or auto; without one Ray runs on this machine alone.
     json_:
         One JSON record a line on stdout and nothing else.
     """
@@ -27,13 +39,14 @@ def run(study: str, *assignments: str, out: str | None = None, executor: str = "
     from ..study.drive import drive
     from ..terminal import LiveGrid, print_findings, print_status
 
-    lab.check_executor(executor)
+    lab.check_executor(executor, ray_address)
     planned = lab.plan(study, parse_assignments(assignments))
     execution = planned.study.execution
     folder = lab.save_plan(planned, out or f"runs/{planned.study.name}")
     entries = planned.entries(folder.path)
     tell(f"{planned.study.name}: {len(entries)} runs in {folder.path}; Ctrl-C is safe, the same command continues")
-    with lab.open_executor(execution, executor) as workers, LiveGrid(folder, workers.slots) as grid:
+    opened = lab.open_executor(execution, executor, folder=folder, ray_address=ray_address)
+    with opened as workers, LiveGrid(folder, workers.slots) as grid:
         summary = drive(folder, workers, execution, entries=entries, on_event=grid)
     analysis = lab.analyse(folder)
     page = lab.report(folder, analysis)
@@ -54,7 +67,7 @@ def run(study: str, *assignments: str, out: str | None = None, executor: str = "
     return 0 if summary.is_complete else 1
 
 
-def plan(study: str, *assignments: str, json_: Json = False) -> int:
+def plan(study: str, *assignments: str, pilot: Path | None = None, json_: Json = False) -> int:
     """Say what a study would do: runs, parameters, tokens, operations, memory. Nothing is started.
 
     Parameters
@@ -63,17 +76,22 @@ def plan(study: str, *assignments: str, json_: Json = False) -> int:
         A built-in study or a Python file.
     assignments:
         key=value words, as for `run`.
+    pilot:
+        A finished study's folder: what this one could see, by the spread of its pairs.
     json_:
         One JSON record a run.
     """
     from .. import lab
+    from ..analysis import say
     from ..config import parse_assignments
+    from ..store import StudyFolder
     from ..terminal import print_records
 
     planned = lab.plan(study, parse_assignments(assignments))
     entries = planned.entries(Path("runs") / planned.study.name)
+    seen = [] if pilot is None else lab.foresight(StudyFolder.open(pilot), of=planned)
     if json_:
-        print_json(entries)
+        print_json([*entries, *map(asdict, seen)])
         return 0
     print(f"{planned.study.name}: {planned.study.question}")
     for cell, source in planned.sources.items():
@@ -84,6 +102,74 @@ def plan(study: str, *assignments: str, json_: Json = False) -> int:
         f"\n{len(entries)} runs ({len(planned.study.seed_values)} seeds each), {total / 1e12:.3g} TFLOP of training; "
         "nothing was started"
     )
+    if pilot is not None:
+        print("\n".join(["", *say.foreseen(seen)]))
+    return 0
+
+
+def submit(
+    study: str,
+    *assignments: str,
+    to: str,
+    out: str | None = None,
+    time: str = "1:00:00",
+    tasks: int = 0,
+    cpus: int = 0,
+    gpus: str | None = None,
+    partition: str | None = None,
+    mem: str | None = None,
+    account: str | None = None,
+    qos: str | None = None,
+    constraint: str | None = None,
+    grace: float = 30.0,
+    dry_run: Annotated[bool, Parameter(negative="")] = False,
+    json_: Json = False,
+) -> int:
+    """Hand a study in to a batch system: an array of tasks that each take runs until their time is nearly up.
+
+    Parameters
+    ----------
+    study:
+        A built-in study or a Python file.
+    assignments:
+        key=value words, as for `run`.
+    to:
+        The batch system: slurm.
+    out:
+        The study's folder, which every machine must see; runs/STUDY unless stated.
+    time:
+        Each task's limit, in Slurm's format. Before it, runs are saved and the task is queued again.
+    tasks:
+        Tasks of the array; as many as have work unless stated, and at most 8.
+    cpus:
+        CPUs a task; what one slot takes unless stated.
+    gpus:
+        GPUs a task: a count, or TYPE:COUNT.
+    partition:
+        As sbatch takes it, and so are mem, account, qos and constraint.
+    grace:
+        Seconds that saving may take.
+    dry_run:
+        Write the script only.
+    json_:
+        One JSON record: the job's number and the script's path.
+    """
+    from .. import lab
+    from ..config import ConfigError, parse_assignments
+    from ..study.slurm import Allocation
+
+    if to != "slurm":
+        raise ConfigError([f"--to {to}: expected slurm; on this machine or on Ray, `gatelab run` carries a study out"])
+    asked = Allocation(time, tasks, cpus, gpus, partition, mem, account, qos, constraint, grace)
+    loaded = lab.load_study(study)
+    folder = out or f"runs/{loaded.name}"
+    path, job = lab.submit(loaded, folder, asked, assignments=parse_assignments(assignments), is_dry=dry_run)
+    if json_:
+        print_json([{"job": job, "script": str(path)}])
+    elif job is None:
+        print(f"{path}\nhand it in with: sbatch {path}")
+    else:
+        print(f"job {job} of {path}\n`gatelab status {folder}` says how the runs stand, squeue how the tasks do")
     return 0
 
 

@@ -43,6 +43,9 @@ def tasks(name: str | None = None, /, *assignments: str, items: int = 3, json_: 
             guesses, "\nright by chance: in a choice among options, exactly, and by copying blindly from the item"
         )
         print_records([{"name": r["name"], "example": r["example"]} for r in records], "\nevidence … question → answer")
+        print_records(
+            catalogue.prompt_records(), "\nin text alone, of language models: gatelab eval MODEL --tasks gatelab/NAME"
+        )
         print("\nitems of one: gatelab tasks needle length=64 distractors=3; docs/tasks.md says what each measures")
         return 0
     if items < 1:

@@ -8,7 +8,9 @@ shipped: a task is a few strings and numbers, and `worker_command` is the proces
 import json
 import sys
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any, Protocol
 
 TARGET = "gatelab.study.carry_out:carry_out"
@@ -69,6 +71,12 @@ class Executor(Protocol):
 
     def close(self) -> None:
         """End whatever still runs and leave no process behind. May be called twice."""
+
+
+def function_of(task: Task) -> Callable[..., None]:
+    """What carries a task out: looked up by its name, in the code that is installed on this machine."""
+    module, _, name = task.target.partition(":")
+    return getattr(import_module(module), name)
 
 
 def worker_command(task: Task, driver_pid: int | None) -> list[str]:

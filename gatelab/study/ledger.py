@@ -135,6 +135,44 @@ def claim(run: RunFolder, owner: str, *, driver: int | None = None, micro_batch:
     return mine
 
 
+def last_beat(run: RunFolder, attempt: Attempt) -> float:
+    """When the owner of an attempt beat last, by the clock of the file system; not-a-number when its file is gone."""
+    try:
+        return _path(run, attempt.number).stat().st_mtime
+    except FileNotFoundError:
+        return math.nan
+
+
+def check_place(path: Path) -> None:
+    """Whether a study's folder may lie at `path`, which need not exist yet: leases need links and renames.
+
+    Raises:
+        StoreError: when its file system has none.
+    """
+    place = next((p for p in (path, *path.absolute().parents) if p.is_dir()), None)
+    if place is None:
+        return
+    probe, other = (place / f".place.{uuid.uuid4().hex[:8]}.tmp" for _ in range(2))
+    try:
+        probe.touch(exist_ok=False)
+    except OSError:
+        return  # whoever writes the first file says so
+    try:
+        os.link(probe, other)
+        os.unlink(probe)
+        os.replace(other, probe)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise StoreError(
+                f"{path}: leases need a file system with hard links and renames, and this one refuses them "
+                f"({error.strerror}); name a folder on another"
+            ) from None
+    finally:
+        for left in (probe, other):
+            with suppress(OSError):
+                left.unlink(missing_ok=True)
+
+
 def beat(run: RunFolder, attempt: Attempt) -> bool:
     """Show that the owner lives; False when the run has been taken over or its folder is gone."""
     if _path(run, attempt.number + 1).exists():

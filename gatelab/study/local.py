@@ -46,8 +46,24 @@ def local_executor(execution: Execution) -> "LocalExecutor":
         seen = os.environ.get("CUDA_VISIBLE_DEVICES")
         shown = f" (CUDA_VISIBLE_DEVICES={seen!r})" if seen is not None else ""
         raise ConfigError([f"execution.device='cuda': no NVIDIA GPU is visible here{shown}; use 'auto' or 'cpu'"])
-    slots = execution.slots or len(devices) or max(1, n_cores() // execution.threads)
-    return LocalExecutor(slots, execution.threads, devices)
+    if devices and len(devices) < execution.processes:
+        raise ConfigError(
+            [
+                f"execution.processes={execution.processes}: each takes a GPU, and {len(devices)} are visible here; take fewer"
+            ]
+        )
+    dealt = deal(devices, execution)
+    slots = execution.slots or len(dealt) or max(1, n_cores() // (execution.threads * execution.processes))
+    return LocalExecutor(slots, execution.threads, dealt)
+
+
+def deal(devices: Sequence[str], execution: Execution) -> list[str]:
+    """What CUDA_VISIBLE_DEVICES is in each slot that the GPUs have room for: several for a gang, the same for those that
+    share one."""
+    n = execution.processes
+    gangs = [",".join(devices[i : i + n]) for i in range(0, len(devices) - n + 1, n)]
+    # The tolerance is for shares such as 1/3, stated in decimals.
+    return gangs * int(1 / execution.gpu_share + 0.01)
 
 
 class LocalExecutor:

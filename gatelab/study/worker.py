@@ -15,14 +15,14 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
-from importlib import import_module
+from dataclasses import replace
 from pathlib import Path
 
 from ..config import Execution
 from ..store import RunFolder, StudyFolder
 from . import ledger
-from .executor import EXITS, GRACE_S, TARGET, Task
+from .executor import EXITS, GRACE_S, TARGET, Task, function_of
+from .gang import gang
 
 Held = tuple[RunFolder, ledger.Attempt]
 
@@ -53,7 +53,9 @@ def work(task: Task, driver_pid: int | None = None) -> int:
                 f.write(f"in one process with {runs[0].fingerprint}, whose log.txt has the output\n")
         with _Heart(held, stop, driver_pid, task.grace_s):
             if not stop.is_set():
-                _function(task.target)([run for run, _ in held], execution, should_stop=stop.is_set)
+                group = replace(task, fingerprints=tuple(run.fingerprint for run, _ in held))
+                with gang(group, execution.processes, lambda error: os._exit(_end(held, error, stopped=False))):
+                    function_of(task)([run for run, _ in held], execution, should_stop=stop.is_set)
     # Whatever ends an attempt, the ledger has to say so.
     except BaseException as caught:
         error = caught
@@ -156,11 +158,6 @@ def _end(held: list[Held], error: BaseException | None, *, stopped: bool) -> int
             print(f"{run.fingerprint}: the end of the attempt could not be written: {unwritten}")
             code = EXITS[outcome] if done is None else EXITS["disk-full"]
     return code
-
-
-def _function(target: str) -> Callable[..., None]:
-    module, _, name = target.partition(":")
-    return getattr(import_module(module), name)
 
 
 def _chain(error: BaseException) -> list[BaseException]:

@@ -11,17 +11,21 @@ N_OPTIONS = 8
 
 
 def options_of(item: TaskItem) -> list[tuple[int, ...]]:
-    """The answer, and then wrong ones, all different: what the item itself suggests, then answers with one token changed.
+    """The answer, and then wrong ones, all different: what the item itself suggests, then answers with one token changed, or
+    with more where those are too few.
 
     Eight, or as many as there are (one bracket has but four). A choice among them by chance is right one time in as many.
     """
     draws = Draws(key_of(f"options/{item.task}", 0), item.index)
     n = min(N_OPTIONS, prod(kind_of(t)[1] for t in item.answer))
     out = [item.answer, *item.rivals[: n - 1]]
+    # Two brackets have but six answers with one changed.
+    is_few = 1 + sum(kind_of(t)[1] - 1 for t in item.answer) < n
     while len(out) < n:
-        at = draws.below(len(item.answer))
-        first, n_kind = kind_of(item.answer[at])
-        option = (*item.answer[:at], first + draws.below(n_kind), *item.answer[at + 1 :])
+        base = out[draws.below(len(out))] if is_few else item.answer
+        at = draws.below(len(base))
+        first, n_kind = kind_of(base[at])
+        option = (*base[:at], first + draws.below(n_kind), *base[at + 1 :])
         if option not in out:
             out.append(option)
     return out

@@ -39,8 +39,14 @@ def model_flops_per_token(model: ModelConfig, seq_len: int, objective: Objective
     """
     lengths = _lengths(model, seq_len, objective)
     work = sum(6 * n * (_length_met(name, lengths, model) / seq_len) for name, n in _multiplying(model))
+    return work + attention_flops_per_token(model, seq_len, objective)
+
+
+def attention_flops_per_token(model: ModelConfig, seq_len: int, objective: Objective | None = None) -> float:
+    """Of `model_flops_per_token` what attention's two products are."""
+    lengths = _lengths(model, seq_len, objective)
     pairs = sum(_pairs(model, stack, lengths) for stack in model.architecture.stacks)
-    return work + 12 * model.n_heads * model.head_dim * (pairs / seq_len)
+    return 12 * model.n_heads * model.head_dim * (pairs / seq_len)
 
 
 def run_flops(run: Run) -> float:

@@ -68,12 +68,20 @@ class Ranks:
 
 
 def join(device: torch.device) -> Ranks:
-    """The ranks that torchrun's environment names; joins their process group once. A single process without it."""
+    """The ranks that torchrun's environment names; joins their process group once. A single process without it.
+
+    GATELAB_MEETING names a file where processes of one machine meet, which needs no port that others could reach.
+    """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
         return Ranks()
     if device.type == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     if not torch.distributed.is_initialized():
-        torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        torch.distributed.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo",
+            init_method=os.environ.get("GATELAB_MEETING", "env://"),
+            world_size=world,
+            rank=int(os.environ["RANK"]),
+        )
     return Ranks(torch.distributed.get_rank(), world)

@@ -12,7 +12,6 @@ from pathlib import Path
 from gatelab.config import Execution
 from gatelab.store import RunFolder, StudyFolder
 from gatelab.study.drive import drive
-from gatelab.study.local import LocalExecutor
 
 
 def succeed(runs: list[RunFolder], execution: Execution, *, should_stop: Callable[[], bool]) -> None:
@@ -23,10 +22,23 @@ def succeed(runs: list[RunFolder], execution: Execution, *, should_stop: Callabl
 def meet(runs: list[RunFolder], execution: Execution, *, should_stop: Callable[[], bool]) -> None:
     """Goes on once two drivers are there."""
     _start(runs)
-    while len(list(runs[0].path.parent.parent.glob("driver-*"))) < 2:
+    study = runs[0].path.parent.parent
+    if "SLURM_JOB_ID" in os.environ:
+        (study / f"driver-{os.environ['SLURM_JOB_ID']}").touch()
+    while len(list(study.glob("driver-*"))) < 2:
         time.sleep(0.01)
     for run in runs:
         run.mark_done("done", {"steps": 1, "seconds": 0.1})
+
+
+def succeed_by_a_wrong_clock(runs: list[RunFolder], execution: Execution, *, should_stop: Callable[[], bool]) -> None:
+    """The machine's clock is an hour ahead, for longer than a beat."""
+    now = time.time
+    time.time = lambda: now() + 3600.0
+    _start(runs)
+    time.sleep(2.5)
+    for run in runs:
+        run.mark_done("done", {"steps": 1, "seconds": 0.0})
 
 
 def diverge(runs: list[RunFolder], execution: Execution, *, should_stop: Callable[[], bool]) -> None:
@@ -142,8 +154,9 @@ def n_starts(run: RunFolder) -> int:
 def main() -> int:
     """A driver as its own process: FOLDER TARGET KIND GRACE_S; prints `interrupted` when Ctrl-C got through."""
     folder = StudyFolder.open(sys.argv[1])
-    devices = ("0",) if sys.argv[3] == "fresh" else ()
-    executor = LocalExecutor(slots=2, threads=1, devices=devices, preload=())
+    from places import EXECUTORS
+
+    executor = EXECUTORS[sys.argv[3]]()
     (folder.path / f"driver-{os.getpid()}").touch()
     try:
         drive(

@@ -1,11 +1,19 @@
 import importlib.util
+import os
+import signal
 import subprocess
 from pathlib import Path
 
 import pytest
+from conftest import make_study, wait_until
+from places import EXECUTORS, HERE
+from tasks import n_starts
 
 from gatelab.config import ConfigError, Execution
-from gatelab.study import local
+from gatelab.store import StudyFolder
+from gatelab.study import ledger, local
+from gatelab.study.drive import drive
+from gatelab.study.executor import Task
 
 
 def test_every_preloaded_module_exists() -> None:
@@ -14,8 +22,6 @@ def test_every_preloaded_module_exists() -> None:
 
 
 def test_a_preload_that_fails_is_told(tmp_path: Path) -> None:
-    from gatelab.study.executor import Task
-
     executor = local.LocalExecutor(slots=1, threads=1, preload=("gatelab.no_such_module",))
     executor.submit(Task(str(tmp_path), ("0" * 12,), {}))
     with pytest.raises(
@@ -67,25 +73,82 @@ def test_a_gpu_that_is_not_there_is_an_error(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize(
-    ("execution", "devices", "slots"),
+    ("execution", "devices", "slots", "dealt"),
     [
-        (Execution(), [], 6),
-        (Execution(threads=2), [], 3),
-        (Execution(threads=8), [], 1),
-        (Execution(slots=4), [], 4),
-        (Execution(), ["0", "1"], 2),
-        (Execution(slots=4), ["0", "1"], 4),
-        (Execution(device="cpu"), ["0", "1"], 6),
+        (Execution(), [], 6, []),
+        (Execution(threads=2), [], 3, []),
+        (Execution(threads=8), [], 1, []),
+        (Execution(slots=4), [], 4, []),
+        (Execution(processes=3), [], 2, []),
+        (Execution(), ["0", "1"], 2, ["0", "1"]),
+        (Execution(slots=4), ["0", "1"], 4, ["0", "1"]),
+        (Execution(device="cpu"), ["0", "1"], 6, []),
+        (Execution(gpu_share=0.5), ["0", "1"], 4, ["0", "1", "0", "1"]),
+        (Execution(gpu_share=0.333), ["GPU-8932f937"], 3, ["GPU-8932f937"] * 3),
+        (Execution(processes=2), ["0", "1", "2", "3", "4"], 2, ["0,1", "2,3"]),
     ],
 )
 def test_slots_default_to_gpus_or_cores_over_threads(
-    execution: Execution, devices: list[str], slots: int, monkeypatch: pytest.MonkeyPatch
+    execution: Execution, devices: list[str], slots: int, dealt: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(local, "gpus", lambda: devices)
     monkeypatch.setattr(local, "n_cores", lambda: 6)
     monkeypatch.setattr(local, "LocalExecutor", lambda *given: given)
-    used = devices if execution.device != "cpu" else []
-    assert local.local_executor(execution) == (slots, execution.threads, used)
+    assert local.local_executor(execution) == (slots, execution.threads, dealt)
+
+
+def test_a_gang_larger_than_the_machine_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "gpus", lambda: ["0"])
+    with pytest.raises(ConfigError, match=r"execution\.processes=2: each takes a GPU, and 1 are visible here"):
+        local.local_executor(Execution(processes=2))
+    with pytest.raises(ValueError, match=r"take whole GPUs; leave out execution\.gpu_share=0\.5"):
+        Execution(processes=2, gpu_share=0.5)
+
+
+def hanging(study: StudyFolder, kind: str) -> tuple[local.LocalExecutor, list[int]]:
+    """An executor with two tasks that hear nothing, each with a child; and their process ids."""
+    executor = EXECUTORS[kind]()
+    runs = [run for _, run in study.planned()]
+    for run in runs:
+        executor.submit(Task(str(study.path), (run.fingerprint,), {}, target="tasks:hang"))
+    wait_until(lambda: all(n_starts(run) for run in runs), "every run has begun")
+    wait_until(lambda: all((run.path / "grandchild").exists() for run in runs), "all have children")
+    names = ("ran.txt", "grandchild")
+    return executor, [int((run.path / name).read_text().split()[-1]) for run in runs for name in names]
+
+
+def wait_until_gone(pids: list[int]) -> None:
+    wait_until(lambda: all(ledger.process_start(pid) is None for pid in pids), "the processes are gone")
+
+
+@pytest.mark.parametrize("kind", ["local", "fresh"])
+def test_close_leaves_no_process(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(HERE))
+    executor, pids = hanging(make_study(tmp_path / "study", 2), kind)
+    server = executor._server.pid
+    executor.close()
+    executor.close()
+    wait_until_gone([*pids, server])
+    with pytest.raises(ChildProcessError):
+        os.waitpid(server, os.WNOHANG)
+
+
+@pytest.mark.parametrize("kind", ["local", "fresh"])
+def test_a_dead_server_takes_its_tasks_along_and_is_replaced(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(HERE))
+    study = make_study(tmp_path / "study", 2)
+    executor, pids = hanging(study, kind)
+    assert executor.poll(0.0) == []
+    os.kill(executor._server.pid, signal.SIGKILL)
+    ended = []
+    wait_until(lambda: ended.extend(executor.poll(0.1)) or len(ended) == 2, "both are reported")
+    assert {(e.exit_code, e.signal) for e in ended} == {(None, None)}
+    wait_until_gone(pids)
+    entries = study.study()["plan"]
+    assert drive(study, executor, Execution(), entries=entries, target="tasks:succeed").is_complete
+    executor.close()
 
 
 @pytest.mark.parametrize(

@@ -251,3 +251,11 @@ def test_items_are_the_same_on_every_machine():
 
 
 PINNED = ((0, 120, 86, 91, 3, 2865, 1991, 123, 92, 110, 3, 3735, 2865, 80, 2, 3735), (1991,))
+
+
+@pytest.mark.parametrize("hardness", [1, 2, 3])
+def test_brackets_have_as_many_options_as_there_are_up_to_eight(hardness: int):
+    for index in range(6):
+        item = open_task("bracket").item(Knobs(length=40, hardness=hardness), index)
+        options = options_of(item)
+        assert len(set(options)) == len(options) == min(8, 4**hardness) and options[0] == item.answer

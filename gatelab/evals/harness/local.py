@@ -36,7 +36,7 @@ def local_dataset(
 
     found = {}
     for split, path in files.items():
-        rows = _rows(Path(path), tuple(fields), Path(path).stat().st_mtime_ns)
+        rows = rows_of(Path(path), tuple(fields))
         mine = [row for row in rows if column is None or str(row[column]) == value]
         if not mine:
             held = f"{column}={value!r}" if column else "any row"
@@ -47,6 +47,15 @@ def local_dataset(
             reason = str(error).partition("\n")[0]
             raise DataError(f"{path}: its rows do not have one type a field ({reason})") from None
     return found
+
+
+def rows_of(path: Path, fields: tuple[str, ...]) -> list[dict[str, Any]]:
+    """The rows of a file of JSON lines, plain or gzipped.
+
+    Raises:
+        DataError: it cannot be read; a line is no object or lacks a field.
+    """
+    return _rows(path, fields, path.stat().st_mtime_ns)
 
 
 @lru_cache(maxsize=4)

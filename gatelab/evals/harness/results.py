@@ -1,6 +1,6 @@
 """What the harness found, as rows, items and lines of a table."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from math import isfinite
 from statistics import fmean
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ...record import Item, Row
+from ..found import Found
 from .language_model import Remark
 from .strict import largest, scores
 
@@ -22,18 +23,6 @@ REMARKS = {
     "items_not_finite": lambda r: r.is_not_finite,
     "items_tied": lambda r: r.is_tied,
 }
-
-
-@dataclass
-class Found:
-    """`rows` of tasks and groups, an `Item` an item and way of reading the answer out, `records` of what was asked for by name,
-    `notes`, and what `about` says of how it came."""
-
-    rows: list[Row]
-    items: list[Item]
-    records: list[dict[str, Any]]
-    notes: list[str] = field(default_factory=list)
-    about: dict[str, Any] = field(default_factory=dict)
 
 
 def of_results(name: str, results: dict[str, Any], loaded: Any, remarks: dict[tuple[Any, Any], Remark]) -> Found:

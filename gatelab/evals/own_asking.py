@@ -1,0 +1,117 @@
+"""Gatelab's own tasks by name: which there are, and what each needs.
+
+Notable: `gatelab/needle` is a task of `gatelab tasks`, `gatelab/ruler/…` and `gatelab/middle/…` are prompts, and a folder's name
+stands for all of it. What is unknown, or lacks a file, is said before a model is opened.
+"""
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ..config import ConfigError, nearest
+from ..data import DataError
+from ..data.files import NotText, documents, find
+from ..tasks import TASKS, Knobs, TaskError, open_task
+from ..tasks.middle import MIDDLE
+from ..tasks.prompt import PromptTask, Setting
+from ..tasks.ruler import RULER
+from .harness.local import present, rows_of
+
+PREFIX = "gatelab/"
+PROMPTS = {**RULER, **MIDDLE}
+FOLDERS = {"ruler": tuple(RULER), "middle": ("middle/kv", "middle/qa")}
+NAMES = (*TASKS, *PROMPTS, *FOLDERS)
+_SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+")
+
+
+@dataclass(frozen=True)
+class OwnAsking:
+    """What is asked: `names` without their prefix; lengths in tokens (None: 4096, or those of a run on ids); depths (None:
+    anywhere); `limit`: items of each. haystack: a file or folder of essays. data_dir: files of questions, NAME.jsonl each."""
+
+    names: tuple[str, ...]
+    lengths: tuple[int, ...] | None = None
+    depths: tuple[float | None, ...] = (None,)
+    limit: int = 100
+    layout: str = "spread"
+    haystack: Path | None = None
+    data_dir: Path | None = None
+
+
+Prepared = dict[str, Setting]  # by name, all but the length and the depth
+
+
+def prepare(asking: OwnAsking) -> Prepared:
+    """Names with what they need, their files read.
+
+    Raises:
+        ConfigError: names that are not known, with the nearest; knobs that a task does not take; what a task needs and lacks.
+        DataError: files that cannot be read.
+    """
+    unknown = [name for name in asking.names if name not in NAMES]
+    if unknown:
+        near = [nearest(f"{PREFIX}{name}", [f"{PREFIX}{n}" for n in NAMES]) for name in unknown]
+        raise ConfigError(
+            [
+                f"--tasks {PREFIX}{name}: no such task of ours{hint or '; `gatelab tasks` lists them'}"
+                for name, hint in zip(unknown, near, strict=True)
+            ]
+        )
+    names = dict.fromkeys(leaf for name in asking.names for leaf in FOLDERS.get(name, (name,)))
+    needs_essay = any(name in PROMPTS and PROMPTS[name].needs == "essay" for name in names)
+    essay = sentences(asking.haystack) if asking.haystack is not None and needs_essay else ()
+    settings, problems = {}, []
+    for name in names:
+        setting = Setting(layout=asking.layout, essay=essay)
+        try:
+            if name in PROMPTS:
+                setting = replace(setting, held=_held(PROMPTS[name], asking.data_dir))
+            for depth in asking.depths:
+                if name in PROMPTS:
+                    PROMPTS[name].check(replace(setting, depth=depth))
+                else:
+                    open_task(name).resolved(Knobs(depth=depth))
+        except TaskError as error:
+            problems.append(str(error))
+        settings[name] = setting
+    if problems:
+        raise ConfigError([f"{PREFIX}{problem}" for problem in problems])
+    return settings
+
+
+def sentences(path: Path) -> tuple[str, ...]:
+    """The sentences of a text file, or of all text files of a folder.
+
+    Raises:
+        DataError: it cannot be read, or holds no text.
+    """
+    found: list[str] = []
+    for file in find((str(path),)):
+        try:
+            texts = [document.decode() for document in documents(file, "text")]
+        except NotText:
+            if file.named:
+                raise
+            continue
+        found += [s for text in texts for s in _SENTENCE_END.split(" ".join(text.split())) if s]
+    if not found:
+        raise DataError(f"--haystack {path}: holds no text; name a file or a folder of plain text")
+    return tuple(found)
+
+
+def _held(task: PromptTask, data_dir: Path | None) -> object:
+    if task.needs != "rows" or data_dir is None:
+        return ()
+    path = present(data_dir, f"{task.name}.jsonl")
+    if path is None:
+        raise TaskError(
+            f"{task.name}: no file {data_dir / task.name}.jsonl; expected JSON lines with {', '.join(task.fields)}"
+        )
+    try:
+        return task.read(rows_of(path, task.fields))
+    except (TypeError, KeyError, ValueError, AttributeError, IndexError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(
+            f"{path}: its {', '.join(task.fields)} are not as docs/eval.md has them ({type(error).__name__}: {error})"
+        ) from None

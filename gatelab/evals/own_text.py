@@ -1,0 +1,242 @@
+"""Prompts of tasks put to a language model: what it writes greedily, and which option it finds likeliest; rows and items.
+
+Notable: an item is made to fit the asked length in the model's own tokens, the answer's among them, and nothing is ever cut. One
+that does not fit, or whose answer the tokenizer joins to what stands before it, is refused and counted.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from math import isfinite, nan
+from statistics import fmean
+
+from ..models.generate import Sampling
+from ..record import Item, Row
+from ..tasks import TaskError
+from ..tasks.metrics import Verdict, choice
+from ..tasks.prompt import ROOM, Prompt, PromptTask, Setting, fitted_prompt
+from .harness.passes import Passes
+from .harness.scoring import Scored, score
+from .harness.stops import Stops
+from .harness.tokens import Tokens
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass
+class Said:
+    """What became of one item. `problem`: why it was not asked; nothing else is known of it then.
+
+    written: by answer. value: the task's score, 0 where a logit was no number or the answer's place shared. choice, margin: of its
+    options, ln p(right) less that of the best other, in nats; not-a-number without options, or where one has no number.
+    """
+
+    index: int
+    prompt: Prompt | None = None
+    problem: str | None = None
+    n_tokens: int = 0
+    written: list[str] = field(default_factory=list)
+    value: float = 0.0
+    choice: Verdict | None = None
+    margin: float = nan
+    is_tied: bool = False
+    is_nan: bool = False
+
+
+def ask_prompts(
+    passes: Passes,
+    tokens: Tokens,
+    task: PromptTask,
+    setting: Setting,
+    n_items: int,
+    *,
+    batch_size: int,
+    new_tokens: int | None = None,
+    progress: Progress = lambda what, n, total: None,
+) -> list[Said]:
+    """Items 0 … n_items − 1.
+
+    Args:
+        batch_size: rows a pass.
+        new_tokens: that an answer may have, in the place of the task's own number; not of answers that are compared as a whole.
+
+    Raises:
+        TaskError: a setting that no item can have.
+        ValueError: a length beyond the model's positions.
+    """
+    task.check(setting)
+    if passes.max_tokens is not None and setting.length > passes.max_tokens:
+        raise ValueError(
+            f"{task.name}: --lengths {setting.length}, and this model has positions for {passes.max_tokens} tokens; ask "
+            "for at most as many"
+        )
+    made = []
+    for index in range(n_items):
+        made.append(_made(tokens, task, setting, index, new_tokens))
+        progress(f"making {task.name}", len(made), n_items)
+    asked = [said for said in made if said.prompt is not None]
+    if asked:
+        _write(passes, tokens, task, asked, batch_size, progress)
+        _choose(passes, tokens, [s for s in asked if s.prompt.options], batch_size, progress)
+    for said in asked:
+        sure = not said.is_nan and not said.is_tied
+        said.value = task.judge(said.prompt, tuple(said.written)) if sure else 0.0
+    return made
+
+
+def _made(tokens: Tokens, task: PromptTask, setting: Setting, index: int, new_tokens: int | None) -> Said:
+    def encode(text: str) -> list[int]:
+        return tokens.encode([text])[0]
+
+    def budgeted(setting: Setting, index: int, size: int) -> Prompt:
+        prompt = task.make(setting, index, size)
+        return prompt if prompt.n_new is None or new_tokens is None else replace(prompt, n_new=new_tokens)
+
+    try:
+        prompt = fitted_prompt(replace(task, make=budgeted), setting, index, lambda text: len(encode(text)))
+    except TaskError as error:
+        return Said(index, problem=str(error))
+    ids = encode(prompt.whole)
+    for number, answer in enumerate(prompt.answers):
+        before = prompt.read(number)
+        start = encode(before)
+        if encode(before + answer)[: len(start)] != start:
+            return Said(index, problem=f"{task.name} {index}: the tokenizer joins {answer!r} to what stands before it")
+    return Said(index, prompt, n_tokens=len(ids))
+
+
+def _write(
+    passes: Passes, tokens: Tokens, task: PromptTask, asked: list[Said], batch_size: int, progress: Progress
+) -> None:
+    """What the model writes in the place of each answer, the right ones standing before it."""
+    jobs = []
+    for said in asked:
+        said.written = [""] * len(said.prompt.answers)
+        for number, answer in enumerate(said.prompt.answers):
+            before = said.prompt.read(number)
+            ids, with_answer = tokens.encode([before, before + answer])
+            n_new = said.prompt.n_new or len(with_answer) - len(ids) + ROOM
+            jobs.append((n_new, ids, said, number))
+    stops = Stops(tokens, passes, task.stops)
+    n_done = 0
+    for n_new, batch in _batches(jobs, batch_size, passes.pads):
+        found = passes.write(
+            [ids for _, ids, _, _ in batch], n_new, Sampling(temperature=0.0), stops.ids, stops.is_done
+        )
+        for (_, _, said, number), text in zip(batch, found, strict=True):
+            said.written[number] = stops.text(text.ids) if text.is_finite else ""
+            said.is_nan |= not text.is_finite
+        n_done += len(batch)
+        progress(f"writing {task.name}", n_done, len(jobs))
+
+
+Job = tuple[int, list[int], Said, int]  # tokens to write, a prompt, and whose answer of which number it is
+
+
+def _batches(jobs: Sequence[Job], batch_size: int, pads: bool) -> Iterator[tuple[int, list[Job]]]:
+    """Jobs that share a pass, the longest first: of one number of new tokens, and of one length where the model takes no
+    padding."""
+    batch: list[Job] = []
+    for job in sorted(jobs, key=lambda job: (job[0], len(job[1])), reverse=True):
+        is_other = batch and (job[0] != batch[0][0] or (not pads and len(job[1]) != len(batch[0][1])))
+        if batch and (is_other or len(batch) == batch_size):
+            yield batch[0][0], batch
+            batch = []
+        batch.append(job)
+    if batch:
+        yield batch[0][0], batch
+
+
+def _choose(passes: Passes, tokens: Tokens, asked: list[Said], batch_size: int, progress: Progress) -> None:
+    """The log-probability of each option, each of its answers after its own before."""
+    pairs, owners = [], []
+    for said in asked:
+        for n_option, option in enumerate(said.prompt.options):
+            for number, answer in enumerate(option):
+                pairs.append((said.prompt.read(number, option), answer))
+                owners.append((said, n_option))
+    found = tokens.pairs(pairs)
+    n_done = 0
+
+    def done(n: int) -> None:
+        nonlocal n_done
+        n_done += n
+        progress("scoring options", n_done, len(pairs))
+
+    scored = score(passes, [(p.context, p.continuation) for p in found], batch_size=batch_size, done=done)
+    parts: dict[tuple[int, int], list[Scored]] = {}
+    for (said, n_option), one in zip(owners, scored, strict=True):
+        parts.setdefault((id(said), n_option), []).append(one)
+    for said in asked:
+        mine = [parts[id(said), n] for n in range(len(said.prompt.options))]
+        log_p = [sum(one.log_p for one in option) for option in mine]
+        said.choice = choice(log_p, 0)
+        right, others = log_p[0], log_p[1:]
+        said.margin = right - max(others) if all(map(isfinite, log_p)) else nan
+        # What is written takes the first of tied tokens, which is not to have known the right one.
+        said.is_tied = any(one.is_tied for one in mine[0])
+
+
+def rows_of_said(said: Sequence[Said], task: PromptTask, setting: Setting, *, run: str) -> list[Row]:
+    """What docs/metrics.md says of source `tasks`, of what was written; of items that were refused only how many there are."""
+    asked = [s for s in said if s.prompt is not None]
+
+    def row(metric: str, values: Sequence[float], unit: str = "share") -> Row:
+        return Row(
+            run, 0, "tasks", metric, fmean(values), unit, task=task.name, length=setting.length, depth=setting.depth
+        )
+
+    rows = [
+        row("items", [float(len(asked))], "items"),
+        row("items_refused", [float(len(said) - len(asked))], "items"),
+    ]
+    if not asked:
+        return rows
+    rows += [
+        row(task.metric, [s.value for s in asked]),
+        row("answer_chance", [s.prompt.chance for s in asked]),
+        row("answer_nan", [s.is_nan for s in asked]),
+    ]
+    floors = [s.prompt.floor for s in asked if s.prompt.floor is not None]
+    if floors:
+        rows.append(row("answer_floor", floors))
+    chosen = [s for s in asked if s.choice is not None]
+    if not chosen:
+        return rows
+    rows += [
+        row("answer_ties", [s.is_tied for s in chosen]),
+        row("choice", [s.choice.credit for s in chosen]),
+        row("choice_chance", [1 / len(s.prompt.options) for s in chosen]),
+        row("choice_ties", [s.choice.is_tied for s in chosen]),
+        row("choice_nan", [s.choice.is_nan for s in chosen]),
+    ]
+    margins = [s.margin for s in chosen if isfinite(s.margin)]
+    return [*rows, row("choice_margin", margins, "nats")] if margins else rows
+
+
+def items_of_said(said: Sequence[Said], task: PromptTask, setting: Setting, *, run: str) -> list[Item]:
+    """One record an item, the refused ones with their reason; its score is that of the task."""
+    return [_item(s, task, setting, run) for s in said]
+
+
+def _item(said: Said, task: PromptTask, setting: Setting, run: str) -> Item:
+    if said.prompt is None:
+        factors = {"length": setting.length, "refused": said.problem}
+        return Item(run, 0, task.name, said.index, None, nan, "", "", factors)
+    prompt = said.prompt
+    factors = {
+        "length": setting.length,
+        "tokens": said.n_tokens,
+        "depth": prompt.depth,
+        "asked_depth": setting.depth,
+        "layout": setting.layout,
+        "floor": prompt.floor,
+        "choice": None if said.choice is None else said.choice.is_right,
+        "margin": said.margin if isfinite(said.margin) else None,
+        "tied": said.is_tied,
+        "nan": said.is_nan,
+        "evidence": [list(span) for span in prompt.evidence],
+        "n_distractors": len(prompt.distractors),
+        **prompt.factors,
+    }
+    answer = " | ".join(prompt.references or (a.strip() for a in prompt.answers))
+    return Item(run, 0, task.name, said.index, said.value == 1, said.value, answer, " | ".join(said.written), factors)

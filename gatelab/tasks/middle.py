@@ -1,0 +1,188 @@
+"""Lost in the Middle (arXiv 2307.03172): a value among keys of one JSON object, and an answer among documents.
+
+Notable: where the gold one stands is the knob `depth`. Words of the prompts, scores and 100 tokens for an answer are the
+paper's. Its own documents were retrieved; `qa_random` takes those of other questions, its variant, from a file of gold ones.
+"""
+
+import re
+import string
+import uuid
+from dataclasses import dataclass
+from typing import Any
+
+from .draws import Draws, key_of
+from .options import N_OPTIONS
+from .prompt import Prompt, PromptTask, Script, Setting
+from .task import TaskError
+
+_N_NEW = 100
+_AT_ONCE = 64  # pairs in a draw: more pairs change none before them
+_FIELDS = ("question", "answers", "ctxs")
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A question, its answers, the document that holds one (and it normalised), and others in their order; a document is a title
+    and a text."""
+
+    text: str
+    answers: tuple[str, ...]
+    gold: tuple[str, str]
+    plain: str
+    others: tuple[tuple[str, str], ...]
+
+
+def normalised(text: str) -> str:
+    """Lower case, without punctuation, articles and more than one blank, as SQuAD's evaluation has it."""
+    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_NO_PUNCTUATION)).split())
+
+
+def best_subspan(prompt: Prompt, written: tuple[str, ...]) -> float:
+    """1 where a normalised answer stands in the first line that was written, normalised."""
+    said = normalised(written[0].partition("\n")[0])
+    return float(any(normalised(reference) in said for reference in prompt.references))
+
+
+def value_found(prompt: Prompt, written: tuple[str, ...]) -> float:
+    """1 where the value stands anywhere in what was written, blind to case."""
+    return float(prompt.references[0].lower() in written[0].lower())
+
+
+def _pairs(seed: int, index: int, n: int) -> list[tuple[str, str]]:
+    """(key, value) of the gold pair and of n − 1 others; the first ones are the same for any n."""
+    draws = Draws(key_of("middle/kv", seed), index)
+    out: list[tuple[str, str]] = []
+    while len(out) < n:
+        words = draws.words(8 * _AT_ONCE)
+        wide = [sum(w << 32 * j for j, w in enumerate(words[i : i + 4])) for i in range(0, len(words), 4)]
+        ids = [str(uuid.UUID(int=number, version=4)) for number in wide]
+        out += zip(ids[::2], ids[1::2], strict=True)
+    return out[:n]
+
+
+def _place(setting: Setting, name: str, index: int, n: int) -> int:
+    """Which of n the gold one is."""
+    if setting.depth is not None:
+        return int(setting.depth * (n - 1) + 0.5)
+    return Draws(key_of(f"{name}/place", setting.seed), index).below(n)
+
+
+def _kv(setting: Setting, index: int, size: int) -> Prompt:
+    (key, value), *others = _pairs(setting.seed, index, size)
+    at = _place(setting, "middle/kv", index, size)
+    records = [("distractor", k, v) for k, v in others]
+    records.insert(at, ("evidence", key, value))
+    script = Script()
+    script.say("Extract the value corresponding to the specified key in the JSON object below.\n\nJSON data:\n{")
+    script.say_all([(role, f'"{k}": "{v}"') for role, k, v in records], ",\n ")
+    script.say(f'}}\n\nKey: "{key}"\nCorresponding value:')
+    wrong = [v for _, v in _pairs(setting.seed, index, max(size, N_OPTIONS))[1:N_OPTIONS]]
+    return Prompt(
+        task="middle/kv",
+        index=index,
+        parts=(script.text,),
+        answers=(f' "{value}"',),
+        options=tuple((f' "{v}"',) for v in (value, *wrong)),
+        references=(value,),
+        n_new=_N_NEW,
+        evidence=tuple(script.spans["evidence"]),
+        distractors=tuple(script.spans["distractor"]),
+        depth=at / (size - 1),
+        chance=2.0**-122,
+        floor=1 / size,
+        factors={"n_pairs": size},
+    )
+
+
+def _documents(name: str, setting: Setting, index: int, size: int) -> Prompt:
+    asked: Question = setting.held[index]
+    at = _place(setting, name, index, size)
+    given = list(asked.others[: size - 1] if name == "middle/qa" else _strangers(setting, index)[: size - 1])
+    given.insert(at, asked.gold)
+    script = Script()
+    script.say(
+        "Write a high-quality answer for the given question using only the provided search results (some of which might be "
+        "irrelevant).\n\n"
+    )
+    script.say_all(
+        (
+            ("evidence" if i == at else "distractor", f"Document [{i + 1}](Title: {title}) {text}")
+            for i, (title, text) in enumerate(given)
+        ),
+        "\n",
+    )
+    script.say(f"\n\nQuestion: {asked.text}\nAnswer:")
+    return Prompt(
+        task=name,
+        index=index,
+        parts=(script.text,),
+        answers=(f" {asked.answers[0]}",),
+        options=(),
+        references=asked.answers,
+        n_new=_N_NEW,
+        evidence=tuple(script.spans["evidence"]),
+        distractors=tuple(script.spans["distractor"]),
+        depth=at / (size - 1),
+        chance=0.0,
+        floor=None,
+        factors={"n_documents": size},
+    )
+
+
+def _strangers(setting: Setting, index: int) -> list[tuple[str, str]]:
+    """Gold documents of other questions in a drawn order, those left out that hold an answer of this one."""
+    asked: Question = setting.held[index]
+    answers = [normalised(a) for a in asked.answers]
+    order = Draws(key_of("middle/qa_random", setting.seed), index).order(len(setting.held))
+    others = [setting.held[i] for i in order if i != index]
+    return list(dict.fromkeys(q.gold for q in others if not any(a in q.plain for a in answers)))
+
+
+def _read(rows: list[dict[str, Any]]) -> tuple[Question, ...]:
+    """Raises TaskError: a row without a gold document."""
+    questions = []
+    for number, row in enumerate(rows, 1):
+        gold = next((c for c in row["ctxs"] if c.get("isgold")), None)
+        if gold is None:
+            raise TaskError(
+                f"row {number}: none of its ctxs has isgold, so no document is known to answer; expected one"
+            )
+        others = tuple((c["title"], c["text"]) for c in row["ctxs"] if not c.get("isgold"))
+        best = gold["title"], gold["text"]
+        questions.append(Question(row["question"], tuple(row["answers"]), best, normalised(" ".join(best)), others))
+    return tuple(questions)
+
+
+def _sizes(name: str, setting: Setting, index: int) -> tuple[int, int]:
+    if index >= len(setting.held):
+        raise TaskError(f"{name} {index}: the file has {len(setting.held)} questions; take a lower --limit")
+    n = 1 + len(setting.held[index].others if name == "middle/qa" else _strangers(setting, index))
+    if n < 2:
+        raise TaskError(
+            f"{name} {index}: has its gold document alone; give 10, 20 or 30 a question, or ask middle/qa_random"
+        )
+    return 2, n
+
+
+def _of_documents(name: str, what: str) -> PromptTask:
+    return PromptTask(
+        name, what, "Lost in the Middle, multi-document QA (arXiv 2307.03172)",
+        lambda setting, index, size: _documents(name, setting, index, size),
+        lambda setting, index: _sizes(name, setting, index),
+        best_subspan, "best_subspan_em", stops=("\n",), needs="rows", fields=_FIELDS, read=_read,
+    )  # fmt: skip
+
+
+MIDDLE: dict[str, PromptTask] = {
+    made.name: made
+    for made in (
+        PromptTask(
+            "middle/kv", "finds a UUID by its key among pairs", "Lost in the Middle, key-value retrieval (arXiv 2307.03172)",
+            _kv, lambda setting, index: (2, max(2, setting.length)), value_found, "best_subspan_em",
+        ),
+        _of_documents("middle/qa", "answers from one document among retrieved ones"),
+        _of_documents("middle/qa_random", "answers from one document among those of other questions"),
+    )
+}  # fmt: skip

@@ -1,0 +1,119 @@
+"""What a GPU holds where it holds most: at the end of the forward pass, or while it updates.
+
+Notable: states are exact, and so are gathered weights; activations are `train.cost`'s estimate of eager torch, less what
+compiled code does not keep: float32 copies of what gates multiply, which are computed again, the output before a gate that is
+recovered from the one after it (`flash-lean`), and the experts' outputs in float32. Left out: the allocator's waste, workspaces,
+NCCL's buffers and the driver's share.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from ...config.gate import SITES, GateSpec
+from ...config.gate_axes import resolve_share
+from ...config.model import ModelConfig
+from ...config.objective import Objective
+from ...config.run import default_objective
+from ..cost import training_bytes
+from .mesh import Mesh, numel, of_rank, parts
+
+# Bytes of logits that are there at a time (`gatelab.ops.linear_cross_entropy`).
+LOGITS = 512 * 2**20
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one GPU at its peak: float32 `weights`, AdamW's two `moments` and `gradients`; `gathered` weights in bfloat16 and
+    a block's gradient before it is divided; `activations`; and the head's logits, gradients and hidden states, `loss`."""
+
+    weights: int
+    moments: int
+    gradients: int
+    gathered: int
+    activations: int
+    loss: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.moments + self.gradients + self.gathered + self.activations + self.loss
+
+
+def memory(
+    model: ModelConfig, mesh: Mesh, context: int, micro_batch: int, n_parts: int, *,
+    recompute: bool = False, objective: Objective | None = None,
+) -> Memory:  # fmt: skip
+    """Of a step of `n_parts` micro-batches of `micro_batch` sequences each, of a resolved model."""
+    n = states(model, mesh)
+    kept, recomputed = activations(of_rank(model, mesh.tp), context, objective)
+    held = 4 * n if n_parts > 1 or mesh.sharing > 1 else 0
+    forward = Memory(
+        weights=4 * n,
+        moments=8 * n,
+        gradients=held,
+        gathered=_gathered(model, mesh),
+        activations=micro_batch * (recomputed if recompute else kept),
+        loss=_loss(of_rank(model, mesh.tp), micro_batch * lengths(model, context, objective)[-1]),
+    )
+    # Undivided gradients are copied side by side, for one update and one exchange of all.
+    update = Memory(4 * n, 8 * n, 4 * n * (2 if mesh.sharing == 1 else 1), 0, 0, 0)
+    return max(forward, update, key=lambda m: m.total)
+
+
+@lru_cache(maxsize=256)
+def states(model: ModelConfig, mesh: Mesh) -> int:
+    """Weights that a GPU keeps."""
+    return sum(numel(p.kept) for p in parts(model, mesh))
+
+
+def lengths(model: ModelConfig, context: int, objective: Objective | None) -> tuple[int, ...]:
+    """Tokens of a sequence that each of the model's stacks reads, without registers."""
+    found = (objective or default_objective(model)).lengths(context)
+    return tuple(n for n in found if n is not None)
+
+
+@lru_cache(maxsize=256)
+def activations(model: ModelConfig, context: int, objective: Objective | None) -> tuple[int, int]:
+    """Bytes that compiled blocks keep of one sequence: as they are, and where each is computed again."""
+    plain = model.model_copy(update={"gate": (), "cross_gate": None, "encoder_gate": None})
+    bare = training_bytes(plain, 1, context, objective=objective)
+    more, largest = 0, 0
+    read = lengths(model, context, objective)
+    for stack, n in zip(model.architecture.stacks, read, strict=True):
+        gates = [(g, n) for g in model.gates(stack)]
+        if stack.has_cross:
+            gates += [(g, n if SITES[g.site].side == "query" else read[0]) for g in model.gates(stack, is_cross=True)]
+        block = sum((length + model.registers) * _gate_bytes(model, g) for g, length in gates)
+        if model.moe is not None:
+            block -= (n + model.registers) * 2 * model.moe.top_k * model.d_model
+        more, largest = more + model.depth(stack) * block, max(largest, block, key=abs)
+    return bare.activations + more, bare.recomputed + largest
+
+
+def _gate_bytes(c: ModelConfig, spec: GateSpec) -> int:
+    """Of one token: its logits, and what it gates once more where that is not recovered from what comes out."""
+    site, s = SITES[spec.site], spec.shape(c.d_model, c.n_heads, c.n_kv_heads, c.head_dim)
+    is_recovered = (spec.site, spec.form, spec.activation) == ("sdpa", "mul", "sigmoid") and c.softmax.is_softmax
+    gated = 0 if is_recovered else s.heads * {"K": c.head_dim, "D": c.d_model}[site.width]
+    inner = spec.mlp if spec.rank is None else spec.rank
+    hidden = 0 if inner is None else resolve_share(inner, s.d_in)
+    return 2 * (gated + hidden + (s.heads * s.width if spec.source != "static" else 0))
+
+
+def _gathered(model: ModelConfig, mesh: Mesh) -> int:
+    """bfloat16 weights of a rank: all of them where none are divided; else two blocks', all that is no block's, and a block's
+    gradient in bfloat16 and float32."""
+    units: dict[str, int] = {}
+    for p in parts(model, mesh):
+        # Rows of tables are looked up in float32.
+        is_table = p.name.endswith(("embedding.weight", "registers_RD", "table.weight"))
+        if mesh.sharing > 1 or not is_table or (p.name == "embedding.weight" and model.tied_embeddings):
+            units[p.unit] = units.get(p.unit, 0) + numel(p.local)
+    if mesh.sharing == 1:
+        return 2 * sum(units.values())
+    largest = max(n for name, n in units.items() if name)
+    return 2 * (units.get("", 0) + 2 * largest) + 6 * largest
+
+
+def _loss(model: ModelConfig, tokens: int) -> int:
+    head = model.vocab_size * model.d_model
+    return min(LOGITS, 2 * tokens * model.vocab_size) + 4 * head + 2 * tokens * model.d_model

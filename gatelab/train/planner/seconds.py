@@ -1,0 +1,97 @@
+"""How long a step takes: products, attention and passes over memory at a device's rates, and what communication does not hide.
+
+Notable: three constants, set by three measured steps (`devices`); attention's rates are its own measurements. Computing a block
+again costs another forward pass, taken as a third of its work.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from ...config.model import ModelConfig
+from ...config.objective import Objective
+from ..cost import attention_flops_per_token, model_flops_per_token
+from .devices import EXPERTS, MOVED, PRODUCTS, Device, attention_seconds
+from .memory import LOGITS, activations, lengths, states
+from .mesh import Mesh, of_rank
+from .traffic import Transfer, counts_first
+
+# Bytes of a weight that an update moves: its gradient joined to the others (8) and its norm taken (4); weights, gradient and
+# moments read, weights and moments written (28); the weight cast to bfloat16 (6).
+_UPDATE = 46
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """Of a step on one GPU. `products` are those of layers and head, `experts` the grouped ones, `passes` the blocks' reading and
+    writing, `loss` the cross-entropy's, `update` AdamW's. `exposed`: communication that nothing hides; `hidden` the rest of it."""
+
+    products: float
+    experts: float
+    attention: float
+    passes: float
+    loss: float
+    update: float
+    exposed: float
+    hidden: float
+
+    @property
+    def computing(self) -> float:
+        return self.products + self.experts + self.attention + self.passes + self.loss + self.update
+
+    @property
+    def total(self) -> float:
+        return self.computing + self.exposed
+
+    @property
+    def one_by_one(self) -> float:
+        """Were nothing hidden."""
+        return self.total + self.hidden
+
+
+def seconds(
+    model: ModelConfig, mesh: Mesh, device: Device, context: int, sequences: int, n_parts: int, *,
+    transfers: tuple[Transfer, ...], recompute: bool = False, objective: Objective | None = None,
+) -> Seconds:  # fmt: skip
+    """Of a step of `sequences` a group in `n_parts` micro-batches, of a resolved model."""
+    rank, n = of_rank(model, mesh.tp), states(model, mesh)
+    tokens, spoken = sequences * context, sequences * lengths(model, context, objective)[-1]
+    attention, experts, others = _flops(rank, context, objective)
+    head = 6 * rank.vocab_size * rank.d_model * spoken
+    again = 1 + (recompute + counts_first(model, n_parts)) / 3
+    forward, backward = attention_seconds(
+        attention * tokens, device, head_dim=model.head_dim, length=min(context, model.window or context)
+    )
+    moved = activations(rank, context, objective)[0] * sequences
+    logits = 2 * spoken * rank.vocab_size
+    chunks = max(n_parts, -(-logits // LOGITS))
+    products = (again * (others * tokens - head) + head) / (PRODUCTS * device.product)
+    grouped = again * experts * tokens / (EXPERTS * device.product)
+    passes = again * MOVED * moved / device.copy
+    blocks = products + grouped + passes + (attended := backward + forward * (3 * again - 2))
+    hideable = sum(t.seconds(device) for t in transfers if t.hides)
+    open_ = sum(t.seconds(device) for t in transfers if not t.hides)
+    # The first gather and the last scatter have nothing beside them.
+    n_blocks = sum(model.depth(stack) for stack in model.architecture.stacks)
+    left = max(hideable - blocks, hideable / (n_blocks + 1))
+    return Seconds(
+        products=products,
+        experts=grouped,
+        attention=attended,
+        passes=passes,
+        # Logits written by their product, read and turned by the loss; the weight's gradient read and written a chunk.
+        loss=(3 * logits + chunks * 8 * rank.vocab_size * rank.d_model) / device.copy,
+        update=n * (_UPDATE + 12 * (n_parts - 1) * (mesh.sharing == 1)) / device.copy,
+        exposed=open_ + left,
+        hidden=hideable - left,
+    )
+
+
+@lru_cache(maxsize=256)
+def _flops(model: ModelConfig, context: int, objective: Objective | None) -> tuple[float, float, float]:
+    """Training operations a source token: attention's, the experts', and all others."""
+    whole = model_flops_per_token(model, context, objective)
+    attention, experts = attention_flops_per_token(model, context, objective), 0.0
+    if model.moe is not None:
+        idle = model.model_copy(update={"moe": model.moe.model_copy(update={"top_k": 0})})
+        experts = whole - model_flops_per_token(idle, context, objective)
+    return attention, experts, whole - attention - experts

@@ -1,0 +1,67 @@
+"""Essays and rows of sentences of our own, and answers that are read out of nothing but an item's evidence."""
+
+import re
+from collections import Counter
+
+from gatelab.tasks.middle import MIDDLE
+from gatelab.tasks.prompt import Prompt, PromptTask, Setting
+from gatelab.tasks.ruler import RULER
+
+ESSAY = tuple(f"In the year {1000 + i} a gate was closed, and nobody wrote down why." for i in range(900))
+FILLING = " and so it stayed for a while" * 4
+ROWS = {
+    "ruler/qa_1": [
+        {
+            "title": f"Town {i // 4}", "question": f"Who closed gate {i}?",
+            "answers": {"text": [f"Keeper{i}x", f"Keeper{i}x himself"]},
+            "context": f"Gate {i} was closed by Keeper{i}x in town {i // 4}{FILLING}.",
+        }
+        for i in range(60)
+    ],
+    "ruler/qa_2": [
+        {
+            "question": f"Where does the owner of gate {i} live?", "answer": f"Village{i}x",
+            "context": [
+                [f"Page {i} {j}", [f"It names Village{i}x." if j == 7 else "It names nobody.", FILLING]] for j in range(10)
+            ],
+            "supporting_facts": [[f"Page {i} 3", 0], [f"Page {i} 7", 0]],
+        }
+        for i in range(12)
+    ],
+    "middle/qa": [
+        {
+            "question": f"who closed gate {i}", "answers": [f"The Keeper{i}x!"],
+            "ctxs": [
+                {"title": f"Gate {i} {j}", "text": f"{f'keeper{i}x' if j == 2 else 'nobody'} closed it{FILLING}", "isgold": j == 2}
+                for j in range(20)
+            ],
+        }
+        for i in range(40)
+    ],
+}  # fmt: skip
+ROWS["middle/qa_random"] = [{**row, "ctxs": [c for c in row["ctxs"] if c["isgold"]]} for row in ROWS["middle/qa"]]
+TASKS_OF_PROMPTS: dict[str, PromptTask] = {**RULER, **MIDDLE}
+
+
+def setting(name: str, length: int = 4096, **changes: object) -> Setting:
+    task = TASKS_OF_PROMPTS[name]
+    held = task.read(ROWS[name]) if task.needs == "rows" else ()
+    return Setting(**{"length": length, "essay": ESSAY, "held": held, **changes})
+
+
+def from_evidence(prompt: Prompt) -> str:
+    """The answer, out of the evidence's own characters."""
+    seen = [prompt.whole[start:end] for start, end in prompt.evidence]
+    match prompt.task.split("/")[1]:
+        case name if name.startswith("niah"):
+            return " ".join(re.fullmatch(r"One of the special magic \w+ for \S+ is: (\S+)\.", s)[1] for s in seen)
+        case "vt":
+            return " ".join(re.match(r"VAR ([A-Z]{5}) = ", s)[1] for s in seen)
+        case "cwe" | "fwe" as name:
+            return " ".join(word for word, _ in Counter(seen).most_common(10 if name == "cwe" else 3))
+        case "kv":
+            return re.fullmatch(r'"\S+": "(\S+)"', seen[0])[1]
+        case _:
+            return next(
+                word for s in seen for word in re.findall(r"\w+", s) if re.fullmatch(r"(?i)(keeper|village)\d+x", word)
+            )

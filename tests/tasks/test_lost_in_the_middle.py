@@ -1,0 +1,72 @@
+"""Lost in the Middle: the paper's prompts and scores, the gold one's place as a knob, and documents of other questions."""
+
+import json
+import re
+
+import pytest
+from tasks.prompt_cases import ROWS, setting
+
+from gatelab.tasks import TaskError
+from gatelab.tasks.middle import MIDDLE, best_subspan, normalised, value_found
+from gatelab.tasks.prompt import Setting
+
+
+def test_pairs_are_one_json_object_of_different_keys_and_values():
+    prompt = MIDDLE["middle/kv"].make(Setting(), 3, 75)
+    held = json.loads(re.search(r"\{.*\}", prompt.read(), flags=re.DOTALL)[0])
+    assert len(held) == len(set(held.values())) == 75
+    key = re.search(r'\n\nKey: "(\S+)"\nCorresponding value:$', prompt.read())[1]
+    assert held[key] == prompt.references[0] and prompt.n_new == 100 and prompt.floor == 1 / 75
+    assert {o.strip(' "') for (o,) in prompt.options} <= set(held.values())
+
+
+@pytest.mark.parametrize("name", MIDDLE)
+def test_the_gold_one_stands_where_it_is_asked_to(name: str):
+    for depth, place in ((0.0, 0), (0.5, 5), (1.0, 9)):
+        prompt = MIDDLE[name].make(setting(name, depth=depth), 2, 10)
+        before = [a for a, _ in prompt.distractors if a < prompt.evidence[0][0]]
+        assert len(before) == place and prompt.depth == place / 9
+
+
+def test_documents_are_numbered_and_keep_their_order_around_the_gold_one():
+    prompt = MIDDLE["middle/qa"].make(setting("middle/qa", depth=1.0), 4, 6)
+    titles = re.findall(r"^Document \[(\d+)\]\(Title: (.*?)\)", prompt.read(), flags=re.MULTILINE)
+    assert titles == [(str(i + 1), f"Gate 4 {j}") for i, j in enumerate([0, 1, 3, 4, 5, 2])]
+    assert prompt.read().endswith("\n\nQuestion: who closed gate 4\nAnswer:")
+
+
+def test_documents_of_other_questions_hold_no_answer():
+    held = MIDDLE["middle/qa_random"].read([*ROWS["middle/qa_random"], {
+        "question": "another", "answers": ["nobody else"],
+        "ctxs": [{"title": "Other", "text": "It says the KEEPER7X, too.", "isgold": True}],
+    }])  # fmt: skip
+    task = MIDDLE["middle/qa_random"]
+    least, most = task.sizes(Setting(held=held), 7)
+    prompt = task.make(Setting(held=held), 7, most)
+    # Forty others but the one that says the answer.
+    assert (least, most) == (2, 40) and "Title: Other" not in prompt.read()
+    assert "Title: Other" in task.make(Setting(held=held), 8, 41).read()
+
+
+def test_scores_are_those_of_the_paper():
+    prompt = MIDDLE["middle/qa"].make(setting("middle/qa"), 4, 6)
+    assert prompt.references == ("The Keeper4x!",)
+    for text, score in (
+        (" I think a keeper4x, did", 1), ("keeper 4x", 0), ("nobody\nkeeper4x", 0), ("\nkeeper4x", 0), ("KEEPER4X.\nand", 1),
+    ):  # fmt: skip
+        assert best_subspan(prompt, (text,)) == score
+    assert normalised("The  quick, brown; AN fox: a!") == "quick brown fox"
+    kv = MIDDLE["middle/kv"].make(Setting(), 0, 5)
+    assert value_found(kv, (f"\n\n{kv.references[0].upper()} and more",)) == 1 and value_found(kv, ("{",)) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "says"),
+    [
+        ("middle/qa", [{**ROWS["middle/qa"][0], "ctxs": []}], "row 1: none of its ctxs has isgold"),
+        ("middle/qa", ROWS["middle/qa_random"], "has its gold document alone; give 10, 20 or 30 a question"),
+    ],
+)
+def test_files_that_cannot_be_asked_are_refused(name: str, rows: list[dict], says: str):
+    with pytest.raises(TaskError, match=says):
+        MIDDLE[name].sizes(Setting(held=MIDDLE[name].read(rows)), 0)

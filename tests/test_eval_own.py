@@ -1,0 +1,232 @@
+"""`gatelab eval` on our own tasks: checkpoints and runs in words, a run on tasks in ids; what is refused."""
+
+import json
+from collections.abc import Iterator
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("transformers")
+
+from checkpoints import save_model, save_tokenizer
+from tasks.prompt_cases import ROWS
+
+from gatelab import lab
+from gatelab.cli import _status
+from gatelab.config import AskConfig, ModelConfig, ProbeConfig, Run, Tasks, Text, TrainConfig
+from gatelab.models.interop import import_model
+from gatelab.study.study import Arm, Study
+
+ASKED = "gatelab/needle,gatelab/ruler/niah_single_1"
+
+
+def gatelab(*words: object) -> tuple[int, str, str]:
+    out, err = StringIO(), StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        status = _status([str(word) for word in words])
+    return status, out.getvalue(), err.getvalue()
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    place = tmp_path_factory.mktemp("own")
+    (place / "model").mkdir()
+    save_tokenizer(place / "model")
+    save_model(place / "model", "LlamaForCausalLM", max_position_embeddings=1024)
+    import_model(place / "model", place / "ours")
+    for name, rows in ROWS.items():
+        path = place / "files" / f"{name}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    (place / "essays").mkdir()
+    for i in range(2):
+        (place / "essays" / f"{i}.txt").write_text(" ".join(f"Gate {i} {j} was closed. Why?" for j in range(60)))
+    (place / "essays" / "picture.png").write_bytes(b"\0\1\2")
+    yield place
+
+
+def trained(place: Path, name: str, data: Tasks | Text) -> Path:
+    base = Run(
+        model=ModelConfig(d_model=16, n_layers=2, n_heads=2, gate="sdpa-headwise", max_seq_len=1024),
+        data=data,
+        train=TrainConfig(tokens=64 * 4, batch_size=2, seq_len=64),
+        probe=ProbeConfig(times=1, sequences=1, eval_sequences=1),
+        ask=AskConfig(items=0),
+    )
+    study = Study(name="one", question="?", cells={"": base}, arms=(Arm("gated", {}),), seeds=(0,), match=None)
+    folder, _ = lab.run(study, place / name)
+    ((_, found),) = folder.planned()
+    return found.path
+
+
+@pytest.fixture(scope="module")
+def runs(place: Path) -> dict[str, Path]:
+    """Finished runs, on the bytes of a text and on the ids of tasks."""
+    (place / "text.txt").write_text("a gate may close and a sink may stay. " * 60)
+    text = Text(paths=(str(place / "text.txt"),), val_share=0.3, tokenizer="byte")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GATELAB_CACHE", str(place / "cache"))
+        return {
+            "text": trained(place, "on-text", text),
+            "ids": trained(place, "on-ids", Tasks(names=("bracket", "needle"), hardness=2)),
+        }
+
+
+def test_ours_and_theirs_score_alike(place: Path):
+    found = {}
+    for name in ("model", "ours"):
+        status, out, err = gatelab("eval", place / name, "--tasks", ASKED, "--lengths", "900", "--limit", 2, "--json")
+        assert status == 0, err
+        rows = [json.loads(line) for line in out.splitlines()]
+        found[name] = {(r["task"], r["metric"]): r["value"] for r in rows}
+        assert {(r["source"], r["length"]) for r in rows} == {("tasks", 900)}
+    assert found["model"] == pytest.approx(found["ours"], rel=1e-3)
+    of = found["ours"]
+    assert of["needle", "items"] == of["ruler/niah_single_1", "items"] == 2 and of["needle", "choice_chance"] == 1 / 8
+    assert of["needle", "answer_floor"] == of["ruler/niah_single_1", "answer_floor"] == 1
+
+
+def test_a_run_on_text_is_asked_in_its_bytes_and_chance_and_copying_stand_beside_a_score(runs: dict[str, Path]):
+    words = (
+        "eval",
+        runs["text"],
+        "--tasks",
+        "gatelab/multikey,gatelab/middle/kv",
+        "--lengths",
+        "700,1000",
+        "--limit",
+        2,
+    )
+    status, out, err = gatelab(*words, "--depths", "0,1")
+    assert status == 0, err
+    shown = [line.split() for line in out.splitlines() if line.startswith("gatelab/")]
+    assert [line[:4] for line in shown if line[1] != "choice"] == [
+        [f"gatelab/{task}", metric, length, depth]
+        for task, metric in (("multikey", "exact_match"), ("middle/kv", "best_subspan_em"))
+        for length in ("700", "1,000")
+        for depth in ("0", "1")
+    ]
+    assert all(word in out for word in ("chance", "copying", "refused", "tied", "not finite", "'<|bos|>'"))
+
+
+def test_a_run_on_tasks_is_asked_in_their_ids_at_multiples_of_its_length(runs: dict[str, Path], tmp_path: Path):
+    words = ("eval", runs["ids"], "--tasks", "gatelab/bracket,gatelab/track", "--limit", 3, "--out", tmp_path / "out")
+    status, out, err = gatelab(*words, "--json")
+    assert status == 0, err
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert {r["length"] for r in rows if r["task"] == "bracket"} == {64, 128, 256, 512}
+    assert {"exact_match", "answer_floor", "answer_chance", "choice", "items"} <= {r["metric"] for r in rows}
+    items = [json.loads(line) for line in (tmp_path / "out" / "items.jsonl").read_text().splitlines()]
+    # The hardness of training is asked, of what was trained: two brackets are open.
+    assert {len(i["answer"].split()) for i in items if i["task"] == "bracket"} == {2}
+    assert len(items) == 2 * 4 * 3
+    about = json.loads((tmp_path / "out" / "eval.json").read_text())
+    assert about["gatelab"]["tasks"] == ["bracket", "track"] and "ids" in about["notes"][0]
+    status, out, err = gatelab(
+        "eval", runs["ids"], "--tasks", "gatelab/needle", "--limit", 1, "--lengths", "48", "--depths", "1"
+    )
+    assert status == 0 and "needle" in out, err
+
+
+def test_files_and_essays_of_the_user_are_asked(place: Path, tmp_path: Path):
+    names = (
+        "gatelab/ruler/qa_1,gatelab/ruler/qa_2,gatelab/middle/qa,gatelab/middle/qa_random,gatelab/ruler/niah_multivalue"
+    )
+    words = ("eval", place / "model", "--tasks", names, "--lengths", "1024", "--limit", 1, "--new-tokens", 20)
+    given = (
+        "--data-dir",
+        place / "files",
+        "--haystack",
+        place / "essays",
+        "--layout",
+        "original",
+        "--out",
+        tmp_path / "out",
+    )
+    status, _, err = gatelab(*words, *given)
+    assert status == 0, err
+    items = {i["task"]: i for i in map(json.loads, (tmp_path / "out" / "items.jsonl").read_text().splitlines())}
+    assert items["ruler/qa_1"]["answer"] == "Keeper0x | Keeper0x himself" and items["middle/qa"]["correct"] is False
+    # Ten paragraphs are more than there is room for: refused, not cut.
+    assert (
+        "its shortest item has" in items["ruler/qa_2"]["factors"]["refused"] and items["ruler/qa_2"]["correct"] is None
+    )
+    assert items["ruler/niah_multivalue"]["factors"]["layout"] == "original"
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "says"),
+    [
+        (("--tasks", "gatelab/nedle"), 2, "--tasks gatelab/nedle: no such task of ours; did you mean 'gatelab/needle'?"),
+        (("--tasks", "gatelab/ruler/niah_singel_1"), 2, "did you mean 'gatelab/ruler/niah_single_1'?"),
+        (("--tasks", "gatelab/ruler/niah_single_2"), 2, "give plain text with --haystack FILE or FOLDER"),
+        (("--tasks", "gatelab/ruler/qa_1"), 2, "needs a file of JSON lines with question, answers, context; give"),
+        (("--tasks", "gatelab/middle/qa", "--data-dir", "nowhere"), 2, "no file nowhere/middle/qa.jsonl"),
+        (("--tasks", "gatelab/aggregate", "--depths", "0.5"), 2, "its evidence has no one place"),
+        (("--tasks", "gatelab/needle", "--depths", "2"), 2, "--depths 2: expected numbers from 0 to 1"),
+        (("--tasks", "gatelab/needle", "--depths", "deep"), 2, "--depths deep: expected numbers"),
+        (("--tasks", "gatelab/needle", "--lengths", "many"), 2, "--lengths many: expected numbers of tokens"),
+        (("--tasks", "gatelab/needle", "--limit", "0"), 2, "--limit 0: expected 1 or more"),
+        (("--tasks", "gatelab/needle", "--shots", "2"), 2, "--shots: is for the harness's tasks"),
+        (("--tasks", "piqa", "--depths", "1"), 2, "--depths: is for tasks named gatelab/"),
+        (("--tasks", "gatelab/ruler/niah_single_2", "--haystack", "nowhere"), 1, "nowhere"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_asked_is_said_before_a_model_is_opened(
+    words: tuple[str, ...], status: int, says: str, place: Path
+):
+    found, out, err = gatelab("eval", place / "no-model", *words)
+    assert found == status and says in err and out == "" and "Traceback" not in err and "no-model" not in err
+
+
+def test_models_that_cannot_be_asked(place: Path, runs: dict[str, Path]):
+    status, _, err = gatelab("eval", place / "model", "--tasks", "gatelab/needle", "--lengths", "1025")
+    assert status == 1 and "--lengths 1025, and this model has positions for 1024 tokens" in err
+    status, _, err = gatelab("eval", runs["ids"], "--tasks", "gatelab/needle,gatelab/middle/kv")
+    assert status == 2 and "--tasks gatelab/middle/kv: is text" in err
+    status, _, err = gatelab("eval", runs["ids"], "--tasks", "gatelab/needle", "--allow-pickle")
+    assert status == 2 and "--allow-pickle is for checkpoints of others" in err
+    status, _, err = gatelab("eval", runs["ids"], "--tasks", "gatelab/cite", "--lengths", "24")
+    assert status == 1 and "take a length of at least" in err
+    status, _, err = gatelab("eval", place / "nowhere", "--tasks", "gatelab/needle")
+    assert status == 1 and "nowhere: no such folder or file" in err
+
+
+def test_rows_of_a_file_that_are_not_as_described_are_said_with_the_file(place: Path, tmp_path: Path):
+    for name, row in (("ruler/qa_1", {"question": "?"}), ("middle/qa", {"question": "?", "answers": [], "ctxs": 3})):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(row))
+        status, _, err = gatelab("eval", place / "model", "--tasks", f"gatelab/{name}", "--data-dir", tmp_path)
+        assert status in (1, 2) and f"{name}.jsonl" in err and "Traceback" not in err
+
+
+def test_names_of_the_harness_and_ours_share_a_command(place: Path):
+    pytest.importorskip("lm_eval")
+    from evals.benchmark_files import write_files
+
+    write_files(place / "files")
+    words = ("eval", place / "ours", "--tasks", "piqa,gatelab/needle", "--data-dir", place / "files", "--limit", 2)
+    status, out, err = gatelab(*words, "--lengths", "1024", "--json")
+    assert status == 0, err
+    assert {json.loads(line)["source"] for line in out.splitlines()} == {"harness", "tasks"}
+    status, out, err = gatelab(*words, "--lengths", "1024", "--out", place / "both")
+    assert status == 0 and "acc_norm" in out and "gatelab/needle" in out, err
+    about = json.loads((place / "both" / "eval.json").read_text())
+    assert about["tasks"] == ["piqa"] and about["gatelab"]["tasks"] == ["needle"] and "lm_eval" in about["packages"]
+    status, _, err = gatelab(
+        "eval", place / "no-model", "--tasks", "gatelab/needle,pica", "--data-dir", place / "files"
+    )
+    assert status == 2 and "did you mean 'piqa'?" in err and "no-model" not in err
+
+
+def test_our_tasks_need_no_harness(place: Path, monkeypatch: pytest.MonkeyPatch):
+    import importlib.util
+
+    plain = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "lm_eval" else plain(name))
+    status, _, err = gatelab("eval", place / "model", "--tasks", "gatelab/bracket", "--lengths", "500", "--limit", 1)
+    assert status == 0, err
+    status, _, err = gatelab("eval", place / "model", "--tasks", "gatelab/bracket,piqa")
+    assert status == 1 and "gatelab eval needs lm_eval" in err
