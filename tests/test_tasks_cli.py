@@ -13,7 +13,8 @@ from gatelab import catalogue
 from gatelab.cli import _status
 from gatelab.tasks import TASKS, Knobs, open_task
 
-PAGE = (Path(__file__).parent.parent / "docs" / "tasks.md").read_text(encoding="utf-8")
+DOCS = Path(__file__).parent.parent / "docs"
+PAGE, PAGE_OF_EVAL = ((DOCS / f"{name}.md").read_text(encoding="utf-8") for name in ("tasks", "eval"))
 
 
 def test_the_list_shows_every_task_with_what_it_mirrors_and_an_example(capsys: pytest.CaptureFixture[str]):
@@ -22,6 +23,16 @@ def test_the_list_shows_every_task_with_what_it_mirrors_and_an_example(capsys: p
     for record in catalogue.task_records():
         assert shown.count(f"{record['name']} ") >= 3
         assert record["what"].split()[0] in shown and record["example"].split(" → ")[1] in shown
+
+
+def test_tasks_of_text_alone_are_listed_with_what_they_need(capsys: pytest.CaptureFixture[str]):
+    assert _status(["tasks"]) == 0
+    shown = " ".join(capsys.readouterr().out.partition("in text alone")[2].split())
+    said = (PAGE_OF_EVAL.partition("## Our own tasks")[2]).partition("\n## ")[0]
+    for record in catalogue.prompt_records():
+        assert f"{record['name']} {record['what']} {record['mirrors']} {record['needs']}" in shown
+        assert record["needs"] != f"--data-dir, with {record['name']}.jsonl" or f"| `{record['name']}.jsonl` |" in said
+    assert len(catalogue.prompt_records()) == 16
 
 
 def test_records_are_json_and_have_every_number(capsys: pytest.CaptureFixture[str]):
@@ -96,6 +107,6 @@ def test_the_page_shows_the_tokens_that_the_file_of_a_task_opens_with(name: str)
     assert f"| `{name}` | `{tokens}` |" in PAGE, f"docs/tasks.md lacks: | `{name}` | `{tokens}` |"
 
 
-@pytest.mark.parametrize("number", range(2))
+@pytest.mark.parametrize("number", range(4))
 def test_the_examples_of_the_page_run(number: int):
     exec(compile(re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)[number], "docs/tasks.md", "exec"), {})

@@ -16,9 +16,9 @@ __all__ = [
     "intervention_records",
     "machine_records",
     "probe_records",
+    "prompt_records",
     "refusal",
     "size_records",
-    "prompt_records",
     "task_items",
     "task_records",
 ]
