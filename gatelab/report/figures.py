@@ -54,21 +54,22 @@ def forest(findings: Sequence[Finding], arms: Arms, absent: Sequence[str] = ()) 
     y = alt.Y("label:N", sort=names, scale=alt.Scale(domain=names), title=None, axis=axis)
     zero = table([{"x": 0}]).mark_rule(opacity=0.5)
     whole = table(tested).encode(y=y, color=arms.colour())
-    tips = [alt.Tooltip("label:N", title="arm"), "effect:Q", "low:Q", "high:Q"]
+    tips = [alt.Tooltip("label:N", title="arm"), *(alt.Tooltip(f"{name}:Q") for name in ("effect", "low", "high"))]
+    each = [alt.Tooltip("label:N"), alt.Tooltip("seed:N"), alt.Tooltip("difference:Q")]
     layers = [
         zero.encode(x=alt.X("x:Q", title=title, scale=x_scale, axis=x_axis)),
-        whole.mark_rule(strokeWidth=3, opacity=0.55).encode(x="low:Q", x2="high:Q", tooltip=tips),
+        whole.mark_rule(strokeWidth=3, opacity=0.55).encode(x=alt.X("low:Q"), x2=alt.X2("high:Q"), tooltip=tips),
         table(seeds)
         .mark_tick(thickness=1.5, size=13, opacity=0.75)
-        .encode(x="difference:Q", y=y, color=arms.colour(), tooltip=["label:N", "seed:N", "difference:Q"]),
-        whole.mark_point(filled=True, size=75, opacity=1).encode(x="effect:Q", tooltip=tips),
+        .encode(x=alt.X("difference:Q"), y=y, color=arms.colour(), tooltip=each),
+        whole.mark_point(filled=True, size=75, opacity=1).encode(x=alt.X("effect:Q"), tooltip=tips),
     ]
     if bound is not None:
         band = table([{"x": -bound, "x2": bound}]).mark_rect(opacity=0.16, color=BASELINE)
-        layers.insert(0, band.encode(x=alt.X("x:Q"), x2="x2:Q"))
+        layers.insert(0, band.encode(x=alt.X("x:Q"), x2=alt.X2("x2:Q")))
     if holes:
         words = table(holes).mark_text(align="left", dx=6, fontStyle="italic")
-        layers.append(words.encode(x="x:Q", y=y, text="text:N"))
+        layers.append(words.encode(x=alt.X("x:Q"), y=y, text=alt.Text("text:N")))
     said = "; ".join(f"{arms.labels[f.arm]} {number(f.effect)} ({number(f.low)} to {number(f.high)})" for f in findings)
     alt_text = f"Difference from the baseline with its interval. {said or 'Nothing to show.'}"
     return fitted(alt.layer(*layers), alt_text, NARROW, 40 + 28 * len(names))
@@ -105,7 +106,7 @@ def curves(
     low, high = domain or (min(heights, default=0), max(heights, default=0))
     layers = []
     if domain is None and low < 0 < high:
-        layers.append(table([{"y": 0}]).mark_rule(opacity=0.5).encode(y="y:Q"))
+        layers.append(table([{"y": 0}]).mark_rule(opacity=0.5).encode(y=alt.Y("y:Q")))
     if reference:
         dotted = table(records(reference)).mark_line(strokeDash=list(DOTTED), color=BASELINE, strokeWidth=1.5)
         layers.append(dotted.encode(x=x, y=y))
@@ -115,19 +116,24 @@ def curves(
     thick = lines([{"arm": arm, **columns(points)} for arm, points in means.items() if points])
     layers.append(
         thin.mark_line(strokeWidth=1, opacity=0.45, clip=True, strokeCap=cap).encode(
-            x=x, y=y, detail="seed:N", **arms.looks()
+            x=x, y=y, detail=alt.Detail("seed:N"), **arms.looks()
         )
     )
     layers.append(thick.mark_line(strokeWidth=2.6, clip=True, strokeCap=cap).encode(x=x, y=y, **arms.looks()))
     circles = [r for n in marks for r in records(n.points, arm=n.arm, seed=n.seed) if low <= r["y"] <= high]
     ends = [r for n in seeds if n.cut for r in records(n.points[-1:], arm=n.arm, seed=n.seed, state=n.cut)]
-    tips = ["arm:N", "seed:N", alt.Tooltip("x:Q", title=along), alt.Tooltip("y:Q", title=y_title)]
+    tips = [
+        alt.Tooltip("arm:N"),
+        alt.Tooltip("seed:N"),
+        alt.Tooltip("x:Q", title=along),
+        alt.Tooltip("y:Q", title=y_title),
+    ]
     if circles:
         dots = table(circles).mark_point(size=26, strokeWidth=1.3)
         layers.append(dots.encode(x=x, y=y, color=arms.colour(), tooltip=tips))
     if ends:
         crosses = table(ends).mark_point(shape=_CROSS, size=60, strokeWidth=2, clip=True)
-        layers.append(crosses.encode(x=x, y=y, color=arms.colour(), tooltip=[*tips, "state:N"]))
+        layers.append(crosses.encode(x=x, y=y, color=arms.colour(), tooltip=[*tips, alt.Tooltip("state:N")]))
     return fitted(alt.layer(*layers), alt_text, WIDE, 240)
 
 
@@ -172,7 +178,7 @@ def mass_map(values: dict[tuple[int, int], float], top: float, alt_text: str, *,
     tips = [alt.Tooltip("l:O", title="layer"), alt.Tooltip("h:O", title="head"), alt.Tooltip("v:Q", title="mass")]
     layers = [base.mark_rect().encode(color=alt.Color("v:Q", scale=scale, legend=None), tooltip=tips)]
     if side >= 26:
-        ink = alt.condition(f"datum.v > {0.62 * top}", alt.value("#000"), alt.value("#fff"))
+        ink = alt.ColorValue("#fff", condition={"test": f"datum.v > {0.62 * top}", "value": "#000"})
         layers.append(base.mark_text(fontSize=10).encode(text=alt.Text("v:Q", format=".2f"), color=ink))
     chart = alt.layer(*layers).properties(width=alt.Step(side), height=alt.Step(side))
     return Figure(specification(chart, alt_text), alt_text)
@@ -200,9 +206,9 @@ def gate_histogram(
     x = alt.X("x:Q", title="gate score", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(grid=False, tickCount=5))
     y = alt.Y("y:Q", title="share of scores", scale=y_scale, axis=y_axis)
     middle = table([{"arm": arm, "x": short(mean)} for arm, mean in means.items()])
-    tips = ["arm:N", alt.Tooltip("x:Q", title="mean gate")]
+    tips = [alt.Tooltip("arm:N"), alt.Tooltip("x:Q", title="mean gate")]
     chart = alt.layer(
         lines(steps).mark_line(interpolate="step-after", strokeWidth=1.8).encode(x=x, y=y, color=arms.colour()),
-        middle.mark_rule(strokeDash=[5, 3], strokeWidth=1.5).encode(x="x:Q", color=arms.colour(), tooltip=tips),
+        middle.mark_rule(strokeDash=[5, 3], strokeWidth=1.5).encode(x=alt.X("x:Q"), color=arms.colour(), tooltip=tips),
     )
     return fitted(chart, alt_text, SMALL, 130)

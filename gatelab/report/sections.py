@@ -4,6 +4,7 @@ Notable: where a run is missing, a figure says which one and why beneath it, or 
 """
 
 from collections.abc import Iterable
+from statistics import fmean
 
 from .book import Book
 from .charts import Line
@@ -12,6 +13,9 @@ from .markup import Html, decimal, number, tag
 from .measured import Points, RunView, mean_curve, mean_table, thin
 from .parts import absent, ramp, section
 from .style import RAMP
+
+# Of an arm in a cell; more say little to a reader, and make a page of a thousand runs heavy.
+MOST_SEED_MAPS = 8
 
 
 def losses(book: Book) -> Html:
@@ -101,16 +105,33 @@ def maps(book: Book) -> Html:
         means = [_mean_map(book, arm, runs, top) for arm, runs in arms.items()]
         each = []
         for arm, runs in arms.items():
-            each += [tag("h4", book.arm(arm)), tag("div", [_seed_map(book, r, top) for r in runs], class_="row")]
+            shown = _spread(book, runs)
+            note = (
+                ""
+                if len(shown) == len(runs)
+                else f": {len(shown)} of {len(runs)} seeds, from the least mass to the most"
+            )
+            maps_ = [_seed_map(book, r, top) for r in shown]
+            each += [tag("h4", book.arm(arm), note), tag("div", maps_, class_="row")]
         uniform = _uniform(book, name)
         given = f"Uniform attention would give {number(uniform[-1][1])} in every head." if uniform else ""
         out += [
             book.heading(cell),
             tag("div", means, class_="row"),
             tag("p", given + book.holes(name), class_="about"),
-            tag("details", tag("summary", f"every seed of {cell['title']}"), each, class_="print"),
+            tag("details", tag("summary", f"seeds of {cell['title']}"), each, class_="print"),
         ]
     return section("maps", "First-token mass by layer and head", out)
+
+
+def _spread(book: Book, runs: list[RunView]) -> list[RunView]:
+    """All runs of an arm; of many those that are evenly spread over the order of their mean masses."""
+    if len(runs) <= MOST_SEED_MAPS:
+        return runs
+    masses = {r.key: fmean(table.values()) for r in runs if (table := book.measured.heads.get(r.key))}
+    ordered = sorted((r for r in runs if r.key in masses), key=lambda r: masses[r.key])
+    last = min(MOST_SEED_MAPS, len(ordered)) - 1
+    return [ordered[round(i * (len(ordered) - 1) / max(1, last))] for i in range(last + 1)]
 
 
 def _mean_map(book: Book, arm: str, runs: list[RunView], top: float) -> Html:

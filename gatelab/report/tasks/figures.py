@@ -40,9 +40,16 @@ def lengths_chart(
     thin = lines([{"arm": n.arm, "seed": n.seed, **columns(n.points)} for n in seeds])
     thick = lines([{"arm": arm, **columns(points)} for arm, points in medians.items()])
     dots = [r for n in seeds for r in records(n.points, arm=n.arm, seed=n.seed)]
-    tips = ["arm:N", "seed:N", alt.Tooltip("x:Q", title="length, times"), alt.Tooltip("y:Q", title="accuracy")]
+    tips = [
+        alt.Tooltip("arm:N"),
+        alt.Tooltip("seed:N"),
+        alt.Tooltip("x:Q", title="length, times"),
+        alt.Tooltip("y:Q", title="accuracy"),
+    ]
     layers += [
-        thin.mark_line(strokeWidth=1, opacity=0.45, strokeCap=cap).encode(x=x, y=y, detail="seed:N", **arms.looks()),
+        thin.mark_line(strokeWidth=1, opacity=0.45, strokeCap=cap).encode(
+            x=x, y=y, detail=alt.Detail("seed:N"), **arms.looks()
+        ),
         thick.mark_line(strokeWidth=2.6, strokeCap=cap).encode(x=x, y=y, **arms.looks()),
         table(dots).mark_point(size=22, strokeWidth=1.2).encode(x=x, y=y, color=arms.colour(), tooltip=tips),
     ]
@@ -66,7 +73,7 @@ def depth_chart(
     points = {arm: [(b / (N_DEPTHS - 1), v) for b, v in enumerate(own) if v == v] for arm, own in bins.items()}
     drawn = lines([{"arm": arm, **columns(own)} for arm, own in points.items()])
     chart = alt.layer(
-        table(band).mark_area(opacity=0.16).encode(x=x, y=alt.Y("low:Q"), y2="high:Q", color=arms.colour()),
+        table(band).mark_area(opacity=0.16).encode(x=x, y=alt.Y("low:Q"), y2=alt.Y2("high:Q"), color=arms.colour()),
         drawn.mark_line(strokeWidth=2).encode(x=x, y=y, **arms.looks()),
     )
     return fitted(chart, alt_text, SMALL, 180)
@@ -88,7 +95,7 @@ def depth_map(values: dict[tuple[int, int], float], alt_text: str) -> Figure:
         alt.Tooltip("d:O", title="depth [%]"),
         alt.Tooltip("v:Q", title="accuracy"),
     ]
-    ink = alt.condition("datum.v > 0.62", alt.value("#000"), alt.value("#fff"))
+    ink = alt.ColorValue("#fff", condition={"test": "datum.v > 0.62", "value": "#000"})
     chart = alt.layer(
         base.mark_rect().encode(color=alt.Color("v:Q", scale=scale, legend=None), tooltip=tips),
         base.mark_text(fontSize=9).encode(text=alt.Text("v:Q", format=".2f"), color=ink),

@@ -1,7 +1,8 @@
 """Tasks as numbers: the CSV file with all of them, and the tables of the page."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import fields
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from ..markup import NONE, Html, decimal
@@ -17,7 +18,9 @@ def tasks_csv(study: "TaskStudy") -> str:
     """Every mean over items of every run and step."""
     from ...analysis.tasks import TaskRow
 
-    return csv_text([f.name for f in fields(TaskRow)], (asdict(row) for row in study.rows))
+    names = [f.name for f in fields(TaskRow)]
+    of = attrgetter(*names)
+    return csv_text(names, (dict(zip(names, of(row), strict=True)) for row in study.rows))
 
 
 def solved_table(shares: Sequence["Solved"], labels: dict[str, str]) -> Html:
