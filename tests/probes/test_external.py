@@ -426,3 +426,18 @@ def test_a_trained_model_is_read_as_its_eager_matrices_say() -> None:
     eager = run(load(folder, attn_implementation="eager"), input_ids=ids, output_attentions=True).attentions
     agree(rows, dict(enumerate(eager)))
     assert math.isfinite(rows[0].value)
+
+
+def test_one_row_of_domains_is_that_of_every_sequence() -> None:
+    model, ids_BT = build("Llama"), torch.randint(1, V, (3, 24), generator=torch.Generator().manual_seed(3))
+    one_1T = (torch.arange(24) >= 12).long()[None]
+
+    def rows(domain_BT: Tensor) -> dict[tuple[Any, ...], float]:
+        with torch.no_grad(), observe(model, ["sinks", "anywhere"], domains=("early", "late")) as recorder:
+            recorder.domain_BT = domain_BT
+            model(ids_BT)
+        return {(r.metric, r.layer, r.head, r.domain, r.threshold, r.key, r.bin): r.value for r in recorder.rows()}
+
+    found, expected = rows(one_1T), rows(one_1T.expand(3, -1))
+    assert any(key[3] == "late" for key in found)
+    assert found == pytest.approx(expected, nan_ok=True)

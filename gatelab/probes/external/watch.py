@@ -286,7 +286,7 @@ class Watch:
 
     def _look(self, call: Call, layer: int) -> list[Look] | str:
         """What one layer shows, or why there is nothing."""
-        _, T, S = call.sizes
+        B, T, S = call.sizes
         if (why := call.refused()) is not None:
             return why
         if T != S and not call.is_cross:
@@ -302,8 +302,8 @@ class Watch:
             view = AttentionView(
                 layer,
                 "cross" if call.is_cross else None if part.is_causal else "encoder",
-                _given(self.recorder.domain_BT, part, queries, T, call.v_BGSK.device),
-                None if call.is_cross else _given(self.recorder.tokens_BT, part, queries, T, call.v_BGSK.device),
+                _given(self.recorder.domain_BT, part, queries, (B, T), call.v_BGSK.device),
+                None if call.is_cross else _given(self.recorder.tokens_BT, part, queries, (B, T), call.v_BGSK.device),
             )
             looks.append(Look(part, view, call.stretch(part, layer)))
         return looks
@@ -323,7 +323,7 @@ class Watch:
 
     def _gather(self, call: Call, layer: int) -> list[Look] | str:
         """Add a call to the view of its layer; nothing to show yet, or why it cannot be."""
-        stretches, (_, T, S) = self.recorder.stretches, call.sizes
+        stretches, (B, T, S) = self.recorder.stretches, call.sizes
         if (why := call.refused()) is not None:
             return why
         start_key = stretches.n_read + T - S
@@ -338,8 +338,8 @@ class Watch:
             AttentionView(
                 layer,
                 None,
-                _given(self.recorder.domain_BT, parts[0], whole, stretches.n_tokens, call.v_BGSK.device),
-                _given(self.recorder.tokens_BT, parts[0], whole, stretches.n_tokens, call.v_BGSK.device),
+                _given(self.recorder.domain_BT, parts[0], whole, (B, stretches.n_tokens), call.v_BGSK.device),
+                _given(self.recorder.tokens_BT, parts[0], whole, (B, stretches.n_tokens), call.v_BGSK.device),
             ),
         )
         stretch = call.stretch(parts[0], layer, start_key=start_key, n_tokens=stretches.n_tokens)
@@ -389,8 +389,11 @@ def _kept(mask_BT: Tensor) -> list[Part]:
     return [] if mask_BT.all() else parts
 
 
-def _given(given_BT: Tensor | None, part: Part, tokens: slice, n_tokens: int, device: torch.device) -> Tensor | None:
-    """The part's domains or ids; None where they number other tokens."""
-    if given_BT is None or given_BT.shape[1] != n_tokens:
+def _given(
+    given_BT: Tensor | None, part: Part, tokens: slice, sizes: tuple[int, int], device: torch.device
+) -> Tensor | None:
+    """The part's domains or ids, of a single row for every sequence of the batch; None where they number other tokens."""
+    if given_BT is None or given_BT.shape[1] != sizes[1]:
         return None
-    return of_part(part, given_BT)[:, tokens].to(device)
+    n_sequences = sizes[0] if part.rows is None else 1
+    return of_part(part, given_BT)[:, tokens].expand(n_sequences, -1).to(device)
