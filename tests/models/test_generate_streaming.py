@@ -141,7 +141,7 @@ def test_slips_are_told() -> None:
         (
             tokens(1, 20),
             {},
-            r"20 tokens do not fit into max_seq_len=16; take fewer, or a Keep\(last=…\) that drops some",
+            r"19 tokens do not fit into max_seq_len=16; take fewer, or a Keep\(last=…\) that drops some",
         ),
     ]:
         with pytest.raises(ValueError, match=says):

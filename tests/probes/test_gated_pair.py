@@ -8,6 +8,7 @@ from gated_pair import heldout, trained
 from planting import values
 
 from gatelab.evals.intervene import effects
+from gatelab.models.generate import Keep, streaming_losses
 from gatelab.probes import capture
 from gatelab.record import Row
 from gatelab.report.checkpoint import census, heads_of
@@ -81,3 +82,15 @@ def test_the_ungated_model_needs_its_sink_and_the_gated_one_hardly() -> None:
         costs[arm], control = curve.changes[-1], curve.control_changes[-1]
         assert control.mean < 0.05
     assert costs["none"].low > 1.2 and costs["g1-elementwise"].high < 0.4
+
+
+def test_the_gated_model_streams_without_its_first_token_far_better_than_the_ungated_one() -> None:
+    keeps = [Keep(), Keep(last=32), Keep(first=1, last=31)]
+    costs = {}
+    for arm in ("none", "g1-elementwise"):
+        found = streaming_losses(trained(arm), heldout(8), keeps)
+        late = {slug: losses_BT[:, 128:].mean().item() for slug, losses_BT in found.items()}
+        costs[arm] = late["last-32"] - late["all"], late["first-1-last-31"] - late["all"]
+    (bare, kept), (gated_bare, gated_kept) = costs["none"], costs["g1-elementwise"]
+    assert bare > 5 * gated_bare > 5 * 0.1
+    assert max(kept, gated_kept) < 0.15

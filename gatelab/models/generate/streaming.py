@@ -42,7 +42,9 @@ def streaming_losses(
         raise ValueError(f"keeps {', '.join(slugs)}: each is measured once; leave out the second of two equal ones")
     losses: dict[str, Tensor] = {}
     for slug, keep in zip(slugs, keeps, strict=True):
-        cache, of_passes = new_cache(model, *tokens_BT.shape, keep, at_once=at_once), []
+        # The last token is predicted and not read.
+        n_sequences, n_tokens = tokens_BT.shape
+        cache, of_passes = new_cache(model, n_sequences, n_tokens - 1, keep, at_once=at_once), []
         for inputs_BT, targets_BT in zip(
             tokens_BT[:, :-1].split(at_once, dim=1), tokens_BT[:, 1:].split(at_once, dim=1), strict=True
         ):
