@@ -6,6 +6,7 @@ page = lab.report(folder, lab.analyse(folder))
 """
 
 import json
+import shlex
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,13 +26,16 @@ from .analysis.hypotheses import HYPOTHESES
 from .analysis.power import SEEDS, Foresight, foresee
 from .analysis.task_study import task_study
 from .analysis.tasks import final_values, task_rows
+from .bench.plan import size
 from .config import Change, ConfigError, Execution, Run, canonical, fingerprint, nearest, override, validate
 from .data import check_lengths
+from .models.sizes import count_parameters, match_d_ff
 from .record import Finding, Metric, Row
 from .report import write_report
 from .store import RunFolder, StoreError, StudyFolder, query, read_json, read_stored, write_json
 from .study.drive import Event, Summary, drive
 from .study.executor import Executor
+from .study.fresh import fresh_runs, with_sources
 from .study.ledger import check_place, state_of
 from .study.local import local_executor
 from .study.metrics import MAIN_ROWS, STUDY_METRICS
@@ -39,7 +43,8 @@ from .study.plan import Plan, make_plan
 from .study.ray import check_ray, ray_executor
 from .study.slurm import Allocation, script, write_script
 from .study.slurm import submit as hand_in
-from .study.study import Arm, Study, load_study
+from .study.study import Arm, Study, built_in, changed_execution, load_study
+from .train.planner import Job
 
 if TYPE_CHECKING:
     from .config.retrofit import Retrofit
@@ -51,6 +56,7 @@ if TYPE_CHECKING:
     from .train.group import Member
 
 EXECUTORS = ("local", "ray")
+STEP_TOKENS = 1 << 22  # of a step on many GPUs, where none are stated
 FDR = 0.10
 SCREEN, CONFIRMATION = "screen.json", "confirmation.json"
 
@@ -74,6 +80,54 @@ def plan(study: str | Study, assignments: dict[str, list[Any]] | None = None) ->
     """
     loaded = load_study(study) if isinstance(study, str) else study
     return make_plan(loaded.changed(assignments or {}))
+
+
+def step_jobs(study: str | Study, assignments: dict[str, list[Any]] | None = None) -> dict[str, Job]:
+    """A training step of each cell and arm of a study that trains, by their names, narrowed as its runs are. The data are not
+    opened, so a model must say its own vocabulary.
+
+    Raises:
+        ConfigError: listing every mistake.
+    """
+    loaded = (load_study(study) if isinstance(study, str) else study).changed(assignments or {})
+    jobs, silent = {}, []
+    for cell, base in loaded.cells.items():
+        if base.model.vocab_size is None:
+            silent.append(
+                f"cell {cell}: its vocabulary is its data's, which planning GPUs does not read; state model.vocab_size"
+            )
+            continue
+        target = None
+        for arm in loaded.arms:
+            run = override(base, arm.changes)
+            model = run.resolved(run.model.vocab_size - run.resolved_objective.extra_ids(run.train.seq_len)).model
+            target = target or count_parameters(model)
+            if loaded.match is not None and loaded.match not in arm.changes:
+                model = match_d_ff(model, target, loaded.match_unit)
+            if run.train.steps:
+                jobs[f"{cell} / {arm.name}"] = Job(model, run.train.tokens_per_step, run.train.seq_len, run.objective)
+    if silent or not jobs:
+        raise ConfigError(silent or [f"{loaded.name}: none of its cells trains, so there is no step to plan"])
+    return jobs
+
+
+def size_job(word: str, change: Change | None = None, *, tokens: int = STEP_TOKENS, context: int | None = None) -> Job:
+    """A training step of a size of the ladder, or of width x layers x heads x vocabulary, with changes of its model; `tokens` of
+    all GPUs in sequences of `context` (None: the size's, at most 4,096).
+
+    Raises:
+        ConfigError: no such size, with the nearest; every mistake of the change.
+    """
+    try:
+        base = size(word)
+    except ValueError as error:
+        raise ConfigError([str(error)]) from None
+    context = min(4096, base.max_seq_len) if context is None else context
+    change = {path.removeprefix("model."): value for path, value in (change or {}).items()}
+    # A mixture's d_ff is resolved to the width of an expert, which the change may be about.
+    given = {"max_seq_len": max(context, base.max_seq_len)} | ({"d_ff": None} if base.moe or "moe" in change else {})
+    model = override(base.model_copy(update=given), change)
+    return Job(model.resolved(base.vocab_size, context), tokens, context)
 
 
 def save_plan(planned: Plan, out: str | Path, *, beside: Path | None = None) -> StudyFolder:
@@ -261,12 +315,14 @@ def outcomes(folder: StudyFolder) -> list[Outcome]:
     connection.execute(MAIN_ROWS)
     rows = connection.execute(
         """SELECT run, metric, threshold, value FROM main_rows
-           WHERE layer IS NULL AND head IS NULL AND domain IS NULL AND intervention IS NULL AND bin IS NULL
+           WHERE list_contains($1, metric)
+             AND layer IS NULL AND head IS NULL AND domain IS NULL AND intervention IS NULL AND bin IS NULL
              AND stage IS NULL AND (site IS NULL OR site = 'sdpa')
-           QUALIFY step = max(step) OVER (PARTITION BY run, metric)"""
+           QUALIFY step = max(step) OVER (PARTITION BY run, metric)""",
+        [list(STUDY_METRICS)],
     )
     values = {(fingerprint, metric, threshold): value for fingerprint, metric, threshold, value in rows.fetchall()}
-    measured = {fingerprint for fingerprint, _, _ in values}
+    measured = {fingerprint for (fingerprint,) in connection.execute("SELECT DISTINCT run FROM rows").fetchall()}
     asked = final_values(task_rows(folder))
     asked_cells = {cell for cell, *_ in asked}
     out = []
@@ -323,17 +379,23 @@ def hunt(folder: StudyFolder) -> Hunt:
     Raises:
         StoreError: a study that was edited, without an ungated baseline, or without a gate.
     """
-    declared = folder.path / SCREEN
-    now = stages.declaration(RULES, folder.study(), FDR)
-    notes = stages.departures(read_json(declared), now) if declared.exists() else []
+    declared, study = folder.path / SCREEN, folder.study()
+    kept = _registration(folder)
+    if kept is not None:
+        study["seeds"] = [s for s in study["seeds"] if s not in kept.seeds]
+    now, notes = stages.declaration(RULES, study, FDR), []
+    if declared.exists():
+        there = read_json(declared)
+        if not isinstance(there, dict) or any(type(there.get(k, [])) is not type(v) for k, v in now.items()):
+            raise StoreError(f"{declared}: is not what was declared with the plan; was it edited?")
+        notes = stages.departures(there, now)
     return hunted(_screened(folder), RULES, fdr=FDR, notes=notes)
 
 
 def _screened(folder: StudyFolder) -> Gathered:
     """The evidence without the seeds that a confirmation keeps to itself."""
-    gathered = gather(folder, outcomes(folder))
     kept = _registration(folder)
-    return gathered if kept is None else replace(gathered, evidence=gathered.evidence.without(kept.seeds))
+    return gather(folder, outcomes(folder), without=() if kept is None else kept.seeds)
 
 
 def _registration(folder: StudyFolder) -> stages.Registration | None:
@@ -346,8 +408,9 @@ def _registration(folder: StudyFolder) -> stages.Registration | None:
         raise StoreError(f"{path}: {error}") from None
 
 
-def foresight(folder: StudyFolder, *, of: Plan | None = None) -> list[Foresight]:
+def foresight(folder: StudyFolder, *, of: Plan | None = None, n_claims: int = 5) -> list[Foresight]:
     """What how many seeds could see, by the pairs that the study has; where it is a pilot, in the cells and seeds `of` a plan.
+    A confirmation is taken to be of `n_claims`.
 
     Raises:
         StoreError: as `hunt` does.
@@ -355,7 +418,7 @@ def foresight(folder: StudyFolder, *, of: Plan | None = None) -> list[Foresight]
     gathered = _screened(folder)
     readings = [r for r in READINGS if r in gathered.primary] or READINGS
     if of is None:
-        return foresee(gathered.evidence, readings)
+        return foresee(gathered.evidence, readings, n_claims=n_claims)
     seeds = sorted({*SEEDS, max(2, len(of.study.seed_values))})
     return foresee(gathered.evidence, readings, seeds=seeds, n_cells=len(of.study.cells))
 
@@ -372,7 +435,7 @@ def register(folder: StudyFolder, seeds: list[int] | None = None) -> stages.Regi
             f"{folder.path / CONFIRMATION}: its runs have begun; `gatelab find {folder.path} --confirm` reads it"
         )
     gathered = gather(folder, outcomes(folder))
-    used = {o.seed for o in gathered.evidence.outcomes}
+    used = {o.seed for o in gathered.evidence.outcomes if o.status != "planned"}
     fresh = seeds or [max(used, default=-1) + 1 + i for i in range(5)]
     try:
         registration = stages.register(gathered.evidence, hunt(folder).claims, fresh, fdr=FDR)
@@ -394,21 +457,72 @@ def confirm(folder: StudyFolder) -> list[stages.Verdict]:
             f"{folder.path}: no claims are registered; `gatelab find {folder.path} --register` writes them down"
         )
     states = {(e["cell"], e["arm"], e["seed"]): state_of(r) for e, r in folder.planned()}
-    baseline = folder.study()["baseline"]
-    wanted = {(c.cell, a, s) for c in registration.claims for a in (c.arm, baseline) for s in registration.seeds}
-    open_ = [w for w in sorted(wanted) if states.get(w, "planned") not in ("done", "diverged")]
+    found = outcomes(folder)
+    screened = gather(folder, found, without=registration.seeds)
+    pairs = stages.comparisons_needed(registration, screened.evidence, RULES)
+    wanted = [(*where, seed) for where in pairs for seed in registration.seeds]
+    open_ = [w for w in wanted if states.get(w, "planned") not in ("done", "diverged")]
     if open_:
         raise StoreError(
             f"{folder.path}: {len(open_)} of the {len(wanted)} runs of this confirmation have not ended (such as"
-            f" {'/'.join(map(str, open_[0]))}), and it is read once; first {confirming(folder, registration)}"
+            f" {'/'.join(map(str, open_[0]))}), and it is read once; first {confirming(folder)}"
         )
-    return stages.confirm(registration, gather(folder, outcomes(folder)).evidence, RULES)
+    fresh = gather(folder, found, only=registration.seeds)
+    if fresh.versions != screened.versions:
+        # The spread that another version's pairs had says nothing of these.
+        registration = replace(registration, priors=[])
+    return stages.confirm(registration, fresh.evidence, RULES)
 
 
-def confirming(folder: StudyFolder, registration: stages.Registration) -> str:
-    """The command that carries a confirmation's runs out."""
-    seeds = ",".join(map(str, registration.seeds))
-    return f"gatelab run {folder.study()['name']} seed=[{seeds}] --out {folder.path}"
+def confirming(folder: StudyFolder) -> str:
+    """The command that carries out a confirmation's runs, and no others."""
+    return f"gatelab run {shlex.quote(str(folder.path))}"
+
+
+def confirmation(folder: StudyFolder, registration: stages.Registration) -> list[tuple[str, str]]:
+    """(cell, arm) that a confirmation needs runs of: the claims', the baseline, the cells that a rule compares them with, and
+    what their runs start from."""
+    screened = gather(folder, outcomes(folder), without=registration.seeds)
+    return with_sources(folder, stages.comparisons_needed(registration, screened.evidence, RULES))
+
+
+def out_of_reach(folder: StudyFolder, registration: stages.Registration) -> list[tuple[stages.Claim, int]]:
+    """The claims that the registered seeds cannot confirm whatever they show, each with how many could."""
+    return stages.out_of_reach(registration, gather(folder, outcomes(folder), without=registration.seeds).evidence)
+
+
+def is_folder(study: str) -> bool:
+    """Whether the word names a study's folder, and no study that comes with Gatelab."""
+    return study not in built_in() and (Path(study) / "study.json").is_file()
+
+
+def go_on(folder: StudyFolder, assignments: dict[str, list[Any]] | None = None) -> Execution:
+    """Add the runs of a registered confirmation to the plan of a study's folder, where they are not in it; returns how they
+    are to be carried out.
+
+    Raises:
+        ConfigError: assignments other than of `execution`: the folder says what its runs are.
+        StoreError: as `fresh_runs` does.
+    """
+    assignments = assignments or {}
+    other = [key for key in assignments if not key.startswith("execution.")]
+    if other:
+        raise ConfigError(
+            [f"{', '.join(other)}: {folder.path} says what its runs are; only execution.* may be set, or name the study"]
+        )
+    study, registration = folder.study(), _registration(folder)
+    stated = validate(Execution, study.get("execution", {}))
+    execution = changed_execution(stated, assignments)
+    if registration is not None:
+        planned = {entry["fingerprint"] for entry in study["plan"]}
+        runs = fresh_runs(folder, confirmation(folder, registration), registration.seeds)
+        new = [p for p in runs if p.fingerprint not in planned]
+        study["plan"] += [p.entry(folder.path) for p in new]
+        study["seeds"] = sorted({*study["seeds"], *registration.seeds})
+        StudyFolder.create(folder.path, {k: v for k, v in study.items() if k != "schema"})
+        for p in new:
+            folder.run(p.fingerprint).create(canonical(p.run))
+    return execution
 
 
 def explain(folder: StudyFolder, cell: str) -> list[Card]:
@@ -417,7 +531,7 @@ def explain(folder: StudyFolder, cell: str) -> list[Card]:
     Raises:
         StoreError: no such cell; as `hunt` does.
     """
-    gathered = gather(folder, outcomes(folder))
+    gathered = _screened(folder)
     evidence = gathered.evidence
     if cell not in evidence.cells:
         raise StoreError(

@@ -21,6 +21,7 @@ a temporary name, flushed to the disk and renamed, so a reader or a crash never 
 import errno
 import json
 import os
+import re
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -277,6 +278,8 @@ class StudyFolder:
         _check_keys(path, value, {"name": str, "plan": list})
         for entry in value["plan"]:
             _check_keys(path, entry, {"cell": str, "arm": str, "seed": int, "fingerprint": str})
+            if not re.fullmatch(r"\w[\w-]*", entry["fingerprint"]):
+                raise StoreError(f"{path}: {entry['fingerprint']!r} is no fingerprint of a run; was it edited?")
         return value
 
     def run(self, fingerprint: str) -> RunFolder:
@@ -307,8 +310,9 @@ class StudyFolder:
         )
 
     def connect(self) -> Any:
-        """A DuckDB connection with two tables: `runs` (cell, arm, seed, fingerprint, n_parameters) and `rows` (every
-        measurement with the run's cell, arm and seed). Finished runs are read from their Parquet cache."""
+        """A DuckDB connection with a table and a view: `runs` (cell, arm, seed, fingerprint, n_parameters) and `rows` (every
+        measurement with the run's cell, arm and seed). Finished runs are read from their Parquet cache, and of it what a query
+        asks for."""
         import duckdb
 
         connection = duckdb.connect()
@@ -316,14 +320,14 @@ class StudyFolder:
         connection.execute(
             "CREATE TABLE runs (cell VARCHAR, arm VARCHAR, seed BIGINT, fingerprint VARCHAR, n_parameters BIGINT)"
         )
-        connection.execute(f"CREATE TABLE measured ({columns})")
+        connection.execute(f"CREATE TABLE read ({columns})")
         planned = list(self.planned())
         names = ("cell", "arm", "seed", "fingerprint", "n_parameters")
         _fill(connection, "runs", names, [[entry[name] for name in names] for entry, _ in planned])
         with_rows = {
             run.fingerprint: run for _, run in planned if run.rows_path.exists() and run.rows_path.stat().st_size
         }
-        _insert_all(connection, list(with_rows.values()))
+        _view_all(connection, list(with_rows.values()))
         connection.execute(
             "CREATE VIEW rows AS SELECT runs.cell, runs.arm, runs.seed, measured.* FROM measured JOIN runs ON fingerprint = run"
         )
@@ -345,23 +349,49 @@ def _fill(connection: Any, name: str, columns: Sequence[str], records: Sequence[
         connection.execute(f"INSERT INTO {name} VALUES {', '.join([row] * len(records))}", values)
 
 
-def _insert_all(connection: Any, runs: list[RunFolder]) -> None:
-    """Read the rows of runs into the table `measured`: caches that stand in one statement, the rest run by run."""
+def _view_all(connection: Any, runs: list[RunFolder]) -> None:
+    """Make the view `measured` of the rows of runs: caches that stand where they lie, the rest in the table `read`."""
     import duckdb
 
-    cached = [run for run in runs if run.done() is not None and _is_fresh(run)]
+    cached: list[RunFolder] = []
+    for run in runs:
+        if run.done() is not None:
+            # A read-only folder is no obstacle: the cache is a convenience.
+            with suppress(OSError, duckdb.Error):
+                if not _is_fresh(run):
+                    _write_cache(connection, run)
+                cached.append(run)
     try:
-        if cached:
-            places = ", ".join(_quoted(run.path / "rows.parquet") for run in cached)
-            files = f"read_parquet([{places}], hive_partitioning=false, union_by_name=true)"
-            connection.execute(f"INSERT INTO measured BY NAME SELECT * FROM {files}")
+        _view(connection, cached)
     except (OSError, duckdb.Error):
-        # One of them is damaged; read run by run, it is made anew.
-        cached = []
+        # One of them is damaged; each is made anew where it can be.
+        cached = [run for run in cached if _is_mended(connection, run)]
+        _view(connection, cached)
     read = {run.fingerprint for run in cached}
     for run in runs:
         if run.fingerprint not in read:
             _insert(connection, run)
+
+
+def _view(connection: Any, cached: list[RunFolder]) -> None:
+    # `read` has every column; a cache of an older version may lack some.
+    files = ", ".join(_quoted(run.path / "rows.parquet") for run in cached)
+    whole = f" UNION ALL BY NAME SELECT * FROM read_parquet([{files}], hive_partitioning=false, union_by_name=true)"
+    connection.execute(f"CREATE OR REPLACE VIEW measured AS SELECT * FROM read{whole if cached else ''}")
+
+
+def _is_mended(connection: Any, run: RunFolder) -> bool:
+    """Whether a run's cache can be read, as it is or made anew."""
+    import duckdb
+
+    cache = run.path / "rows.parquet"
+    check = f"SELECT count(*) FROM read_parquet({_quoted(cache)}, hive_partitioning=false)"
+    for mend in (lambda: None, lambda: _write_cache(connection, run)):
+        with suppress(OSError, duckdb.Error):
+            mend()
+            connection.execute(check)
+            return True
+    return False
 
 
 def _is_fresh(run: RunFolder) -> bool:
@@ -370,36 +400,32 @@ def _is_fresh(run: RunFolder) -> bool:
 
 
 def _insert(connection: Any, run: RunFolder) -> None:
-    """Read one run's rows into the table `measured`, through a Parquet cache when the run is done."""
+    """Read one run's rows into the table `read`."""
     import duckdb
 
-    types = ", ".join(f"'{f.name}': '{_sql_type(f.type)}'" for f in fields(Row))
-    # A line that a killed worker left half-written is skipped; its owner takes it back on resume. So is what is no row.
-    # A folder called `lr=1` is a name, not a column.
-    lines = (
-        f"(SELECT * FROM read_json({_quoted(run.rows_path)}, format='newline_delimited', ignore_errors=true, "
-        f"hive_partitioning=false, columns={{{types}}}) WHERE run IS NOT NULL AND metric IS NOT NULL AND value IS NOT NULL)"
-    )
-    insert = "INSERT INTO measured BY NAME SELECT * FROM "
-    if run.done() is not None:
-        cache = run.path / "rows.parquet"
-        # A read-only folder and a damaged cache are no obstacles: the cache is a convenience.
-        with suppress(OSError, duckdb.Error):
-            if not _is_fresh(run):
-                _write_cache(connection, lines, cache)
-            connection.execute(f"{insert} read_parquet({_quoted(cache)}, hive_partitioning=false)")
-            return
     try:
-        connection.execute(insert + lines)
+        connection.execute(f"INSERT INTO read BY NAME SELECT * FROM {_lines(run)}")
     except duckdb.Error as error:
         reason = str(error).partition("\n")[0]
         raise StoreError(f"{run.rows_path}: cannot be read ({reason})") from None
 
 
-def _write_cache(connection: Any, lines: str, cache: Path) -> None:
+def _lines(run: RunFolder) -> str:
+    """A run's rows as SQL reads them."""
+    types = ", ".join(f"'{f.name}': '{_sql_type(f.type)}'" for f in fields(Row))
+    # A line that a killed worker left half-written is skipped; its owner takes it back on resume. So is what is no row.
+    # A folder called `lr=1` is a name, not a column.
+    return (
+        f"(SELECT * FROM read_json({_quoted(run.rows_path)}, format='newline_delimited', ignore_errors=true, "
+        f"hive_partitioning=false, columns={{{types}}}) WHERE run IS NOT NULL AND metric IS NOT NULL AND value IS NOT NULL)"
+    )
+
+
+def _write_cache(connection: Any, run: RunFolder) -> None:
+    cache = run.path / "rows.parquet"
     temporary = cache.with_name(f".{cache.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
-        connection.execute(f"COPY {lines} TO {_quoted(temporary)} (FORMAT parquet)")
+        connection.execute(f"COPY {_lines(run)} TO {_quoted(temporary)} (FORMAT parquet)")
         os.replace(temporary, cache)
     finally:
         temporary.unlink(missing_ok=True)

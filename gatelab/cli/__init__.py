@@ -12,7 +12,7 @@ from typing import Any
 from cyclopts import App, CycloptsError
 
 from .. import __version__
-from . import bench, convert, eval, gates, lists, probe, progress, results, retrofit, sizes, study, tasks, train
+from . import bench, convert, eval, gates, lists, plan, probe, progress, results, retrofit, sizes, study, tasks, train
 
 app = App(
     name="gatelab",
@@ -23,7 +23,7 @@ app = App(
     suppress_keyboard_interrupt=False,  # it would leave without a word
 )
 for command in (
-    bench.bench, probe.probe, study.run, study.plan, study.submit, progress.status, progress.logs, progress.retry, results.find,
+    bench.bench, probe.probe, study.run, plan.plan, study.submit, progress.status, progress.logs, progress.retry, results.find,
     results.report, results.diff, train.train, convert.convert, retrofit.retrofit, eval.eval_, gates.gates, lists.probes,
     lists.interventions, sizes.sizes, tasks.tasks, lists.schema, lists.doctor,
 ):  # fmt: skip

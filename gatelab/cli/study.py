@@ -1,8 +1,6 @@
-"""gatelab run, plan and submit: carry a study out here or on a cluster, or say what it would do."""
+"""gatelab run and submit: carry a study out here or on a cluster."""
 
-from dataclasses import asdict
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from cyclopts import Parameter
 
@@ -22,7 +20,8 @@ def run(
     Parameters
     ----------
     study:
-        A built-in study (quickstart) or a Python file that defines `study`.
+        A built-in study (quickstart), a Python file that defines `study`, or a study's folder: what is planned there, and the
+        confirmation that `gatelab find --register` wrote down.
     assignments:
         key=value words: model.gate=[none,sdpa-headwise] optim.lr=1e-3 seed=0..4 data.paths=FOLDER cell=text* execution.slots=2
     out:
@@ -35,16 +34,24 @@ def run(
         One JSON record a line on stdout and nothing else.
     """
     from .. import lab
-    from ..config import parse_assignments
+    from ..config import ConfigError, parse_assignments
+    from ..store import StudyFolder
     from ..study.drive import drive
     from ..terminal import LiveGrid, print_findings, print_status
 
     lab.check_executor(executor, ray_address)
-    planned = lab.plan(study, parse_assignments(assignments))
-    execution = planned.study.execution
-    folder = lab.save_plan(planned, out or f"runs/{planned.study.name}")
-    entries = planned.entries(folder.path)
-    tell(f"{planned.study.name}: {len(entries)} runs in {folder.path}; Ctrl-C is safe, the same command continues")
+    if lab.is_folder(study):
+        if out is not None:
+            raise ConfigError([f"--out {out}: {study} is a study's folder and goes on in it; leave --out out"])
+        folder = StudyFolder.open(study)
+        execution = lab.go_on(folder, parse_assignments(assignments))
+        name, entries = folder.study()["name"], folder.study()["plan"]
+    else:
+        planned = lab.plan(study, parse_assignments(assignments))
+        execution, name = planned.study.execution, planned.study.name
+        folder = lab.save_plan(planned, out or f"runs/{name}")
+        entries = planned.entries(folder.path)
+    tell(f"{name}: {len(entries)} runs in {folder.path}; Ctrl-C is safe, the same command continues")
     opened = lab.open_executor(execution, executor, folder=folder, ray_address=ray_address)
     with opened as workers, LiveGrid(folder, workers.slots) as grid:
         summary = drive(folder, workers, execution, entries=entries, on_event=grid)
@@ -65,46 +72,6 @@ def run(
             f"some runs did not finish; `gatelab status {folder.path}` says why, `gatelab retry {folder.path}` tries again"
         )
     return 0 if summary.is_complete else 1
-
-
-def plan(study: str, *assignments: str, pilot: Path | None = None, json_: Json = False) -> int:
-    """Say what a study would do: runs, parameters, tokens, operations, memory. Nothing is started.
-
-    Parameters
-    ----------
-    study:
-        A built-in study or a Python file.
-    assignments:
-        key=value words, as for `run`.
-    pilot:
-        A finished study's folder: what this one could see, by the spread of its pairs.
-    json_:
-        One JSON record a run.
-    """
-    from .. import lab
-    from ..analysis import say
-    from ..config import parse_assignments
-    from ..store import StudyFolder
-    from ..terminal import print_records
-
-    planned = lab.plan(study, parse_assignments(assignments))
-    entries = planned.entries(Path("runs") / planned.study.name)
-    seen = [] if pilot is None else lab.foresight(StudyFolder.open(pilot), of=planned)
-    if json_:
-        print_json([*entries, *map(asdict, seen)])
-        return 0
-    print(f"{planned.study.name}: {planned.study.question}")
-    for cell, source in planned.sources.items():
-        arms = {e["arm"]: _plan_record(e) for e in entries if e["cell"] == cell}
-        print_records(list(arms.values()), f"\n{cell}: {source.description}")
-    total = sum(e["flops"] for e in entries)
-    print(
-        f"\n{len(entries)} runs ({len(planned.study.seed_values)} seeds each), {total / 1e12:.3g} TFLOP of training; "
-        "nothing was started"
-    )
-    if pilot is not None:
-        print("\n".join(["", *say.foreseen(seen)]))
-    return 0
 
 
 def submit(
@@ -171,17 +138,3 @@ def submit(
     else:
         print(f"job {job} of {path}\n`gatelab status {folder}` says how the runs stand, squeue how the tasks do")
     return 0
-
-
-def _plan_record(entry: dict[str, Any]) -> dict[str, Any]:
-    """A run's row of the plan; `over` are its parameters minus the baseline's, `MiB` what its training state takes."""
-    return {
-        "arm": entry["arm"],
-        "parameters": entry["n_parameters"],
-        "over": entry["remainder"],
-        "d_ff": entry["d_ff"],
-        "steps": entry["steps"],
-        "tokens": entry["tokens"],
-        "MiB": round(entry["state_bytes"] / 2**20, 1),
-        "GFLOP": round(entry["flops"] / 1e9),
-    }

@@ -11,6 +11,7 @@ from .moe import MoE
 from .normaliser import NORMALISERS, Normaliser, SinkLogit, Softmax
 from .objective import Answers, Continuation, MaskedTokens, NextToken, Objective, SpanCorruption
 from .output_map import OUTPUT_MAPS
+from .parallel import ParallelConfig
 from .presets import PRESETS, Preset
 from .run import Execution, OptimConfig, ProbeConfig, Run, TrainConfig, fingerprint
 
@@ -41,6 +42,7 @@ __all__ = [
     "Normaliser",
     "Objective",
     "OptimConfig",
+    "ParallelConfig",
     "Preset",
     "ProbeConfig",
     "Run",

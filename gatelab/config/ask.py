@@ -29,7 +29,7 @@ class AskConfig(Config):
     def _one_or_many(cls, value: Any) -> Any:
         if isinstance(value, str):
             return tuple(value.split(","))
-        return (value,) if isinstance(value, int) else value
+        return (value,) if isinstance(value, int | float) else value
 
     @field_validator("times")
     @classmethod

@@ -17,6 +17,7 @@ from .gate import GateSpec
 from .model import Count, ModelConfig
 from .normaliser import KeyBias
 from .objective import Objective
+from .parallel import ParallelConfig
 
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -252,7 +253,8 @@ class Execution(Config):
     `impl` of GatedAttention, and one that cannot serve the run refuses it: results of both are equal up to rounding. A
     checkpoint at least every `checkpoint_s` seconds; a run longer than `timeout_s` seconds (0: no limit) is stopped and may
     be resumed; one that was lost is tried again `lost_retries` times. `processes` of one machine share the batches of a group,
-    each with a GPU of its own where there are GPUs; `gpu_share` of a GPU is what a group of one process takes.
+    each with a GPU of its own where there are GPUs; `gpu_share` of a GPU is what a group of one process takes. `parallel` lays
+    them out; where it needs more processes than are stated, there are as many as it needs.
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -268,6 +270,20 @@ class Execution(Config):
     lost_retries: Annotated[int, Field(ge=0)] = 1
     processes: Annotated[int, Field(gt=0, le=1024)] = 1
     gpu_share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    parallel: ParallelConfig = ParallelConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _enough(cls, value: Any) -> Any:
+        if isinstance(value, dict) and value.get("processes", 1) == 1 and value.get("parallel"):
+            parallel = ParallelConfig.model_validate(value["parallel"])
+            return value | {"processes": parallel.fewest}
+        return value
+
+    @model_validator(mode="after")
+    def _check_mesh(self) -> "Execution":
+        self.parallel.data_ranks(self.processes)
+        return self
 
     @model_validator(mode="after")
     def _check_share(self) -> "Execution":

@@ -1,8 +1,6 @@
 """One block by kinds: norms before, after or around; attention with its gates, cross-attention where the stack has it,
 and a feed-forward layer or experts."""
 
-from dataclasses import dataclass
-
 from torch import Tensor, nn
 
 from ..config.architecture import Stack
@@ -16,18 +14,33 @@ from ..nn.tap import Tap
 from ..nn.watch import Watch
 
 
-@dataclass
 class Pass:
     """What one forward pass carries besides the hidden state: document numbers, a cache, the context of cross-attention,
-    a bias on self-attention's logits, the list that routers write to, what attention tells of itself, and the kinds of tokens."""
+    a bias on self-attention's logits, the list that routers write to, what attention tells of itself, and the kinds of tokens.
 
-    segment_ids_BT: Tensor | None = None
-    cache: KVCache | None = None
-    context_BSD: Tensor | None = None
-    bias_BHTS: Tensor | None = None
-    routed: list[Routing] | None = None
-    watch: Watch | None = None
-    token_types_BT: Tensor | None = None
+    No dataclass, and no list within: where weights are shared out, torch takes such arguments of a block apart and makes new ones.
+    """
+
+    def __init__(
+        self,
+        segment_ids_BT: Tensor | None = None,
+        cache: KVCache | None = None,
+        *,
+        routed: list[Routing] | None = None,
+        watch: Watch | None = None,
+        token_types_BT: Tensor | None = None,
+    ):
+        self.segment_ids_BT, self.cache, self.watch, self.token_types_BT = segment_ids_BT, cache, watch, token_types_BT
+        self.routed = None if routed is None else _Appends(routed)
+        self.context_BSD: Tensor | None = None
+        self.bias_BHTS: Tensor | None = None
+
+
+class _Appends:
+    """The end of a list, to write to."""
+
+    def __init__(self, to: list[Routing]):
+        self.append = to.append
 
 
 class Block(nn.Module):

@@ -221,8 +221,10 @@ class GatedAttention(nn.Module):
         # As the values are before their own gate.
         raw_v_BTGK = self._heads(products["v"], self.n_kv_heads, None) if reads_value else None
         is_mapped = self.map_name != "none" and not (self.output_map.needs_value and is_cross)
-        # A gate that reads the output, or follows a map of it, comes after the op.
+        # A gate that reads the output, or follows a map of it, comes after the op; so does one whose scores are averaged over
+        # more heads than are here.
         is_inside = gate is not None and not is_mapped and gate.spec.source not in ("output", "hybrid")
+        is_inside = is_inside and gate.shape.heads == self.n_heads
         logits = gate.logits(x_BTD, v_BTGK=raw_v_BTGK, product=products.get("sdpa")) if is_inside else None
         spec = gate.spec if is_inside else None
         learned = None if self.sink is None else self.sink.learned(len(x_BTD))

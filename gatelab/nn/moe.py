@@ -63,6 +63,7 @@ class ExpertMLP(nn.Module):
     def __init__(self, d_model: int, moe: MoE, *, impl: str = "auto"):
         super().__init__()
         self.moe, self.impl = moe, impl
+        self.ffn = expert_ffn  # expert parallel puts one in its place that sends tokens to where their experts are
         self.router = Linear(d_model, moe.n_experts, bias=moe.router_bias)
         self.w1 = Experts(moe.n_experts, d_model, moe.d_expert, bias=moe.bias)
         self.w3 = Experts(moe.n_experts, d_model, moe.d_expert, bias=moe.bias)
@@ -85,7 +86,7 @@ class ExpertMLP(nn.Module):
         maps = (self.w1, self.w3, self.w2)
         w1_XFD, w3_XFD, w2_XDF = (w.weight.to(x_ND.dtype) for w in maps)
         b1_XF, b3_XF, b2_XD = (None if w.bias is None else w.bias.to(x_ND.dtype) for w in maps)
-        y_ND = expert_ffn(
+        y_ND = self.ffn(
             x_ND, chosen_NE, weight_NE, w1_XFD, w3_XFD, w2_XDF,
             b1_XF=b1_XF, b3_XF=b3_XF, b2_XD=b2_XD, activation=self.moe.activation, impl=self.impl,
         )  # fmt: skip

@@ -18,6 +18,7 @@ from ..config import Execution, Run, fingerprint, validate
 from ..record import Row, Step
 from ..store import Appender, RunFolder, write_json, write_lines
 from . import ledger
+from .checkpoints import CHECKPOINT, WEIGHTS, Checkpoints
 from .git import git_state
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 _PACKAGES = ("gatelab", "torch", "numpy", "pydantic", "safetensors", "tokenizers", "triton")
 _PROGRESS_S = 1.0
-_CHECKPOINT, _WEIGHTS = "checkpoint.safetensors", "weights.safetensors"
 
 
 def carry_out(runs: list[RunFolder], execution: Execution, *, should_stop: Callable[[], bool]) -> None:
@@ -44,11 +44,13 @@ def carry_out(runs: list[RunFolder], execution: Execution, *, should_stop: Calla
     group = Group([validate(Run, run.config()) for run in runs], execution)
     for folder, member in zip(runs, group.members, strict=True):
         _check_fingerprint(folder, member.run, member.source.digest)
-    offsets = _restore(group, runs)
+    checkpoints = Checkpoints(group, runs)
+    offsets = checkpoints.restore()
     group.ranks.wait()  # all have read before the writer changes anything
     if not group.ranks.is_writer:
-        _accompany(group, train(group), should_stop)
+        _accompany(group, train(group), checkpoints, should_stop)
         return
+    checkpoints.tidy()
     for folder in runs:
         if group.step:
             ledger.note_resume(folder, group.step)
@@ -56,7 +58,7 @@ def carry_out(runs: list[RunFolder], execution: Execution, *, should_stop: Calla
         write_json(folder.path / "environment.json", environment(group.facts()))
     writers = [_Writer(folder, offset) for folder, offset in zip(runs, offsets, strict=True)]
     try:
-        _follow(group, train(group), runs, writers, should_stop)
+        _follow(group, train(group), runs, writers, checkpoints, should_stop)
     finally:
         for writer in writers:
             writer.close()
@@ -75,11 +77,36 @@ class _Writer:
         self.clock.close()
 
 
-def _accompany(group: "Group", steps: Iterator[Step], should_stop: Callable[[], bool]) -> None:
-    """A process that does not write: it takes every step, and stops when any of them is asked to."""
-    for _ in steps:
-        if group.ranks.any_says(should_stop(), group.device):
+def _accompany(
+    group: "Group", steps: Iterator[Step], checkpoints: Checkpoints, should_stop: Callable[[], bool]
+) -> None:
+    """A process that does not write rows: it takes every step, and part in what all must do together."""
+    visits = _visits(group)
+    if group.step == 0 and 0 in visits:
+        with group.whole():
+            pass
+    for step in steps:
+        if step.step in visits:
+            with group.whole():
+                pass
+        stopping, saving = group.ranks.any_say([should_stop(), False], group.device)
+        if stopping or saving:
+            checkpoints.save(None)
+        if stopping and _goes_on(step, group):
+            checkpoints.finish()
             return
+    checkpoints.finish()
+    with group.whole():
+        pass
+
+
+def _visits(group: "Group") -> set[int]:
+    """The steps after which models are looked at."""
+    return {*group.run.probe_steps(), *(step for member in group.members for step in member.run.ask_steps())}
+
+
+def _goes_on(step: Step, group: "Group") -> bool:
+    return step.step < group.run.train.steps and any(m.alive for m in group.members)
 
 
 def _follow(
@@ -87,36 +114,47 @@ def _follow(
     steps: Iterator[Step],
     runs: list[RunFolder],
     writers: list[_Writer],
+    checkpoints: Checkpoints,
     should_stop: Callable[[], bool],
 ) -> None:
-    probe_steps = set(group.run.probe_steps())
-    ask_steps = {step for member in group.members for step in member.run.ask_steps()}
+    visits = _visits(group)
     started = saved = shown = time.monotonic()
     first = group.step
-    if group.step == 0 and 0 in probe_steps:
-        _look(group, runs, writers)
-    if group.step == 0 and 0 in ask_steps:
-        _tell_left_out(group)
-        _ask(group, runs, writers)
+    if group.step == 0 and 0 in visits:
+        _visit(group, runs, writers)
     last_clock = time.monotonic()
     for step in steps:
         _write_step(step, group, runs, writers)
-        if step.step in probe_steps:
-            _look(group, runs, writers)
-        if step.step in ask_steps:
-            _ask(group, runs, writers)
+        if step.step in visits:
+            _visit(group, runs, writers)
         now = time.monotonic()
         if now - shown >= _PROGRESS_S or step.step in (first + 1, group.run.train.steps):
             seconds = (now - last_clock) / max(1, step.step - first)
             _show_progress(step, group, runs, writers, now - started, first, seconds)
             shown = now
-        stopping = group.ranks.any_says(should_stop(), group.device)
-        if stopping or now - saved >= group.execution.checkpoint_s:
-            _save(group, runs, writers)
+        is_due = now - saved >= group.execution.checkpoint_s
+        stopping, saving = group.ranks.any_say([should_stop(), is_due], group.device)
+        if stopping or saving:
+            checkpoints.save([writer.rows.flush() for writer in writers])
             saved = now
-        if stopping and step.step < group.run.train.steps and any(m.alive for m in group.members):
+        if stopping and _goes_on(step, group):
+            checkpoints.finish()
             return
-    _finish(group, runs, writers, time.monotonic() - started)
+    checkpoints.finish()
+    with group.whole():
+        _finish(group, runs, writers, checkpoints, time.monotonic() - started)
+
+
+def _visit(group: "Group", runs: list[RunFolder], writers: list[_Writer]) -> None:
+    """Whatever is due at this step: the probes, and items of tasks."""
+    ask_steps = {step for member in group.members for step in member.run.ask_steps()}
+    with group.whole():
+        if group.step in group.run.probe_steps():
+            _look(group, runs, writers)
+        if group.step in ask_steps:
+            if group.step == 0:
+                _tell_left_out(group)
+            _ask(group, runs, writers)
 
 
 def _write_step(step: Step, group: "Group", runs: list[RunFolder], writers: list[_Writer]) -> None:
@@ -191,57 +229,16 @@ def _show_progress(
         writer.clock.write([{"step": step.step, "unix": time.time(), "mean_step_s": seconds}])
 
 
-def _save(group: "Group", runs: list[RunFolder], writers: list[_Writer]) -> None:
-    """One checkpoint a run, in its folder; the offset of its rows goes with it."""
-    from ..train.checkpoint import write_tensors
-
-    tensors, state = group.state()
-    for i, (run, writer) in enumerate(zip(runs, writers, strict=True)):
-        own = {n.partition(".")[2]: t for n, t in tensors.items() if n.startswith(f"{i}.")}
-        mine = {"step": state["step"], "alive": state["alive"][i], "offset": writer.rows.flush()}
-        write_tensors(run.path / _CHECKPOINT, own, mine)
-
-
-def _restore(group: "Group", runs: list[RunFolder]) -> list[int]:
-    """Load the group's checkpoints when all its runs stand at the same step; returns the rows' offsets.
-
-    Members are saved one after the other, so a kill in between leaves them one checkpoint apart: then the group starts
-    over, which costs time and no correctness.
-    """
-    from ..train.checkpoint import CheckpointError, read_tensors
-
-    paths = [run.path / _CHECKPOINT for run in runs]
-    loaded = [read_tensors(p, group.device) for p in paths] if all(p.exists() for p in paths) else []
-    for path, (_, state) in zip(paths, loaded, strict=False):
-        if "offset" not in state:
-            raise CheckpointError(f"{path}: holds weights only, no training state. Delete it to start from step 0")
-    if len({state["step"] for _, state in loaded}) != 1:
-        _start(group, runs)
-        return [0] * len(runs)
-    tensors = {f"{i}.{name}": t for i, (own, _) in enumerate(loaded) for name, t in own.items()}
-    state = {"step": loaded[0][1]["step"], "alive": [s["alive"] for _, s in loaded]}
-    group.restore(tensors, state, paths[0])
-    print(f"resuming at step {group.step} of {group.run.train.steps} from a checkpoint", flush=True)
-    return [s["offset"] for _, s in loaded]
-
-
-def _start(group: "Group", runs: list[RunFolder]) -> None:
-    """Take the weights that runs start from, where their configurations name some."""
-    from ..train.checkpoint import load_weights
-
-    for folder, member in zip(runs, group.members, strict=True):
-        if member.run.init_from is not None:
-            load_weights(member.model, folder.path.parent / member.run.init_from / _WEIGHTS)
-
-
 def _sweep(folder: RunFolder) -> None:
     """Remove what a writer that was killed in the middle of a file left behind."""
-    for name in (_CHECKPOINT, _WEIGHTS, "environment.json", "progress.json", "items.jsonl", "done.json"):
+    for name in (CHECKPOINT, WEIGHTS, "environment.json", "progress.json", "items.jsonl", "done.json"):
         for temporary in folder.path.glob(f".{name}.*.tmp"):
             temporary.unlink(missing_ok=True)
 
 
-def _finish(group: "Group", runs: list[RunFolder], writers: list[_Writer], seconds: float) -> None:
+def _finish(
+    group: "Group", runs: list[RunFolder], writers: list[_Writer], checkpoints: Checkpoints, seconds: float
+) -> None:
     import numpy as np
 
     from ..train.checkpoint import write_tensors
@@ -256,11 +253,10 @@ def _finish(group: "Group", runs: list[RunFolder], writers: list[_Writer], secon
         )
         writer.rows.flush()
         weights = dict(member.model.named_parameters())
-        write_tensors(folder.path / _WEIGHTS, weights, {"step": last, "fingerprint": folder.fingerprint})
+        write_tensors(folder.path / WEIGHTS, weights, {"step": last, "fingerprint": folder.fingerprint})
         status = "done" if member.alive else "diverged"
         folder.mark_done(status, {"steps": last, "seconds": round(seconds, 2)})
-        # The final weights stand in for it; a checkpoint is three times their size.
-        (folder.path / _CHECKPOINT).unlink(missing_ok=True)
+        checkpoints.remove(folder)
 
 
 def _check_fingerprint(folder: RunFolder, run: Run, data_digest: str) -> None:

@@ -149,6 +149,8 @@ class _Driver:
             self._entries.setdefault(entry["fingerprint"], entry)
         self._pending: list[str] = []
         self._elsewhere: set[str] = set()
+        # Of these, runs whose executor lost sight of the worker, which lives: it saves and leaves, or falls silent.
+        self._vanished: set[str] = set()
         self._running: dict[str, _Running] = {}
         self._lost: Counter[str] = Counter()
         self._shapes: dict[str, str] = {}
@@ -172,10 +174,10 @@ class _Driver:
                     break
             if not self._running:
                 self._drop_orphans()
-                if interrupts or self._halted or not self._take_back():
+                if interrupts or self._halted or not (self._take_back() or self._vanished):
                     return
                 if not any(self._is_ready(f) for f in self._pending):
-                    time.sleep(POLL_S)  # another driver is at what these runs start from
+                    time.sleep(POLL_S)  # somebody else is still at these runs, or at what they start from
             if time.monotonic() > self._look_at:
                 self._take_back()
             for ended in self._executor.poll(POLL_S) if self._running else []:
@@ -286,7 +288,9 @@ class _Driver:
         """Close what an ended task left open, and decide how its runs go on."""
         running = self._running.pop(ended.handle)
         for run in running.runs:
-            if ended.exit_code not in (EXITS["held"], EXITS["displaced"]):
+            if ended.exit_code is None and ended.signal is None and self._lives(run, running.task.owner):
+                self._vanished.add(run.fingerprint)
+            elif ended.exit_code not in (EXITS["held"], EXITS["displaced"]):
                 self._conclude(run, running, ended)
             self._sort_in(run.fingerprint, "ended")
             if self._state_of(run) == "disk-full":
@@ -295,6 +299,11 @@ class _Driver:
             self._halted = disk_is_full(
                 sum(self._state_of(self._folder.run(f)) not in ledger.FINISHED for f in self._entries)
             )
+
+    def _lives(self, run: RunFolder, owner: str) -> bool:
+        """Whether a worker that its executor lost sight of still holds the run: who took it over now would write beside it."""
+        last = ledger.last_attempt(run)
+        return last is not None and (last.owner, last.outcome) == (owner, "running") and ledger.is_live(run, last)
 
     def _conclude(self, run: RunFolder, running: _Running, ended: Ended) -> None:
         outcome = running.why or _BY_EXIT.get(ended.exit_code, "lost")
@@ -314,7 +323,8 @@ class _Driver:
         self._look_at = time.monotonic() + ledger.BEAT_S
         for fingerprint in sorted(self._elsewhere):
             if self._state_of(self._folder.run(fingerprint)) != "running":
-                self._sort_in(fingerprint, "state")
+                self._sort_in(fingerprint, "ended" if fingerprint in self._vanished else "state")
+                self._vanished.discard(fingerprint)
         return bool(self._pending)
 
     def _ask_to_stop(self, why: str, tasks: Iterable[_Running]) -> None:

@@ -35,8 +35,8 @@ def gang(task: Task, size: int, fail: Callable[[BaseException], None]) -> Iterat
     Args:
         fail: called in another thread when one of them fails and this process does not notice.
     """
-    if size == 1:
-        yield
+    if size == 1 or "WORLD_SIZE" in os.environ:
+        yield  # alone; or torchrun has started the others
         return
     with tempfile.TemporaryDirectory(prefix="gatelab-") as place:
         environ = {**_LOOPBACK, "GATELAB_MEETING": f"file://{place}/meeting", "WORLD_SIZE": str(size)}
@@ -68,8 +68,8 @@ def _watch(
             fail(error(f"one of the processes that share this run {how}; log.txt has its words"))
 
 
-def _accompany(task: Task, worker_pid: int) -> int:
-    """The life of one that is not the first; returns the exit code."""
+def accompany(task: Task, worker_pid: int) -> int:
+    """The life of one that is not the first, as long as the process lives that started it; returns the exit code."""
     from .worker import classify
 
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the worker hears it for all
@@ -95,7 +95,7 @@ def _leave_with(worker_pid: int) -> None:
 def main() -> int:
     """`python -m gatelab.study.gang TASK PID`: what `gang` starts."""
     value = json.loads(sys.argv[1])
-    return _accompany(Task(**{**value, "fingerprints": tuple(value["fingerprints"])}), int(sys.argv[2]))
+    return accompany(Task(**{**value, "fingerprints": tuple(value["fingerprints"])}), int(sys.argv[2]))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from typing import Any
 from ..config import digest
 from ..config.run import Run
 from ..store import RunFolder
+from ..train.checkpoint_folder import steps
 from ..train.cost import training_bytes
 
 # Tokens of a step, over all runs of a stack.
@@ -50,8 +51,12 @@ def shape_of(config: dict[str, Any]) -> str:
 
 
 def stands_at(run: RunFolder) -> int | None:
-    """The step of a run's checkpoint, read from its header; None without one, or with one that cannot be read. A group goes
-    on only where all its runs stand at one step."""
+    """The step of a run's newest checkpoint, read from its header or its folder's name; None without one, or with one that cannot
+    be read. A group goes on only where all its runs stand at one step."""
+    return max((s for s in (_in_header(run), *steps(run.path)) if s is not None), default=None)
+
+
+def _in_header(run: RunFolder) -> int | None:
     try:
         with open(run.path / "checkpoint.safetensors", "rb") as file:
             (n_bytes,) = struct.unpack("<Q", file.read(8))

@@ -35,8 +35,11 @@ PRELOAD = (
 )
 
 
-def local_executor(execution: Execution) -> "LocalExecutor":
+def local_executor(execution: Execution, preload: Sequence[str] = PRELOAD) -> "LocalExecutor":
     """The executor that `execution` asks for on this machine.
+
+    Args:
+        preload: modules that forked workers find loaded.
 
     Raises:
         ConfigError: when it asks for a GPU and there is none.
@@ -54,7 +57,7 @@ def local_executor(execution: Execution) -> "LocalExecutor":
         )
     dealt = deal(devices, execution)
     slots = execution.slots or len(dealt) or max(1, n_cores() // (execution.threads * execution.processes))
-    return LocalExecutor(slots, execution.threads, dealt)
+    return LocalExecutor(slots, execution.threads, dealt, preload)
 
 
 def deal(devices: Sequence[str], execution: Execution) -> list[str]:

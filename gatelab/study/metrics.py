@@ -70,10 +70,12 @@ _ALL = (
 # Of a run's rows those of one stack and one gate, for what shows one number a run: causal self-attention, or the encoder
 # where there is nothing else (never cross-attention); the gate at G1, or the first where there is none.
 MAIN_ROWS = """
-    CREATE TEMP VIEW stack_rows AS SELECT * FROM rows WHERE stack IS NULL OR stack = 'encoder' AND run NOT IN
-        (SELECT run FROM rows WHERE metric = 'first_token_mass' AND stack IS NULL);
-    CREATE TEMP VIEW main_rows AS SELECT * FROM stack_rows WHERE site IS NULL OR (run, site) IN
-        (SELECT run, coalesce(min(site) FILTER (site = 'sdpa'), min(site)) FROM stack_rows GROUP BY run)
+    CREATE TEMP TABLE decoders AS SELECT DISTINCT run FROM rows WHERE metric = 'first_token_mass' AND stack IS NULL;
+    CREATE TEMP VIEW stack_rows AS SELECT * FROM rows WHERE stack IS NULL OR stack = 'encoder' AND run NOT IN (FROM decoders);
+    CREATE TEMP TABLE main_sites AS
+        SELECT run, coalesce(min(site) FILTER (site = 'sdpa'), min(site)) AS main_site FROM stack_rows GROUP BY run;
+    CREATE TEMP VIEW main_rows AS SELECT stack_rows.* FROM stack_rows JOIN main_sites USING (run)
+        WHERE site IS NULL OR site = main_site
 """
 
 STUDY_METRICS: dict[str, Source] = {s.metric.name: s for s in _ALL}

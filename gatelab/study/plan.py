@@ -118,6 +118,7 @@ def make_plan(study: Study) -> Plan:
                 target = target or count_parameters(resolved.model)
                 if study.match is not None and study.match not in arm.changes:
                     resolved = _matched(resolved, target, study.match_unit)
+                study.execution.parallel.check(resolved.model, resolved.train.batch_size, study.execution.processes)
             except ValueError as error:
                 problems += [f"cell {cell}, arm {arm.name}: {p}" for p in str(error).splitlines()]
                 continue

@@ -22,7 +22,7 @@ from ..store import StoreError, StudyFolder
 from . import ledger
 from .drive import POLL_S, Event, Summary, drive
 from .executor import GRACE_S, TARGET
-from .local import local_executor
+from .local import PRELOAD, local_executor
 
 # A job that is queued again so often does not get on; it ends, and its runs stay resumable.
 _MOST_REQUEUES = 1000
@@ -33,7 +33,7 @@ def pull(
     folder: StudyFolder, execution: Execution, *, target: str = TARGET, grace_s: float = GRACE_S
 ) -> Summary | None:
     """Carry out what others do not until nothing is left for this machine; None when it was asked to stop."""
-    executor = local_executor(execution)
+    executor = local_executor(execution, PRELOAD if target == TARGET else ())
     try:
         while True:
             summary = drive(

@@ -10,13 +10,14 @@ Ray but names: the folder, fingerprints, `module:function`.
 """
 
 import asyncio
+import logging
 import os
 import secrets
 import socket
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -34,6 +35,8 @@ _LOOK_S = 120.0
 # Between asking a slot to kill its task and killing the slot, which may be on a machine that answers no more.
 _KILL_S = 5.0
 _RECOUNT_S = 5.0
+# For a head that is started again; after a minute without one Ray ends the process, without a word to the user.
+_HEAD_S = 45.0
 _POLL_S = 0.05
 _LOOPBACK = "127.0.0.1"
 
@@ -53,15 +56,20 @@ def check_ray(address: str | None) -> None:
         raise ConfigError(
             [f"--ray-address {address}: expected host:port of a cluster's head, or auto on one of its machines"]
         )
+    if not _answers(address):
+        raise ConfigError([f"--ray-address {address}: nothing answers there; is the head up, and is this its port?"])
+
+
+def _answers(address: str) -> bool:
+    host, _, port = address.rpartition(":")
     try:
-        socket.create_connection((host, int(port)), timeout=_CONNECT_S).close()
-    except (OSError, OverflowError) as error:
-        raise ConfigError(
-            [f"--ray-address {address}: nothing answers there ({error}); is the head up, and is this its port?"]
-        ) from None
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
+    except (OSError, OverflowError):
+        return False
+    return True
 
 
-def ray_executor(execution: Execution, address: str | None, folder: Path) -> "RayExecutor":
+def ray_executor(execution: Execution, address: str | None, folder: Path | None) -> "RayExecutor":
     """The executor that `execution` asks for, over Ray in this process or over the cluster at `address`.
 
     Raises:
@@ -74,7 +82,7 @@ def ray_executor(execution: Execution, address: str | None, folder: Path) -> "Ra
     else:
         _join(address)
     try:
-        if address is not None:
+        if address is not None and folder is not None:
             _look_around(address, folder)
         return RayExecutor(execution)
     except BaseException:
@@ -101,10 +109,20 @@ class RayExecutor:
         self._running: dict[str, _Running] = {}
         self._count, self._counted = 0, -_RECOUNT_S
         self._is_open = True
+        self._head = ray.get_runtime_context().gcs_address
+        self._asked = self._heard = time.monotonic()
 
     @property
     def slots(self) -> int:
-        """As many as asked for, which is what a cluster that grows on demand is told; else as many as fit now."""
+        """As many as asked for, which is what a cluster that grows on demand is told; else as many as fit now; none while its
+        head is silent.
+
+        Raises:
+            ConnectionError: when the head has been silent for too long.
+        """
+        if not self._has_head():
+            time.sleep(_POLL_S)  # nothing to do but to ask again
+            return 0
         if self._execution.slots:
             return self._execution.slots
         if time.monotonic() - self._counted > _RECOUNT_S:
@@ -127,7 +145,9 @@ class RayExecutor:
         if not handles:
             return []
         ready, _ = self._ray.wait(list(handles), num_returns=1, timeout=timeout)
-        if ready:
+        if not ready:
+            self._has_head()  # the end of its slots would not be told either
+        else:
             ready, _ = self._ray.wait(list(handles), num_returns=len(handles), timeout=0)
         return [self._ended(handles[result]) for result in ready]
 
@@ -149,6 +169,9 @@ class RayExecutor:
         if not self._is_open:
             return
         self._is_open = False
+        if not _answers(self._head):
+            _leave()
+            return
         slots = [*self._idle, *(running.slot for running in self._running.values())]
         with suppress(Exception):  # what does not answer is killed next
             self._ray.wait([slot.close.remote() for slot in slots], num_returns=len(slots), timeout=_KILL_S)
@@ -157,8 +180,22 @@ class RayExecutor:
                 self._ray.kill(slot)
         _leave()
 
+    def _has_head(self) -> bool:
+        """Whether the head answers, asked every few seconds: without one, Ray's calls do not return."""
+        now = time.monotonic()
+        if now - self._asked > (_RECOUNT_S if self._heard == self._asked else 1.0):
+            self._asked = now
+            if _answers(self._head):
+                self._heard = now
+        if now - self._heard > _HEAD_S and self._heard != self._asked:
+            raise ConnectionError(
+                f"Ray's head at {self._head} is gone; the workers save their runs and leave. Start it again, then the same command "
+                "continues"
+            )
+        return self._heard == self._asked
+
     def _start(self) -> Any:
-        return self._actor.remote(self._execution.threads, self._has_gpus, self._preload)
+        return self._actor.remote(self._execution.threads, self._has_gpus, self._preload, os.getcwd())
 
     def _resources(self) -> dict[str, float]:
         """Of a slot. Several GPUs are a gang: Ray gives them on one machine, and all or none."""
@@ -188,7 +225,10 @@ class RayExecutor:
 class Slot:
     """An actor with one slot of its machine. Its methods take turns in one thread."""
 
-    def __init__(self, threads: int, has_gpu: bool, preload: tuple[str, ...]):
+    def __init__(self, threads: int, has_gpu: bool, preload: tuple[str, ...], place: str):
+        # The driver's working directory: a study may name its texts from there.
+        with suppress(OSError):
+            os.chdir(place)
         # What Ray dealt to this actor; a gang's process 0 deals it on.
         devices = [os.environ["CUDA_VISIBLE_DEVICES"]] if has_gpu else []
         self._local = LocalExecutor(1, threads, devices, preload)
@@ -219,10 +259,12 @@ class _Running:
 
 def _embed(execution: Execution) -> None:
     """Start a Ray of this process's own: no dashboard, no monitor of memory, nothing but loopback."""
+    _refuse_another()
     settings = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_memory_monitor_refresh_ms": "0"}
-    if "RAY_AUTH_MODE" not in os.environ:
-        settings |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    os.environ |= settings  # read when Ray is imported
+    if not {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN"} & set(os.environ):
+        # Ray asks for a token unless told otherwise; a user's own file of one would be the same for all that they start.
+        settings["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    os.environ |= settings
     import ray
     from ray._private import ray_constants
 
@@ -254,6 +296,7 @@ def _embed(execution: Execution) -> None:
 def _join(address: str) -> None:
     import ray
 
+    _refuse_another()
     try:
         with _quiet():
             ray.init(address=address, log_to_driver=False, logging_level="error")
@@ -264,8 +307,16 @@ def _join(address: str) -> None:
                 [f"--ray-address {address}: {words}; install that version of Ray and Python here, or ours there"]
             ) from None
         raise ConfigError(
-            [f"--ray-address {address}: cannot be joined ({words}); run this on one of the cluster's machines"]
+            [
+                f"--ray-address {address}: cannot be joined ({words}); run this on one of the cluster's machines, with"
+                " RAY_AUTH_MODE=token where the cluster takes tokens"
+            ]
         ) from None
+
+
+def _refuse_another() -> None:
+    if "ray" in sys.modules and sys.modules["ray"].is_initialized():
+        raise ConfigError(["--executor ray: this process has joined a Ray already; call ray.shutdown() first"])
 
 
 def _leave() -> None:
@@ -277,9 +328,24 @@ def _leave() -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Ray's notices go to stderr: stdout is for the user's records."""
-    with redirect_stdout(sys.stderr):
+    """Ray and its libraries print as they please; what is wrong comes as an exception."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = [os.dup(number) for number in (1, 2)]
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    logger = logging.getLogger("ray")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        for number in (1, 2):
+            os.dup2(nowhere, number)
         yield
+    finally:
+        logger.setLevel(level)
+        for number, before in zip((1, 2), kept, strict=True):
+            os.dup2(before, number)
+        for number in (*kept, nowhere):
+            os.close(number)
 
 
 def _look_around(address: str, folder: Path) -> None:

@@ -58,6 +58,8 @@ class Allocation:
         mistakes += [
             f"--{name} {n}: expected at least 0" for name, n in (("tasks", self.tasks), ("cpus", self.cpus)) if n < 0
         ]
+        if not self.grace_s >= 0:
+            mistakes.append(f"--grace {self.grace_s:g}: expected at least 0 seconds")
         if self.gpus is None and execution.device == "cuda":
             mistakes.append("execution.device='cuda': Slurm was asked for no GPU; add --gpus 1")
         if not _TIME.fullmatch(self.time):

@@ -157,7 +157,7 @@ class Study:
             problems += error.problems
         for name, make in (
             ("seeds", lambda: _changed_seeds(self.seeds, assignments)),
-            ("execution", lambda: _changed_execution(self.execution, of_execution)),
+            ("execution", lambda: changed_execution(self.execution, of_execution)),
             ("arms", lambda: _changed_arms(self.arms, of_arms, [cell.run for cell in cells.values()])),
         ):
             try:
@@ -245,7 +245,8 @@ def _changed_seeds(seeds: int | tuple[int, ...], assignments: dict[str, list[Any
     return seeds if values is None else tuple(validate(Run, {"seed": value}).seed for value in values)
 
 
-def _changed_execution(execution: Execution, assignments: dict[str, list[Any]]) -> Execution:
+def changed_execution(execution: Execution, assignments: dict[str, list[Any]]) -> Execution:
+    """With `execution.*` words applied."""
     many = [path for path, values in assignments.items() if len(values) > 1]
     if many:
         raise ConfigError([f"{path}: takes one value; it does not change results, so it is no axis" for path in many])

@@ -1,6 +1,7 @@
 """The worker: takes the leases of a task's runs, carries them out, and writes down how each attempt ended.
 
     python -m gatelab.study.worker FOLDER FINGERPRINT [FINGERPRINT …] [--execution JSON]
+    torchrun --nproc-per-node 2 -m gatelab.study.worker FOLDER FINGERPRINT --execution '{"parallel": {"tp": 2}}'
 
 The command and the fork server's children both call `work`. A worker writes to its runs' folders only, prints to
 log.txt, treats SIGTERM as the wish to stop, and leaves by itself when its driver is gone or its lease is taken.
@@ -22,7 +23,7 @@ from ..config import Execution
 from ..store import RunFolder, StudyFolder
 from . import ledger
 from .executor import EXITS, GRACE_S, TARGET, Task, function_of
-from .gang import gang
+from .gang import accompany, gang
 
 Held = tuple[RunFolder, ledger.Attempt]
 
@@ -207,6 +208,8 @@ def main() -> int:
         grace_s=given.grace_s,
         **({"owner": given.owner} if given.owner else {}),
     )
+    if int(os.environ.get("RANK", "0")):
+        return accompany(task, os.getppid())
     return work(task, given.driver_pid)
 
 

@@ -7,6 +7,7 @@ the loss history are stored exactly; batches are pure functions of the step.
 import json
 import os
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,15 +92,18 @@ def unpack(
     for name, parameter in model.named_parameters():
         stored = tensors.get(f"{prefix}model.{name}")
         if stored is None or stored.shape != parameter.shape:
-            found = "is missing" if stored is None else f"has shape {tuple(stored.shape)}"
-            raise CheckpointError(
-                f"{path}: {name} {found}, expected {tuple(parameter.shape)}; it belongs to another model"
-            )
+            raise misfit(path, name, None if stored is None else stored.shape, parameter.shape)
         with torch.no_grad():
             parameter.copy_(stored)
         keys = [k for k in ("step", "exp_avg", "exp_avg_sq") if f"{prefix}optim.{k}.{name}" in tensors]
         if keys:
             optimizer.state[parameter] = {k: tensors[f"{prefix}optim.{k}.{name}"].clone() for k in keys}
+
+
+def misfit(path: Path, name: str, found: Sequence[int] | None, expected: Sequence[int]) -> CheckpointError:
+    """The error of a stored tensor that is missing (None), or has another shape than the model's."""
+    words = "is missing" if found is None else f"has shape {tuple(found)}"
+    return CheckpointError(f"{path}: {name} {words}, expected {tuple(expected)}; it belongs to another model")
 
 
 def load_weights(model: nn.Module, path: Path) -> int:

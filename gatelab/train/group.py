@@ -3,9 +3,12 @@
 Notable: it is all the state that training has; `state` and `restore` make and take it as tensors and JSON.
 """
 
-from dataclasses import dataclass, field
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -13,19 +16,23 @@ from torch import Tensor
 from ..config.data import Data
 from ..config.run import Execution, Run
 from ..data import Source, open_source
-from ..models import build_model
+from ..models import build_model, model_class
 from ..models.model import Model
 from ..nn.watch import Watch
 from ..ops.gated_attention import chosen_for
-from .checkpoint import pack, unpack
-from .optim import build_optimizer
+from .checkpoint import load_weights, pack, unpack
+from .optim import begin_state, build_optimizer, decayed_names
 from .parallel import Ranks, join
 from .stack import Stack, why_not
+
+if TYPE_CHECKING:
+    from .shard.layout import Layout
 
 
 @dataclass
 class Member:
-    """One run of a group. `losses` are those of every step so far; `alive` is false after a divergence."""
+    """One run of a group. `losses` are those of every step so far; `alive` is false after a divergence; `layout` says where its
+    weights lie when ranks share them."""
 
     run: Run
     source: Source
@@ -33,6 +40,7 @@ class Member:
     optimizer: torch.optim.AdamW
     losses: list[float] = field(default_factory=list)
     alive: bool = True
+    layout: "Layout | None" = None
 
 
 class Group:
@@ -45,15 +53,21 @@ class Group:
     Raises:
         ValueError: runs of different shapes, or watched at different steps; a device that is not there; compilation
             together with `optim.qk_clip`, whose hooks compiled code leaves out; an `execution.attention` that cannot serve
-            the model, its data's mask, the type or the device.
+            the model, its data's mask, the type or the device; an `execution.parallel` that does not fit the processes, the
+            model or its batches, or goes with `packed` or `compile=on`.
     """
 
     def __init__(self, runs: list[Run], execution: Execution | None = None):
         self.execution = execution or Execution()
         self.device = pick_device(self.execution.device)
-        self.ranks: Ranks = join(self.device)
         runs = [resolve(run) for run in runs]
         first = runs[0]
+        parallel, world = self.execution.parallel, processes()
+        # All that a mesh could be refused for, before processes wait for each other.
+        parallel.check(first.model, first.train.batch_size, world)
+        if world > 1 and not parallel.is_plain:
+            _refuse_beside_mesh(self.execution)
+        self.ranks: Ranks = join(self.device)
         for run in runs[1:]:
             if any(getattr(run, name) != getattr(first, name) for name in ("model", "objective", "train")):
                 raise ValueError(
@@ -71,6 +85,10 @@ class Group:
                 "execution.compile=auto, which then does not compile, or off"
             )
         self.dtype = pick_dtype(first.train.precision, self.device)
+        if world > 1 and not parallel.is_plain:
+            from .mesh import make_mesh
+
+            self.ranks = replace(self.ranks, mesh=make_mesh(parallel, world, self.device))
         self._sources: dict[Data, Source] = {}
         self.members = [self._member(run) for run in runs]
         self.step, self.stack = 0, None
@@ -105,7 +123,11 @@ class Group:
     @property
     def is_compiled(self) -> bool:
         if self.execution.compile == "auto":
-            return self.device.type == "cuda" and all(m.run.optim.qk_clip is None for m in self.members)
+            return (
+                self.ranks.mesh is None
+                and self.device.type == "cuda"
+                and all(m.run.optim.qk_clip is None for m in self.members)
+            )
         return self.execution.compile == "on"
 
     def facts(self) -> dict[str, Any]:
@@ -120,9 +142,49 @@ class Group:
             "threads": torch.get_num_threads(),
             "micro_batch": self.micro_batch,
             "processes": self.ranks.world,
+            "parallel": self.execution.parallel.model_dump() if self.ranks.mesh is not None else None,
             "runs_in_group": len(self.members),
             "stacked": self.is_stacked,
         }
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """Within it the writer's members have models of one process, to look at and to write; every rank must enter it.
+
+        Such a model is a copy on the writer's device, with the weights as they stand. Nothing happens where every rank has
+        the whole model anyway.
+        """
+        shared = [m for m in self.members if m.layout is not None]
+        models = [m.model for m in shared]
+        try:
+            for m in shared:
+                copy = self._plain(m.run) if self.ranks.is_writer else None
+                m.layout.gather(copy)
+                m.model = m.model if copy is None else copy
+            yield
+        finally:
+            for m, model in zip(shared, models, strict=True):
+                m.model = model
+
+    def load_weights(self, member: Member, path: Path) -> None:
+        """Begin from the final weights of another run.
+
+        Raises:
+            CheckpointError: as `checkpoint.load_weights`.
+        """
+        if member.layout is None:
+            load_weights(member.model, path)
+            return
+        model = build_model(member.run.model, seed=member.run.seed)
+        load_weights(model, path)
+        member.layout.take(dict(model.named_parameters()))
+
+    def tensors_of(self, member: Member) -> dict[str, Tensor]:
+        """Weights and optimiser state of a member as they lie here, to be written or filled; `checkpoint.pack` names them."""
+        if member.layout is not None:
+            return member.layout.tensors(member.optimizer)
+        begin_state(member.model, member.optimizer)
+        return {name: t.detach() for name, t in pack(member.model, member.optimizer, "").items()}
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything that training needs to continue, as tensors and JSON."""
@@ -136,11 +198,25 @@ class Group:
 
     def restore(self, tensors: dict[str, Tensor], state: dict[str, Any], path: Path) -> None:
         """Take what `state` gave; `path` is for the error message."""
-        for i, m in enumerate(self.members):
-            unpack(m.model, m.optimizer, tensors, f"{i}.", path)
-            m.losses = tensors[f"{i}.losses"].tolist()
-            m.alive = state["alive"][i]
-        self.step, self.stack = state["step"], None  # to be built anew of what was loaded
+        for i in range(len(self.members)):
+            own = {name.removeprefix(f"{i}."): t for name, t in tensors.items() if name.startswith(f"{i}.")}
+            self.take(i, own, path)
+        self.stand_at(state["step"], state["alive"])
+
+    def take(self, i: int, tensors: dict[str, Tensor], path: Path) -> None:
+        """Give one member the tensors of one process that `state` gave of it; `path` is for the error message."""
+        m = self.members[i]
+        if m.layout is None:
+            unpack(m.model, m.optimizer, tensors, "", path)
+        else:
+            m.layout.take_all(tensors, m.optimizer, path)
+        m.losses = tensors["losses"].tolist()
+
+    def stand_at(self, step: int, alive: list[bool]) -> None:
+        """Go on from a step, of whose members these have not diverged."""
+        for m, is_alive in zip(self.members, alive, strict=True):
+            m.alive = is_alive
+        self.step, self.stack = step, None  # to be built anew of what was loaded
 
     def _attention(self) -> str:
         """The implementations of its layers; raises ValueError where the one that is asked for cannot serve them."""
@@ -152,19 +228,55 @@ class Group:
             has_mask=getattr(self.run.data, "document_mask", False),
         )
 
+    def _plain(self, run: Run) -> Model:
+        """A model of one process whose weights are still to be filled in."""
+        model = model_class(run.model)(run.model).to(self.device)
+        self._set(model)
+        return model
+
     def _member(self, run: Run) -> Member:
         # Runs of one text read one source.
         if run.data not in self._sources:
             self._sources[run.data] = open_source(run.data)
         source = self._sources[run.data]
         run = run.resolved(source.vocab_size)
-        model = build_model(run.model, seed=run.seed).to(self.device)
+        # A model that is shared out goes to the device part by part.
+        mesh = self.ranks.mesh
+        model = build_model(run.model, seed=run.seed)
+        if mesh is None:
+            self._set(model.to(self.device))
+            return Member(run, source, model, build_optimizer(model, run.optim))
+        from .shard.layout import lay_out
+
+        decayed = decayed_names(model)
+        layout = lay_out(model, mesh, self.dtype, self.device)
+        self._set(model)
+        return Member(run, source, model, build_optimizer(model, run.optim, decayed), layout=layout)
+
+    def _set(self, model: Model) -> None:
+        """How a model computes."""
         model.compute_dtype, model.is_packed, model.attention = (
             self.dtype,
             self.execution.packed,
             self.execution.attention,
         )
-        return Member(run, source, model, build_optimizer(model, run.optim))
+
+
+def processes() -> int:
+    """How many share a run, as torchrun's environment says."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _refuse_beside_mesh(execution: Execution) -> None:
+    if execution.packed:
+        raise ValueError(
+            "execution.packed=true joins projections, of which execution.parallel gives each rank a part; leave one of them out"
+        )
+    if execution.compile == "on":
+        raise ValueError(
+            "execution.compile=on compiles a whole step, and execution.parallel exchanges within it; set execution.compile=auto, "
+            "which then does not compile"
+        )
 
 
 def resolve(run: Run) -> Run:

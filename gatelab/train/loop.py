@@ -131,8 +131,12 @@ def _optimise(
     group.ranks.sum_(total)
     if mass_LH is not None and mass_LH.numel():
         group.ranks.sum_(mass_LH)
-    group.ranks.sum_gradients(member.model)
-    norm = torch.nn.utils.clip_grad_norm_(member.model.parameters(), optim.clip or math.inf)
+        mass_LH = group.ranks.all_heads(mass_LH)
+    if member.layout is None:
+        group.ranks.sum_gradients(member.model)
+        norm = torch.nn.utils.clip_grad_norm_(member.model.parameters(), optim.clip or math.inf)
+    else:
+        norm = member.layout.clip_gradients(optim.clip)
     for parameters in member.optimizer.param_groups:
         parameters["lr"] = rate
     member.optimizer.step()
@@ -166,7 +170,8 @@ def _backward(group: Group, member: Member, batch: "DeviceBatch", loss_function:
             mass_LH = sums_LH if mass_LH is None else mass_LH + sums_LH
         if moe is not None:
             chosen = choices([routed], group.ranks) if chosen is None else chosen
-            loss = loss + router_loss(routed, moe, chosen)
+            # Ranks that share a layer hold summands of its gradients, and each computes all of its router's losses.
+            loss = loss + router_loss(routed, moe, chosen) / group.ranks.n_tensor
         loss.backward()
     return total, mass_LH
 

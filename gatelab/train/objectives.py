@@ -86,7 +86,7 @@ def choices(passes: list[list[Routing]], ranks: Ranks) -> Choices:
     """The sum over one forward pass each of this rank's micro-batches, and over all ranks."""
     counts_LX = torch.stack([torch.stack([r.counts_X for r in routed]) for routed in passes]).sum(dim=0)
     ranks.sum_(counts_LX)
-    n_tokens_L = tuple(ranks.world * sum(r.n_tokens for r in layer) for layer in zip(*passes, strict=True))
+    n_tokens_L = tuple(ranks.n_data * sum(r.n_tokens for r in layer) for layer in zip(*passes, strict=True))
     return Choices(counts_LX, n_tokens_L)
 
 

@@ -1,22 +1,44 @@
 """Which process this is among those that share a run, and the sums they exchange.
 
-Data parallel: every rank takes its rows of each batch; gradients and losses are summed; rank 0 writes. One process is
-the case of one rank, with nothing exchanged.
+Data parallel: every data rank takes its rows of each batch; gradients and losses are summed; rank 0 writes. One process is
+the case of one rank, with nothing exchanged. With a mesh (`gatelab.train.mesh`) ranks that share layers see the same rows.
 """
 
 import os
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+
+from .shard.exchange import gathered
+
+if TYPE_CHECKING:
+    from .mesh import Mesh
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """`rank` of `world`; `is_writer` is true on exactly one."""
+    """`rank` of `world`; `is_writer` is true on exactly one. Without a mesh every rank is a data rank."""
 
     rank: int = 0
     world: int = 1
+    mesh: "Mesh | None" = None
+
+    @property
+    def n_data(self) -> int:
+        """Ranks that share a batch."""
+        return self.world if self.mesh is None else self.mesh.n_data
+
+    @property
+    def n_tensor(self) -> int:
+        """Ranks that share a layer."""
+        return 1 if self.mesh is None else self.mesh.n_tensor
+
+    @property
+    def _data(self) -> ProcessGroup | None:
+        return None if self.mesh is None else self.mesh.data
 
     @property
     def is_writer(self) -> bool:
@@ -28,20 +50,25 @@ class Ranks:
         Raises:
             ValueError: when the batch does not divide.
         """
-        if n_sequences % self.world:
-            raise ValueError(f"train.batch_size={n_sequences} does not divide among {self.world} processes")
-        size = n_sequences // self.world
-        return slice(self.rank * size, (self.rank + 1) * size)
+        if n_sequences % self.n_data:
+            raise ValueError(f"train.batch_size={n_sequences} does not divide among {self.n_data} processes")
+        size = n_sequences // self.n_data
+        first = (self.rank if self.mesh is None else self.mesh.data_rank) * size
+        return slice(first, first + size)
 
     def sum_(self, values: Tensor) -> None:
-        """Sum a tensor over all ranks, in place."""
-        if self.world > 1:
-            torch.distributed.all_reduce(values)
+        """Sum a tensor over all data ranks, in place."""
+        if self.n_data > 1:
+            torch.distributed.all_reduce(values, group=self._data)
 
     def max_(self, values: Tensor) -> None:
-        """The largest of all ranks, in place, element by element."""
-        if self.world > 1:
-            torch.distributed.all_reduce(values, torch.distributed.ReduceOp.MAX)
+        """The largest of all data ranks, in place, element by element."""
+        if self.n_data > 1:
+            torch.distributed.all_reduce(values, torch.distributed.ReduceOp.MAX, group=self._data)
+
+    def all_heads(self, values_LH: Tensor) -> Tensor:
+        """What each rank has of its own heads, of all heads."""
+        return values_LH if self.n_tensor == 1 else gathered(values_LH, self.mesh.tensor)
 
     def wait(self) -> None:
         """Until every rank is here."""
@@ -50,11 +77,15 @@ class Ranks:
 
     def any_says(self, flag: bool, device: torch.device) -> bool:
         """Whether any rank says so: what all must decide alike."""
+        return self.any_say([flag], device)[0]
+
+    def any_say(self, flags: list[bool], device: torch.device) -> list[bool]:
+        """`any_says` of several at once."""
         if self.world == 1:
-            return flag
-        said = torch.tensor(float(flag), device=device)
-        self.sum_(said)
-        return bool(said.item() > 0)
+            return flags
+        said = torch.tensor(flags, dtype=torch.float32, device=device)
+        torch.distributed.all_reduce(said)
+        return [n > 0 for n in said.tolist()]
 
     def sum_gradients(self, model: nn.Module) -> None:
         """Sum every gradient over all ranks, in one flat exchange."""

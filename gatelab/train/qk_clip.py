@@ -52,8 +52,15 @@ def clip_queries(found: LargestLogits, threshold: float, ranks: Ranks) -> None:
     factor_LH = torch.where(largest_LH > threshold, threshold / largest_LH, 1.0)
     for attention, factor_H in zip(found, factor_LH, strict=True):
         for parameter in attention.q_proj.parameters():
-            rows = parameter.unflatten(0, (attention.n_heads, attention.head_dim))
-            rows.mul_(factor_H.to(parameter.dtype).view(-1, *[1] * (rows.dim() - 1)))
+            factor_R = factor_H.to(parameter.dtype).repeat_interleave(attention.head_dim)
+            if hasattr(parameter, "device_mesh"):
+                # Data ranks share the rows out. Imported here, since it takes seconds.
+                from torch.distributed.tensor import distribute_tensor
+
+                mesh, placements = parameter.device_mesh, parameter.placements
+                factor_R = distribute_tensor(factor_R, mesh, placements, src_data_rank=None).to_local()
+                parameter = parameter.to_local()
+            parameter.mul_(factor_R.view(-1, *[1] * (parameter.dim() - 1)))
 
 
 def _watch(attention: GatedAttention, found: LargestLogits) -> list[Any]:

@@ -47,9 +47,9 @@ def set_age(path: Path, seconds: float) -> None:
     os.utime(path, (time.time() - seconds,) * 2)
 
 
-def wait_until(condition: Callable[[], bool], what: str) -> None:
+def wait_until(condition: Callable[[], bool], what: str, times_out_s: float = TIMES_OUT_S) -> None:
     """Wait for something that must happen; the deadline is far beyond what it takes."""
-    deadline = time.monotonic() + TIMES_OUT_S
+    deadline = time.monotonic() + times_out_s
     while not condition():
         assert time.monotonic() < deadline, f"waited in vain until {what}"
         time.sleep(0.02)

@@ -37,6 +37,12 @@ EXECUTORS: dict[str, Callable[[], Executor]] = {
 }
 
 
+def open_executor(kind: str, folder: Path) -> Executor:
+    """One of `EXECUTORS`, or with ray@ADDRESS a cluster of Ray."""
+    name, _, address = kind.partition("@")
+    return ray.ray_executor(Execution(), address, folder) if address else EXECUTORS[name]()
+
+
 class Driver(ABC):
     """A driver in a process of its own."""
 

@@ -78,7 +78,7 @@ class SlurmCluster:
         self.environ = os.environ | {"SLURM_CONF": str(place / "slurm.conf"), "PATH": _PATH}
         sockets = [f"--socket={place}/munge.socket", f"--key-file={key}", f"--pid-file={place}/munge.pid"]
         files = [f"--log-file={place}/munge.log", f"--seed-file={place}/munge.seed"]
-        self._processes: list[subprocess.Popen[bytes]] = []
+        self.processes: list[subprocess.Popen[bytes]] = []
         try:
             # Root, in a folder of others: munge would rather not.
             self._start("munged", "--foreground", "--force", "--num-threads=2", *sockets, *files)
@@ -96,22 +96,22 @@ class SlurmCluster:
         return done.stdout if done.returncode == 0 else f"{command[0]} failed: {done.stderr}"
 
     def close(self) -> None:
-        if len(self._processes) > 1:
+        if len(self.processes) > 1:
             self.run("scancel", "--user", getpass.getuser())
-            _wait_until(lambda: not self.run("squeue", "-h").strip() or len(self._processes) < 3, "the queue is empty")
-        for process in reversed(self._processes):
+            _wait_until(lambda: not self.run("squeue", "-h").strip() or len(self.processes) < 3, "the queue is empty")
+        for process in reversed(self.processes):
             process.terminate()
             try:
                 process.wait(timeout=20)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-        self._processes = []
+        self.processes = []
 
     def _start(self, program: str, *words: str) -> None:
         found = shutil.which(program, path=_PATH)
         log = open(self.place / f"{program}.out", "wb")  # noqa: SIM115  (lives as long as the process)
-        self._processes.append(
+        self.processes.append(
             subprocess.Popen([found, *words], env=self.environ, stdout=log, stderr=log, start_new_session=True)
         )
         log.close()

@@ -124,6 +124,26 @@ def see_device(runs: list[RunFolder], execution: Execution, *, should_stop: Call
         run.mark_done("done", {"steps": 1, "seconds": 0.0, **seen, "session": os.getsid(0) == os.getpid()})
 
 
+def share(runs: list[RunFolder], execution: Execution, *, should_stop: Callable[[], bool]) -> None:
+    """Each process of a gang says who it is; the first waits for the others, and all for the study's file `finish`."""
+    study = runs[0].path.parent.parent
+    facts = {name: os.environ[name] for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "GATELAB_MEETING")}
+    (study / f"rank-{os.environ['RANK']}").write_text(json.dumps(facts | {"pid": os.getpid()}))
+    while len(list(study.glob("rank-*"))) < execution.processes or not (study / "finish").exists():
+        time.sleep(0.01)
+    if os.environ["RANK"] == "0":
+        for run in _start(runs):
+            run.mark_done("done", {"steps": 1, "seconds": 0.0})
+
+
+def fail_beside(runs: list[RunFolder], execution: Execution, *, should_stop: Callable[[], bool]) -> None:
+    """The second process of a gang runs out of memory, and the first would wait for it for ever."""
+    if os.environ["RANK"] == "1":
+        raise MemoryError
+    while True:
+        time.sleep(60)
+
+
 def count_until_told(runs: list[RunFolder], execution: Execution, *, should_stop: Callable[[], bool]) -> None:
     """Goes on from its checkpoint until the study's folder holds a file `finish`; checkpoints when asked to stop."""
     (run,) = _start(runs)
@@ -154,9 +174,9 @@ def n_starts(run: RunFolder) -> int:
 def main() -> int:
     """A driver as its own process: FOLDER TARGET KIND GRACE_S; prints `interrupted` when Ctrl-C got through."""
     folder = StudyFolder.open(sys.argv[1])
-    from places import EXECUTORS
+    from places import open_executor
 
-    executor = EXECUTORS[sys.argv[3]]()
+    executor = open_executor(sys.argv[3], folder.path)
     (folder.path / f"driver-{os.getpid()}").touch()
     try:
         drive(

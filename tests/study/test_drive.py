@@ -137,6 +137,31 @@ def test_a_run_that_another_driver_drops_is_taken_over_in_the_same_drive(study: 
     assert executor.tasks[-1].fingerprints == (theirs.fingerprint,)
 
 
+def test_a_worker_that_was_lost_sight_of_and_lives_is_not_overtaken(tmp_path: Path) -> None:
+    """Its slot died, not its machine: it saves, and only then does another go on, counted as lost when it does not."""
+    study = make_study(tmp_path / "study", 1)
+    (run,) = runs_of(study)
+    told: list[str] = []
+
+    class Blind(Scripted):
+        def submit(self, task: Task) -> str:
+            handle = super().submit(task)
+            self._ended = [Ended(handle, None, None)] if len(self.tasks) == 1 else self._ended
+            return handle
+
+    def tell(event: Event) -> None:
+        told.append(f"{event.kind} {event.state}")
+        if told[-1] == "ended running":
+            # The worker, which is this process, has saved.
+            ledger.end(run, ledger.last_attempt(run), "stopped")
+
+    executor = Blind(lambda run, times: "silent" if times == 1 else "done")
+    assert drive(study, executor, Execution(), entries=study.study()["plan"], on_event=tell).is_complete
+    assert told == [
+        "state planned", "submitted running", "ended running", "ended stopped", "submitted running", "ended done",
+    ]  # fmt: skip
+
+
 def with_sources(folder: StudyFolder, sources: dict[int, int]) -> StudyFolder:
     """Let runs of a study (by number) start from others."""
     content = folder.study()

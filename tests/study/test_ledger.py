@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import attempt_path, make_study, plant_attempt, set_age, wait_until
 
-from gatelab.store import RunFolder, read_json
+from gatelab.store import RunFolder, StoreError, read_json
 from gatelab.study import ledger
 from gatelab.study.executor import Ended
 
@@ -224,6 +224,20 @@ def test_a_claim_on_a_full_disk_leaves_nothing(run: RunFolder, monkeypatch: pyte
     with pytest.raises(OSError, match="No space left"):
         ledger.claim(run, "me")
     assert os.listdir(run.path / "attempts") == []
+
+
+@pytest.mark.parametrize("call", ["link", "replace"])
+def test_a_place_without_links_or_renames_is_refused_in_one_sentence(
+    tmp_path: Path, call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(source: Path, target: Path) -> None:
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP), str(target))
+
+    ledger.check_place(tmp_path / "new" / "study")
+    monkeypatch.setattr(os, call, refuse)
+    with pytest.raises(StoreError, match=r"new/study: leases need a file system with hard links and renames"):
+        ledger.check_place(tmp_path / "new" / "study")
+    assert os.listdir(tmp_path) == []
 
 
 def test_a_newer_version_may_add_to_an_attempt(run: RunFolder) -> None:

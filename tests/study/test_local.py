@@ -94,7 +94,7 @@ def test_slots_default_to_gpus_or_cores_over_threads(
     monkeypatch.setattr(local, "gpus", lambda: devices)
     monkeypatch.setattr(local, "n_cores", lambda: 6)
     monkeypatch.setattr(local, "LocalExecutor", lambda *given: given)
-    assert local.local_executor(execution) == (slots, execution.threads, dealt)
+    assert local.local_executor(execution) == (slots, execution.threads, dealt, local.PRELOAD)
 
 
 def test_a_gang_larger_than_the_machine_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,12 +3,12 @@
 
 from .devices import DEVICES, Device
 from .memory import Memory
-from .mesh import Mesh, check_mesh
+from .mesh import Mesh
 from .seconds import Seconds
 from .step import Job, Layout, StepPlan, best_step, plan_step
 from .traffic import KINDS, Transfer
 
 __all__ = [
     "DEVICES", "KINDS", "Device", "Job", "Layout", "Memory", "Mesh", "Seconds", "StepPlan", "Transfer", "best_step",
-    "check_mesh", "plan_step",
+    "plan_step",
 ]  # fmt: skip

@@ -8,10 +8,13 @@ timed, so that what they give is the least that communication can take.
 from dataclasses import dataclass
 from math import log2
 
-# Set by three of the measured steps, those of an H100 with 33 million and 1.2 billion weights and with 32 small experts
-# (benchmarks/results/planner_2026-11.md): the share of a large product's rate that a block's products reach, that of grouped
-# products, and how often a byte that is kept for the backward pass is moved in a step.
-PRODUCTS, EXPERTS, MOVED = 0.90, 0.50, 3.2
+# Set by three of the measured steps (`measured` says which): the share of a large product's rate that layers' products reach, that
+# of grouped products of whole tiles, and how often a byte that is kept for the backward pass is moved in a step.
+PRODUCTS, EXPERTS, MOVED = 0.945, 0.49, 4.2
+# By count: the row of a token and a choice is gathered, put back, weighted and summed, and so are its gradients.
+MOVED_PAIRS = 11
+# Channels of an expert that a grouped product takes at a time; a part of it costs as much as the whole.
+TILE = 128
 
 # TFLOP/s of cuDNN's causal attention forward and backward (2.5 times the operations), by channels a head and length; H100,
 # bfloat16, 32,768 tokens, 16 heads; benchmarks/results/ops_h100_2026-11.md and the ceilings measured before it.
@@ -69,8 +72,6 @@ def attention_seconds(flops: float, device: Device, *, head_dim: int, length: in
     at = min(max(log2(max(length, 1)), 10.0), 15.0)
     low = min(int(at), 14)
     share = at - low
-    forward, backward = (
-        (1 - share) * a + share * b for a, b in zip(table[2**low], table[2 ** (low + 1)], strict=True)
-    )
+    forward, backward = ((1 - share) * a + share * b for a, b in zip(table[2**low], table[2 ** (low + 1)], strict=True))
     one = flops / 3 / device.attention / 1e12
     return one / forward, 2.5 * one / backward

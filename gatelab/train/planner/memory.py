@@ -45,7 +45,7 @@ def memory(
     """Of a step of `n_parts` micro-batches of `micro_batch` sequences each, of a resolved model."""
     n = states(model, mesh)
     kept, recomputed = activations(of_rank(model, mesh.tp), context, objective)
-    held = 4 * n if n_parts > 1 or mesh.sharing > 1 else 0
+    held = 4 * n if n_parts > 1 or mesh.is_sharded else 0
     forward = Memory(
         weights=4 * n,
         moments=8 * n,
@@ -55,7 +55,7 @@ def memory(
         loss=_loss(of_rank(model, mesh.tp), micro_batch * lengths(model, context, objective)[-1]),
     )
     # Undivided gradients are copied side by side, for one update and one exchange of all.
-    update = Memory(4 * n, 8 * n, 4 * n * (2 if mesh.sharing == 1 else 1), 0, 0, 0)
+    update = Memory(4 * n, 8 * n, 4 * n * (1 if mesh.is_sharded else 2), 0, 0, 0)
     return max(forward, update, key=lambda m: m.total)
 
 
@@ -100,18 +100,25 @@ def _gate_bytes(c: ModelConfig, spec: GateSpec) -> int:
 
 
 def _gathered(model: ModelConfig, mesh: Mesh) -> int:
-    """bfloat16 weights of a rank: all of them where none are divided; else two blocks', all that is no block's, and a block's
-    gradient in bfloat16 and float32."""
-    units: dict[str, int] = {}
-    for p in parts(model, mesh):
+    """All weights in bfloat16 where they stay. Where states are shared out, the gathered ones of two blocks, or of all, and what
+    is no block's; the head in bfloat16; and a block's gradient in bfloat16 and float32."""
+    own = parts(model, mesh)
+    if not mesh.is_sharded:
         # Rows of tables are looked up in float32.
-        is_table = p.name.endswith(("embedding.weight", "registers_RD", "table.weight"))
-        if mesh.sharing > 1 or not is_table or (p.name == "embedding.weight" and model.tied_embeddings):
-            units[p.unit] = units.get(p.unit, 0) + numel(p.local)
-    if mesh.sharing == 1:
-        return 2 * sum(units.values())
-    largest = max(n for name, n in units.items() if name)
-    return 2 * (units.get("", 0) + 2 * largest) + 6 * largest
+        tables = ("embedding.weight", "registers_RD", "table.weight")
+        if model.tied_embeddings:
+            tables = tables[1:]
+        return 2 * sum(numel(p.local) for p in own if not p.name.endswith(tables))
+    units: dict[str, int] = {}
+    for p in own:
+        units[p.unit] = units.get(p.unit, 0) + p.n_bytes * p.n_gathered
+    gradients: dict[str, int] = {}
+    for p in own:
+        gradients[p.unit] = gradients.get(p.unit, 0) + 6 * p.n_gathered
+    two = 2 * max(n for name, n in units.items() if name)
+    blocks = sum(n for name, n in units.items() if name) if mesh.shard == "zero2" else two
+    head = 2 * model.vocab_size * model.d_model
+    return units.get("", 0) + blocks + head + max(n for name, n in gradients.items() if name)
 
 
 def _loss(model: ModelConfig, tokens: int) -> int:

@@ -1,155 +1,139 @@
-"""Mesh: how many GPUs share a step and how; what each has of the model then, and what cannot be divided.
+"""Mesh: how many GPUs share a step and how, and what each has of the model then.
 
-Notable: a rank's share under tensor parallelism is itself a configuration, a narrower model, so that every count that is
-made of a configuration holds for a rank too. Key/value heads fewer than the ranks are repeated, the vocabulary is filled up.
+Notable: what a rank computes under tensor parallelism is itself a configuration, a narrower model, so that every count that is
+made of a configuration holds for a rank too. What it keeps is what `train.shard` gives it; `layout` holds the two together.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from math import prod
+from typing import Literal
 
-from ...config.base import ConfigError
+from ...config.base import ConfigError, validate
+from ...config.gate import SITES
 from ...config.model import ModelConfig
+from ...config.parallel import ParallelConfig
 from ...models.sizes import parameter_shapes
 
 Shape = tuple[int, ...]
 
 
+Shard = Literal["none", "zero2", "zero3"]
+
+
 @dataclass(frozen=True)
 class Mesh:
-    """`dp` groups, each with sequences of its own, of `tp` GPUs that share every layer's heads and channels; `ep` GPUs of
-    different groups share the experts; `shard` of the groups (0: all) divide weights, gradients and moments among them,
-    and the others have copies. Neighbours are first tp, then ep, then the rest of shard."""
+    """`dp` groups, each with sequences of its own, of `tp` neighbouring GPUs that share every layer's heads and channels; `ep`
+    groups share the experts. `shard` as in `config.parallel.ParallelConfig`: whether the groups share out weights, gradients and
+    moments, and whether gathered weights stay from the forward to the backward pass (zero2) or not (zero3)."""
 
     dp: int = 1
     tp: int = 1
     ep: int = 1
-    shard: int = 0
+    shard: Shard = "zero3"
 
     @property
     def gpus(self) -> int:
         return self.dp * self.tp
 
     @property
-    def sharing(self) -> int:
-        """Groups that divide the states."""
-        return self.shard or self.dp
+    def is_sharded(self) -> bool:
+        return self.shard != "none" and self.dp > 1
 
-    @property
-    def copies(self) -> int:
-        """How often the states are there."""
-        return self.dp // self.sharing
+    def sharing(self, *, is_expert: bool = False) -> int:
+        """GPUs that share out the states of one part of the weights."""
+        return self.dp // (self.ep if is_expert else 1) if self.is_sharded else 1
+
+    def copies(self, *, is_expert: bool = False) -> int:
+        """GPUs that have the same states."""
+        return 1 if self.is_sharded else self.dp // (self.ep if is_expert else 1)
 
     def __str__(self) -> str:
-        words = {"dp": self.dp, "tp": self.tp, "ep": self.ep}
-        shared = [] if self.sharing == self.dp else [f"shard {self.sharing}"]
-        return " × ".join([*(f"{w} {n}" for w, n in words.items() if n > 1 or w == "dp"), *shared])
+        words = [f"dp {self.dp}", *(f"{w} {n}" for w, n in {"tp": self.tp, "ep": self.ep}.items() if n > 1)]
+        return " ".join([*words, *([self.shard] if self.dp > 1 else [])])
 
 
-def problems(mesh: Mesh, model: ModelConfig) -> list[str]:
-    """Why a resolved model cannot be laid out so, a sentence each; none where it can."""
-    m, tp, ep, found = model, mesh.tp, mesh.ep, []
-    if min(mesh.dp, tp, ep) < 1 or mesh.shard < 0:
-        return [f"dp={mesh.dp} tp={tp} ep={ep} shard={mesh.shard}: give whole numbers from 1 (shard 0: as many as dp)"]
-    for what, n in {"n_heads": m.n_heads, "moe.d_expert" if m.moe else "d_ff": m.d_ff}.items():
-        if n % tp:
-            found.append(f"tp={tp} does not divide {what}={n}; take one of {_divisors(n, 64)}")
-    if m.n_kv_heads % tp and tp % m.n_kv_heads:
-        found.append(
-            f"tp={tp}: {m.n_kv_heads} key/value heads can neither be divided among {tp} GPUs nor repeated on them; take a divisor "
-            f"or a multiple of {m.n_kv_heads}"
-        )
-    if m.moe is None and ep > 1:
-        found.append(f"ep={ep} divides experts, and this model has none; leave ep out")
-    elif m.moe is not None and m.moe.n_experts % ep:
-        found.append(f"ep={ep} does not divide moe.n_experts={m.moe.n_experts}; take one of {_divisors(m.moe.n_experts)}")
-    if mesh.shard and mesh.dp % mesh.shard:
-        found.append(f"shard={mesh.shard} does not divide dp={mesh.dp}; take one of {_divisors(mesh.dp)}")
-    elif mesh.sharing % ep:
-        found.append(f"ep={ep} does not divide the {mesh.sharing} groups that share weights; take one of {_divisors(mesh.sharing)}")
-    return found
-
-
-def check_mesh(mesh: Mesh, model: ModelConfig) -> None:
-    """Refuse what cannot be divided.
-
-    Raises:
-        ConfigError: every reason.
-    """
-    if found := problems(mesh, model):
-        raise ConfigError(found)
-
-
-@lru_cache(maxsize=256)
-def filled(model: ModelConfig, tp: int) -> ModelConfig:
-    """The model whose every part divides among tp: key/value heads repeated, the vocabulary filled up."""
-    return model.model_copy(
-        update={"n_kv_heads": max(model.n_kv_heads, tp), "vocab_size": -(-model.vocab_size // tp) * tp}
-    )
+def problems(mesh: Mesh, model: ModelConfig, sequences: int) -> list[str]:
+    """Why a resolved model, or a step of so many sequences, cannot be laid out so, a sentence each; none where it can."""
+    if min(mesh.dp, mesh.tp, mesh.ep) < 1:
+        return [f"dp={mesh.dp} tp={mesh.tp} ep={mesh.ep}: expected 1 or more of each"]
+    try:
+        laid_out = validate(ParallelConfig, asdict(mesh))
+        laid_out.check(model, sequences, mesh.gpus)
+    except ConfigError as error:
+        return error.problems
+    return []
 
 
 @lru_cache(maxsize=256)
 def of_rank(model: ModelConfig, tp: int) -> ModelConfig:
-    """What one of tp GPUs has, as a model: its heads, channels and ids; with all experts, of which ep leaves it some."""
-    if tp == 1:
-        return model
-    m = filled(model, tp)
-    moe = None if m.moe is None else m.moe.model_copy(update={"d_expert": m.moe.d_expert // tp})
-    narrow = {name: getattr(m, name) // tp for name in ("n_heads", "n_kv_heads", "d_ff", "vocab_size")}
-    return m.model_copy(update=narrow | {"moe": moe})
+    """What one of tp GPUs computes, as a model: its heads, of key/value heads one at least, and its channels. Embeddings, head,
+    norms and routers are whole on each; so are, here, all experts, of which ep leaves it some."""
+    moe = None if model.moe is None else model.moe.model_copy(update={"d_expert": model.moe.d_expert // tp})
+    narrow = {"n_heads": model.n_heads // tp, "n_kv_heads": max(1, model.n_kv_heads // tp), "d_ff": model.d_ff // tp}
+    return model.model_copy(update=narrow | {"moe": moe})
 
 
 @dataclass(frozen=True)
 class Part:
-    """A parameter on a rank: its whole shape, what the rank computes with, and what it keeps between steps, along `axis`.
-
-    `split` is the axis along which tp divides the whole, None: every rank has it. `unit`: what is gathered together, a
-    block's name, or "" for all else.
-    """
+    """A parameter on a rank: what it computes with, and what it keeps between steps. `unit`: what is gathered together, a block's
+    name, or "" for all else; in `n_bytes` a number, among `ranks`, each of which gives as many rows as the first has."""
 
     name: str
     unit: str
-    whole: Shape
     local: Shape
     kept: Shape
-    axis: int
-    split: int | None
+    ranks: int
+    n_bytes: int
     is_expert: bool
+
+    @property
+    def n_gathered(self) -> int:
+        return self.ranks * numel(self.kept) if self.ranks > 1 else numel(self.local)
 
 
 @lru_cache(maxsize=256)
 def parts(model: ModelConfig, mesh: Mesh) -> tuple[Part, ...]:
-    """Every parameter of a resolved model on the rank that has most of it, the first."""
+    """Every parameter of a resolved model on the rank that has most of it, the first, as `train.shard` shares them out."""
     return tuple(_parts(model, mesh))
 
 
 def _parts(model: ModelConfig, mesh: Mesh) -> Iterator[Part]:
     narrow = parameter_shapes(of_rank(model, mesh.tp))
-    for name, whole in parameter_shapes(filled(model, mesh.tp)).items():
-        local = narrow[name]
-        split = next((i for i, (a, b) in enumerate(zip(whole, local, strict=True)) if a != b), None)
-        is_expert = len(whole) == 3 and ".mlp.w" in name
-        ranks = mesh.sharing
+    has_learned = any(".sink." in name for name in narrow)
+    for name, whole in parameter_shapes(model).items():
+        local = whole if _is_whole(name, model, mesh.tp) else narrow[name]
+        is_expert = ".mlp.w" in name and model.moe is not None
+        ranks = mesh.sharing(is_expert=is_expert)
         if is_expert:
-            local, ranks = (local[0] // mesh.ep, *local[1:]), mesh.sharing // mesh.ep
-        axis = sharded_axis(local, ranks) if is_expert else 0
-        kept = tuple(-(-n // ranks) if i == axis else n for i, n in enumerate(local))
-        blocks, number, _ = (*name.split(".", 2), "", "")[:3]
-        unit = f"{blocks}.{number}" if number.isdigit() else ""
-        yield Part(name, unit, whole, local, kept, axis, split, is_expert)
+            local = (local[0] // mesh.ep, *local[1:])
+        kept = (-(-local[0] // ranks), *local[1:])
+        blocks, _, rest = name.partition("blocks.")
+        unit = f"{blocks}blocks.{rest.partition('.')[0]}" if rest else ""
+        # What computes in float32 is gathered in it.
+        n_bytes = 4 if not unit or ".router." in name or has_learned else 2
+        yield Part(name, unit, local, kept, ranks, n_bytes, is_expert)
 
 
-def sharded_axis(shape: Shape, ranks: int) -> int:
-    """The axis of experts' matrices along which their states are divided: the first that divides evenly, else 0."""
-    return next((i for i, n in enumerate(shape) if n % ranks == 0), 0)
+def _is_whole(name: str, model: ModelConfig, tp: int) -> bool:
+    """Whether every rank of tp keeps all of a parameter of which it computes with a part: of key/value heads that do not divide,
+    experts of keys and values, gates that are shared by heads, a bias of relative positions."""
+    words, divides = name.split("."), model.n_kv_heads % tp == 0
+    if name.endswith("relative.table.weight"):
+        return True
+    for tensor in ("k", "v"):
+        if f"{tensor}_proj" in words:
+            return not divides or (model.kv_experts is not None and tensor in model.kv_experts.what)
+    if "gates" in words:
+        stack = next(s for s in model.architecture.stacks if name.startswith(s.blocks))
+        is_cross = "cross_attention" in words
+        site = words[words.index("gates") + 1]
+        spec = next(g for g in model.gates(stack, is_cross=is_cross) if g.site == site)
+        return spec.sharing == "shared" or (SITES[site].heads == "G" and not divides)
+    return not divides and ("k_norm" in words or words[-1].endswith("G"))
 
 
 def numel(shape: Shape) -> int:
     """How many numbers."""
     return prod(shape)
-
-
-def _divisors(n: int, most: int | None = None) -> str:
-    found = [d for d in range(1, min(n, most or n) + 1) if n % d == 0]
-    return ", ".join(map(str, found))

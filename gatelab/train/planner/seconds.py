@@ -10,7 +10,7 @@ from functools import lru_cache
 from ...config.model import ModelConfig
 from ...config.objective import Objective
 from ..cost import attention_flops_per_token, model_flops_per_token
-from .devices import EXPERTS, MOVED, PRODUCTS, Device, attention_seconds
+from .devices import EXPERTS, MOVED, MOVED_PAIRS, PRODUCTS, TILE, Device, attention_seconds
 from .memory import LOGITS, activations, lengths, states
 from .mesh import Mesh, of_rank
 from .traffic import Transfer, counts_first
@@ -61,12 +61,19 @@ def seconds(
     forward, backward = attention_seconds(
         attention * tokens, device, head_dim=model.head_dim, length=min(context, model.window or context)
     )
-    moved = activations(rank, context, objective)[0] * sequences
+    moved = MOVED * activations(rank, context, objective)[0] * sequences
+    if rank.moe is not None:
+        # Two of a pair's rows are kept.
+        vectors = sum(
+            rank.depth(stack) * n
+            for stack, n in zip(rank.architecture.stacks, lengths(rank, context, objective), strict=True)
+        )
+        moved += (MOVED_PAIRS - 2 * MOVED) * 2 * rank.moe.top_k * rank.d_model * vectors * sequences
     logits = 2 * spoken * rank.vocab_size
     chunks = max(n_parts, -(-logits // LOGITS))
     products = (again * (others * tokens - head) + head) / (PRODUCTS * device.product)
-    grouped = again * experts * tokens / (EXPERTS * device.product)
-    passes = again * MOVED * moved / device.copy
+    grouped = again * experts * tokens / (EXPERTS * _filled(rank) * device.product)
+    passes = again * moved / device.copy
     blocks = products + grouped + passes + (attended := backward + forward * (3 * again - 2))
     hideable = sum(t.seconds(device) for t in transfers if t.hides)
     open_ = sum(t.seconds(device) for t in transfers if not t.hides)
@@ -80,10 +87,16 @@ def seconds(
         passes=passes,
         # Logits written by their product, read and turned by the loss; the weight's gradient read and written a chunk.
         loss=(3 * logits + chunks * 8 * rank.vocab_size * rank.d_model) / device.copy,
-        update=n * (_UPDATE + 12 * (n_parts - 1) * (mesh.sharing == 1)) / device.copy,
+        update=n * (_UPDATE + 12 * (n_parts - 1) * (not mesh.is_sharded)) / device.copy,
         exposed=open_ + left,
         hidden=hideable - left,
     )
+
+
+def _filled(model: ModelConfig) -> float:
+    """The share of the tiles that an expert's channels fill."""
+    width = TILE if model.moe is None else model.moe.d_expert
+    return width / (-(-width // TILE) * TILE)
 
 
 @lru_cache(maxsize=256)

@@ -11,7 +11,7 @@ from ...models.sizes import count_active, count_parameters
 from ..cost import model_flops_per_token
 from .devices import DEVICES, Device
 from .memory import Memory, memory
-from .mesh import Mesh, check_mesh, problems
+from .mesh import Mesh, Shard, problems
 from .seconds import Seconds, seconds
 from .traffic import KINDS, Transfer, transfers
 
@@ -37,7 +37,7 @@ class Layout:
     tp: int | None = None
     dp: int | None = None
     ep: int | None = None
-    shard: int = 0
+    shard: Shard | None = None
     micro_batch: int = 0
     recompute: bool | None = None
 
@@ -81,7 +81,6 @@ class StepPlan:
             "device": self.device.name,
             "gpus": self.mesh.gpus,
             **asdict(self.mesh),
-            "shard": self.mesh.sharing,
             "micro_batch": self.micro_batch,
             "recompute": self.recompute,
             "tokens": self.job.tokens,
@@ -110,8 +109,7 @@ def plan_step(
         ConfigError: every reason why the mesh cannot have the model, or the batch.
     """
     mesh = mesh or Mesh()
-    check_mesh(mesh, job.model)
-    if found := _batch_problems(job, mesh, micro_batch):
+    if found := _problems(job, mesh, micro_batch):
         raise ConfigError(found)
     return _step(job, mesh, DEVICES[device], micro_batch or job.sequences // mesh.dp, recompute)
 
@@ -126,23 +124,37 @@ def best_step(job: Job, gpus: int, layout: Layout | None = None, *, device: str 
         ConfigError: when nothing divides, with the reasons of the mesh that was stated, or of plain data parallelism.
     """
     layout = layout or Layout()
+    stated = {"tp": layout.tp, "dp": layout.dp, "ep": layout.ep}
+    if wrong := [f"{word}={n}: expected 1 or more" for word, n in stated.items() if n is not None and n < 1]:
+        raise ConfigError(wrong)
     plans = list(_open(job, gpus, layout, DEVICES[device]))
     if plans:
         fitting = [p for p in plans if p.fits]
-        return min(fitting, key=lambda p: p.seconds.total) if fitting else min(plans, key=lambda p: p.memory.total)
+        return min(fitting, key=_haste) if fitting else min(plans, key=lambda p: p.memory.total)
     tp = layout.tp or (gpus // layout.dp if layout.dp and gpus % layout.dp == 0 else 1)
-    mesh = Mesh(layout.dp or max(1, gpus // max(1, tp)), tp, layout.ep or 1, layout.shard)
-    found = [f"dp={mesh.dp} × tp={tp} is {mesh.gpus} GPUs, not {gpus}; leave one of them out"] if mesh.gpus != gpus else []
-    found += problems(mesh, job.model) or _batch_problems(job, mesh, layout.micro_batch)
+    mesh = Mesh(layout.dp or gpus // tp, tp, layout.ep or 1, layout.shard or "zero3")
+    if mesh.gpus != gpus:
+        word = f"tp={tp} does not divide" if layout.dp is None else f"dp={mesh.dp} × tp={tp} is not"
+        raise ConfigError([f"{word} {gpus} GPUs; state other numbers, or leave one out"])
+    found = _problems(job, mesh, layout.micro_batch)
     raise ConfigError(found or [f"{gpus} GPUs: no mesh divides this model and batch; state fewer of tp, dp and ep"])
+
+
+def _haste(plan: StepPlan) -> tuple[float, float]:
+    """Of steps that take as long the one that computes less comes first."""
+    return float(f"{plan.seconds.total:.4g}"), plan.seconds.computing
 
 
 def _open(job: Job, gpus: int, layout: Layout, device: Device) -> Iterator[StepPlan]:
     for mesh in _meshes(job, gpus, layout, device):
-        if problems(mesh, job.model) or _batch_problems(job, mesh, layout.micro_batch):
+        if _problems(job, mesh, layout.micro_batch):
             continue
         own = job.sequences // mesh.dp
-        sizes = [layout.micro_batch] if layout.micro_batch else [2**i for i in range(own.bit_length()) if own % 2**i == 0] + [own]
+        sizes = (
+            [layout.micro_batch]
+            if layout.micro_batch
+            else [2**i for i in range(own.bit_length()) if own % 2**i == 0] + [own]
+        )
         for size in dict.fromkeys(sizes):
             for recompute in (False, True) if layout.recompute is None else (layout.recompute,):
                 yield _step(job, mesh, device, size, recompute)
@@ -157,22 +169,20 @@ def _meshes(job: Job, gpus: int, layout: Layout, device: Device) -> Iterator[Mes
     for tp in tps:
         if tp < 1 or gpus % tp or layout.dp not in (None, gpus // tp):
             continue
-        for ep in eps if layout.ep is None else [layout.ep]:
-            yield Mesh(gpus // tp, tp, ep, layout.shard)
+        dp = gpus // tp
+        shards = [layout.shard] if layout.shard else ["none"] if dp == 1 else ["zero2", "zero3"]
+        yield from (Mesh(dp, tp, ep, shard) for ep in (eps if layout.ep is None else [layout.ep]) for shard in shards)
 
 
-def _batch_problems(job: Job, mesh: Mesh, micro_batch: int) -> list[str]:
+def _problems(job: Job, mesh: Mesh, micro_batch: int) -> list[str]:
     if job.tokens < job.context or job.tokens % job.context:
         return [f"tokens={job.tokens} is not a number of whole sequences of context={job.context}; take a multiple"]
-    if job.sequences % mesh.dp:
-        return [
-            f"dp={mesh.dp} does not divide the {job.sequences} sequences of a step of {job.tokens} tokens; take a divisor, more "
-            f"tokens, or a higher tp"
+    found = problems(mesh, job.model, job.sequences)
+    if not found and (micro_batch < 0 or (micro_batch and job.sequences // mesh.dp % micro_batch)):
+        found = [
+            f"micro_batch={micro_batch} does not divide the {job.sequences // mesh.dp} sequences of a group; take a divisor"
         ]
-    own = job.sequences // mesh.dp
-    if micro_batch < 0 or (micro_batch and own % micro_batch):
-        return [f"micro_batch={micro_batch} does not divide the {own} sequences of a group; take a divisor"]
-    return []
+    return found
 
 
 def _step(job: Job, mesh: Mesh, device: Device, micro_batch: int, recompute: bool) -> StepPlan:

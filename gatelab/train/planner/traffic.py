@@ -1,7 +1,8 @@
 """What a GPU sends in a step, by kind, and how long that takes at the links' stated rates.
 
-Notable: bytes are those that leave a GPU in a ring, (n − 1)/n of a tensor to gather or to reduce it, twice that for both; weights
-travel in bfloat16 and gradients in float32. Latency is left out, so that small pieces among many GPUs take longer.
+Notable: bytes are those that leave a GPU in a ring, (n − 1)/n of a tensor to gather or to reduce it, twice that for both. A block's
+weights travel in bfloat16, embeddings, head and gradients in float32; where rows are fewer than GPUs, filled up. Latency is left
+out, so that small pieces among many GPUs take longer, and so are the gradients of what tp leaves whole.
 """
 
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from ...config.model import ModelConfig
 from ...config.objective import Objective
 from .devices import Device
 from .memory import lengths
-from .mesh import Mesh, numel, parts
+from .mesh import Mesh, parts
 
 Kind = Literal["all-gather", "reduce-scatter", "all-reduce", "all-to-all"]
 KINDS: tuple[Kind, ...] = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all")
@@ -62,20 +63,19 @@ def _of_states(model: ModelConfig, mesh: Mesh, n_parts: int) -> Iterator[Transfe
     forwards = 2 if counts_first(model, n_parts) else 1
     for is_expert, what in ((False, "weights"), (True, "experts' weights")):
         own = [p for p in parts(model, mesh) if p.is_expert == is_expert]
-        blocks, rest = (sum(numel(p.local) for p in own if bool(p.unit) == is_block) for is_block in (True, False))
-        apart = mesh.ep if is_expert else 1
-        n, stride = mesh.sharing // apart, mesh.tp * apart
-        ring = (n - 1) / n
-        # A block's are gathered for each pass; what is no block's stays from the forward to the backward pass.
-        gathers = n_parts * ((forwards + 1) * blocks + forwards * rest)
-        yield Transfer("all-gather", what, n, stride, ring * 2 * gathers, hides=True)
-        yield Transfer("reduce-scatter", f"gradients of {what}", n, stride, ring * 4 * n_parts * (blocks + rest), hides=True)
-        kept, copies = sum(numel(p.kept) for p in own), mesh.copies
-        # Undivided gradients are exchanged as one, when all are there.
+        n, copies = mesh.sharing(is_expert=is_expert), mesh.copies(is_expert=is_expert)
+        stride = mesh.tp * (mesh.ep if is_expert else 1)
+        # A block's are gathered for each pass, but for a backward pass after which they stayed.
+        again = {True: forwards + (mesh.shard == "zero3"), False: forwards}
+        gathers = sum(again[bool(p.unit)] * p.n_bytes * p.n_gathered for p in own)
+        ring = n_parts * (n - 1) / n
+        yield Transfer("all-gather", what, n, stride, ring * gathers, hides=True)
+        summed = sum(4 * p.n_gathered for p in own)
+        yield Transfer("reduce-scatter", f"gradients of {what}", n, stride, ring * summed, hides=True)
+        # Gradients that are not shared out are exchanged as one, when all are there.
         yield Transfer(
-            "all-reduce", f"gradients of {what}", copies, mesh.tp * mesh.sharing, 2 * (copies - 1) / copies * 4 * kept,
-            hides=mesh.sharing > 1,
-        )  # fmt: skip
+            "all-reduce", f"gradients of {what}", copies, stride, 2 * (copies - 1) / copies * summed, hides=False
+        )
 
 
 def _of_tokens(
@@ -87,9 +87,10 @@ def _of_tokens(
     for stack, n in zip(model.architecture.stacks, lengths(model, context, objective), strict=True):
         vectors = sequences * (n + model.registers) * model.depth(stack)
         sums += passes * vectors * (3 if stack.has_cross else 2)
-        sums += sequences * n  # of the embedding's rows, or backward of what the head reads
         sent += 0 if model.moe is None else 2 * passes * vectors * model.moe.top_k
-    sums += sequences * lengths(model, context, objective)[-1]
-    width = 2 * model.d_model
-    yield Transfer("all-reduce", "halves of layers", mesh.tp, 1, 2 * (mesh.tp - 1) / mesh.tp * sums * width, hides=False)
-    yield Transfer("all-to-all", "tokens to experts and back", mesh.ep, mesh.tp, (mesh.ep - 1) / mesh.ep * sent * width, hides=False)
+    summed, moved = (
+        2 * (mesh.tp - 1) / mesh.tp * sums * 2 * model.d_model,
+        (mesh.ep - 1) / mesh.ep * sent * 2 * model.d_model,
+    )
+    yield Transfer("all-reduce", "parts of layers", mesh.tp, 1, summed, hides=False)
+    yield Transfer("all-to-all", "tokens to experts and back", mesh.ep, mesh.tp, moved, hides=False)

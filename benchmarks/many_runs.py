@@ -1,0 +1,92 @@
+"""How fast a study of a thousand finished runs is looked at: `gatelab status` and `report` as whole processes. Goal: 3 s each.
+
+Ten small runs are really carried out, one a cell and arm; the others are copies of them under their own names, with every value of
+their rows moved by about a hundredth of itself, since a page of equal runs would have nothing to say.
+"""
+
+import json
+import random
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from gatelab import Arm, BigramBackcopy, Execution, ModelConfig, OptimConfig, ProbeConfig, Run, Study, TrainConfig, lab
+from gatelab.store import RunFolder, StudyFolder, write_json
+
+GATELAB = str(Path(sys.executable).with_name("gatelab"))
+SEEDS = 100
+_toy = Run(
+    model=ModelConfig(d_model=32, n_layers=2, n_heads=2),
+    data=BigramBackcopy(),
+    optim=OptimConfig(lr=2e-3),
+    train=TrainConfig(tokens=8 * 64 * 200, batch_size=8, seq_len=64),
+    probe=ProbeConfig(times=4),
+)
+_study = Study(
+    name="many-runs",
+    question="How long does a page of a thousand runs take?",
+    cells={"wide": _toy, "deep": _toy.model_copy(update={"model": ModelConfig(d_model=32, n_layers=3, n_heads=2)})},
+    arms=(
+        Arm("none", {"model.gate": "none"}),
+        Arm("sdpa-headwise", {"model.gate": "sdpa-headwise"}),
+        Arm("sdpa-elementwise", {"model.gate": "sdpa-elementwise"}),
+        Arm("value-headwise", {"model.gate": "value-headwise"}),
+        Arm("sink-logit", {"model.softmax": "sink-logit"}, control=True),
+    ),
+    seeds=SEEDS,
+    execution=Execution(device="cpu", slots=1),
+)
+
+
+def fill(scratch: Path) -> StudyFolder:
+    """The study's folder, every run in it finished."""
+    carried, _ = lab.run(_study, scratch / "carried", assignments={"seed": [0]})
+    first = {(e["cell"], e["arm"]): run for e, run in carried.planned()}
+    folder = lab.save_plan(lab.plan(_study), scratch / "many")
+    draw = random.Random(0)
+    for entry, run in folder.planned():
+        _copy(first[entry["cell"], entry["arm"]], run, draw)
+    return folder
+
+
+def _copy(source: RunFolder, run: RunFolder, draw: random.Random) -> None:
+    shutil.copytree(source.path, run.path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("run.json", "*.parquet"))
+    lines = []
+    for line in source.rows_path.read_text(encoding="utf-8").splitlines():
+        row = json.loads(line) | {"run": run.fingerprint}
+        if isinstance(row["value"], float):
+            row["value"] *= 1 + draw.gauss(0, 0.01)
+        lines.append(json.dumps(row) + "\n")
+    run.rows_path.write_text("".join(lines), encoding="utf-8")
+    write_json(run.path / "done.json", source.done())
+
+
+def seconds(words: list[str], repeats: int) -> list[float]:
+    """Wall seconds of the command."""
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        subprocess.run([GATELAB, *words], check=True, capture_output=True)
+        times.append(time.perf_counter() - start)
+    return times
+
+
+def main() -> None:
+    """Print the first time of each, before there are caches, and median and spread of five more."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = fill(Path(scratch))
+        n_rows = sum(run.rows_path.read_bytes().count(b"\n") for _, run in folder.planned())
+        print(f"{len(list(folder.planned()))} runs, {n_rows:,} rows")
+        for word in ("status", "report"):
+            (first,), times = seconds([word, str(folder.path)], 1), seconds([word, str(folder.path)], 5)
+            spread = f"{min(times):.2f} to {max(times):.2f}"
+            print(f"gatelab {word}: first {first:.2f} s, then {statistics.median(times):.2f} s ({spread}; goal 3)")
+        print(f"the page: {(folder.path / 'report.html').stat().st_size / 2**20:.1f} MiB")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""Steps that were measured on one GPU, to hold plans against; `sets` says which constant of `devices` a step has set.
+
+Notable: rows are those of benchmarks/results/training_h100_2026-11.md and training_h200_2026-11.md, a step's median, and GiB the
+allocator's peak. Compiled, captured where there are no experts, q, k, v and gates in one product; `attention` as there.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+
+from ...config.gate import parse_gates
+from ...config.model import ModelConfig
+from ...models.ladder import SIZES
+from .step import Job
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A step of a size of the ladder, or of a decoder of (width, layers, heads, vocabulary), with `gate` and, where it was
+    narrowed, `d_ff`."""
+
+    device: str
+    size: str | tuple[int, int, int, int]
+    tokens: int
+    context: int
+    ms: float
+    gib: float
+    gate: str = "none"
+    d_ff: int | None = None
+    attention: str = "auto"
+    sets: str = ""
+
+    @property
+    def job(self) -> Job:
+        return Job(_model(self.size, self.context, self.gate, self.d_ff), self.tokens, self.context)
+
+    @property
+    def name(self) -> str:
+        word = self.size if isinstance(self.size, str) else "{} × {}, {} heads, V {:,}".format(*self.size)
+        return word if self.gate == "none" else f"{word}, {self.gate}"
+
+
+_33M, _124M, _350M = (512, 8, 4, 16_384), (768, 12, 12, 50_304), (1024, 24, 8, 50_304)
+MEASURED = (
+    Measured("h100", _33M, 65_536, 1024, 40.95, 10.6, sets="PRODUCTS, MOVED"),
+    Measured("h100", _33M, 65_536, 1024, 42.11, 10.7, "sdpa-headwise"),
+    Measured("h100", _33M, 65_536, 1024, 42.48, 10.6, "sdpa-elementwise", 1216),
+    Measured("h100", _124M, 32_768, 1024, 64.78, 13.6),
+    Measured("h100", (768, 12, 6, 50_304), 32_768, 1024, 63.42, 13.6),
+    Measured("h100", _350M, 32_768, 1024, 164.8, 34.8),
+    Measured("h100", "1b", 16_384, 4096, 268.5, 42.3, sets="PRODUCTS, MOVED"),
+    Measured("h100", "moe-80m", 32_768, 1024, 46.17, 10.5),
+    Measured("h200", _33M, 65_536, 1024, 38.78, 10.6),
+    Measured("h200", _33M, 65_536, 1024, 38.51, 10.6, attention="hopper"),
+    Measured("h200", _33M, 65_536, 1024, 39.91, 10.7, "sdpa-headwise"),
+    Measured("h200", _124M, 65_536, 1024, 116.88, 23.9, attention="hopper"),
+    Measured("h200", (768, 12, 6, 50_304), 65_536, 1024, 114.07, 23.9, attention="hopper"),
+    Measured("h200", _350M, 32_768, 1024, 157.38, 34.8, attention="hopper"),
+    Measured("h200", "moe-480m", 16_384, 1024, 54.99, 15.2, sets="EXPERTS"),
+)
+
+
+@cache
+def _model(size: str | tuple[int, int, int, int], context: int, gate: str, d_ff: int | None) -> ModelConfig:
+    if isinstance(size, str):
+        return SIZES[size].model.model_copy(update={"max_seq_len": context})
+    width, layers, heads, vocabulary = size
+    c = ModelConfig(d_model=width, n_layers=layers, n_heads=heads, d_ff=d_ff, gate=parse_gates(gate))
+    return c.resolved(vocabulary, context)

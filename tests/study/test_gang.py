@@ -1,0 +1,84 @@
+"""A gang: processes that share a task's runs begin together, end together, and can be reached from nowhere else."""
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import tiny
+from carrier import folder as planned
+from conftest import make_study, wait_until
+
+from gatelab.config import Execution
+from gatelab.store import StudyFolder, read_json
+from gatelab.study import ledger
+from gatelab.study.drive import Summary, drive
+from gatelab.study.executor import Task
+from gatelab.study.local import LocalExecutor
+
+
+@pytest.fixture
+def executor(monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalExecutor]:
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), str(Path(tiny.__file__).parent)]))
+    executor = LocalExecutor(slots=1, threads=1, preload=())
+    yield executor
+    executor.close()
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> StudyFolder:
+    return make_study(tmp_path / "study", 1)
+
+
+def go(study: StudyFolder, executor: LocalExecutor, target: str, processes: int = 2) -> Summary:
+    entries = study.study()["plan"]
+    return drive(study, executor, Execution(processes=processes), entries=entries, target=f"tasks:{target}")
+
+
+def ranks(study: StudyFolder) -> list[dict[str, str]]:
+    return [json.loads(path.read_text()) for path in sorted(study.path.glob("rank-*"))]
+
+
+def test_a_gang_has_ranks_and_one_meeting(study: StudyFolder, executor: LocalExecutor) -> None:
+    (study.path / "finish").touch()
+    assert go(study, executor, "share", processes=3).is_complete
+    facts = ranks(study)
+    assert [f["RANK"] for f in facts] == [f["LOCAL_RANK"] for f in facts] == ["0", "1", "2"]
+    assert {f["WORLD_SIZE"] for f in facts} == {"3"}
+    (meeting,) = {f["GATELAB_MEETING"] for f in facts}
+    assert meeting.startswith("file:///") and not Path(meeting.removeprefix("file://")).parent.exists()
+    assert [a["outcome"] for _, run in study.planned() for a in run.attempts()] == ["done"]
+
+
+@pytest.mark.slow
+def test_one_that_fails_fails_the_attempt(study: StudyFolder, executor: LocalExecutor) -> None:
+    """Twice: out of memory is tried again with half the micro-batch."""
+    summary = go(study, executor, "fail_beside")
+    assert set(summary.states.values()) == {"oom"}
+    (message,) = summary.messages.values()
+    assert message == "out of memory: one of the processes that share this run ran out of memory; log.txt has its words"
+
+
+def test_the_others_leave_with_a_killed_worker(study: StudyFolder, executor: LocalExecutor) -> None:
+    (_, run) = next(study.planned())
+    executor.submit(
+        Task(str(study.path), (run.fingerprint,), Execution(processes=2).model_dump(mode="json"), target="tasks:share")
+    )
+    wait_until(lambda: len(list(study.path.glob("rank-*"))) == 2, "both are there")
+    wait_until(lambda: all(path.read_text() for path in study.path.glob("rank-*")), "both have said who they are")
+    first, second = (int(f["pid"]) for f in ranks(study))
+    assert ledger.last_attempt(run).pid == first
+    os.kill(first, signal.SIGKILL)
+    wait_until(lambda: ledger.process_start(second) is None, "the other has left")
+
+
+@pytest.mark.slow
+def test_a_gang_trains_a_run(tmp_path: Path, executor: LocalExecutor) -> None:
+    study = StudyFolder.create(tmp_path / "study", {"name": "real", "plan": []})
+    run = planned(study.path / "runs", tiny.run(steps=3))
+    entries = [{"cell": "toy", "arm": "none", "seed": 0, "fingerprint": run.fingerprint}]
+    summary = drive(study, executor, Execution(processes=2, device="cpu"), entries=entries)
+    assert summary.is_complete, (run.path / "log.txt").read_text()
+    assert read_json(run.path / "environment.json")["processes"] == 2
