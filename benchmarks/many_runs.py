@@ -6,6 +6,7 @@ their rows moved by about a hundredth of itself, since a page of equal runs woul
 
 import json
 import random
+import resource
 import shutil
 import statistics
 import subprocess
@@ -65,27 +66,38 @@ def _copy(source: RunFolder, run: RunFolder, draw: random.Random) -> None:
     write_json(run.path / "done.json", source.done())
 
 
-def seconds(words: list[str], repeats: int) -> list[float]:
-    """Wall seconds of the command."""
+def seconds(words: list[str], repeats: int) -> list[tuple[float, float]]:
+    """Wall and CPU seconds of the command; the machine may have other work."""
     times = []
     for _ in range(repeats):
-        start = time.perf_counter()
+        start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run([GATELAB, *words], check=True, capture_output=True)
-        times.append(time.perf_counter() - start)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        times.append((time.perf_counter() - start, cpu))
     return times
 
 
+def measure(path: Path) -> None:
+    """Print the first time of each, before there are caches, and the median and spread of three more."""
+    folder = StudyFolder.open(path)
+    n_rows = sum(run.rows_path.read_bytes().count(b"\n") for _, run in folder.planned())
+    print(f"{len(list(folder.planned()))} runs, {n_rows:,} rows")
+    for word in ("status", "report"):
+        (first,), times = seconds([word, str(path)], 1), seconds([word, str(path)], 3)
+        wall, cpu = zip(*times, strict=True)
+        spread = f"{min(wall):.2f} to {max(wall):.2f}; of a CPU {statistics.median(cpu):.2f}"
+        print(f"gatelab {word}: first {first[0]:.2f} s, then {statistics.median(wall):.2f} s ({spread}; goal 3)")
+    print(f"the page: {(path / 'report.html').stat().st_size / 2**20:.1f} MiB")
+
+
 def main() -> None:
-    """Print the first time of each, before there are caches, and median and spread of five more."""
+    """Of a folder made here, or of the one that is named."""
+    if len(sys.argv) > 1:
+        measure(Path(sys.argv[1]))
+        return
     with tempfile.TemporaryDirectory() as scratch:
-        folder = fill(Path(scratch))
-        n_rows = sum(run.rows_path.read_bytes().count(b"\n") for _, run in folder.planned())
-        print(f"{len(list(folder.planned()))} runs, {n_rows:,} rows")
-        for word in ("status", "report"):
-            (first,), times = seconds([word, str(folder.path)], 1), seconds([word, str(folder.path)], 5)
-            spread = f"{min(times):.2f} to {max(times):.2f}"
-            print(f"gatelab {word}: first {first:.2f} s, then {statistics.median(times):.2f} s ({spread}; goal 3)")
-        print(f"the page: {(folder.path / 'report.html').stat().st_size / 2**20:.1f} MiB")
+        measure(fill(Path(scratch)).path)
 
 
 if __name__ == "__main__":

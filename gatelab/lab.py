@@ -11,18 +11,20 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from math import isfinite
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from .analysis import Outcome, PairingGain, Share, effects, pairing_gain, shares, stages
 from .analysis.anomalies import RULES
-from .analysis.anomalies.gather import Gathered, gather
+from .analysis.anomalies.gather import Gathered, checked, gather
 from .analysis.cause_tests import FILE
 from .analysis.causes import Card, Ledger, cards
 from .analysis.hunt import READINGS, Hunt
 from .analysis.hunt import hunt as hunted
 from .analysis.hypotheses import HYPOTHESES
+from .analysis.looked import Looked, with_rows
 from .analysis.power import SEEDS, Foresight, foresee
 from .analysis.task_study import task_study
 from .analysis.tasks import final_values, task_rows
@@ -352,10 +354,7 @@ def analyse(folder: StudyFolder, *, fdr: float = FDR, confidence: float = 0.95) 
     Raises:
         StoreError: when the folder holds no study, or one that was edited.
     """
-    study = folder.study()
-    missing = [key for key in ("metrics", "arms", "cells", "baseline") if key not in study]
-    if missing:
-        raise StoreError(f"{folder.path / 'study.json'}: {', '.join(missing)} missing; was it edited?")
+    study = checked(folder)
     metrics = [Metric(**m) for m in study["metrics"]]
     arms = [a["name"] for a in study["arms"]]
     cells = [c["name"] for c in study["cells"]]
@@ -379,6 +378,10 @@ def hunt(folder: StudyFolder) -> Hunt:
     Raises:
         StoreError: a study that was edited, without an ungated baseline, or without a gate.
     """
+    return _hunted(folder, _screened(folder))
+
+
+def _hunted(folder: StudyFolder, gathered: Gathered) -> Hunt:
     declared, study = folder.path / SCREEN, folder.study()
     kept = _registration(folder)
     if kept is not None:
@@ -389,7 +392,30 @@ def hunt(folder: StudyFolder) -> Hunt:
         if not isinstance(there, dict) or any(type(there.get(k, [])) is not type(v) for k, v in now.items()):
             raise StoreError(f"{declared}: is not what was declared with the plan; was it edited?")
         notes = stages.departures(there, now)
-    return hunted(_screened(folder), RULES, fdr=FDR, notes=notes)
+    return hunted(gathered, RULES, fdr=FDR, notes=notes)
+
+
+def look_for_anomalies(folder: StudyFolder) -> Looked | None:
+    """What the page shows of anomalies; None of a study without a control or a gate, and where nothing was tested."""
+    try:
+        gathered = _screened(folder)
+        found, registration = _hunted(folder, gathered), _registration(folder)
+    except StoreError:
+        return None  # `gatelab find` says why
+    if not found.screened.alarms:
+        return None
+    try:
+        verdicts = [] if registration is None else confirm(folder)
+    except StoreError:
+        verdicts = []  # its runs have not ended
+    try:
+        edited = {name for name, *_ in _edits(folder.path / FILE)}
+    except StoreError:
+        edited = set()
+    odd = {a.cell for a in found.screened.anomalies}
+    odd |= {cell for (cell, _), seeds in gathered.runs.items() if edited.intersection(seeds.values())}
+    explained = [card for c in gathered.evidence.cells if c in odd and edited for card in _cards(folder, gathered, c)]
+    return Looked(found, registration, verdicts, with_rows(explained))
 
 
 def _screened(folder: StudyFolder) -> Gathered:
@@ -402,8 +428,9 @@ def _registration(folder: StudyFolder) -> stages.Registration | None:
     path = folder.path / CONFIRMATION
     if not path.exists():
         return None
+    stored = read_json(path)
     try:
-        return stages.Registration.read(read_json(path))
+        return stages.Registration.read(stored)
     except ValueError as error:
         raise StoreError(f"{path}: {error}") from None
 
@@ -437,8 +464,9 @@ def register(folder: StudyFolder, seeds: list[int] | None = None) -> stages.Regi
     gathered = gather(folder, outcomes(folder))
     used = {o.seed for o in gathered.evidence.outcomes if o.status != "planned"}
     fresh = seeds or [max(used, default=-1) + 1 + i for i in range(5)]
+    claims = hunt(folder).claims
     try:
-        registration = stages.register(gathered.evidence, hunt(folder).claims, fresh, fdr=FDR)
+        registration = stages.register(gathered.evidence, claims, fresh, fdr=FDR)
     except ValueError as error:
         raise StoreError(f"{folder.path}: {error}") from None
     write_json(folder.path / CONFIRMATION, registration.as_json())
@@ -508,7 +536,9 @@ def go_on(folder: StudyFolder, assignments: dict[str, list[Any]] | None = None) 
     other = [key for key in assignments if not key.startswith("execution.")]
     if other:
         raise ConfigError(
-            [f"{', '.join(other)}: {folder.path} says what its runs are; only execution.* may be set, or name the study"]
+            [
+                f"{', '.join(other)}: {folder.path} says what its runs are; only execution.* may be set, or name the study"
+            ]
         )
     study, registration = folder.study(), _registration(folder)
     stated = validate(Execution, study.get("execution", {}))
@@ -532,11 +562,14 @@ def explain(folder: StudyFolder, cell: str) -> list[Card]:
         StoreError: no such cell; as `hunt` does.
     """
     gathered = _screened(folder)
+    cells = gathered.evidence.cells
+    if cell not in cells:
+        raise StoreError(f"--explain {cell}: no such cell; expected {', '.join(cells)}{nearest(cell, list(cells))}")
+    return _cards(folder, gathered, cell)
+
+
+def _cards(folder: StudyFolder, gathered: Gathered, cell: str) -> list[Card]:
     evidence = gathered.evidence
-    if cell not in evidence.cells:
-        raise StoreError(
-            f"--explain {cell}: no such cell; expected {', '.join(evidence.cells)}{nearest(cell, list(evidence.cells))}"
-        )
     ledger = Ledger(
         evidence, gathered.factors, gathered.runs, gathered.models, gathered.bases, _edits(folder.path / FILE),
         str(folder.path), folder.study()["name"],
@@ -547,11 +580,12 @@ def explain(folder: StudyFolder, cell: str) -> list[Card]:
 def _edits(path: Path) -> dict[tuple[str, str, float], float]:
     """{(run, intervention, dose): change in loss} of the rows of `gatelab probe --intervene … --json`, the last one counting."""
     out = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines() if path.exists() else [], 1):
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    for number, line in enumerate(text.splitlines(), 1):
         try:
             row = json.loads(line)
-            if row["metric"] == "loss_change":
-                out[row["run"], row["intervention"], float(row["dose"])] = float(row["value"])
+            if row["metric"] == "loss_change" and isfinite(value := float(row["value"])):
+                out[row["run"], row["intervention"], float(row["dose"])] = value
         except (json.JSONDecodeError, KeyError, TypeError, ValueError):
             raise StoreError(
                 f"{path}, line {number}: no row of `gatelab probe --intervene … --json`; remove that line"
@@ -568,6 +602,7 @@ def report(folder: StudyFolder, analysis: Analysis) -> Path:
         shares=[asdict(s) for s in analysis.shares],
         pairing=[asdict(g) for g in analysis.pairing],
         tasks=task_study(folder, done),
+        looked=look_for_anomalies(folder),
         state=state_of,
     )
 

@@ -7,6 +7,7 @@
                            items.jsonl   answers to items of tasks at the last step, where a run is asked some
                            clock.jsonl  progress.json  step times: they differ between machines, so they stand apart
                            checkpoint.safetensors      resumable state, gone when done
+                           checkpoint/                 the same of several processes (train/checkpoint_folder.py)
                            weights.safetensors         the final weights
                            attempts/0001.json …  one file an attempt: who, when, how it ended; the newest is the lease
                            log.txt       what the workers printed

@@ -118,6 +118,41 @@ def test_rows_items_and_what_was_asked_are_written(place: Path, tmp_path: Path) 
     assert status == 1 and "is there already" in err
 
 
+def test_a_chat_template_is_applied_printed_and_kept(place: Path, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    import_model(place / "model", tmp_path / "chat")
+    tokenizer = AutoTokenizer.from_pretrained(place / "model")
+    turns = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    tokenizer.chat_template = turns + "{% if add_generation_prompt %}assistant: {% endif %}"
+    tokenizer.save_pretrained(tmp_path / "chat")
+    words = (
+        "eval",
+        tmp_path / "chat",
+        "--tasks",
+        "mmlu_anatomy",
+        "--shots",
+        1,
+        "--data-dir",
+        place / "files",
+        "--json",
+    )
+    scores = {}
+    for given in ((), ("--chat",)):
+        status, out, err = gatelab(*words, *given, "--out", tmp_path / f"out{len(given)}")
+        assert status == 0, err
+        about = json.loads((tmp_path / f"out{len(given)}" / "eval.json").read_text())
+        scores[given] = json.loads((tmp_path / f"out{len(given)}" / "items.jsonl").read_text().splitlines()[0])
+        assert about["chat_template"] == (tokenizer.chat_template if given else None)
+    assert scores[()] != scores[("--chat",)]
+    status, out, _ = gatelab(*words[:-1], "--chat")
+    assert status == 0 and "chat template " in " ".join(out.split()) and "{% for m in messages %}" in out
+    status, _, err = gatelab("eval", place / "model", *words[2:], "--chat")
+    assert status == 1 and "--chat: this model's tokenizer has no chat template; leave --chat out" in err
+    status, _, err = gatelab("eval", place / "nowhere", "--tasks", "piqa,gatelab/needle", "--chat")
+    assert status == 2 and "--chat: gatelab/needle is asked without a chat template" in err
+
+
 @pytest.mark.parametrize(
     ("words", "status", "said"),
     [

@@ -130,9 +130,26 @@ def test_a_run_on_tasks_is_asked_in_their_ids_at_multiples_of_its_length(runs: d
     assert status == 0 and "needle" in out, err
 
 
+def test_distractors_and_hardness_are_asked_for_in_words_and_in_ids(place: Path, runs: dict[str, Path], tmp_path: Path):
+    knobs = ("--limit", 1, "--distractors", 2, "--hardness", 3)
+    for model, length, kind in ((place / "model", "900", "words"), (runs["ids"], "64", "ids")):
+        words = ("eval", model, "--tasks", "gatelab/track,gatelab/needle", "--lengths", length, *knobs)
+        status, out, err = gatelab(*words, "--out", tmp_path / kind)
+        assert status == 0 and "our tasks with distractors=2, hardness=3" in " ".join(out.split()), err
+        about = json.loads((tmp_path / kind / "eval.json").read_text())["gatelab"]
+        assert (about["distractors"], about["hardness"]) == (2, 3)
+        items = [json.loads(line) for line in (tmp_path / kind / "items.jsonl").read_text().splitlines()]
+        (needle,) = (i for i in items if i["task"] == "needle")
+        # Its value has three tokens.
+        assert len(needle["answer"].split()) == 3
+        factors = needle["factors"]
+        assert (factors["n_distractors"] if kind == "words" else len(factors["distractors"])) == 2
+
+
 def test_files_and_essays_of_the_user_are_asked(place: Path, tmp_path: Path):
     names = (
-        "gatelab/ruler/qa_1,gatelab/ruler/qa_2,gatelab/middle/qa,gatelab/middle/qa_random,gatelab/ruler/niah_multivalue"
+        "gatelab/ruler/qa_1,gatelab/ruler/qa_2,gatelab/middle/qa,gatelab/middle/qa_random,gatelab/ruler/niah_multivalue,"
+        "gatelab/middle/qa_aware"
     )
     words = ("eval", place / "model", "--tasks", names, "--lengths", "1024", "--limit", 1, "--new-tokens", 20)
     given = (
@@ -154,6 +171,7 @@ def test_files_and_essays_of_the_user_are_asked(place: Path, tmp_path: Path):
         "its shortest item has" in items["ruler/qa_2"]["factors"]["refused"] and items["ruler/qa_2"]["correct"] is None
     )
     assert items["ruler/niah_multivalue"]["factors"]["layout"] == "original"
+    assert items["middle/qa_aware"]["answer"] == items["middle/qa"]["answer"]
 
 
 @pytest.mark.parametrize(
@@ -169,6 +187,12 @@ def test_files_and_essays_of_the_user_are_asked(place: Path, tmp_path: Path):
         (("--tasks", "gatelab/needle", "--depths", "deep"), 2, "--depths deep: expected numbers"),
         (("--tasks", "gatelab/needle", "--lengths", "many"), 2, "--lengths many: expected numbers of tokens"),
         (("--tasks", "gatelab/needle", "--limit", "0"), 2, "--limit 0: expected 1 or more"),
+        (("--tasks", "gatelab/needle", "--hardness", "9"), 2, "needle: hardness=9 (tokens of the value): expected 1 to 8"),
+        (("--tasks", "gatelab/needle", "--distractors", "-1"), 2, "--distractors -1: expected 0 or more"),
+        (("--tasks", "gatelab/needle,gatelab/middle", "--hardness", "2"), 2, "middle/kv, gatelab/middle/qa: hardness=2"),
+        (("--tasks", "piqa", "--hardness", "2"), 2, "--hardness: is for tasks named gatelab/"),
+        (("--tasks", "gatelab/needle", "--chat"), 2, "--chat: is for the harness's tasks"),
+        (("--tasks", "gatelab/middle/qa_aware", "--data-dir", "nowhere"), 2, "no file nowhere/middle/qa.jsonl"),
         (("--tasks", "gatelab/needle", "--shots", "2"), 2, "--shots: is for the harness's tasks"),
         (("--tasks", "piqa", "--depths", "1"), 2, "--depths: is for tasks named gatelab/"),
         (("--tasks", "gatelab/ruler/niah_single_2", "--haystack", "nowhere"), 1, "nowhere"),

@@ -107,7 +107,7 @@ def test_claims_are_registered_before_their_runs_and_confirmed_after(finished, c
     status, out, _ = find(capsys, finished.path, "--register", "--seeds", "5..7")
     assert status == 0 and out.startswith("the smallest true effect that is seen with 80% power")
     assert "registered: 7 claims, to be confirmed on seeds 5, 6, 7 by Holm at 5%" in out
-    assert f"next: gatelab run fake seed=[5,6,7] --out {finished.path}" in out
+    assert f"next: gatelab run {finished.path}    (24 runs: what the claims need, and nothing else)" in out
     status, _, err = find(capsys, finished.path, "--confirm")
     assert status == 1 and "have not ended" in err and "it is read once" in err
 

@@ -122,11 +122,13 @@ def cells_by(key: str, word: Callable[[Mapping[str, Any]], str], predicts: str) 
     def test(ledger: Ledger, cell: str, arm: str) -> Decision:
         found = Decision(key, "cells that differ in it", predicts)
         if key not in ledger.factors and not any(k.startswith(f"{key}.") for k in ledger.factors):
+            try:
+                words = word(ledger.bases[cell])
+            except KeyError:
+                return replace(found, to_do=[f"cells that differ in {key}; this study does not say what its own have"])
             there = f"{ledger.folder}-{key.rpartition('.')[2]}"
             ask = f"gatelab find {there} --explain CELL"
-            return replace(
-                found, to_do=[f"gatelab run {ledger.study} {word(ledger.bases[cell])} --out {there}, then {ask}"]
-            )
+            return replace(found, to_do=[f"gatelab run {ledger.study} {words} --out {there}, then {ask}"])
         one = replace(ledger.evidence, arms=[arm])
         of_key = [d for d in dependences(one, ledger.factors, ["val_loss"]) if key in _keys(d.factor)]
         if not of_key:

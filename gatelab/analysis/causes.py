@@ -78,9 +78,12 @@ class Card:
 
 def cards(ledger: Ledger, hypotheses: Sequence[Hypothesis], cell: str, arm: str) -> list[Card]:
     """Every hypothesis on this arm of this cell."""
-    out = []
+    out, refused = [], ledger.evidence.refused.get((cell, arm))
     for h in hypotheses:
         decisions = [test(ledger, cell, arm) for test in h.tests]
+        if refused is not None:
+            # Not even its own runs are averaged over: they may be of two versions of the code.
+            decisions = [Decision(d.test, d.manipulates, d.predicts, to_do=[refused]) for d in decisions]
         said = {d.verdict for d in decisions}
         verdict = "refuted" if "refuted" in said else "supported" if said == {"supported"} else "undecided"
         out.append(Card(cell, arm, h.name, f"{h.claim} ({h.source})", verdict, decisions))
@@ -114,7 +117,7 @@ def decided(
     found: Decision, values: Sequence[float], rule: Callable[[Estimate], str], unit: str, *, sign: int = 1
 ) -> Decision:
     """The test with its verdict on two or more seeds' values; the rule sees `sign` times them."""
-    e = estimate(values)
+    e = estimate(values, scale=max(map(abs, values)))
     if not e.sigma > 0:
         numbers = f"{e.mean:.4g} {unit} in each of {e.n} seeds: no spread to test against"
         return replace(found, verdict="undecided", numbers=numbers, estimate=e.mean, n=e.n)

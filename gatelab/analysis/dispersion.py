@@ -1,13 +1,14 @@
 """Dispersion: does a gate change the spread over seeds, heads or layers, rather than the mean?
 
 Over seeds the runs are pairs, so F would be wrong: Pitman and Morgan's test (Biometrika 31, 1939) is the correlation of
-sums and differences, zero when both variances are equal. Pooled over cells the cells' own means are taken out first. Over
-heads and layers a run's ln standard deviation is a number like any other, and its paired difference is tested by t.
+sums and differences, zero when both variances are equal. Pooled over cells the cells' own means are taken out first, and
+since cells share their seeds, the mean over seeds of the difference of squares must be sure of its sign as well. Over heads
+and layers a run's ln standard deviation is a number like any other, and its paired difference is tested by t.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import exp, isfinite, nan, sqrt
+from math import exp, inf, isfinite, nan, sqrt
 
 import numpy as np
 
@@ -48,7 +49,7 @@ def dispersions(
             for cell in evidence.cells:
                 pairs = evidence.pairs(reading, cell, arm)
                 if (cell, arm) not in evidence.refused and len(pairs.seeds) >= 2:
-                    groups[cell] = (pairs.baseline_values, pairs.arm_values)
+                    groups[cell] = (pairs.baseline_values, pairs.arm_values, pairs.seeds)
             is_pooled = 2 * len(groups) > len(evidence.cells) > 1 < len(groups) and not evidence.not_pooled
             several = {ALL_CELLS: list(groups.values())} if is_pooled else {}
             for cell, values in ({c: [v] for c, v in groups.items()} | several).items():
@@ -65,14 +66,15 @@ def dispersions(
     return found
 
 
-def over_seeds(groups: Sequence[tuple[np.ndarray, np.ndarray]], confidence: float = 0.95) -> Spread | None:
-    """Pitman and Morgan's test over one or more cells of (baseline, arm) values, each around its own mean.
+def over_seeds(
+    groups: Sequence[tuple[np.ndarray, np.ndarray, Sequence[int]]], confidence: float = 0.95
+) -> Spread | None:
+    """Pitman and Morgan's test over one or more cells of (baseline, arm, seeds), each around its own mean; of several cells
+    the larger p of it and of t over seeds.
 
-    The interval is theirs too: the ratios that the test would not reject. None of too few pairs, or without spread.
+    The interval holds the ratios that the test would not reject. None of too few pairs, or without spread.
     """
-    from scipy.special import stdtr, stdtrit
-
-    centred = [(x - x.mean(), y - y.mean()) for x, y in groups]
+    centred = [(x - x.mean(), y - y.mean()) for x, y, _ in groups]
     # Cells of another scale would count for nothing, or for everything: each is put on one of its own, the same for both arms.
     scales = [sqrt(float(x @ x + y @ y) / max(1, len(x) - 1)) or 1.0 for x, y in centred]
     a, b = (np.concatenate([pair[side] / s for pair, s in zip(centred, scales, strict=True)]) for side in (0, 1))
@@ -82,11 +84,51 @@ def over_seeds(groups: Sequence[tuple[np.ndarray, np.ndarray]], confidence: floa
     aa, bb, ab = float(a @ a), float(b @ b), float(a @ b)
     if aa <= 0 or bb <= 0 or ab**2 >= aa * bb * (1 - 1e-12):
         return None
-    t = (bb - aa) * sqrt(df) / (2 * sqrt(aa * bb - ab**2))
     # (bb − w·aa)² · df = 4 t² w (aa·bb − ab²) is a quadratic in the ratio w of the true variances.
-    k = 1 + 2 * float(stdtrit(df, 0.5 + confidence / 2)) ** 2 * (1 - ab**2 / (aa * bb)) / df
+    t = (bb - aa) * sqrt(df) / (2 * sqrt(aa * bb - ab**2))
+    k = 1 + 2 * _critical(df, confidence) ** 2 * (1 - ab**2 / (aa * bb)) / df
     low, high = (sqrt(bb / aa * (k + side * sqrt(k**2 - 1))) for side in (-1, 1))
-    return Spread("", "", "", "seeds", len(a), sqrt(bb / aa), low, high, float(2 * stdtr(df, -abs(t))))
+    p = _p(df, t)
+    if len(groups) > 1:
+        seeds = np.concatenate([seeds for *_, seeds in groups])
+        low_t, high_t, p_t = _by_seed(a, b, seeds, confidence)
+        low, high, p = min(low, low_t), max(high, high_t), max(p, p_t)
+    return Spread("", "", "", "seeds", len(a), sqrt(bb / aa), low, high, p)
+
+
+def _by_seed(a: np.ndarray, b: np.ndarray, seeds: np.ndarray, confidence: float) -> tuple[float, float, float]:
+    """The interval of the ratio and p of t over seeds: b² − w·a², summed over cells, has mean zero at the ratio w of the true
+    variances (Fieller's theorem)."""
+    x, y = (np.array([(side[seeds == s] ** 2).sum() for s in np.unique(seeds)]) for side in (a, b))
+    n = len(x)
+    if n < 2 or np.ptp(y - x) == 0:
+        return 0.0, inf, 1.0
+    p = _p(n - 1, (y - x).mean() / ((y - x).std(ddof=1) / sqrt(n)))
+    c = _critical(n - 1, confidence) ** 2 / n
+    (xx, xy), (_, yy) = np.cov(x, y)
+    # (ȳ − w·x̄)² ≤ c (yy − 2w·xy + w²·xx): the ratios between two roots where x̄ itself is surely above zero, else those
+    # beyond them.
+    q = (x.mean() ** 2 - c * xx, -2 * (x.mean() * y.mean() - c * xy), y.mean() ** 2 - c * yy)
+    root = q[1] ** 2 - 4 * q[0] * q[2]
+    if q[0] == 0 or root < 0:
+        return 0.0, inf, p
+    low, high = sorted((-q[1] + side * sqrt(root)) / (2 * q[0]) for side in (-1, 1))
+    if q[0] < 0:
+        low, high = (high if low < 0 else 0.0), inf
+    return sqrt(max(0.0, low)), sqrt(max(0.0, high)), p
+
+
+def _critical(df: float, confidence: float) -> float:
+    from scipy.special import stdtrit
+
+    return float(stdtrit(df, 0.5 + confidence / 2))
+
+
+def _p(df: float, t: float) -> float:
+    """Two-sided."""
+    from scipy.special import stdtr
+
+    return float(2 * stdtr(df, -abs(t)))
 
 
 def _over_parts(evidence: Evidence, reading: str, arm: str, over: str, confidence: float) -> list[Spread]:

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from .anomalies.evidence import Evidence
-from .student import estimate, interval, p_two_sided
+from .both_ways import over_cells_and_seeds
+from .student import interval, p_two_sided
 
 LEFT_OVER = 3  # degrees of freedom of cells beyond the factors that a test against them needs
 
@@ -22,8 +23,9 @@ LEFT_OVER = 3  # degrees of freedom of cells beyond the factors that a test agai
 @dataclass(frozen=True, slots=True)
 class Pooled:
     """The mean over cells of an arm's effect, each cell counting once; the interval and `p` are of that mean when other
-    cells of the kind are drawn (t over cells). `between` is the cells' own standard deviation (0 at least), `within` that
-    of a pair, `p_between` of the F test that all cells have one effect."""
+    cells of the kind, or other seeds, are drawn (t over cells, or over the seeds that they share: the wider). `between` is
+    the cells' own standard deviation (0 at least), `within` that of a pair, `p_between` of the F test that all cells have
+    one effect."""
 
     arm: str
     reading: str
@@ -88,10 +90,11 @@ Groups = Mapping[str, Mapping[int, float]]  # {cell: {seed: difference}}
 
 def pooled(evidence: Evidence, reading: str, arm: str, confidence: float = 0.95) -> Pooled | None:
     """None of fewer than two cells with two pairs, or where half of the cells lack the reading."""
-    groups = [np.array(list(d.values())) for d in differences(evidence, reading, arm).values()]
-    if not groups:
+    by_cell = differences(evidence, reading, arm)
+    if not by_cell:
         return None
-    e = estimate([d.mean() for d in groups])
+    groups = [np.array(list(d.values())) for d in by_cell.values()]
+    e = over_cells_and_seeds(by_cell)
     low, high = interval(e, confidence) if e.sigma > 0 else (nan, nan)
     n = np.array([len(d) for d in groups])
     df_within = int(n.sum() - len(n))

@@ -8,12 +8,12 @@ from .causes import Hypothesis
 
 
 def _around(key: str) -> Callable[[Mapping[str, Any]], str]:
-    """The word for a range on either side of what a cell has: 4 layers give [2,4,8]."""
+    """The word for a range on either side of what a cell has: 4 layers give [2,4,8], one layer [1,2]."""
 
     def word(base: Mapping[str, Any]) -> str:
         value = at(base, key)
         half = (value // 2 or 1) if isinstance(value, int) else value / 2
-        return f"{key}=[{half:.15g},{value:.15g},{value * 2:.15g}]"
+        return f"{key}=[{','.join(f'{v:.15g}' for v in sorted({half, value, value * 2}))}]"
 
     return word
 

@@ -77,8 +77,12 @@ class Pairs:
     @property
     def is_constant(self) -> bool:
         """Whether all differences are the same up to the rounding of float64: no spread to test against."""
-        scale = max(np.abs(self.baseline_values).max(initial=0), np.abs(self.arm_values).max(initial=0))
-        return bool(np.ptp(self.differences) <= 1e-12 * scale) if self.seeds else True
+        return bool(np.ptp(self.differences) <= 1e-12 * self.scale) if self.seeds else True
+
+    @property
+    def scale(self) -> float:
+        """The largest absolute value."""
+        return float(max(np.abs(self.baseline_values).max(initial=0), np.abs(self.arm_values).max(initial=0)))
 
 
 class Outcomes:
@@ -99,7 +103,9 @@ class Outcomes:
                     f" give each run's final value once"
                 )
             seeds[o.seed] = o
-            self._status[o.cell, o.arm, o.seed] = o.status
+            # That a run diverged is itself an outcome of it, which is there.
+            if self._status.get((o.cell, o.arm, o.seed), "done") == "done":
+                self._status[o.cell, o.arm, o.seed] = o.status
 
     @property
     def arms(self) -> list[str]:

@@ -20,9 +20,10 @@ UPPER = 0.8
 @dataclass(frozen=True, slots=True)
 class Foresight:
     """The smallest true effect of an arm that `n_seeds` pairs a cell see with 80% power: `alone` at 5%, `screened` as the
-    first discovery among `n_tests` at the false-discovery rate, `confirmed` as one of `n_claims` by Holm, one-sided 5%.
+    first discovery among the study's tests at the false-discovery rate, `confirmed` as one of `n_claims` by Holm, one-sided 5%.
 
     `sigma` is that of a pair, over all cells, known with `df` degrees of freedom; `sigma_upper` is what the plan uses.
+    A metric whose seeds change regime has no row: no mean describes its runs.
     """
 
     arm: str
@@ -35,6 +36,7 @@ class Foresight:
     alone: float
     screened: float
     confirmed: float
+    n_claims: int
 
 
 def foresee(
@@ -59,6 +61,8 @@ def foresee(
     for arm in evidence.arms:
         for reading in readings:
             groups = [evidence.pairs(reading, c, arm) for c in evidence.cells if (c, arm) not in evidence.refused]
+            if any(g.changes is not None for g in groups):
+                continue
             groups = [g.differences for g in groups if len(g.seeds) >= 2]
             df = sum(len(d) - 1 for d in groups)
             total = sum(float(((d - d.mean()) ** 2).sum()) for d in groups)
@@ -69,5 +73,5 @@ def foresee(
                 levels = (0.05, fdr / n_tests, 2 * 0.05 / n_claims)
                 seen = (detectable_effect(upper, n, level) for level in levels)
                 unit = evidence.readings[reading].unit
-                out.append(Foresight(arm, reading, unit, sqrt(total / df), df, upper, n, *seen))
+                out.append(Foresight(arm, reading, unit, sqrt(total / df), df, upper, n, *seen, n_claims))
     return out

@@ -6,7 +6,7 @@ from math import isfinite
 from .causes import Card
 from .hunt import Hunt
 from .power import Foresight
-from .stages import Registration, Verdict
+from .stages import Claim, Registration, Verdict
 from .verdicts import SILENT_UNITS, compact
 
 _MARKS = {"supported": "+", "refuted": "−", "undecided": "?", "missing": "·"}
@@ -22,9 +22,9 @@ def hunted(hunt: Hunt, *, all_: bool = False) -> Iterator[str]:
     for note in hunt.notes:
         yield f"  note: {note}"
     for a in hunt.screened.anomalies:
-        yield f"  {a.rule:<20} {a.sentence} ({_p('q', a.q)}, {_p('p', a.p)}, {a.n_pairs} seeds)"
+        yield f"  {a.rule:<20} {a.sentence} ({_p('q', a.q)}, {_p('p', a.p)}, {a.n_pairs} seeds{_left_out(a.notes)})"
     if not hunt.screened.anomalies:
-        yield "  none seen; that is not proof of absence, and `gatelab find --register` says what more seeds could see"
+        yield "  none seen; that is not proof of absence: `gatelab plan STUDY --pilot DIR` says what more seeds could see"
     if untested:
         few = sorted({a.rule for a in untested})
         yield f"  not tested for want of seeds or spread: {', '.join(few)} ({len(untested)} tests; --all lists them)"
@@ -71,20 +71,26 @@ def foreseen(rows: Sequence[Foresight]) -> Iterator[str]:
         n, spread = ", ".join(str(f.n_seeds) for f in own), own[0]
         yield f"  {arm}, {reading}{_of(spread.unit)}: a pair spreads {compact(spread.sigma)}, at most {compact(spread.sigma_upper)}"
         yield f"    with {n} seeds: {', '.join(compact(f.screened) for f in own)} in the screen"
-        yield f"    confirmed on as many: {', '.join(compact(f.confirmed) for f in own)}; alone at 5%: " + ", ".join(
-            compact(f.alone) for f in own
+        confirmed, alone = (
+            ", ".join(map(compact, each)) for each in ([f.confirmed for f in own], [f.alone for f in own])
         )
+        yield f"    confirmed on as many, as one of {spread.n_claims} claims: {confirmed}; alone at 5%: {alone}"
     if not rows:
-        yield "  no cell has two pairs with spread to plan from"
+        yield "  no cell has two pairs with spread to plan from, of a metric whose seeds do not change regime"
 
 
-def registered(r: Registration, command: str) -> Iterator[str]:
+def registered(r: Registration, command: str, n_runs: int, out_of_reach: Sequence[tuple[Claim, int]]) -> Iterator[str]:
     """What was written down, and what to do next."""
     yield f"registered: {len(r.claims)} claims, to be confirmed on seeds {', '.join(map(str, r.seeds))} by Holm at {r.alpha:.0%}"
     for c in r.claims:
         what = f"{c.reading} {'rises' if c.direction > 0 else 'falls'}" if c.direction else c.reading
         yield f"  {c.rule:<20} {c.cell}, {c.arm}: {what} ({_p('q', c.q)})"
-    yield f"next: {command}"
+    for c, needed in out_of_reach:
+        yield (
+            f"  note: {c.rule} {c.cell}, {c.arm}: {c.reading} cannot be confirmed on {len(r.seeds)} seeds, whatever they show;"
+            f" register {needed} or more with --seeds"
+        )
+    yield f"next: {command}    ({n_runs} runs: what the claims need, and nothing else)"
 
 
 def confirmed(verdicts: Iterable[Verdict]) -> Iterator[str]:
@@ -92,12 +98,12 @@ def confirmed(verdicts: Iterable[Verdict]) -> Iterator[str]:
     for v in verdicts:
         c = v.claim
         held = f"{_p('p', v.p)}, after Holm {v.p_holm:.2g}, " if isfinite(v.p) else ""
-        yield f"  {v.verdict:<14} {c.rule} {c.cell}, {c.arm}: {c.reading} ({held}{v.n_pairs} fresh seeds)"
+        yield f"  {v.verdict:<14} {c.rule} {c.cell}, {c.arm}: {c.reading} ({held}{v.n_pairs} fresh seeds{_left_out(v.notes)})"
 
 
 def explained(cards: Iterable[Card]) -> Iterator[str]:
     """A verdict card a hypothesis: its tests with their numbers, and what makes the rows that are missing."""
-    arm = None
+    arm, runs = None, False
     for card in cards:
         if card.arm != arm:
             arm = card.arm
@@ -106,7 +112,14 @@ def explained(cards: Iterable[Card]) -> Iterator[str]:
         for d in card.decisions:
             yield f"    {_MARKS[d.verdict]} {d.test}: {d.predicts}: {d.verdict}{'; ' + d.numbers if d.numbers else ''}"
             for word in d.to_do:
+                runs |= "gatelab run " in word
                 yield f"        {word}"
+    if runs:
+        yield "\n`gatelab run` commands name the study as it stands: add the key=value words that this one was run with"
+
+
+def _left_out(notes: Sequence[str]) -> str:
+    return f"; left out: {', '.join(notes)}" if notes else ""
 
 
 def _of(unit: str) -> str:

@@ -5,19 +5,20 @@
 
 A claim is an effect on a primary metric or an anomaly, with q within the screen's false-discovery rate. It is confirmed by
 its own test on the fresh seeds alone, one-sided in the direction that was seen, by Holm at 5% over all claims: the chance
-that any confirmed claim is false is 5% at most. Few seeds are enough because variances are shrunk towards the screen's.
+that any confirmed claim is false is 5% at most. Few seeds are enough because variances are shrunk towards the screen's,
+where one version of the code made both.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
-from math import isfinite, nan
+from dataclasses import asdict, dataclass, field, replace
+from math import ceil, isfinite, log, nan
 from typing import Any
 
 from .anomalies.alarm import Rule
-from .anomalies.evidence import Evidence
+from .anomalies.evidence import LUCK, Evidence
 from .anomalies.screen import Screened
 from .shares import p_more_often
-from .student import Prior, p_above, p_two_sided
+from .student import Prior, p_two_sided
 
 EFFECT = "effect"  # the rule of a claim that is no anomaly
 ALPHA = 0.05
@@ -38,13 +39,15 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """A claim on fresh seeds: `p` one-sided there, `p_holm` after Holm; confirmed, not confirmed, or untestable."""
+    """A claim on fresh seeds: `p` one-sided there, `p_holm` after Holm; confirmed, not confirmed, or untestable. `notes` name
+    the runs that were left out, and why nothing could be tested."""
 
     claim: Claim
     n_pairs: int
     p: float
     p_holm: float
     verdict: str
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +69,27 @@ class Registration:
         """Raises ValueError where the file was edited beyond reading."""
         try:
             claims = [Claim(**c) for c in value["claims"]]
-            return cls(**{**value, "claims": claims, "priors": [tuple(p) for p in value["priors"]]})
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"it lacks or has too much of {error}; was it edited?") from None
+            found = cls(**{**value, "claims": claims, "priors": [tuple(p) for p in value["priors"]]})
+        except (KeyError, TypeError):
+            found = None
+        if found is None or not found._is_sound():
+            raise ValueError(
+                "its claims, seeds, level or variances are not as `--register` writes them; was it edited?"
+            )
+        return found
+
+    def _is_sound(self) -> bool:
+        lists = (self.claims, self.seeds, self.screened_seeds)
+        return (
+            all(isinstance(x, list) and x for x in lists)
+            and all(type(s) is int for s in (*self.seeds, *self.screened_seeds))
+            and not {*self.seeds} & {*self.screened_seeds}
+            and isinstance(self.alpha, float)
+            and 0 < self.alpha < 1
+            and all(isinstance(x, str) for c in self.claims for x in (c.rule, c.cell, c.arm, c.reading))
+            and all(c.direction in (-1, 0, 1) for c in self.claims)
+            and all(len(p) == 4 and all(isinstance(x, float) and x > 0 for x in p[2:]) for p in self.priors)
+        )
 
 
 def declaration(rules: Sequence[Rule], study: dict[str, Any], fdr: float) -> dict[str, Any]:
@@ -85,8 +106,7 @@ def declaration(rules: Sequence[Rule], study: dict[str, Any], fdr: float) -> dic
 
 
 def departures(declared: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """What is looked at now and was not declared before the runs: a sentence each. Seeds that were added are no departure
-    from a question."""
+    """What is looked at now and was not declared before the runs: a sentence each."""
     out = []
     for key, words in (("rules", "rule"), ("primary", "primary metric"), ("arms", "arm"), ("cells", "cell")):
         added = [x for x in now[key] if x not in declared.get(key, [])]
@@ -94,6 +114,12 @@ def departures(declared: dict[str, Any], now: dict[str, Any]) -> list[str]:
     for key in ("baseline", "fdr"):
         if declared.get(key) != now[key]:
             out.append(f"not as declared before the runs: {key} is {now[key]}, was {declared.get(key)}")
+    added = [str(s) for s in now["seeds"] if s not in declared.get("seeds", now["seeds"])]
+    if added:
+        out.append(
+            f"seeds {', '.join(added)} were not declared before the runs: where they were added after a look, the share of"
+            " false discoveries is larger than it says; confirm on fresh ones"
+        )
     return out
 
 
@@ -129,11 +155,14 @@ def register(
     Raises:
         ValueError: no claim, or a seed that the screen has seen.
     """
-    used = sorted({o.seed for o in evidence.outcomes})
+    used = sorted({o.seed for o in evidence.outcomes if o.status != "planned"})
     if not found:
         raise ValueError(
             "the screen has no effect or anomaly within its false-discovery rate: nothing is to be confirmed"
         )
+    twice = sorted({s for s in fresh if list(fresh).count(s) > 1})
+    if twice:
+        raise ValueError(f"--seeds: {', '.join(map(str, twice))} are there twice; give each once")
     seen = sorted({*fresh} & {*used})
     if seen:
         raise ValueError(
@@ -152,16 +181,62 @@ def register(
 def confirm(registration: Registration, evidence: Evidence, rules: Sequence[Rule]) -> list[Verdict]:
     """Each claim's test on the registered seeds, by Holm."""
     priors = {(arm, reading): Prior(df, variance) for arm, reading, df, variance in registration.priors}
-    fresh = evidence.only(registration.seeds, priors)
-    tested = [_again(claim, fresh, {r.name: r for r in rules}) for claim in registration.claims]
+    fresh, by_name = evidence.only(registration.seeds, priors), {r.name: r for r in rules}
+    tested = [_again(claim, fresh, by_name) for claim in registration.claims]
     holm = _holm([p for p, _ in tested])
     return [
         Verdict(
             claim, n, p, adjusted,
             "untestable" if not isfinite(p) else "confirmed" if adjusted <= registration.alpha else "not confirmed",
+            _notes(claim, fresh, by_name),
         )
         for claim, (p, n), adjusted in zip(registration.claims, tested, holm, strict=True)
     ]  # fmt: skip
+
+
+def _notes(claim: Claim, fresh: Evidence, rules: dict[str, Rule]) -> list[str]:
+    if (claim.cell, claim.arm) in fresh.refused:
+        return [fresh.refused[claim.cell, claim.arm]]
+    if claim.rule != EFFECT and claim.rule not in rules:
+        return [f"this version has no rule {claim.rule}"]
+    is_paired = claim.rule == EFFECT or rules[claim.rule].is_paired
+    is_there = is_paired and claim.reading in fresh.readings
+    return list(fresh.pairs(claim.reading, claim.cell, claim.arm).excluded) if is_there else []
+
+
+def comparisons_needed(registration: Registration, evidence: Evidence, rules: Sequence[Rule]) -> list[tuple[str, str]]:
+    """(cell, arm) of what the claims' tests read, the baseline among the arms: a rule that compares cells reads several."""
+    by_name = {r.name: r for r in rules}
+    out: dict[tuple[str, str], None] = {}
+    for c in registration.claims:
+        more = by_name[c.rule].also(evidence, c.cell) if c.rule in by_name else []
+        for cell in (c.cell, *more):
+            out |= {(cell, evidence.baseline): None, (cell, c.arm): None}
+    return list(out)
+
+
+def out_of_reach(registration: Registration, evidence: Evidence) -> list[tuple[Claim, int]]:
+    """The claims that so many seeds cannot confirm whatever they show, each with how many could: an exact test on n seeds has
+    no p below ½ⁿ or ¼ⁿ, and Holm takes the least p times the number of claims that cannot have a lower one."""
+    least = [_least(c, evidence) for c in registration.claims]
+    out = []
+    for claim, base in zip(registration.claims, least, strict=True):
+        n_claims = sum(other >= base for other in least)
+        if base > 0 and n_claims * base ** len(registration.seeds) > registration.alpha:
+            out.append((claim, ceil(log(registration.alpha / n_claims, base))))
+    return out
+
+
+def _least(claim: Claim, evidence: Evidence) -> float:
+    """The least p of a claim's test is this to the power of the seeds; 0: as low as one likes."""
+    pairs = evidence.pairs(claim.reading, claim.cell, claim.arm)
+    if claim.reading.partition(":")[0] in ("unstable", "longer"):
+        return 0.5
+    if claim.rule in (EFFECT, "worse-than-none", "removed-but-worse") and pairs.changes is not None:
+        return 0.5
+    if claim.rule == "two-regimes":
+        return 0.0
+    return LUCK if evidence.may_split(claim.reading, claim.cell) else 0.0
 
 
 def _again(claim: Claim, fresh: Evidence, rules: dict[str, Rule]) -> tuple[float, int]:
@@ -201,7 +276,7 @@ def _one_sided(fresh: Evidence, claim: Claim, p: float, direction: int) -> float
         lost, gained = changes
         return p_more_often(gained if claim.direction > 0 else lost, lost + gained, 0.5)
     e = fresh.estimate(claim.reading, claim.cell, claim.arm)
-    return p_above(replace(e, mean=claim.direction * e.mean))
+    return fresh.p_above(claim.reading, claim.cell, replace(e, mean=claim.direction * e.mean))
 
 
 def _holm(p: Sequence[float]) -> list[float]:

@@ -35,10 +35,15 @@ class Prior:
     variance: float
 
 
-def estimate(differences: Sequence[float]) -> Estimate:
-    """The plain estimate from two or more differences: sample standard deviation, n - 1 degrees of freedom."""
+def estimate(differences: Sequence[float], *, scale: float = 0.0) -> Estimate:
+    """The plain estimate from two or more differences: sample standard deviation, n - 1 degrees of freedom.
+
+    `scale` is the size of the numbers that were subtracted: what differs by less than 1e-12 of it is the rounding of float64,
+    and sigma is 0.
+    """
     d = np.asarray(differences, dtype=float)
-    return Estimate(float(d.mean()), float(d.std(ddof=1)), len(d), len(d) - 1)
+    sigma = 0.0 if np.ptp(d) <= 1e-12 * scale else float(d.std(ddof=1))
+    return Estimate(float(d.mean()), sigma, len(d), len(d) - 1)
 
 
 def interval(e: Estimate, confidence: float) -> tuple[float, float]:

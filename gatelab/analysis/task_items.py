@@ -11,7 +11,7 @@ from math import isfinite
 from statistics import fmean
 from typing import Any
 
-from ..store import StudyFolder
+from ..store import StoreError, StudyFolder
 from ..tasks import Knobs, TaskItem, open_task
 from ..tasks.metrics import N_BINS, PositionCurve, answer_by_citation, bin_of, cited, position_curve
 from .tasks import Key
@@ -47,14 +47,20 @@ def asked_items(folder: StudyFolder, done: set[Key]) -> list[Asked]:
     """The answers that finished runs gave at their end.
 
     Raises:
-        StoreError: a file of items that is cut.
+        StoreError: a file of items that is cut, or lacks what a run writes.
     """
     out = []
     for entry, run in folder.planned():
         key = (entry["cell"], entry["arm"], entry["seed"])
         records = list(run.items()) if key in done else []
-        shortest = min((r["factors"]["length"] for r in records), default=0)
-        out += [_asked(key, r, shortest) for r in records]
+        try:
+            shortest = min((r["factors"]["length"] for r in records), default=0)
+            out += [_asked(key, r, shortest) for r in records]
+        except KeyError as missing:
+            raise StoreError(
+                f"{run.items_path}: an item has no {missing}, which `gatelab run` writes; was it edited? Take the file away, or "
+                "run the study anew"
+            ) from None
     return out
 
 

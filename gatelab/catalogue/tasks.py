@@ -52,9 +52,11 @@ def prompt_records() -> list[Record]:
             "name": task.name,
             "what": task.what,
             "mirrors": task.mirrors,
-            "needs": {"": "nothing", "essay": "--haystack FILE", "rows": f"--data-dir, with {task.name}.jsonl"}[
-                task.needs
-            ],
+            "needs": {
+                "": "nothing",
+                "essay": "--haystack FILE",
+                "rows": f"--data-dir, with {task.file or task.name}.jsonl",
+            }[task.needs],
         }
         for task in (*RULER.values(), *MIDDLE.values())
     ]

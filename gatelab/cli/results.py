@@ -103,12 +103,15 @@ def _register(there: "StudyFolder", seeds: list[int] | None, *, is_json: bool) -
     from .. import lab
     from ..analysis import say
 
-    plan = lab.foresight(there)
     registration = lab.register(there, seeds)
+    plan = lab.foresight(there, n_claims=len(registration.claims))
     if is_json:
         print_json([*map(asdict, plan), *map(asdict, registration.claims)])
-    else:
-        print("\n".join([*say.foreseen(plan), "", *say.registered(registration, lab.confirming(there, registration))]))
+        return 0
+    n_runs = len(lab.confirmation(there, registration)) * len(registration.seeds)
+    unreachable = lab.out_of_reach(there, registration)
+    said = say.registered(registration, lab.confirming(there), n_runs, unreachable)
+    print("\n".join([*say.foreseen(plan), "", *said]))
     return 0
 
 

@@ -88,12 +88,16 @@ class Source(Protocol):
         ...
 
     def heldout_sequences(self, seq_len: int) -> int | None:
-        """How many distinct held-out sequences there are; None: unlimited."""
+        """How many distinct held-out sequences there are; None: unlimited.
+
+        Raises:
+            DataError: a length that no sequence can have.
+        """
         ...
 
 
 def check_lengths(source: Source, seq_len: int) -> None:
-    """Refuses a text too short for one training and one held-out sequence.
+    """Refuses a text too short for one training and one held-out sequence, and a length that has no room for a task's item.
 
     Raises:
         DataError: saying how many tokens there are, how many are needed, and what to do.
@@ -111,3 +115,4 @@ def check_lengths(source: Source, seq_len: int) -> None:
                 f"the {part} text has {n_tokens:,} tokens, and one sequence of train.seq_len={seq_len} takes "
                 f"{needed:,}; {remedy}{shorter}"
             )
+    source.heldout_sequences(seq_len)  # makes an item of each task, and refuses where there is none

@@ -62,7 +62,18 @@ class TaskSource:
         return self._batch(self._knobs(seq_len, seed=0, split="eval"), index * batch_size, batch_size, seq_len)
 
     def heldout_sequences(self, seq_len: int) -> None:
-        return None
+        """Without end.
+
+        Raises:
+            DataError: as `train_batch` does; a shortest length above `seq_len`.
+        """
+        shortest = self.config.shortest or seq_len
+        if shortest > seq_len:
+            raise DataError(
+                f"data.shortest={shortest}: items grow up to train.seq_len={seq_len}; take at most as many tokens"
+            )
+        for length in {shortest, seq_len}:
+            self._batch(self._knobs(length, seed=0, split="eval"), 0, len(self.tasks), seq_len)
 
     def _knobs(self, length: int, *, seed: int, split: str) -> Knobs:
         c = self.config
@@ -88,7 +99,8 @@ class TaskSource:
             try:
                 items = task.batch(knobs, (first + rows.start) // n_tasks, count)
             except TaskError as error:
-                raise DataError(f"train.seq_len={seq_len}: {error}") from None
+                knob = "train.seq_len" if knobs.length == seq_len else "data.shortest"
+                raise DataError(f"{knob}={knobs.length}: {error}") from None
             inputs_BT[rows, : knobs.length] = items.tokens_BT
             targets_BT[rows, : knobs.length] = self._targets(items)
             domain_BT[rows] = i

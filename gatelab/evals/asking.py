@@ -11,13 +11,14 @@ from functools import lru_cache
 from ..config import Run, Tasks
 from ..models.model import Model
 from ..record import Item, Row
-from ..tasks import Knobs, TaskItem, open_task
+from ..tasks import Knobs, TaskError, TaskItem, open_task
 from ..tasks.metrics import N_BINS
 from ..tasks.task import LONGEST
 from .reach import reaching
 from .tasks import Answer, ask_items, hidden, items_of, reader_of, rows_of
 
-# Tokens of the items that are kept from one look to the next; more are made anew.
+# Tokens of the items that are kept from one look to the next: of many tasks and lengths so many each, of few four times as many;
+# more are made anew.
 _KEPT = 2**18
 _BY_DEPTH = ("exact_match", "answer_margin")
 # Objectives in which an answer is predicted where it is asked.
@@ -39,6 +40,8 @@ def asked(model: Model, run: Run, *, fingerprint: str, step: int, is_whole: bool
             trained = run.train.seq_len if stretch == "yarn" else None
             reader = reader_of(reaching(model, length, trained=trained), run.resolved_objective)
             for name in run.data.names:
+                if _no_room(run.data, name, length) is not None:
+                    continue
                 knobs = _knobs(run.data, length)
                 answers = ask_items(reader, _questions(name, knobs, run.ask.items, run.resolved_objective.kind))
                 where = {} if trained is None else {"intervention": stretch, "dose": length / trained}
@@ -55,6 +58,10 @@ def left_out(model: Model, run: Run) -> list[str]:
     for length in lengths:
         if (reason := why_not(model, run, length)) is not None:
             reasons.setdefault(reason, []).append(length)
+            continue
+        for name in run.data.names:
+            if (reason := _no_room(run.data, name, length)) is not None:
+                reasons.setdefault(reason, []).append(length)
     return [f"not asked at {', '.join(f'{n:,}' for n in many)} tokens: {reason}" for reason, many in reasons.items()]
 
 
@@ -68,6 +75,17 @@ def why_not(model: Model, run: Run, length: int) -> str | None:
         return f"learned positions for {model.config.max_seq_len} tokens (model.max_seq_len)"
     if length > LONGEST:
         return f"an item has at most {LONGEST:,} tokens"
+    return None
+
+
+@lru_cache(maxsize=1024)
+def _no_room(data: Tasks, name: str, length: int) -> str | None:
+    """Why a task has no items of a length: where all is pieces, a long one has more than there are ids."""
+    knobs = _knobs(data, length)
+    try:
+        open_task(name).item(replace(knobs, depth=_depth(name, knobs, 0)), 0)
+    except TaskError as error:
+        return f"{name}: {error}"
     return None
 
 
@@ -85,7 +103,8 @@ def _is_spread(name: str, knobs: Knobs) -> bool:
 
 
 def _questions(name: str, knobs: Knobs, n_items: int, objective: str) -> Sequence[TaskItem]:
-    make = _kept_items if n_items * knobs.length <= _KEPT else _made_items
+    n_tokens = n_items * knobs.length
+    make = _kept_items if n_tokens <= _KEPT else _kept_long_items if n_tokens <= 4 * _KEPT else _made_items
     items = make(name, knobs, n_items)
     return [hidden(item) for item in items] if objective == "answers" else items
 
@@ -96,6 +115,7 @@ def _made_items(name: str, knobs: Knobs, n_items: int) -> tuple[TaskItem, ...]:
 
 
 _kept_items = lru_cache(maxsize=32)(_made_items)
+_kept_long_items = lru_cache(maxsize=4)(_made_items)
 
 
 def _rows(answers: Sequence[Answer], knobs: Knobs, *, fingerprint: str, step: int) -> list[Row]:

@@ -27,12 +27,15 @@ _SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+")
 @dataclass(frozen=True)
 class OwnAsking:
     """What is asked: `names` without their prefix; lengths in tokens (None: 4096, or those of a run on ids); depths (None:
-    anywhere); `limit`: items of each. haystack: a file or folder of essays. data_dir: files of questions, NAME.jsonl each."""
+    anywhere); `limit`: items of each. distractors, hardness: knobs of `gatelab tasks` (None: the task's own, or those that a run on
+    ids was trained with). haystack: a file or folder of essays. data_dir: files of questions, NAME.jsonl each."""
 
     names: tuple[str, ...]
     lengths: tuple[int, ...] | None = None
     depths: tuple[float | None, ...] = (None,)
     limit: int = 100
+    distractors: int | None = None
+    hardness: int | None = None
     layout: str = "spread"
     haystack: Path | None = None
     data_dir: Path | None = None
@@ -61,6 +64,11 @@ def prepare(asking: OwnAsking) -> Prepared:
     needs_essay = any(name in PROMPTS and PROMPTS[name].needs == "essay" for name in names)
     essay = sentences(asking.haystack) if asking.haystack is not None and needs_essay else ()
     settings, problems = {}, []
+    for knob, value in (("distractors", asking.distractors), ("hardness", asking.hardness)):
+        without = [name for name in names if name in PROMPTS]
+        if value is not None and without:
+            named = f", {PREFIX}".join(without)
+            problems.append(f"{named}: {knob}={value}, and text of others has no such knob; leave --{knob} out")
     for name in names:
         setting = Setting(layout=asking.layout, essay=essay)
         try:
@@ -70,7 +78,9 @@ def prepare(asking: OwnAsking) -> Prepared:
                 if name in PROMPTS:
                     PROMPTS[name].check(replace(setting, depth=depth))
                 else:
-                    open_task(name).resolved(Knobs(depth=depth))
+                    open_task(name).resolved(
+                        Knobs(depth=depth, distractors=asking.distractors, hardness=asking.hardness)
+                    )
         except TaskError as error:
             problems.append(str(error))
         settings[name] = setting
@@ -102,11 +112,10 @@ def sentences(path: Path) -> tuple[str, ...]:
 def _held(task: PromptTask, data_dir: Path | None) -> object:
     if task.needs != "rows" or data_dir is None:
         return ()
-    path = present(data_dir, f"{task.name}.jsonl")
+    file = f"{task.file or task.name}.jsonl"
+    path = present(data_dir, file)
     if path is None:
-        raise TaskError(
-            f"{task.name}: no file {data_dir / task.name}.jsonl; expected JSON lines with {', '.join(task.fields)}"
-        )
+        raise TaskError(f"{task.name}: no file {data_dir / file}; expected JSON lines with {', '.join(task.fields)}")
     try:
         return task.read(rows_of(path, task.fields))
     except (TypeError, KeyError, ValueError, AttributeError, IndexError) as error:

@@ -49,13 +49,14 @@ def evaluate_text(
     found = Found([], [], [], [f"{tokens.rule}; no chat template", *opened.notes])
     if passes.max_tokens is None:
         found.notes.append("the model does not say how many positions it has, so every length is asked")
+    knobs = Knobs(distractors=asking.distractors, hardness=asking.hardness)
     for name, base in prepared.items():
         refused: dict[str, int] = {}
         for length in asking.lengths or _LENGTHS:
             for depth in asking.depths:
                 setting = replace(base, length=length, depth=depth)
                 task = (
-                    PROMPTS[name] if name in PROMPTS else words_of(open_task(name), Knobs(), length=length, depth=depth)
+                    PROMPTS[name] if name in PROMPTS else words_of(open_task(name), knobs, length=length, depth=depth)
                 )
                 n_items = min(asking.limit, len(base.held)) if base.held else asking.limit
                 said = ask_prompts(
@@ -114,10 +115,14 @@ def evaluate_ids(model: Model, run: Run, title: str, asking: OwnAsking, prepared
         for length in lengths:
             reader = reader_of(reaching(model, length), run.resolved_objective)
             for depth in asking.depths:
-                knobs = Knobs(length, depth)
+                knobs = Knobs(length, depth, asking.distractors, asking.hardness)
                 if name in data.names:
-                    stated = data.depth if depth is None else depth
-                    knobs = Knobs(length, stated, data.distractors, data.hardness)
+                    knobs = Knobs(
+                        length,
+                        data.depth if depth is None else depth,
+                        data.distractors if asking.distractors is None else asking.distractors,
+                        data.hardness if asking.hardness is None else asking.hardness,
+                    )
                 made = [task.item(knobs, index) for index in range(asking.limit)]
                 items = [hidden(item) for item in made] if isinstance(model, Encoder) else made
                 answers = ask_items(reader, items)
@@ -133,6 +138,11 @@ def evaluate_ids(model: Model, run: Run, title: str, asking: OwnAsking, prepared
 
 
 def _finished(found: Found, title: str, asking: OwnAsking, prepared: Prepared, new_tokens: int | None) -> Found:
+    stated = {"distractors": asking.distractors, "hardness": asking.hardness}
+    if any(value is not None for value in stated.values()):
+        found.notes.append(
+            "our tasks with " + ", ".join(f"{knob}={value}" for knob, value in stated.items() if value is not None)
+        )
     found.records = list(_records(found.rows))
     found.about = {
         "model": title,
@@ -143,6 +153,7 @@ def _finished(found: Found, title: str, asking: OwnAsking, prepared: Prepared, n
             "lengths": sorted({row.length for row in found.rows}),
             "depths": list(asking.depths),
             "limit": asking.limit,
+            **stated,
             "layout": asking.layout,
             "haystack": None if asking.haystack is None else str(asking.haystack),
             "new_tokens": new_tokens,

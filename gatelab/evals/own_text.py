@@ -4,7 +4,7 @@ Notable: an item is made to fit the asked length in the model's own tokens, the 
 that does not fit, or whose answer the tokenizer joins to what stands before it, is refused and counted.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from math import isfinite, nan
 from statistics import fmean
@@ -14,6 +14,7 @@ from ..record import Item, Row
 from ..tasks import TaskError
 from ..tasks.metrics import Verdict, choice
 from ..tasks.prompt import ROOM, Prompt, PromptTask, Setting, fitted_prompt
+from .harness.beginnings import batches
 from .harness.passes import Passes
 from .harness.scoring import Scored, score
 from .harness.stops import Stops
@@ -108,42 +109,32 @@ def _write(
     passes: Passes, tokens: Tokens, task: PromptTask, asked: list[Said], batch_size: int, progress: Progress
 ) -> None:
     """What the model writes in the place of each answer, the right ones standing before it."""
-    jobs = []
+    jobs: dict[int, list[Job]] = {}
     for said in asked:
         said.written = [""] * len(said.prompt.answers)
         for number, answer in enumerate(said.prompt.answers):
             before = said.prompt.read(number)
             ids, with_answer = tokens.encode([before, before + answer])
             n_new = said.prompt.n_new or len(with_answer) - len(ids) + ROOM
-            jobs.append((n_new, ids, said, number))
+            jobs.setdefault(n_new, []).append((ids, said, number))
     stops = Stops(tokens, passes, task.stops)
-    n_done = 0
-    for n_new, batch in _batches(jobs, batch_size, passes.pads):
-        found = passes.write(
-            [ids for _, ids, _, _ in batch], n_new, Sampling(temperature=0.0), stops.ids, stops.is_done
-        )
-        for (_, _, said, number), text in zip(batch, found, strict=True):
-            said.written[number] = stops.text(text.ids) if text.is_finite else ""
-            said.is_nan |= not text.is_finite
-        n_done += len(batch)
-        progress(f"writing {task.name}", n_done, len(jobs))
+    n_done, n_all = 0, sum(map(len, jobs.values()))
+    for n_new, of_one in sorted(jobs.items(), reverse=True):
+        prompts = [ids for ids, _, _ in of_one]
+        for batch in batches(passes, prompts, batch_size=batch_size, n_new=n_new):
+            mine = [prompts[i] for i in batch.numbers]
+            found = passes.write(
+                mine, n_new, Sampling(temperature=0.0), stops.ids, stops.is_done, beginning=batch.beginning
+            )
+            for i, text in zip(batch.numbers, found, strict=True):
+                _, said, number = of_one[i]
+                said.written[number] = stops.text(text.ids) if text.is_finite else ""
+                said.is_nan |= not text.is_finite
+            n_done += len(mine)
+            progress(f"writing {task.name}", n_done, n_all)
 
 
-Job = tuple[int, list[int], Said, int]  # tokens to write, a prompt, and whose answer of which number it is
-
-
-def _batches(jobs: Sequence[Job], batch_size: int, pads: bool) -> Iterator[tuple[int, list[Job]]]:
-    """Jobs that share a pass, the longest first: of one number of new tokens, and of one length where the model takes no
-    padding."""
-    batch: list[Job] = []
-    for job in sorted(jobs, key=lambda job: (job[0], len(job[1])), reverse=True):
-        is_other = batch and (job[0] != batch[0][0] or (not pads and len(job[1]) != len(batch[0][1])))
-        if batch and (is_other or len(batch) == batch_size):
-            yield batch[0][0], batch
-            batch = []
-        batch.append(job)
-    if batch:
-        yield batch[0][0], batch
+Job = tuple[list[int], Said, int]  # a prompt, and whose answer of which number is to be written
 
 
 def _choose(passes: Passes, tokens: Tokens, asked: list[Said], batch_size: int, progress: Progress) -> None:

@@ -19,7 +19,7 @@ from ..models.model import Model
 from ..record import Item, Row
 from ..tasks import VOCAB_SIZE, Knobs, Task, TaskItem, open_task
 from ..tasks.metrics import Verdict, choice, cited, copied_from_start, edit_similarity, overlap
-from ..tasks.options import chance_of, options_of
+from ..tasks.options import N_OPTIONS, chance_of, options_of
 from ..tasks.text import TokenItem
 from .next_token import NextToken
 from .reach import reaching
@@ -162,28 +162,49 @@ def _judged(logits_AV: Tensor, right_A: Tensor) -> tuple[Verdict, float, float]:
 def _continued(reader: Reader, tokens_BT: Tensor, at_BA: Tensor, right_BA: Tensor, given_BA: Tensor) -> Tensor:
     """Greedy answers, each token after the model's own before it, where the item goes on with the answer."""
     tokens_BT, given_BA = tokens_BT.clone(), given_BA.clone()
-    rows = torch.arange(len(tokens_BT))
+    rows, is_other_B = torch.arange(len(tokens_BT)), torch.zeros(len(tokens_BT), dtype=torch.bool)
     for i in range(1, at_BA.shape[1]):
         next_B = at_BA[:, i - 1] + 1
         goes_on_B = tokens_BT[rows, next_B] == right_BA[:, i - 1]
+        is_other_B |= goes_on_B & (given_BA[:, i - 1] != right_BA[:, i - 1])
         tokens_BT[rows, next_B] = torch.where(goes_on_B, given_BA[:, i - 1], tokens_BT[rows, next_B])
-        given_BA[:, i] = reader(tokens_BT, at_BA[:, i : i + 1])[:, 0].argmax(dim=-1)
+        # What was said so far is what stood there, and always is in mqar: the answer that was given holds.
+        if is_other_B.any():
+            at_O1 = at_BA[is_other_B, i : i + 1]
+            given_BA[is_other_B, i] = reader(tokens_BT[is_other_B], at_O1)[:, 0].argmax(dim=-1)
     return given_BA
 
 
 def choices(reader: Reader, items: Sequence[TaskItem]) -> list[Verdict]:
-    """Whether the answer is the likeliest of the item's options (`gatelab.tasks.options`), by the sum of log-probabilities."""
-    verdicts = []
-    for item in items:
-        options = torch.tensor(options_of(item))
-        tokens_NT = torch.tensor([item.tokens] * len(options))
-        at_NA = torch.tensor([item.asked] * len(options))
-        for i, at in enumerate(item.asked[:-1]):
-            if item.tokens[at + 1] == item.answer[i]:
-                tokens_NT[:, at + 1] = options[:, i]
-        log_p_NAV = reader(tokens_NT, at_NA).double().log_softmax(dim=-1)
-        verdicts.append(choice(log_p_NAV.gather(2, options[:, :, None]).sum(dim=(1, 2)).tolist(), 0))
-    return verdicts
+    """Whether the answer is the likeliest of the item's options (`gatelab.tasks.options`), by the sum of log-probabilities.
+
+    Items are of one task and length.
+    """
+    at_once = max(1, _TOKENS // max((N_OPTIONS * len(item.tokens) for item in items), default=1))
+    return [v for i in range(0, len(items), at_once) for v in _choose(reader, items[i : i + at_once])]
+
+
+def _choose(reader: Reader, items: Sequence[TaskItem]) -> list[Verdict]:
+    options = [options_of(item) for item in items]
+    said_NT = [_with_answer(item, option) for item, own in zip(items, options, strict=True) for option in own]
+    at_NA = [item.asked for item, own in zip(items, options, strict=True) for _ in own]
+    options_NA1 = torch.tensor([option for own in options for option in own])[:, :, None]
+    logits_NAV = reader(torch.tensor(said_NT), torch.tensor(at_NA))
+    # One by one, for in float64 all of them may be a gigabyte.
+    log_p = (
+        float(logits_AV.double().log_softmax(dim=-1).gather(1, option_A1).sum())
+        for logits_AV, option_A1 in zip(logits_NAV, options_NA1, strict=True)
+    )
+    return [choice([next(log_p) for _ in own], 0) for own in options]
+
+
+def _with_answer(item: TaskItem, option: tuple[int, ...]) -> list[int]:
+    """The item's tokens, going on with another answer where it goes on with its own."""
+    tokens = list(item.tokens)
+    for i, at in enumerate(item.asked[:-1]):
+        if tokens[at + 1] == item.answer[i]:
+            tokens[at + 1] = option[i]
+    return tokens
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from ..record import Finding
 from ..store import RunFolder, StudyFolder, write_text
 from . import claims, sections
+from .anomalies import anomalies_csv, anomalies_section
 from .book import Book
 from .charts import Arms
 from .document import document
@@ -18,6 +19,7 @@ from .tables import badge, curves_csv, effects_csv, pairing_table, runs_csv, run
 from .tasks import task_sections, tasks_csv
 
 if TYPE_CHECKING:
+    from ..analysis.looked import Looked
     from ..analysis.task_study import TaskStudy
 
 _NONE = tag("p", "None to report.", class_="about")
@@ -49,11 +51,12 @@ def write_report(
     shares: Sequence[dict[str, Any]],
     pairing: Sequence[dict[str, Any]],
     tasks: "TaskStudy | None" = None,
+    looked: "Looked | None" = None,
     note: str = "",
     state: Callable[[RunFolder], str] = state_of,
 ) -> Path:
-    """Write report.html, effects.csv, runs.csv, curves.csv and, of a study on tasks, tasks.csv into the study's folder; returns
-    the page's path.
+    """Write report.html, effects.csv, runs.csv, curves.csv, tasks.csv of a study on tasks, and anomalies.csv of one that was
+    screened into the study's folder; returns the page's path.
 
     Same folder and findings in, same bytes out. Runs that are missing, unfinished or diverged are named with their
     state. Each file is replaced at once or not at all.
@@ -62,6 +65,7 @@ def write_report(
         shares: of bimodal metrics; each with cell, arm, metric, k, n, low, high.
         pairing: what pairing bought; each with cell, arm, metric, n, correlation, gain (unpaired over paired variance).
         tasks: what `gatelab.analysis.task_study` makes of the folder; None: the page has no sections of tasks.
+        looked: what the search for anomalies found; None: the page has no section of them.
         note: a paragraph of the reporter's own, above the verdicts.
         state: a run folder's state in a word; 'done' is the one that counts as finished.
 
@@ -73,22 +77,32 @@ def write_report(
     labels = _labels(study["arms"])
     arms = Arms(labels, arm_colours(list(labels), study["baseline"]), study["baseline"])
     book = Book(measured, list(findings), arms, {m["name"]: m for m in study["metrics"]})
-    body = _body(book, shares, pairing, tasks, note)
+    body = _body(book, shares, pairing, tasks, looked, note)
     page = folder.path / "report.html"
     write_text(folder.path / "effects.csv", effects_csv(findings))
     write_text(folder.path / "runs.csv", runs_csv(measured))
     write_text(folder.path / "curves.csv", curves_csv(measured))
     if tasks is not None:
         write_text(folder.path / "tasks.csv", tasks_csv(tasks))
+    if looked is not None:
+        write_text(folder.path / "anomalies.csv", anomalies_csv(looked))
     write_text(page, document(study["name"], body, book.charts, plain=_PLAIN))
     return page
 
 
-def _body(book: Book, shares: Sequence[dict], pairing: Sequence[dict], tasks: "TaskStudy | None", note: str) -> Html:
+def _body(
+    book: Book,
+    shares: Sequence[dict],
+    pairing: Sequence[dict],
+    tasks: "TaskStudy | None",
+    looked: "Looked | None",
+    note: str,
+) -> Html:
     study = book.measured.study
     parts = {
         "verdicts": ("Verdicts", claims.verdicts(book)),
         **({} if tasks is None else task_sections(book, tasks)),
+        **({} if looked is None else {"anomalies": ("Anomalies", anomalies_section(book, looked))}),
         "loss": ("Loss", sections.losses(book)),
         "mass": ("First-token mass", sections.masses(book)),
         "maps": ("Maps", sections.maps(book)),
@@ -109,7 +123,8 @@ def _body(book: Book, shares: Sequence[dict], pairing: Sequence[dict], tasks: "T
         tag("p", note) if note else None,
         contents({name: word for name, (word, _) in parts.items()}),
     )
-    end = footer(study["version"], f"effects.csv, runs.csv, curves.csv{'' if tasks is None else ', tasks.csv'}")
+    more = [name for name, part in (("tasks.csv", tasks), ("anomalies.csv", looked)) if part is not None]
+    end = footer(study["version"], ", ".join(["effects.csv", "runs.csv", "curves.csv", *more]))
     return join([header, claims.legend(book), tag("main", [part for _, part in parts.values()]), end])
 
 

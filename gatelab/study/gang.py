@@ -35,7 +35,7 @@ def gang(task: Task, size: int, fail: Callable[[BaseException], None]) -> Iterat
     Args:
         fail: called in another thread when one of them fails and this process does not notice.
     """
-    if size == 1 or "WORLD_SIZE" in os.environ:
+    if size == 1 or int(os.environ.get("WORLD_SIZE", "1")) > 1:
         yield  # alone; or torchrun has started the others
         return
     with tempfile.TemporaryDirectory(prefix="gatelab-") as place:

@@ -22,7 +22,8 @@ def define(knobs: Knobs, index: int) -> TaskItem:
     page.ask("ask", ASK, keys[0] if is_there else keys[n])
     page.answer(values[0] if is_there else NONE)
     rivals = [NONE, *values]
-    return page.item(floor=1 / (1 + n), rivals=[(v,) for v in rivals], factors={"is_there": is_there})
+    # To say NONE always is right in half of the items, and copying in fewer.
+    return page.item(floor=1 / 2, rivals=[(v,) for v in rivals], factors={"is_there": is_there})
 
 
 def sample(knobs: Knobs, first: int, n_items: int) -> TaskBatch:

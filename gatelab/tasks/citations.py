@@ -13,8 +13,8 @@ from statistics import fmean
 from ..record import Row
 from .metrics import Share, answer_by_citation, overlap
 
-# [3], [3, 5] and [3; 5]; no other text between the brackets.
-_MARKER = re.compile(r"\[\s*(\d+(?:\s*[,;]\s*\d+)*)\s*\]")
+# [3], [3, 5] and [3; 5]; no other text between the brackets, and no number of more digits than a document's may have.
+_MARKER = re.compile(r"\[\s*(\d{1,18}(?:\s*[,;]\s*\d{1,18})*)\s*\]")
 
 
 def citations_of(text: str, *, most: int | None = None, is_first_line: bool = False) -> tuple[int, ...]:

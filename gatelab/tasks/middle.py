@@ -1,12 +1,14 @@
 """Lost in the Middle (arXiv 2307.03172): a value among keys of one JSON object, and an answer among documents.
 
 Notable: where the gold one stands is the knob `depth`. Words of the prompts, scores and 100 tokens for an answer are the
-paper's. Its own documents were retrieved; `qa_random` takes those of other questions, its variant, from a file of gold ones.
+paper's. Its own documents were retrieved; `qa_random` takes those of other questions, its variant, from a file of gold ones;
+`…_aware` asks before the context too, which the paper calls query-aware contextualization.
 """
 
 import re
 import string
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +19,8 @@ from .task import TaskError
 
 _N_NEW = 100
 _AT_ONCE = 64  # pairs in a draw: more pairs change none before them
+# The paper's query-aware contextualization: what is asked stands before the context too.
+_ASKED_BEFORE = ("middle/kv_aware", "middle/qa_aware", "middle/qa_random_aware")
 _FIELDS = ("question", "answers", "ctxs")
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -69,18 +73,20 @@ def _place(setting: Setting, name: str, index: int, n: int) -> int:
     return Draws(key_of(f"{name}/place", setting.seed), index).below(n)
 
 
-def _kv(setting: Setting, index: int, size: int) -> Prompt:
+def _kv(name: str, setting: Setting, index: int, size: int) -> Prompt:
     (key, value), *others = _pairs(setting.seed, index, size)
     at = _place(setting, "middle/kv", index, size)
     records = [("distractor", k, v) for k, v in others]
     records.insert(at, ("evidence", key, value))
-    script = Script()
-    script.say("Extract the value corresponding to the specified key in the JSON object below.\n\nJSON data:\n{")
+    script, question = Script(), f'Key: "{key}"\n'
+    script.say("Extract the value corresponding to the specified key in the JSON object below.\n\n")
+    script.say(f"{question}\n" if name in _ASKED_BEFORE else "")
+    script.say("JSON data:\n{")
     script.say_all([(role, f'"{k}": "{v}"') for role, k, v in records], ",\n ")
-    script.say(f'}}\n\nKey: "{key}"\nCorresponding value:')
+    script.say(f"}}\n\n{question}Corresponding value:")
     wrong = [v for _, v in _pairs(setting.seed, index, max(size, N_OPTIONS))[1:N_OPTIONS]]
     return Prompt(
-        task="middle/kv",
+        task=name,
         index=index,
         parts=(script.text,),
         answers=(f' "{value}"',),
@@ -98,14 +104,16 @@ def _kv(setting: Setting, index: int, size: int) -> Prompt:
 
 def _documents(name: str, setting: Setting, index: int, size: int) -> Prompt:
     asked: Question = setting.held[index]
-    at = _place(setting, name, index, size)
-    given = list(asked.others[: size - 1] if name == "middle/qa" else _strangers(setting, index)[: size - 1])
+    # Asked before, too, an item is the same but for that.
+    at = _place(setting, name.removesuffix("_aware"), index, size)
+    given = list(_others(name, setting, index)[: size - 1])
     given.insert(at, asked.gold)
-    script = Script()
+    script, question = Script(), f"Question: {asked.text}\n"
     script.say(
         "Write a high-quality answer for the given question using only the provided search results (some of which might be "
         "irrelevant).\n\n"
     )
+    script.say(f"{question}\n" if name in _ASKED_BEFORE else "")
     script.say_all(
         (
             ("evidence" if i == at else "distractor", f"Document [{i + 1}](Title: {title}) {text}")
@@ -113,7 +121,7 @@ def _documents(name: str, setting: Setting, index: int, size: int) -> Prompt:
         ),
         "\n",
     )
-    script.say(f"\n\nQuestion: {asked.text}\nAnswer:")
+    script.say(f"\n\n{question}Answer:")
     return Prompt(
         task=name,
         index=index,
@@ -129,6 +137,11 @@ def _documents(name: str, setting: Setting, index: int, size: int) -> Prompt:
         floor=None,
         factors={"n_documents": size},
     )
+
+
+def _others(name: str, setting: Setting, index: int) -> Sequence[tuple[str, str]]:
+    """The documents that may stand beside the gold one, those that come first first."""
+    return _strangers(setting, index) if name.startswith("middle/qa_random") else setting.held[index].others
 
 
 def _strangers(setting: Setting, index: int) -> list[tuple[str, str]]:
@@ -158,7 +171,7 @@ def _read(rows: list[dict[str, Any]]) -> tuple[Question, ...]:
 def _sizes(name: str, setting: Setting, index: int) -> tuple[int, int]:
     if index >= len(setting.held):
         raise TaskError(f"{name} {index}: the file has {len(setting.held)} questions; take a lower --limit")
-    n = 1 + len(setting.held[index].others if name == "middle/qa" else _strangers(setting, index))
+    n = 1 + len(_others(name, setting, index))
     if n < 2:
         raise TaskError(
             f"{name} {index}: has its gold document alone; give 10, 20 or 30 a question, or ask middle/qa_random"
@@ -166,23 +179,31 @@ def _sizes(name: str, setting: Setting, index: int) -> tuple[int, int]:
     return 2, n
 
 
-def _of_documents(name: str, what: str) -> PromptTask:
+def _of_documents(name: str, what: str, file: str = "") -> PromptTask:
     return PromptTask(
         name, what, "Lost in the Middle, multi-document QA (arXiv 2307.03172)",
         lambda setting, index, size: _documents(name, setting, index, size),
         lambda setting, index: _sizes(name, setting, index),
-        best_subspan, "best_subspan_em", stops=("\n",), needs="rows", fields=_FIELDS, read=_read,
+        best_subspan, "best_subspan_em", stops=("\n",), needs="rows", fields=_FIELDS, read=_read, file=file,
+    )  # fmt: skip
+
+
+def _of_pairs(name: str, what: str) -> PromptTask:
+    return PromptTask(
+        name, what, "Lost in the Middle, key-value retrieval (arXiv 2307.03172)",
+        lambda setting, index, size: _kv(name, setting, index, size),
+        lambda setting, index: (2, max(2, setting.length)), value_found, "best_subspan_em",
     )  # fmt: skip
 
 
 MIDDLE: dict[str, PromptTask] = {
     made.name: made
     for made in (
-        PromptTask(
-            "middle/kv", "finds a UUID by its key among pairs", "Lost in the Middle, key-value retrieval (arXiv 2307.03172)",
-            _kv, lambda setting, index: (2, max(2, setting.length)), value_found, "best_subspan_em",
-        ),
+        _of_pairs("middle/kv", "finds a UUID by its key among pairs"),
+        _of_pairs("middle/kv_aware", "the same, the key being asked before the pairs too"),
         _of_documents("middle/qa", "answers from one document among retrieved ones"),
+        _of_documents("middle/qa_aware", "the same, the question being asked before the documents too", "middle/qa"),
         _of_documents("middle/qa_random", "answers from one document among those of other questions"),
+        _of_documents("middle/qa_random_aware", "the same, asked before the documents too", "middle/qa_random"),
     )
-}  # fmt: skip
+}

@@ -83,7 +83,8 @@ class PromptTask:
     make: item `index` at a size, in units of the haystack. sizes: the least and the greatest size of an item.
     metric: the name of the score, in rows. judge: it, from 0 to 1, of what was written in the place of each answer.
     stops: strings that end an answer. needs: what a user has to give, `essay` or a file of `rows` with these `fields`, of which
-        `read` makes what a Setting holds, one entry an item.
+        `read` makes what a Setting holds, one entry an item; `file` is its name without .jsonl, where that is not
+        the task's.
     fills: whether an item whose haystack comes to its end before the length is refused.
     """
 
@@ -99,6 +100,7 @@ class PromptTask:
     needs: Literal["", "essay", "rows"] = ""
     fields: tuple[str, ...] = ()
     read: Callable[[list[dict[str, Any]]], Any] = tuple
+    file: str = ""
     fills: bool = False
 
     def check(self, setting: Setting) -> None:

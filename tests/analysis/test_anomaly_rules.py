@@ -7,8 +7,9 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from simulated import evidence, outcomes, pairs
+from simulated import METRICS, evidence, outcomes, pairs
 
+from gatelab.analysis import Outcome
 from gatelab.analysis.anomalies import RULES, Evidence, screen
 from gatelab.analysis.anomalies.seeds import p_split
 
@@ -111,6 +112,107 @@ def alarms(rule, is_planted, repetitions, level=0.05):
 @pytest.mark.parametrize("rule", RULES, ids=lambda r: r.name)
 def test_a_rule_gives_false_alarms_in_five_percent_of_studies_at_most(rule):
     assert alarms(rule, False, REPETITIONS) <= MOST
+
+
+def rule_p(name, study, cell="c0"):
+    """The p of a rule's only alarm; 1 where it has none."""
+    found = [a.p for a in next(r for r in RULES if r.name == name).test(study, cell, "gated")]
+    return found[0] if found else 1.0
+
+
+def test_a_best_rate_that_is_chosen_by_the_same_runs_does_not_make_a_gain_vanish():
+    """The baseline has three equal rates, of which luck chooses; the gate gains the bound at its one best. By t of the best
+    against the best it is 12% of studies."""
+    rng = np.random.default_rng(6)
+    base, gated = [0.5, 0.5, 0.5, 1.5], [0.49, 0.9, 0.9, 0.7]
+
+    def study():
+        shared = rng.normal(0, 0.1, 5)
+        cells = {
+            f"c{i}": tuple(v + shared + rng.normal(0, 0.02, 5) for v in pair)
+            for i, pair in enumerate(zip(base, gated, strict=True))
+        }
+        return evidence({"val_loss": cells}, rates={c: ("", 2.0**i) for i, c in enumerate(cells)})
+
+    assert np.mean([rule_p("gain-vanishes", study(), "c3") < 0.05 for _ in range(500)]) <= 0.05
+
+
+def test_seeds_that_move_all_cells_alike_make_no_sign_flip():
+    """The family's effect is zero, its seeds shift it by as much as a pair's own noise; the cell's is not: 24% by t over cells."""
+    rng = np.random.default_rng(7)
+
+    def study():
+        seeds = rng.normal(size=5)
+        cells = {f"c{i}": (np.zeros(5), seeds + rng.normal(size=5) + 8 * (i == 0)) for i in range(7)}
+        return evidence({"val_loss": cells})
+
+    assert np.mean([rule_p("sign-flip", study()) < 0.05 for _ in range(500)]) <= 0.05 + 3 * (0.05 * 0.95 / 500) ** 0.5
+
+
+@pytest.mark.parametrize("n", [3, 5])
+@pytest.mark.parametrize("level", [0.05, 0.01, 0.001])
+def test_seeds_in_two_states_that_agree_by_luck_are_not_certain(n, level):
+    """Half of the runs of either arm have a bias: of three seeds all gain it in 1 of 64 studies, and t calls those certain."""
+    rng = np.random.default_rng(8)
+
+    def half():
+        return 0.5 * (rng.random(n) < 0.5) + rng.normal(0, 0.005, n)
+
+    p = [rule_p("new-bias", evidence({"sink_elsewhere": {"c0": (half(), half())}})) for _ in range(2000)]
+    assert np.mean(np.array(p) < level) <= level + 3 * (level / 2000) ** 0.5
+
+
+def test_the_loss_on_tasks_comes_in_two_states_and_that_on_text_does_not():
+    loss = {"val_loss": {"c0": ([1.0, 1.1, 1.2], [2.0, 2.1001, 2.2])}}
+    assert rule_p("worse-than-none", evidence(loss)) < 1e-6
+    task = {"accuracy:mqar": {"c0": ([1.0, 1.0, 1.0], [0.0, 0.0, 0.0])}}
+    assert rule_p("worse-than-none", evidence(loss | task)) == pytest.approx(1 / 64)
+
+
+def test_a_gate_that_alone_learns_a_task_loses_nothing_by_length():
+    solved, failed = [0.99, 1.0, 0.98, 1.0, 0.99], [0.1, 0.2, 0.1, 0.3, 0.2]
+    drop = {"longer:mqar": {"c0": ([-0.1] * 5, [-0.9, -0.8, -0.9, -0.9, -0.7])}}
+    alone = evidence(drop | {"accuracy:mqar": {"c0": (failed, solved)}})
+    assert not [a for a in screen(alone, RULES).alarms if a.rule == "worse-at-length"]
+    both = evidence(drop | {"accuracy:mqar": {"c0": (solved, solved)}})
+    (alarm,) = (a for a in screen(both, RULES).alarms if a.rule == "worse-at-length")
+    assert (
+        alarm.p == pytest.approx(0.5**5)
+        and "in 5 of 5 seeds that solve the shortest length gated loses" in alarm.sentence
+    )
+
+
+def test_a_split_of_activations_is_told_where_their_logarithms_split():
+    """The values themselves would split before 300."""
+    values = [1.0, 1.1, 30.0, 300.0, 400.0]
+    study = evidence({"massive_max": {"c0": ([1.0] * 5, values)}})
+    (alarm,) = next(r for r in RULES if r.name == "two-regimes").test(study, "c0", "gated")
+    assert "2 around 1.05 and 3 around 243.3" in alarm.sentence  # a baseline without any spread has one group
+
+
+def test_differences_that_are_equal_up_to_rounding_are_no_evidence():
+    """0.1 added to values of another size each time: what is left between the differences is the rounding of float64."""
+    base = np.array([3.0, 30.0, 300.0, 3e3, 3e4, 3e5])
+    mass = {"first_token_mass": {"c0": (np.full(6, 0.6), np.array([0.05] * 5 + [0.6]))}}
+    study = evidence(mass | {"val_loss": {"c0": (base, base + 0.1)}})
+    found = [a for a in screen(study, RULES).alarms if a.reading == "val_loss" and a.rule != "two-regimes"]
+    assert len(found) == 2 and {a.verdict for a in found} == {"untestable"}
+
+
+def test_an_effect_inside_what_counts_as_nothing_is_said_to_be():
+    base = np.arange(6.0)
+    study = evidence({"val_loss": {"c0": (base, base + 0.002 + 1e-4 * np.array([1, -1, 2, -2, 1, -1]))}})
+    (found,) = (a for a in screen(study, RULES).anomalies)
+    assert found.rule == "worse-than-none" and found.sentence.endswith("inside the 0.01 that count as nothing")
+
+
+def test_a_run_that_diverged_is_named_beside_the_others():
+    study = evidence({"val_loss": {"c0": ([1.0, 2.0, 3.0], [2.0, 3.1, 4.2])}})
+    lost = [Outcome("c0", "none", 3, "val_loss", 1.0), Outcome("c0", "gated", 3, "unstable", 1.0)]
+    study = Evidence([*study.outcomes, *lost, Outcome("c0", "gated", 3, "val_loss", float("nan"), "diverged")],
+                     METRICS, "none", ["gated"], ["c0"])  # fmt: skip
+    (alarm,) = (a for a in screen(study, RULES).alarms if a.rule == "worse-than-none")
+    assert alarm.n_pairs == 3 and alarm.notes == ["seed 3 of gated diverged"]
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda r: r.name)

@@ -7,7 +7,7 @@ import planted_tasks as planted
 import pytest
 from scipy.stats import beta
 
-from gatelab.analysis.task_items import asked_items, worst_items
+from gatelab.analysis.task_items import asked_items, citations, worst_items
 from gatelab.analysis.task_study import TaskStudy, task_study
 from gatelab.analysis.tasks import final_values, reached, solved, sooner, task_rows, u_index
 from gatelab.store import StoreError, StudyFolder
@@ -98,6 +98,12 @@ def test_answers_and_citations_are_counted_apart(study: TaskStudy) -> None:
     assert gated[True, True] == 21 / 22 and gated[True, False] == 1 / 22
 
 
+def test_a_citation_of_all_documents_and_one_more_is_wrong(folder: StudyFolder) -> None:
+    right = next(a for a in asked_items(folder, DONE) if a.is_right)
+    (found,) = citations([right, replace(right, given=(*right.given, right.given[-1] + 1))]).values()
+    assert found == {(True, True): 1 / 2, (True, False): 1 / 2, (False, True): 0, (False, False): 0}
+
+
 def test_the_worst_item_is_the_one_that_all_get_wrong(study: TaskStudy, folder: StudyFolder) -> None:
     first, second, third = study.worst
     assert (first.asked.index, first.n_wrong, first.margin) == (5, 6, -2) and first.asked.times == 1
@@ -106,6 +112,10 @@ def test_the_worst_item_is_the_one_that_all_get_wrong(study: TaskStudy, folder: 
     items = asked_items(folder, DONE)
     right = [replace(a, is_right=True) for a in items]
     assert worst_items(right) == []
+    (least,) = worst_items(
+        [replace(a, margin=-9.0 if a.index == 16 else a.margin) for a in items if a.index in (15, 16)], 1
+    )
+    assert least.asked.index == 16, "of items that as many runs get wrong the one of the lowest margin comes first"
     only_long = [a if a.times == 2 else replace(a, is_right=True) for a in items]
     assert {w.asked.times for w in worst_items(only_long)} == {2}
 
@@ -122,4 +132,12 @@ def test_a_file_of_items_that_is_cut_is_told(tmp_path: Path) -> None:
     path = next(run for _, run in folder.planned()).items_path
     path.write_text(path.read_text()[:-40])
     with pytest.raises(StoreError, match=r"items.jsonl, line 44: not readable as JSON"):
+        task_study(folder, DONE)
+
+
+def test_an_item_without_what_a_run_writes_is_told(tmp_path: Path) -> None:
+    folder = planted.make_study(tmp_path / "study")
+    path = next(run for _, run in folder.planned()).items_path
+    path.write_text(path.read_text().replace('"knobs"', '"nobs"', 1))
+    with pytest.raises(StoreError, match=r"items.jsonl: an item has no 'knobs', which `gatelab run` writes"):
         task_study(folder, DONE)

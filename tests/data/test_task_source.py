@@ -107,6 +107,20 @@ def test_a_sequence_too_short_for_an_item_is_refused_with_what_would_do():
         open_source(Tasks(names=("cite",))).train_batch(0, 0, 2, 20)
 
 
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (Tasks(names=("needle", "cite")), r"^train.seq_len=40: cite: length=40 .* take a length of at least 68"),
+        (Tasks(shortest=3), r"^data.shortest=3: needle: length=3 .* take a length of at least 6"),
+        (Tasks(shortest=48), r"^data.shortest=48: items grow up to train.seq_len=40; take at most as many tokens"),
+    ],
+)
+def test_lengths_without_room_are_refused_before_any_run(data: Tasks, says: str):
+    with pytest.raises(DataError, match=says):
+        check_lengths(open_source(data), 40)
+    check_lengths(open_source(Tasks(names=("needle", "bracket"), shortest=20)), 40)
+
+
 @pytest.mark.parametrize("names", ["", "needle,needle"])
 def test_names_must_be_different_and_some(names: str):
     with pytest.raises(ConfigError, match=r"data.names"):

@@ -169,3 +169,48 @@ def test_nothing_is_written_from_logits_that_are_not_finite(
         assert lm.remarks["task", 0].is_not_finite
     finally:
         handle.remove()
+
+
+# A system's turn is refused, as some models do.
+CHAT = (
+    "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    "<{{ m.role }}>{{ m.content }}</{{ m.role }}>{% if not loop.last %}\n{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}\n<assistant>{% endif %}"
+)
+SYSTEM = CHAT.replace("{{ raise_exception('no system') }}", "!")
+
+
+@pytest.mark.parametrize("template", [CHAT, SYSTEM, "{{ bos_token }}" + CHAT], ids=["no system", "system", "begins"])
+@pytest.mark.parametrize("shots", [0, 2])
+def test_a_conversation_is_written_and_scored_as_by_hflm(
+    template: str, shots: int, sides: tuple[External, dict[str, Passes]], tmp_path: Path
+) -> None:
+    found, passes = sides
+    # mmlu has a description, which is the system's turn; gsm8k is written.
+    asking = Asking(("mmlu_anatomy", "gsm8k"), write_files(tmp_path / "files"), shots=shots)
+    (tmp_path / "draft").mkdir()
+    tasks = load(asking, find(asking, print, draft=tmp_path / "draft", tokenizer=tmp_path)).tasks
+    tasks["gsm8k"].set_config("generation_kwargs", {"until": ["\n"], "max_gen_toks": 8, "do_sample": False})
+    before, asked = found.tokenizer.chat_template, []
+    found.tokenizer.chat_template = template
+    try:
+        lms = theirs(found), ours(found, passes["ours"])
+        for lm in lms:
+            made = {}
+            for name, task in tasks.items():
+                task.set_fewshot_seed(1)
+                task.build_all_requests(
+                    limit=2, apply_chat_template=True, fewshot_as_multiturn=True, chat_template=lm.apply_chat_template
+                )
+                made[name] = list(task.instances)
+            asked.append(made)
+        prompts = [{name: [i.args for i in made[name]] for name in made} for made in asked]
+        assert prompts[0] == prompts[1]
+        first = prompts[1]["mmlu_anatomy"][0][0]
+        assert first.count("<user>") == shots + 1 and first.count("</assistant>") == shots and "<assistant>" in first
+        assert ("<system>" in first) == (template == SYSTEM)
+        a, b = (lm.loglikelihood(asked[0]["mmlu_anatomy"]) for lm in lms)
+        assert [p for p, _ in a] == pytest.approx([p for p, _ in b], abs=1e-3)
+        assert lms[0].generate_until(asked[0]["gsm8k"]) == lms[1].generate_until(asked[0]["gsm8k"])
+    finally:
+        found.tokenizer.chat_template = before

@@ -29,6 +29,7 @@ from gatelab.evals.tasks import (
 from gatelab.models import build_model
 from gatelab.tasks import TASKS, VOCAB_SIZE, Knobs, TaskError, TaskItem, open_task
 from gatelab.tasks.metrics import Verdict
+from gatelab.tasks.options import options_of
 from gatelab.tasks.text import as_text, tokenised
 from gatelab.train.group import Group
 from gatelab.train.loop import train
@@ -146,6 +147,39 @@ def test_after_a_wrong_token_a_model_goes_on_from_what_it_said():
     assert answer.given == tuple(answer.item.tokens[p] + 1 for p in answer.item.asked)
 
 
+@pytest.mark.parametrize(("name", "n_passes"), [("mqar", 1), ("multivalue", 4)])
+def test_only_what_a_model_said_otherwise_is_read_again(name: str, n_passes: int):
+    """An answer of sixteen tokens that the item does not go on with, beside one of four that it does."""
+    reads, reader = [], reader_of(model())
+
+    def counted(tokens_BT: Tensor, at_BA: Tensor) -> Tensor:
+        reads.append(len(tokens_BT))
+        return reader(tokens_BT, at_BA)
+
+    assert not any(a.verdict.is_right for a in ask(counted, open_task(name), knobs(name), 3))
+    assert reads == [3] * n_passes
+
+
+def test_of_items_that_are_wrong_only_later_each_goes_on_from_its_own():
+    """Each says the right tokens up to one, 5 there, and after it the token it read plus one."""
+    task = open_task("multivalue")
+    items = [task.item(knobs("multivalue"), i) for i in range(4)]
+
+    def read(tokens_BT: Tensor, at_BA: Tensor) -> Tensor:
+        logits_BAV = torch.zeros(*at_BA.shape, VOCAB_SIZE)
+        for b, tokens in enumerate(tokens_BT.tolist()):
+            (n, item) = next(
+                (n, i) for n, i in enumerate(items) if i.tokens[: i.asked[0] + 1] == tuple(tokens[: i.asked[0] + 1])
+            )
+            for a, at in enumerate(at_BA[b].tolist()):
+                place = item.asked.index(at)
+                logits_BAV[b, a, item.answer[place] if place < n else 5 if place == n else tokens[at] + 1] = 9.0
+        return logits_BAV
+
+    for n, answer in enumerate(ask_items(read, items)):
+        assert answer.given == (*answer.item.answer[:n], 5, 6, 7, 8)[:4]
+
+
 def test_a_margin_is_that_of_the_least_sure_token_by_plain_arithmetic():
     task, net = open_task("needle"), model()
     (answer,) = ask(reader_of(net), task, knobs("needle", hardness=3), 1)
@@ -166,6 +200,30 @@ def test_how_many_items_go_through_at_once_does_not_matter(monkeypatch: pytest.M
     parts = ask(reader, task, knobs("multivalue"), 5)
     assert [a.given for a in parts] == [a.given for a in whole]
     assert [a.margin for a in parts] == pytest.approx([a.margin for a in whole], abs=1e-5)
+
+
+def test_options_of_many_items_go_through_at_once_and_are_those_of_each(monkeypatch: pytest.MonkeyPatch):
+    task, net = open_task("multivalue"), model()
+    items, reads = [task.item(knobs("multivalue"), i) for i in range(24)], []
+
+    def counted(tokens_BT: Tensor, at_BA: Tensor) -> Tensor:
+        reads.append(len(tokens_BT))
+        return reader_of(net)(tokens_BT, at_BA)
+
+    whole = choices(counted, items)
+    assert reads == [8 * 24] and {v.is_right for v in whole} == {True, False}
+    best = []
+    for item in items:  # by definition, an option a pass
+        sums = []
+        for option in options_of(item):
+            ids = [*item.tokens[: item.asked[0] + 1], *option]
+            with torch.no_grad():
+                log_p_TV = net(torch.tensor([ids]))[0].double().log_softmax(dim=-1)
+            sums.append(sum(float(log_p_TV[at, t]) for at, t in zip(item.asked, option, strict=True)))
+        best.append(max(sums) == sums[0])
+    assert [v.is_right for v in whole] == best
+    monkeypatch.setattr("gatelab.evals.tasks._TOKENS", 10 * 8 * T)
+    assert choices(counted, items) == whole and reads[1:] == [80, 80, 32]
 
 
 def answer_of(item: TaskItem, given: tuple[int, ...]) -> Answer:

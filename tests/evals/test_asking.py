@@ -2,6 +2,7 @@
 asked is left out and said."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import pytest
 import tiny
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from gatelab.config import AskConfig, ConfigError, Continuation, Run, Tasks, TrainConfig, fingerprint, override
 from gatelab.config.rope import YaRN
+from gatelab.evals import asking
 from gatelab.evals.asking import asked, left_out
 from gatelab.evals.reach import reaching
 from gatelab.evals.tasks import ask, ask_items, at_lengths, reader_of
@@ -156,6 +158,29 @@ def test_an_objective_that_does_not_say_answers_where_they_are_asked_is_left_out
     assert said.startswith("not asked at 64, 128, 256, 512 tokens: the objective 'masked' does not say answers")
 
 
+@pytest.mark.parametrize(("n_items", "n_made"), [(1, 1), (2, 2), (4, 4), (5, 10)])
+def test_items_are_made_once_but_for_those_that_are_too_many_to_keep(
+    n_items: int, n_made: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, task = [], open_task("associate")
+    counted = replace(task, define=lambda knobs, index: made.append(index) or task.define(knobs, index))
+    monkeypatch.setattr(asking, "open_task", lambda name: counted)
+    monkeypatch.setattr(asking, "_KEPT", T)
+    looks = [asking._questions("associate", Knobs(T, seed=n_items), n_items, "next-token") for _ in range(2)]
+    assert looks[0] == looks[1] and len(made) == n_made
+
+
+def test_a_task_without_room_at_a_length_is_left_out_there_and_said() -> None:
+    """Everything of `multikey` is pairs, and of 8,192 tokens there would be more of them than ids."""
+    r = run(names=("multikey", "needle"), ask={"items": 1, "times": (1, 128)})
+    model = build_model(r.model)
+    rows, items = asked(model, r, fingerprint="f", step=0, is_whole=True)
+    assert [(x.task, x.factors["length"]) for x in items] == [("multikey", T), ("needle", T), ("needle", 128 * T)]
+    assert {(x.task, x.length) for x in rows} == {("multikey", T), ("needle", T), ("needle", 128 * T)}
+    (said,) = left_out(model, r)
+    assert said.startswith("not asked at 8,192 tokens: multikey: an item of this length asks for 4094 different tokens")
+
+
 @pytest.mark.parametrize("registers", [0, 2])
 def test_the_same_weights_reach_further_and_yarn_turns_them_as_it_should(registers: int) -> None:
     model = build_model(tiny.model(max_seq_len=16, registers=registers))
@@ -216,6 +241,7 @@ def test_when_a_run_is_asked() -> None:
     [
         ({"ask.times": "2,4"}, "ask.times: 2,4: multiples of the length of training rise from 1, as in 1,2,4,8"),
         ({"ask.times": (1, 4, 2)}, "1,4,2: multiples"),
+        ({"ask.times": 1.5}, r"ask.times.*1.5.*(whole number|valid integer)"),
         ({"ask.stretch": "yarn"}, "ask.stretch: yarn: none comes first"),
         ({"ask.stretch": "none,yarn", "model.positions": "learned"}, "this model has model.positions=learned; take"),
         ({"ask.stretch": ("none", "yarn"), "model.rope_scaling": YaRN(factor=2, original_seq_len=T)},

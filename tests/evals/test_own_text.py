@@ -82,7 +82,7 @@ class Oracle(Fake):
         full = self.tokens.encode([self.right(self.tokens.tokenizer.decode(row))])[0]
         return torch.tensor([*full[1 : len(row) + 1], *[0] * (len(row) - len(full) + 1)])
 
-    def write(self, prompts, n_tokens, sampling, stop_ids, is_done):
+    def write(self, prompts, n_tokens, sampling, stop_ids, is_done, beginning=None):
         out = []
         for prompt in prompts:
             self.longest = max(self.longest, len(prompt) + n_tokens)
@@ -103,7 +103,7 @@ class Uniform(Fake):
     def logits(self, x_ND: Tensor) -> Tensor:
         return torch.full((len(x_ND), V), self.value)
 
-    def write(self, prompts, n_tokens, sampling, stop_ids, is_done):
+    def write(self, prompts, n_tokens, sampling, stop_ids, is_done, beginning=None):
         return [Written([0] * n_tokens, math.isfinite(self.value)) for _ in prompts]
 
 
@@ -192,7 +192,7 @@ def test_rows_of_one_length_and_one_budget_share_a_pass_where_nothing_may_stand_
     class Strict(Oracle):
         pads = False
 
-        def write(self, prompts, n_tokens, sampling, stop_ids, is_done):
+        def write(self, prompts, n_tokens, sampling, stop_ids, is_done, beginning=None):
             batches.append({len(p) for p in prompts})
             return super().write(prompts, n_tokens, sampling, stop_ids, is_done)
 

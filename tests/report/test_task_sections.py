@@ -187,6 +187,8 @@ def test_runs_that_are_not_done_are_left_out_and_named(tmp_path: Path):
     page = written(folder, {key for key in DONE if key[2] != 2})
     assert ["cite at 1×", "1 of 2 (1% to 99%)", "2 of 2 (16% to 100%)"] in page.rows
     assert "Not done: no gate seed 2 (not finished, up to step 100)" in page.text
+    drawn = values(chart(page, "Accuracy of cite by length, as trained"))
+    assert {v["seed"] for v in drawn if "seed" in v} == {0, 1}
 
 
 def test_rows_without_depths_and_citations_leave_those_sections_out(tmp_path: Path):

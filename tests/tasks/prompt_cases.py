@@ -40,6 +40,7 @@ ROWS = {
     ],
 }  # fmt: skip
 ROWS["middle/qa_random"] = [{**row, "ctxs": [c for c in row["ctxs"] if c["isgold"]]} for row in ROWS["middle/qa"]]
+ROWS |= {f"{name}_aware": ROWS[name] for name in ("middle/qa", "middle/qa_random")}
 TASKS_OF_PROMPTS: dict[str, PromptTask] = {**RULER, **MIDDLE}
 
 
@@ -59,7 +60,7 @@ def from_evidence(prompt: Prompt) -> str:
             return " ".join(re.match(r"VAR ([A-Z]{5}) = ", s)[1] for s in seen)
         case "cwe" | "fwe" as name:
             return " ".join(word for word, _ in Counter(seen).most_common(10 if name == "cwe" else 3))
-        case "kv":
+        case "kv" | "kv_aware":
             return re.fullmatch(r'"\S+": "(\S+)"', seen[0])[1]
         case _:
             return next(

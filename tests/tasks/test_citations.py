@@ -19,6 +19,7 @@ DOCUMENTS = range(1, 9)
         ("No markers: (3), [a], [3a], [], x[i].", ()),
         ("", ()),
         ("It is [ 12 ].\nMore [4].", (12, 4)),
+        (f"Looping [{'9' * 5000}] and [2].", (2,)),
     ],
 )
 def test_markers_are_numbers_in_brackets_each_once_in_order(text: str, numbers: tuple[int, ...]):

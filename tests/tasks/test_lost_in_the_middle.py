@@ -35,6 +35,22 @@ def test_documents_are_numbered_and_keep_their_order_around_the_gold_one():
     assert prompt.read().endswith("\n\nQuestion: who closed gate 4\nAnswer:")
 
 
+@pytest.mark.parametrize("name", ["middle/kv", "middle/qa", "middle/qa_random"])
+def test_what_is_asked_before_too_is_the_same_item_but_for_that(name: str):
+    plain, aware = (MIDDLE[n].make(setting(n), 5, 8) for n in (name, f"{name}_aware"))
+    question = re.search(r"(?:Key|Question): .*\n(?=\w+(?: value)?:$)", plain.read())[0]
+    opening = "JSON data:\n" if name == "middle/kv" else "Document [1]"
+    assert plain.read().replace(opening, f"{question}\n{opening}", 1) == aware.read()
+    assert aware.read().count(question) == 2 and plain.read().count(question) == 1
+    assert (plain.answers, plain.options, plain.references, plain.depth) == (
+        aware.answers, aware.options, aware.references, aware.depth
+    )  # fmt: skip
+    moved = len(question) + 1
+    assert [(a + moved, b + moved) for a, b in (*plain.evidence, *plain.distractors)] == [
+        *aware.evidence, *aware.distractors
+    ]  # fmt: skip
+
+
 def test_documents_of_other_questions_hold_no_answer():
     held = MIDDLE["middle/qa_random"].read([*ROWS["middle/qa_random"], {
         "question": "another", "answers": ["nobody else"],

@@ -117,6 +117,21 @@ def test_needles_are_of_the_kinds_and_numbers_of_the_paper():
         assert len(prompt.references) == (4 if name in ("niah_multivalue", "niah_multiquery") else 1)
 
 
+@pytest.mark.parametrize(
+    ("name", "chance"),
+    [
+        ("niah_single_1", 1 / 9e6),
+        ("niah_multivalue", 4 / 9e6),
+        ("niah_multikey_3", 2.0**-122),
+        ("vt", 5 / 26**5),
+        ("fwe", 3 / 26**6),
+    ],
+)
+def test_as_many_answers_as_are_asked_drawn_at_random_score_chance(name: str, chance: float):
+    """Each of the references is among them that often, to first order; the score is the mean over references."""
+    assert item(f"ruler/{name}").chance == pytest.approx(chance, rel=1e-9)
+
+
 def test_haystacks_are_filler_essays_and_needles():
     assert item("ruler/niah_single_1").read().count(FILLER) == item("ruler/niah_single_1").factors["n_haystack"]
     essay = item("ruler/niah_single_2")

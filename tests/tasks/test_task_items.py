@@ -9,7 +9,7 @@ from task_solvers import LEARNERS, SOLVERS
 
 from gatelab.tasks import TASKS, VOCAB_SIZE, Knobs, TaskBatch, TaskError, TaskItem, open_task
 from gatelab.tasks.options import N_OPTIONS, chance_of, options_of
-from gatelab.tasks.vocabulary import BOS, kind_of, word
+from gatelab.tasks.vocabulary import BOS, NONE, kind_of, word
 
 LENGTH = 260
 ALL = [(name, hardness) for name in TASKS for hardness in open_task(name).levels]
@@ -157,6 +157,13 @@ def test_copying_blindly_scores_the_floor(name: str, distractors: int, floor: fl
     kind, n = kind_of(item.answer[0])
     body = [t for t in item.tokens if kind <= t < kind + n]
     assert item.floor == floor == body.count(item.answer[0]) / len(body)
+
+
+@pytest.mark.parametrize("distractors", [0, 7])
+def test_of_absent_the_floor_is_what_saying_none_always_scores(distractors: int):
+    items = [open_task("absent").item(Knobs(length=LENGTH, distractors=distractors), i) for i in range(400)]
+    assert {item.floor for item in items} == {1 / 2}
+    assert np.mean([item.answer == (NONE,) for item in items]) == pytest.approx(1 / 2, abs=0.05)
 
 
 def test_of_a_key_of_two_tokens_neither_alone_says_which_it_is():

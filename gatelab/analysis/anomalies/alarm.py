@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from math import nan
 from typing import TYPE_CHECKING
 
-from ..student import Estimate, interval, p_above
+from ..student import Estimate, interval
 
 if TYPE_CHECKING:
     from .evidence import Evidence
@@ -17,7 +17,8 @@ CONFIDENCE = 0.95
 class Alarm:
     """One test of one rule. `p` is one-sided, of the rule's null hypothesis (nan: too few seeds, or no spread), `q` its
     false-discovery rate among all rules, cells and arms of the screen. `estimate` with its two-sided interval is in `unit`:
-    a difference from the baseline, or a share of runs. `verdict` is anomaly, none or untestable."""
+    a difference from the baseline, or a share of runs. `verdict` is anomaly, none or untestable; `notes` name the runs that
+    were left out."""
 
     rule: str
     cell: str
@@ -40,7 +41,8 @@ class Alarm:
 @dataclass(frozen=True, slots=True)
 class Rule:
     """`null` is what a false alarm would be an alarm about. `reads` are names or families of readings, of which one at least
-    must be there, or all where `needs_all`; `is_paired`: the seeds are counted in pairs, not in runs of the arm."""
+    must be there, or all where `needs_all`; `is_paired`: the seeds are counted in pairs, not in runs of the arm. `also` are
+    the cells that it reads besides its own."""
 
     name: str
     null: str
@@ -49,6 +51,7 @@ class Rule:
     min_seeds: int
     needs_all: bool = False
     is_paired: bool = True
+    also: "Callable[[Evidence, str], list[str]]" = lambda evidence, cell: []
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +63,10 @@ class Place:
     arm: str
     baseline: str
 
-    def mean(
-        self, reading: str, unit: str, e: Estimate, sentence: str, *, seeds: list[int], p: float | None = None
-    ) -> Alarm:
-        """An alarm about a mean; p is that of a mean above zero unless given, and nan without any spread."""
+    def mean(self, reading: str, unit: str, e: Estimate, sentence: str, *, seeds: list[int], p: float) -> Alarm:
+        """An alarm about a mean; nan for what does not exist without any spread."""
         low, high = interval(e, CONFIDENCE) if e.sigma > 0 else (nan, nan)
-        p = (p_above(e) if p is None else p) if e.sigma > 0 else nan
+        p = p if e.sigma > 0 else nan
         return self._alarm(reading, unit, seeds, (e.mean, low, high), p, sentence)
 
     def share(self, reading: str, seeds: list[int], k: int, p: float, sentence: str) -> Alarm:

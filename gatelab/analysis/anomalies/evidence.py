@@ -2,13 +2,17 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import nan
 
 from ...record import Metric
 from ..effects import MODERATION_CELLS
 from ..paired import Outcome, Outcomes, Pairs
-from ..student import Estimate, Prior, estimate, fit_prior, moderate
+from ..student import Estimate, Prior, estimate, fit_prior, moderate, p_above
 
 Comparison = tuple[str, str]  # cell, arm
+# That a seed changes state in the direction asked about, where both arms have it in half of their runs, independently: the
+# largest chance there is under no effect.
+LUCK = 0.25
 
 
 @dataclass
@@ -99,8 +103,7 @@ class Evidence:
                 continue
             pairs = self.pairs(reading, cell, arm)
             if len(pairs.seeds) >= 2:
-                e = estimate(pairs.differences)
-                out[cell] = replace(e, sigma=0.0) if pairs.is_constant else e
+                out[cell] = estimate(pairs.differences, scale=pairs.scale)
         return out
 
     def _all(self, reading: str, arm: str) -> dict[str, Estimate]:
@@ -112,10 +115,32 @@ class Evidence:
         shrunk = moderate(own, prior) if self.priors is None else [_with_prior(e, prior) for e in own]
         return plain | dict(zip(moved, shrunk, strict=True))
 
-    def without(self, seeds: Iterable[int]) -> "Evidence":
-        """The evidence of all other seeds."""
-        left_out = set(seeds)
-        return replace(self, outcomes=[o for o in self.outcomes if o.seed not in left_out])
+    def may_split(self, reading: str, cell: str) -> bool:
+        """Whether runs may come in two states, a sink or none, a task solved or not: all readings may, but the held-out loss
+        of cells without tasks."""
+        arms = (self.baseline, *self.arms)
+        is_asked = any(self.runs(name, cell, arm) for name in self.family("accuracy") for arm in arms)
+        return is_asked or reading.partition(":")[0] != "val_loss"
+
+    def p_above(self, reading: str, cell: str, e: Estimate, bound: float = 0.0) -> float:
+        """The one-sided p that the mean is not above `bound`; nan without spread. Seeds that agree by luck spread too little for
+        t: where runs may come in two states it is `LUCK`ⁿ at least."""
+        if not e.sigma > 0:
+            return nan
+        return max(p_above(e, bound), LUCK**e.n if self.may_split(reading, cell) else 0.0)
+
+    def elsewhere(self, cell: str) -> list[str]:
+        """The other cells."""
+        return [c for c in self.cells if c != cell]
+
+    def at_other_rates(self, cell: str) -> list[str]:
+        """The cells that differ from this one in the learning rate alone."""
+        kind = self.rates.get(cell, (None,))[0]
+        return [c for c in self.elsewhere(cell) if kind is not None and self.rates.get(c, (None,))[0] == kind]
+
+    def source(self, cell: str) -> list[str]:
+        """The cell that this one goes on from with longer sequences, if any."""
+        return [self.longer[cell]] if cell in self.longer else []
 
     def only(self, seeds: Iterable[int], priors: Mapping[tuple[str, str], Prior]) -> "Evidence":
         """The evidence of these seeds, with variances shrunk towards what others said."""

@@ -5,7 +5,7 @@ mean. Cells made by different versions stand each for themselves, and nothing is
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import nan
 from typing import Any
@@ -24,7 +24,8 @@ Run = tuple[dict[str, Any], RunFolder, str]  # its plan's entry, its folder, its
 @dataclass(frozen=True)
 class Gathered:
     """`factors` {dotted key: {cell: level}} are those in which the cells differ, whose configurations are `bases`; `runs`
-    {(cell, arm): {seed: fingerprint}} are the finished ones, `models` {(cell, arm): the model's configuration}."""
+    {(cell, arm): {seed: fingerprint}} are the finished ones, `models` {(cell, arm): the model's configuration}, `versions`
+    those of the code that made finished runs."""
 
     evidence: Evidence
     primary: list[str]
@@ -32,26 +33,39 @@ class Gathered:
     bases: dict[str, dict[str, Any]]
     runs: dict[Comparison, dict[int, str]]
     models: dict[Comparison, dict[str, Any]]
+    versions: set[str]
 
 
-def gather(folder: StudyFolder, study_metrics: Iterable[Outcome] = ()) -> Gathered:
+def gather(
+    folder: StudyFolder,
+    study_metrics: Iterable[Outcome] = (),
+    *,
+    only: Container[int] | None = None,
+    without: Container[int] = (),
+) -> Gathered:
     """The evidence of a study; `study_metrics` are its outcomes, of which those are added that are no reading.
+
+    Seeds `without` which, or which `only`, it is made are as if they did not exist: a screen and its confirmation may be the
+    work of two versions of the code, which refuses neither.
 
     Raises:
         StoreError: a study that was edited; one without an ungated baseline, or without a gate.
     """
-    study = folder.study()
-    missing = [key for key in ("metrics", "arms", "cells", "baseline") if key not in study]
-    if missing:
-        raise StoreError(f"{folder.path / 'study.json'}: {', '.join(missing)} missing; was it edited?")
-    runs = [(entry, run, state_of(run)) for entry, run in folder.planned()]
-    models = {(e["cell"], e["arm"]): run.config()["model"] for e, run, _ in runs if (run.path / "run.json").exists()}
+    study = checked(folder)
+
+    def is_in(seed: int) -> bool:
+        return seed not in without and (only is None or seed in only)
+
+    planned = list(folder.planned())
+    models = {(e["cell"], e["arm"]): run.config()["model"] for e, run in planned if (run.path / "run.json").exists()}
+    runs = [(entry, run, state_of(run)) for entry, run in planned if is_in(entry["seed"])]
     gates = [a["name"] for a in study["arms"] if a["name"] != study["baseline"] and not a["control"]]
     _refuse_without_control(folder, study["baseline"], gates, models)
     bases = {c["name"]: c.get("base", {}) for c in study["cells"]}
-    refused, not_pooled = _refusals(runs, study["baseline"])
+    refused, versions = _refusals(runs, study["baseline"])
+    many = f"the cells were made by {len(versions)} versions of the code" if len(versions) > 1 else ""
     evidence = Evidence(
-        outcomes=[*_outcomes(folder, runs), *(o for o in study_metrics if o.metric not in READINGS)],
+        outcomes=[*_outcomes(folder, runs), *(o for o in study_metrics if o.metric not in READINGS and is_in(o.seed))],
         metrics={name: r.metric for name, r in READINGS.items()} | {UNSTABLE.name: UNSTABLE} | _declared(study),
         baseline=study["baseline"],
         arms=gates,
@@ -59,7 +73,7 @@ def gather(folder: StudyFolder, study_metrics: Iterable[Outcome] = ()) -> Gather
         rates={c: _rate(base) for c, base in bases.items() if "optim" in base},
         longer=_longer(runs, bases),
         refused=refused,
-        not_pooled=not_pooled,
+        not_pooled=many,
     )
     done: dict[Comparison, dict[int, str]] = {}
     for entry, run, state in runs:
@@ -67,7 +81,32 @@ def gather(folder: StudyFolder, study_metrics: Iterable[Outcome] = ()) -> Gather
             done.setdefault((entry["cell"], entry["arm"]), {})[entry["seed"]] = run.fingerprint
     data = {c["name"]: {**bases[c["name"]], "data": c.get("data", "")} for c in study["cells"]}
     primary = [m["name"] for m in study["metrics"] if m["primary"]]
-    return Gathered(evidence, primary, dict(_varying(data)), bases, done, models)
+    return Gathered(evidence, primary, dict(_varying(data)), bases, done, models, versions)
+
+
+def checked(folder: StudyFolder) -> dict[str, Any]:
+    """What study.json says, with its metrics, arms, cells and baseline as a plan writes them.
+
+    Raises:
+        StoreError: one that was edited.
+    """
+    study, path = folder.study(), folder.path / "study.json"
+    missing = [key for key in ("metrics", "arms", "cells", "baseline") if key not in study]
+    if missing:
+        raise StoreError(f"{path}: {', '.join(missing)} missing; was it edited?")
+    for key, needed in (("arms", {"name": str, "control": bool}), ("cells", {"name": str}), ("metrics", {"name": str})):
+        held = study[key] if isinstance(study[key], list) else [None]
+        if any(
+            not isinstance(x, dict) or any(not isinstance(x.get(k), kind) for k, kind in needed.items()) for x in held
+        ):
+            raise StoreError(f"{path}: its {key} are not as a plan writes them; was it edited?")
+    try:
+        _declared(study)
+    except (TypeError, ValueError):
+        raise StoreError(f"{path}: its metrics are not as a plan writes them; was it edited?") from None
+    if study["baseline"] not in [a["name"] for a in study["arms"]]:
+        raise StoreError(f"{path}: its baseline {study['baseline']!r} is none of its arms; was it edited?")
+    return study
 
 
 def _declared(study: dict[str, Any]) -> dict[str, Metric]:
@@ -113,8 +152,8 @@ def _outcomes(folder: StudyFolder, runs: list[Run]) -> Iterator[Outcome]:
         yield Outcome(*where, UNSTABLE.name, float(unstable))
 
 
-def _refusals(runs: list[Run], baseline: str) -> tuple[dict[Comparison, str], str]:
-    """The comparisons that cannot be made, and why nothing can be pooled over cells."""
+def _refusals(runs: list[Run], baseline: str) -> tuple[dict[Comparison, str], set[str]]:
+    """The comparisons that cannot be made, and the versions of the code that made finished runs."""
     tokens: dict[Comparison, dict[int, int]] = {}
     versions: dict[Comparison, set[str]] = {}
     for entry, run, state in runs:
@@ -140,8 +179,7 @@ def _refusals(runs: list[Run], baseline: str) -> tuple[dict[Comparison, str], st
                 f"refused: its runs were made by {len(code)} versions of the code ({', '.join(sorted(code))}); carry the"
                 " older ones out again"
             )
-    every = set().union(*versions.values()) if versions else set()
-    return refused, f"the cells were made by {len(every)} versions of the code" if len(every) > 1 else ""
+    return refused, set().union(*versions.values())
 
 
 def _version(run: RunFolder) -> str:

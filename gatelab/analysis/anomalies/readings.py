@@ -6,6 +6,7 @@ the definitions.
 """
 
 from dataclasses import dataclass
+from math import nextafter
 
 from ...record import Metric
 from ...study.metrics import SOLVED
@@ -95,7 +96,9 @@ _ALL = (
            AND k.metric = 'key_mass' AND u.metric = 'key_mass_uniform' AND k.is_model AND u.is_model""",
     ),
     Reading(
-        Metric("accuracy", "share", HIGHER, "accuracy at the shortest length", bimodal=True, threshold=SOLVED),
+        Metric(
+            "accuracy", "share", HIGHER, "accuracy at the shortest length", bimodal=True, threshold=nextafter(SOLVED, 0)
+        ),
         _by_task("first"),
     ),
     Reading(

@@ -70,7 +70,8 @@ def _look(rule: Rule, evidence: Evidence, cell: str, arm: str) -> Iterator[Alarm
         return
     for alarm in rule.test(evidence, cell, arm):
         if alarm.n_pairs >= rule.min_seeds:
-            yield alarm
+            excluded = evidence.pairs(alarm.reading, cell, arm).excluded if rule.is_paired else []
+            yield replace(alarm, notes=list(excluded))
 
 
 def _judged(alarms: list[Alarm], fdr: float) -> list[Alarm]:

@@ -15,9 +15,8 @@ _DRAWS = 20_000
 
 def two_regimes(evidence: Evidence, cell: str, arm: str) -> Iterator[Alarm]:
     """An arm's values fall into two groups of two or more seeds each, further apart than those of a flat sample (the flattest
-    that has one group), while
-    the baseline's do not at 5%. The statistic is the spread within the best two groups over the whole spread; activations are
-    compared by their logarithm."""
+    that has one group), while the baseline's do not at 5%. The statistic is the spread within the best two groups over the
+    whole spread; activations are compared by their logarithm."""
     place = Place("two-regimes", cell, arm, evidence.baseline)
     for reading in [n for name in ("val_loss", "first_token_mass", "massive_max") for n in evidence.family(name)]:
         pairs = evidence.pairs(reading, cell, arm)
@@ -25,9 +24,10 @@ def two_regimes(evidence: Evidence, cell: str, arm: str) -> Iterator[Alarm]:
             np.log(v) if reading == "massive_max" and (v > 0).all() else v
             for v in (pairs.arm_values, pairs.baseline_values)
         ]
-        if len(pairs.seeds) < 5 or any(np.ptp(v) == 0 for v in values) or p_split(values[1]) < 0.05:
+        if len(pairs.seeds) < 5 or np.ptp(values[0]) == 0 or (np.ptp(values[1]) > 0 and p_split(values[1]) < 0.05):
             continue
-        low, high = _groups(pairs.arm_values)
+        ordered, n_low = np.sort(pairs.arm_values), _cut(values[0])
+        low, high = ordered[:n_low], ordered[n_low:]
         text = (
             f"the seeds of {arm} fall into two groups of {evidence.readings[reading].label}: {len(low)} around"
             f" {low.mean():.4g} and {len(high)} around {high.mean():.4g}"
@@ -54,10 +54,9 @@ def p_split(values: np.ndarray) -> float:
     return float((1 + np.searchsorted(null, _within(np.sort(values)[None])[0], side="right")) / (1 + len(null)))
 
 
-def _groups(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    ordered = np.sort(values)
-    cut = 2 + int(np.argmin(_within_at(ordered[None])[0]))
-    return ordered[:cut], ordered[cut:]
+def _cut(values: np.ndarray) -> int:
+    """How many values the lower of the best two groups has."""
+    return 2 + int(np.argmin(_within_at(np.sort(values)[None])[0]))
 
 
 @lru_cache(maxsize=64)

@@ -6,7 +6,7 @@ An event in an arm's runs is tested against `TOLERATED`: that it is there in a q
 from collections.abc import Iterator
 
 from ..shares import p_more_often
-from ..student import estimate, p_above
+from ..student import estimate
 from .alarm import Alarm, Place
 from .evidence import Evidence
 from .losses import judged, lost, worse
@@ -46,13 +46,17 @@ def removed_but_worse(evidence: Evidence, cell: str, arm: str) -> Iterator[Alarm
             yield lost(place, pairs, kept)
             continue
         seeds = [pairs.seeds[i] for i in kept]
-        e = evidence.estimate(reading, cell, arm) if seeds == pairs.seeds else estimate(pairs.differences[kept])
+        e = (
+            evidence.estimate(reading, cell, arm)
+            if seeds == pairs.seeds
+            else estimate(pairs.differences[kept], scale=pairs.scale)
+        )
         metric, bad = evidence.readings[reading], worse(evidence, reading, e)
         text = (
             f"{arm} removes the sink in {len(gone)} of {len(sinks.seeds)} seeds, and there the {metric.label} is worse by"
             f" {bad.mean:.4g} {metric.unit}"
         )
-        yield place.mean(reading, metric.unit, bad, text, seeds=seeds)
+        yield place.mean(reading, metric.unit, bad, text, seeds=seeds, p=evidence.p_above(reading, cell, bad))
 
 
 def massive_without_sink(evidence: Evidence, cell: str, arm: str) -> Iterator[Alarm]:
@@ -93,5 +97,5 @@ def new_bias(evidence: Evidence, cell: str, arm: str) -> Iterator[Alarm]:
             continue
         metric = evidence.readings[reading]
         text = f"with {arm} the {metric.label} is higher by {e.mean:.3g} than without a gate"
-        p = p_above(e, NEW) if e.sigma > 0 else None
-        yield place.mean(reading, metric.unit, e, text, seeds=evidence.pairs(reading, cell, arm).seeds, p=p)
+        seeds, p = evidence.pairs(reading, cell, arm).seeds, evidence.p_above(reading, cell, e, NEW)
+        yield place.mean(reading, metric.unit, e, text, seeds=seeds, p=p)

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -31,6 +32,7 @@ def evaluate(
     batch_size: int = 8,
     limit: int | None = None,
     new_tokens: int | None = None,
+    chat: bool = False,
     tell: Callable[[str], None] = lambda _: None,
     progress: Callable[[str, int, int], None] = lambda what, n, total: None,
 ) -> Found:
@@ -42,10 +44,12 @@ def evaluate(
         batch_size: rows a pass.
         limit: the first items of each task.
         new_tokens: in the place of what tasks allow an answer.
+        chat: questions and answers are turns of a conversation, which the tokenizer's own template writes.
         progress: told what is being done, how many requests of it are answered, and of how many.
 
     Raises:
-        ConfigError, DataError, ValueError: a task that is not known, allowed, or had; a model that has no next-token loss.
+        ConfigError, DataError, ValueError: a task that is not known, allowed, or had; a model that has no next-token loss, or, with
+            `chat`, no chat template.
     """
     with TemporaryDirectory(prefix="gatelab-eval-") as place:
         draft, home = Path(place) / "tasks", Path(place) / "tokenizer"
@@ -55,6 +59,7 @@ def evaluate(
         found = open_model()
         passes = OwnPasses(found.model) if isinstance(found.model, Decoder) else ExternalPasses(found.model)
         tokens = Tokens(found.tokenizer, passes.n_ids)
+        template = tokens.chat_template if chat else None
         lm = GatelabLM(passes, tokens, batch_size=batch_size, new_tokens=new_tokens, progress=progress)
         found.tokenizer.save_pretrained(home)  # for items that the harness writes itself
         tell("reading the items")
@@ -67,11 +72,13 @@ def evaluate(
             bootstrap_iters=_DRAWS,
             log_samples=True,
             confirm_run_unsafe_code=asking.runs_code,
+            apply_chat_template=chat,
+            fewshot_as_multiturn=chat,
         )
     made = of_results(found.name, results, loaded, lm.remarks)
     names = [n for n in results["results"] if n in asking.names] or list(results["results"])
     made.records = records(made.rows, names, results)
-    made.notes = [f"{tokens.rule}; no chat template", *found.notes, *_of_passes(passes, lm), *loaded.notes]
+    made.notes = [f"{tokens.rule}; {_of_chat(template)}", *found.notes, *_of_passes(passes, lm), *loaded.notes]
     outcomes = {} if loaded.code is None else dict(loaded.code.outcomes)
     if outcomes:
         made.notes.append("of the programs, " + ", ".join(f"{n} {what}" for what, n in sorted(outcomes.items())))
@@ -84,12 +91,24 @@ def evaluate(
         "limit": limit,
         "batch_size": batch_size,
         "new_tokens": new_tokens,
+        "chat_template": template,
         "notes": made.notes,
         "code": outcomes,
         "packages": {package: version(package) for package in ("gatelab", "lm_eval", "torch", "transformers")},
         "max_tokens": lm.max_length,
     }
     return made
+
+
+def _of_chat(template: str | None) -> str:
+    """What a reader is told of the template: how it begins, and a digest by which it is known."""
+    if template is None:
+        return "no chat template"
+    start = " ".join(template.split())
+    digest = sha256(template.encode()).hexdigest()[:12]
+    return f"chat template {digest}, each worked example a turn of the user and one of the assistant: {start[:60]}" + (
+        "…" if len(start) > 60 else ""
+    )
 
 
 def _of_passes(passes: Passes, lm: GatelabLM) -> list[str]:

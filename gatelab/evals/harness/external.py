@@ -1,11 +1,12 @@
 """Passes of a causal model of transformers, with its own cache and its own `generate`.
 
-Notable: that a family's cache can be gone on from, that it takes padding in front, and that its head can be run apart from its
-stack is tried on a few tokens first; where one cannot, every row is read whole, or with all its logits.
+Notable: that a family's cache can be gone on from, that it takes padding in front or behind a beginning, and that its head can be
+run apart from its stack is tried on a few tokens first; where one cannot, every row is read whole, or with all its logits.
 """
 
 import copy
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from inspect import signature
 from typing import Any
 
@@ -18,6 +19,8 @@ from .passes import Ids, Passes, Written, flush_left, flush_right, up_to
 
 # Of the largest number; half precision moves one by a hundredth, what begins anew by more than a tenth.
 _SAME = 0.03
+# Of a model that takes another cache, or none.
+_OTHERWISE = (ValueError, TypeError, AttributeError, RuntimeError, IndexError, KeyError, NotImplementedError)
 
 
 class ExternalPasses(Passes):
@@ -45,13 +48,12 @@ class ExternalPasses(Passes):
         return x_BTD[:, -1], (cache, n_padding_B, tokens_BT.shape[1])
 
     @torch.no_grad()
-    def go_on(self, memory: Any, contexts: Sequence[int], rows: Sequence[Ids]) -> Tensor:
-        held, n_padding_B, length = memory
-        which_B = torch.tensor(contexts, device=self.device)
-        cache = copy.deepcopy(held)
-        cache.reorder_cache(which_B)
-        given = self._given(flush_left(rows, self.device), n_padding_B[which_B], length)
-        return self._run(given | {"past_key_values": cache})
+    def go_on(self, memory: Any, contexts: Sequence[int], rows: Sequence[Ids]) -> tuple[Tensor, Any]:
+        _, n_padding_B, length = memory
+        cache = self._copied(memory, contexts)
+        tokens_BT, n_padding_B = flush_left(rows, self.device), n_padding_B[list(contexts)]
+        x_BTD = self._run(self._given(tokens_BT, n_padding_B, length) | {"past_key_values": cache})
+        return x_BTD, (cache, n_padding_B, length + tokens_BT.shape[1])
 
     def write(
         self,
@@ -60,11 +62,11 @@ class ExternalPasses(Passes):
         sampling: Sampling,
         stop_ids: frozenset[int],
         is_done: Callable[[Ids], bool],
+        beginning: Any = None,
     ) -> list[Written]:
         from transformers import LogitsProcessorList, StoppingCriteriaList
 
-        tokens_BT, n_padding_B = flush_right(prompts, self.device)
-        start = tokens_BT.shape[1]
+        given, start = self._prompted(prompts, beginning)
         watch, stops = _Finite(len(prompts), self.device), _Stops(start, is_done)
         drawn = {"do_sample": False}
         if sampling.temperature > 0:
@@ -72,8 +74,7 @@ class ExternalPasses(Passes):
             drawn = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p}
             drawn |= {} if sampling.top_k is None else {"top_k": sampling.top_k}
         out_BT = self.model.generate(
-            input_ids=tokens_BT,
-            attention_mask=(torch.arange(start, device=self.device) >= n_padding_B[:, None]).long(),
+            **given,
             max_new_tokens=n_tokens,
             eos_token_id=sorted(stop_ids) or None,
             pad_token_id=min(stop_ids, default=0),
@@ -89,6 +90,17 @@ class ExternalPasses(Passes):
             for ids, end, ok in zip(rows, ends, watch.is_finite_B.tolist(), strict=True)
         ]
 
+    @cached_property
+    def resumes(self) -> bool:
+        """Whether `generate` goes on from a beginning as if it had read all of the prompts."""
+        return self._writes_on([(0, 11), (0, 11)])
+
+    @cached_property
+    def pads_behind(self) -> bool:
+        """Whether it does so with a gap behind it. A window counts places, a gap's among them."""
+        _, memory = self.begin([self._tried()])
+        return not any(layer.is_sliding for layer in memory[0].layers) and self._writes_on([(0, 11), (1, 8)])
+
     def logits(self, x_ND: Tensor) -> Tensor:
         if not self.heads_apart:
             return x_ND
@@ -101,6 +113,28 @@ class ExternalPasses(Passes):
         states = self.model.base_model(**given)
         self._kind = type(states)
         return states.last_hidden_state
+
+    def _copied(self, memory: Any, contexts: Sequence[int]) -> Any:
+        """A cache with the rows of these numbers."""
+        cache = copy.deepcopy(memory[0])
+        cache.reorder_cache(torch.tensor(contexts, device=self.device))
+        return cache
+
+    def _prompted(self, prompts: Sequence[Ids], beginning: Any) -> tuple[dict[str, Any], int]:
+        """What `generate` is called with, and the length of its prompts. They stand flush right, and a beginning before their
+        padding."""
+        length = 0 if beginning is None else beginning[2]
+        tokens_BT, n_padding_B = flush_right([row[length:] for row in prompts], self.device)
+        mask_BT = (torch.arange(tokens_BT.shape[1], device=self.device) >= n_padding_B[:, None]).long()
+        if beginning is None:
+            return {"input_ids": tokens_BT, "attention_mask": mask_BT}, tokens_BT.shape[1]
+        read_BT = torch.tensor([row[:length] for row in prompts], device=self.device)
+        whole_BT = torch.cat([read_BT, tokens_BT], dim=1)
+        return {
+            "input_ids": whole_BT,
+            "attention_mask": torch.cat([torch.ones_like(read_BT), mask_BT], dim=1),
+            "past_key_values": self._copied(beginning, [0] * len(prompts)),
+        }, whole_BT.shape[1]
 
     def _given(self, tokens_BT: Tensor, n_padding_B: Tensor, length: int) -> dict[str, Any]:
         """What the stack is called with for tokens behind `length` others, padding among them."""
@@ -125,7 +159,7 @@ class ExternalPasses(Passes):
             apart_TV = self.logits(self.whole([ids])[0])
         except StatesUnused:
             return False
-        return bool((own_TV - apart_TV).abs().max() <= _SAME * own_TV.abs().max())
+        return _is_same(own_TV, apart_TV)
 
     @torch.no_grad()
     def _goes_on(self) -> bool:
@@ -134,16 +168,46 @@ class ExternalPasses(Passes):
         contexts, rows = (ids[:4], ids[:9]), (ids[9:12], ids[12:])
         try:
             _, memory = self.begin(contexts)
-            after_BTD = self.go_on(memory, (1, 0), rows)
+            self.token_bytes = _n_bytes(memory[0]) // (len(contexts) * memory[2])
+            after_BTD, _ = self.go_on(memory, (1, 0), rows)
         except torch.OutOfMemoryError:
             raise  # reading rows whole would take more
-        except (ValueError, TypeError, AttributeError, RuntimeError, IndexError, KeyError, NotImplementedError):
-            return False  # it takes another cache, or none
+        except _OTHERWISE:
+            return False
         for context, row, after_TD in zip((contexts[1], contexts[0]), rows, after_BTD, strict=True):
             whole_TD = self.whole([[*context, *row]])[0, len(context) :]
-            if not bool((whole_TD - after_TD[: len(row)]).abs().max() <= _SAME * whole_TD.abs().max()):
+            if not _is_same(whole_TD, after_TD[: len(row)]):
                 return False
         return True
+
+    @torch.no_grad()
+    def _writes_on(self, spans: Sequence[tuple[int, int]]) -> bool:
+        """Whether the second token after a beginning of five and these spans has the logits that it has of whole rows."""
+        ids = self._tried()
+        prompts = [[*ids[:5], *ids[5 + start : 5 + end]] for start, end in spans]
+        try:
+            given, length = self._prompted(prompts, self.begin([ids[:5]])[1])
+            out = self.model.generate(
+                **given, max_new_tokens=2, min_new_tokens=2, do_sample=False, use_cache=True, pad_token_id=0,
+                output_logits=True, return_dict_in_generate=True,
+            )  # fmt: skip
+        except torch.OutOfMemoryError:
+            raise
+        except _OTHERWISE:
+            return False
+        for row, prompt in enumerate(prompts):
+            x_TD = self.whole([[*prompt, int(out.sequences[row, length])]])[0, -1:]
+            if not _is_same(self.logits(x_TD)[0].float(), out.logits[1][row].float()):
+                return False
+        return True
+
+
+def _is_same(whole: Tensor, other: Tensor) -> bool:
+    return bool((whole - other).abs().max() <= _SAME * whole.abs().max())
+
+
+def _n_bytes(cache: Any) -> int:
+    return sum(held.nbytes for layer in cache.layers for held in vars(layer).values() if isinstance(held, Tensor))
 
 
 class _Finite:

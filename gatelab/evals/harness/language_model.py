@@ -15,6 +15,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from ...config import nearest
 from ...models.generate import Sampling
+from .beginnings import batches
 from .passes import Passes
 from .scoring import NOTHING, Scored, score
 from .stops import Stops
@@ -69,6 +70,23 @@ class GatelabLM(TemplateLM):
     def prefix_token_id(self) -> int:
         return self.tokens.first
 
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """A conversation as the tokenizer's own template writes it, without a system's turn where it allows none."""
+        from jinja2 import TemplateError
+
+        def said(turns: list[dict[str, str]]) -> str:
+            return self.tokenizer.apply_chat_template(
+                turns,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=not add_generation_prompt,
+            )
+
+        try:
+            return said(chat_history)
+        except TemplateError:
+            return said([turn for turn in chat_history if turn["role"] != "system"])
+
     @property
     def tokenizer_name(self) -> str:
         return str(self.tokens.tokenizer.name_or_path)
@@ -116,12 +134,11 @@ class GatelabLM(TemplateLM):
         written, n_done = [""] * len(requests), 0
         for numbers in groups.values():
             given = self._generation(requests[numbers[0]])
-            contexts = self.tokens.encode(requests[n].args[0] for n in numbers)
-            of = dict(zip(numbers, contexts, strict=True))
-            ordered = sorted(numbers, key=lambda n: len(of[n]), reverse=True)
-            for batch in self._batches(ordered, of, given["max_gen_toks"]):
-                self._write(requests, batch, of, given, written)
-                n_done += len(batch)
+            prompts = self._prompts([requests[n] for n in numbers], given["max_gen_toks"])
+            for batch in batches(self.passes, prompts, batch_size=self.batch_size, n_new=given["max_gen_toks"]):
+                mine = [numbers[i] for i in batch.numbers]
+                self._write(requests, mine, [prompts[i] for i in batch.numbers], given, batch.beginning, written)
+                n_done += len(mine)
                 self.progress("writing", n_done, len(requests))
         return written
 
@@ -172,41 +189,36 @@ class GatelabLM(TemplateLM):
             )
         return given
 
-    def _batches(self, ordered: list[int], of: dict[int, list[int]], n_new: int) -> list[list[int]]:
-        """Numbers that share a pass; of equal length after the cut where the model takes no padding."""
-        most, batches = self.max_length - n_new, []
-        for number in ordered:
-            length = min(len(of[number]), most)
-            fits = batches and len(batches[-1]) < self.batch_size
-            if not (fits and (self.passes.pads or min(len(of[batches[-1][0]]), most) == length)):
-                batches.append([])
-            batches[-1].append(number)
-        return batches
+    def _prompts(self, requests: list[Instance], n_new: int) -> list[list[int]]:
+        """Contexts as ids, cut from the left to what leaves room for new tokens."""
+        prompts = []
+        for request, ids in zip(requests, self.tokens.encode(r.args[0] for r in requests), strict=True):
+            ids = ids or [self.tokens.first]
+            n_cut = max(0, len(ids) - (self.max_length - n_new))
+            self._remark_cut(request, n_cut)
+            prompts.append(ids[n_cut:])
+        return prompts
 
     def _write(
         self,
         requests: list[Instance],
-        batch: list[int],
-        of: dict[int, list[int]],
+        numbers: list[int],
+        prompts: list[list[int]],
         given: dict[str, Any],
+        beginning: Any,
         written: list[str],
     ) -> None:
-        n_new = given["max_gen_toks"]
-        prompts = []
-        for number in batch:
-            ids = of[number] or [self.tokens.first]
-            n_cut = max(0, len(ids) - (self.max_length - n_new))
-            self._remark_cut(requests[number], n_cut)
-            prompts.append(ids[n_cut:])
         sampling = Sampling(
             temperature=given.get("temperature", 0.0) if given.get("do_sample") else 0.0,
             top_k=given.get("top_k"),
             top_p=given.get("top_p", 1.0),
-            seed=batch[0],
+            seed=numbers[0],
         )
         stops = Stops(self.tokens, self.passes, given.get("until") or [])
-        found = self.passes.write(prompts, n_new, sampling, stops.ids, stops.is_done)
-        for number, text in zip(batch, found, strict=True):
+        found = self.passes.write(
+            prompts, given["max_gen_toks"], sampling, stops.ids, stops.is_done, beginning=beginning
+        )
+        for number, text in zip(numbers, found, strict=True):
             if text.is_finite:
                 written[number] = stops.text(text.ids)
             else:

@@ -31,14 +31,16 @@ class Written:
 class Passes(ABC):
     """A model in evaluation mode; `max_tokens` is what its positions allow (None: not said), `n_ids` its vocabulary.
 
-    `shares`: contexts can be read once and gone on from. `pads`: contexts of unequal length may share a pass. `heads_apart`: its
-    head can be run on what is asked for alone.
+    `shares`: contexts can be read once and gone on from. `pads`: contexts of unequal length may share a pass. `resumes`: what is
+    written can go on from a beginning that several prompts share; `pads_behind`: of unequal length, too. `heads_apart`: its head
+    can be run on what is asked for alone. `token_bytes`: keys and values of a token in all layers.
 
     Raises:
         ValueError: a model that has no next-token loss of a text.
     """
 
-    shares, pads, heads_apart = True, True, True
+    shares, pads, resumes, pads_behind, heads_apart = True, True, True, True, True
+    token_bytes = 0
 
     def __init__(self, model: nn.Module):
         self.model = model
@@ -54,8 +56,9 @@ class Passes(ABC):
         """What the head reads at the last token of each context, [B, D], and the keys and values to go on from."""
 
     @abstractmethod
-    def go_on(self, memory: Any, contexts: Sequence[int], rows: Sequence[Ids]) -> Tensor:
-        """As `whole`, of rows that follow the contexts of these numbers."""
+    def go_on(self, memory: Any, contexts: Sequence[int], rows: Sequence[Ids]) -> tuple[Tensor, Any]:
+        """As `whole`, of rows that follow the contexts of these numbers; and the keys and values to go on from behind rows of
+        one length."""
 
     @abstractmethod
     def write(
@@ -65,8 +68,10 @@ class Passes(ABC):
         sampling: Sampling,
         stop_ids: frozenset[int],
         is_done: Callable[[Ids], bool],
+        beginning: Any = None,
     ) -> list[Written]:
-        """Continuations of `n_tokens` ids, or fewer up to a stop id or where `is_done(ids so far)`."""
+        """Continuations of `n_tokens` ids, or fewer up to a stop id or where `is_done(ids so far)`. `beginning`: what `begin` has
+        kept of the first tokens of all prompts, which leave one at least; without `pads_behind` they have one length."""
 
     @abstractmethod
     def logits(self, x_ND: Tensor) -> Tensor:

@@ -2,24 +2,24 @@
 
 Notable: a row holds a context and all but the last token of its continuation, and rows that are equal so far are one. Where
 reading a context once saves enough, its continuations go on from its keys and values, and the first token of each is judged
-where the context ends. A greedy token has the one largest logit: a tie is none, and is told.
+where the context ends; so do contexts from a beginning that they share. What shares a pass depends on what is asked alone, not on
+its order. A greedy token has the one largest logit: a tie is none, and is told.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from math import isfinite, nan
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from .beginnings import WORTH, Tuple, at_once, families
 from .passes import Passes
 
-Tuple = tuple[int, ...]
 # Bounds the memory of logits, not the result.
 _LOGITS = 2**25
-# A second pass and a copied cache cost about as much as reading so many tokens.
-_WORTH = 32
 
 
 @dataclass(frozen=True)
@@ -52,18 +52,28 @@ def score(
     Args:
         asked: one token at least in each; together at most one more than the positions allow.
         batch_size: rows a pass.
-        shares: read contexts once where it pays and the model can.
+        shares: read contexts, and what they begin with, once where it pays and the model can.
         done: told how many have been answered since.
     """
     rest: dict[Tuple, dict[Tuple, list[int]]] = {}
-    for number, (context, continuation) in enumerate(asked):
-        rest.setdefault(tuple(context), {}).setdefault(tuple(continuation), []).append(number)
+    for (context, continuation), number in sorted(
+        ((tuple(c), tuple(e)), number) for number, (c, e) in enumerate(asked)
+    ):
+        rest.setdefault(context, {}).setdefault(continuation, []).append(number)
     is_shared = {c: shares and passes.shares and _pays(c, list(ends)) for c, ends in rest.items()}
     sums: dict[tuple[Tuple, Tuple], _Sum] = {(c, e): _Sum() for c, ends in rest.items() for e in ends}
     scored: list[Scored | None] = [None] * len(asked)
-    alone = {c: list(e) for c, e in rest.items() if not is_shared[c]}
-    together = {c: list(e) for c, e in rest.items() if is_shared[c]}
-    for finished in chain(_whole(passes, alone, sums, batch_size), _shared(passes, together, sums, batch_size)):
+    n_reads = {c: 1 if is_shared[c] else max(1, len(_longer(list(ends)))) for c, ends in rest.items()}
+    finished_passes = (
+        finished
+        for family in families(n_reads, worth=WORTH if shares and passes.shares else None)
+        for read in [_Reading(passes, family.members[0][: family.n_shared])]
+        for finished in chain(
+            _whole(read, {c: list(rest[c]) for c in family.members if not is_shared[c]}, sums, batch_size),
+            _shared(read, {c: list(rest[c]) for c in family.members if is_shared[c]}, sums, batch_size),
+        )
+    )
+    for finished in finished_passes:
         n = 0
         for context, continuation in finished:
             for number in rest[context][continuation]:
@@ -94,8 +104,38 @@ class _Sum:
 
 
 def _pays(context: Tuple, continuations: list[Tuple]) -> bool:
-    n_longer = len({e[:-1] for e in continuations if len(e) > 1})
-    return (n_longer - 1) * len(context) >= _WORTH
+    return (len(_longer(continuations)) - 1) * len(context) >= WORTH
+
+
+def _longer(continuations: list[Tuple]) -> set[Tuple]:
+    """What is read behind a context, but for nothing."""
+    return {e[:-1] for e in continuations if len(e) > 1}
+
+
+class _Reading:
+    """Passes over what follows a beginning, which is read once; it may be empty. Rows and contexts are given with it."""
+
+    def __init__(self, passes: Passes, beginning: Tuple):
+        self.passes, self.start = passes, len(beginning)
+        self._memory = passes.begin([beginning])[1] if beginning else None
+        self.pads = passes.pads and not beginning
+
+    def whole(self, rows: list[Tuple]) -> Tensor:
+        """What the head reads at every token of rows behind the beginning."""
+        if self._memory is None:
+            return self.passes.whole(rows)
+        return self.passes.go_on(self._memory, [0] * len(rows), [row[self.start :] for row in rows])[0]
+
+    def begin(self, contexts: list[Tuple]) -> tuple[Tensor, Any]:
+        """As `Passes.begin`; of one length behind a beginning."""
+        if self._memory is None:
+            return self.passes.begin(contexts)
+        x_BTD, memory = self.passes.go_on(self._memory, [0] * len(contexts), [c[self.start :] for c in contexts])
+        return x_BTD[:, -1], memory
+
+    def most(self, n_tokens: int, batch_size: int) -> int:
+        """Rows of so many tokens at once: as the memory of keys and values allows, where they are held."""
+        return batch_size if self._memory is None else at_once(self.passes, n_tokens, batch_size)
 
 
 @dataclass(frozen=True)
@@ -109,30 +149,33 @@ class _Ask:
 
 
 def _whole(
-    passes: Passes, rest: dict[Tuple, list[Tuple]], sums: dict[tuple[Tuple, Tuple], _Sum], batch_size: int
+    read: _Reading, rest: dict[Tuple, list[Tuple]], sums: dict[tuple[Tuple, Tuple], _Sum], batch_size: int
 ) -> Iterator[list[tuple[Tuple, Tuple]]]:
-    """Each row from its first token on; yields what is finished after each pass."""
+    """Each row by itself; yields what is finished after each pass."""
     rows: dict[Tuple, list[tuple[int, Tuple, tuple[Tuple, Tuple]]]] = {}
     for context, continuations in rest.items():
         longest = max(continuations, key=len)
         for continuation in continuations:
             # What one token continues is answered by any row of its context.
             fed = context + (longest if len(continuation) == 1 else continuation)[:-1]
-            rows.setdefault(fed, []).append((len(context) - 1, continuation, (context, continuation)))
-    ordered = sorted(rows, key=len, reverse=True)
-    for start in range(0, len(ordered), batch_size):
-        batch = ordered[start : start + batch_size]
+            at = len(context) - 1 - read.start
+            rows.setdefault(fed, []).append((at, continuation, (context, continuation)))
+    ordered = sorted(rows, key=lambda row: (len(row), row), reverse=True)
+    while ordered:
+        n = read.most(len(ordered[0]), batch_size)
+        batch, ordered = ordered[:n], ordered[n:]
         asks = [_Ask(i, at, targets, of) for i, row in enumerate(batch) for at, targets, of in rows[row]]
-        _judge(passes, passes.whole(batch), asks, sums)
+        _judge(read.passes, read.whole(batch), asks, sums)
         yield [ask.of for ask in asks]
 
 
 def _shared(
-    passes: Passes, rest: dict[Tuple, list[Tuple]], sums: dict[tuple[Tuple, Tuple], _Sum], batch_size: int
+    read: _Reading, rest: dict[Tuple, list[Tuple]], sums: dict[tuple[Tuple, Tuple], _Sum], batch_size: int
 ) -> Iterator[list[tuple[Tuple, Tuple]]]:
     """Contexts once, then all that follows them; yields what is finished after each batch of contexts."""
-    for contexts in _batches(rest, batch_size, passes):
-        last_BD, memory = passes.begin(contexts)
+    passes = read.passes
+    for contexts in _batches(rest, batch_size, read):
+        last_BD, memory = read.begin(contexts)
         asks = [_Ask(i, 0, e[:1], (c, e)) for i, c in enumerate(contexts) for e in rest[c]]
         _judge(passes, last_BD[:, None], asks, sums)
         rows: dict[tuple[int, Tuple], list[Tuple]] = {}
@@ -140,27 +183,30 @@ def _shared(
             for continuation in rest[context]:
                 if len(continuation) > 1:
                     rows.setdefault((i, continuation[:-1]), []).append(continuation)
-        ordered = sorted(rows, key=lambda key: len(key[1]), reverse=True)
-        for start in range(0, len(ordered), batch_size):
-            batch = ordered[start : start + batch_size]
-            x_BTD = passes.go_on(memory, [i for i, _ in batch], [fed for _, fed in batch])
+        ordered = sorted(rows, key=lambda key: (len(key[1]), key), reverse=True)
+        while ordered:
+            n = at_once(passes, len(contexts[0]) + len(ordered[0][1]), batch_size)
+            batch, ordered = ordered[:n], ordered[n:]
+            x_BTD, _ = passes.go_on(memory, [i for i, _ in batch], [fed for _, fed in batch])
             later = [_Ask(n, 0, e[1:], (contexts[key[0]], e)) for n, key in enumerate(batch) for e in rows[key]]
             _judge(passes, x_BTD, later, sums)
         yield [ask.of for ask in asks]
 
 
-def _batches(rest: dict[Tuple, list[Tuple]], batch_size: int, passes: Passes) -> Iterator[list[Tuple]]:
+def _batches(rest: dict[Tuple, list[Tuple]], batch_size: int, read: _Reading) -> Iterator[list[Tuple]]:
     """Contexts that share a pass, the longest first; of equal length where the model takes no padding. What follows any of
     them, padded like the longest, has positions."""
     batch: list[Tuple] = []
-    longest = 0
-    for context in sorted(rest, key=len, reverse=True):
+    longest, most, most_tokens = 0, batch_size, read.passes.max_tokens
+    for context in sorted(rest, key=lambda context: (len(context), context), reverse=True):
         tail = max(map(len, rest[context])) - 1
-        is_other = batch and not passes.pads and len(context) != len(batch[0])
-        is_beyond = batch and passes.max_tokens is not None and len(batch[0]) + max(longest, tail) > passes.max_tokens
-        if len(batch) == batch_size or is_other or is_beyond:
+        is_other = batch and not read.pads and len(context) != len(batch[0])
+        is_beyond = batch and most_tokens is not None and len(batch[0]) + max(longest, tail) > most_tokens
+        if batch and (len(batch) == most or is_other or is_beyond):
             yield batch
             batch, longest = [], 0
+        if not batch:
+            most = at_once(read.passes, len(context), batch_size)
         batch.append(context)
         longest = max(longest, tail)
     if batch:

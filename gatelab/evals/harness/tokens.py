@@ -40,6 +40,20 @@ class Tokens:
         empty = "an empty context is refused" if self.prefix is None else f"an empty context is {name(self.prefix)!r}"
         return f"a text begins as its tokenizer has it, {begins}; {empty}"
 
+    @property
+    def chat_template(self) -> str:
+        """The template that a conversation is written with.
+
+        Raises:
+            ValueError: the tokenizer has none, or several and none for all.
+        """
+        stated = self.tokenizer.chat_template
+        found = stated.get("default") if isinstance(stated, dict) else stated
+        if not found:
+            which = f"has templates {', '.join(sorted(stated))} and no default" if stated else "has no chat template"
+            raise ValueError(f"--chat: this model's tokenizer {which}; leave --chat out")
+        return found
+
     def encode(self, texts: Iterable[str], *, begins: bool = True) -> list[list[int]]:
         """The ids of each text, begun by the tokenizer's rule unless the text spells its own beginning.
 

@@ -1,4 +1,5 @@
-"""RULER's two question tasks (qa_1, qa_2) over a file of the user's: paragraphs that answer among paragraphs that do not.
+"""RULER's two question tasks (qa_1, qa_2) over a file of the user's: paragraphs that answer among others, which the benchmark
+does not look through for the answer.
 
 Notable: in the layout `original` the documents are shuffled the same way in every item, so the answer of qa_1 stands at one
 place for each number of documents, as far back or forth as that number happens to say.

@@ -129,7 +129,7 @@ def _item(name: str, kind: Needles, setting: Setting, index: int, size: int) -> 
         evidence=tuple(script.spans["evidence"]),
         distractors=tuple(script.spans["distractor"]),
         depth=sum(evidence) / len(evidence) / size,
-        chance=1 / _N_OF[kind.values],
+        chance=len(right) / _N_OF[kind.values],
         floor=len(right) / (len(values) + (size if kind.haystack == "needles" else 0)),
         factors={"n_haystack": size},
     )

@@ -43,7 +43,7 @@ def _item(setting: Setting, index: int, size: int) -> Prompt:
         evidence=tuple(script.spans["evidence"]),
         distractors=(),
         depth=None,
-        chance=26.0**-5,
+        chance=len(names) * 26.0**-5,
         floor=0.5,  # five names of the ten that the text has
         factors={"n_haystack": size},
     )
