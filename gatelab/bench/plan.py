@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from ..config.base import Config, ConfigError, nearest, validate
 from ..config.gate import GateSpec, parse_gates
 from ..config.model import ModelConfig
+from ..config.run import Attention
 
 Positive = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0)]
@@ -126,7 +127,7 @@ class TrainPlan(Plan):
     gates: Words = ("none", "sdpa-headwise", "sdpa-elementwise")
     group: Positive = 1
     packed: bool = False
-    attention: str = "auto"
+    attention: Attention = "auto"
 
     @field_validator("sizes")
     @classmethod

@@ -243,6 +243,10 @@ class Run(Config):
         return sorted({0, self.train.steps, *(range(0, self.train.steps, self.ask.every) if self.ask.every else ())})
 
 
+# What `gatelab.ops.gated_attention` has; no torch is imported here, and a test compares.
+Attention = Literal["auto", "reference", "sdpa", "flash", "flash-lean", "short", "hopper"]
+
+
 class Execution(Config):
     """How a run is carried out; nothing here changes its fingerprint.
 
@@ -264,7 +268,7 @@ class Execution(Config):
     micro_batch: Annotated[int, Field(ge=0)] = 0
     compile: Literal["auto", "on", "off"] = "auto"
     packed: bool = False
-    attention: str = "auto"
+    attention: Attention = "auto"
     checkpoint_s: Annotated[float, Field(ge=0)] = 30.0
     timeout_s: Annotated[float, Field(ge=0)] = 0.0
     lost_retries: Annotated[int, Field(ge=0)] = 1

@@ -1,6 +1,7 @@
 """Training equals a plain loop written out, whatever the micro-batches, the group or the type."""
 
 import math
+from typing import get_args
 
 import pytest
 import tiny
@@ -8,8 +9,10 @@ import torch
 import torch.nn.functional as F
 
 from gatelab.config import Execution, OptimConfig, Run
+from gatelab.config.run import Attention
 from gatelab.data import IGNORED, Batch, open_source
 from gatelab.models import build_model
+from gatelab.ops.gated_attention import IMPLEMENTATIONS, OPERATORS
 from gatelab.record import Step
 from gatelab.train.group import Group, pick_dtype, resolve
 from gatelab.train.loop import train
@@ -273,7 +276,10 @@ def test_attention_runs_through_the_implementation_that_is_named_and_the_facts_s
     assert [s.loss[0] for s in named] == pytest.approx([s.loss[0] for s in plain], rel=1e-4)
 
 
-@pytest.mark.parametrize(("name", "said"), [("flesh", "expected one of auto"), ("hopper", "take sdpa, or auto")])
-def test_an_implementation_that_cannot_serve_the_run_is_refused_before_it_begins(name: str, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
-        Group([tiny.run()], Execution(device="cpu", attention=name))
+def test_an_implementation_that_cannot_serve_the_run_is_refused_before_it_begins() -> None:
+    with pytest.raises(ValueError, match="take sdpa, or auto"):
+        Group([tiny.run()], Execution(device="cpu", attention="hopper"))
+
+
+def test_the_implementations_that_a_run_may_name_are_those_that_there_are() -> None:
+    assert get_args(Attention) == ("auto", *IMPLEMENTATIONS, *OPERATORS)
