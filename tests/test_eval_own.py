@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("transformers")
 
 from checkpoints import save_model, save_tokenizer
-from tasks.prompt_cases import ROWS
+from prompt_cases import ROWS
 
 from gatelab import lab
 from gatelab.cli import _status

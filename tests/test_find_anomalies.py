@@ -2,12 +2,14 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from gatelab import lab
+from gatelab.analysis import stages
 from gatelab.cli import _status
 from gatelab.config import BigramBackcopy, ModelConfig, ProbeConfig, Run, TrainConfig, override
 from gatelab.record import Row
@@ -124,6 +126,160 @@ def test_claims_are_registered_before_their_runs_and_confirmed_after(finished, c
     assert {s for a in lab.hunt(grown).screened.alarms for s in a.seeds} == set(range(5))
     status, _, err = find(capsys, grown.path, "--register")
     assert status == 1 and "its runs have begun" in err
+
+
+def registered(folder: StudyFolder, *claims: stages.Claim, seeds=(5, 6, 7)) -> StudyFolder:
+    found = stages.Registration(list(claims), list(seeds), [0, 1, 2, 3, 4], 0.05, 0.10, [])
+    write_json(folder.path / "confirmation.json", found.as_json())
+    return folder
+
+
+SHUT = stages.Claim("gate-collapse", "shut", "gated", "gate_shut", 0, 0.001, 0.01)
+FLIP = stages.Claim("sign-flip", "d", "gated", "val_loss", 0, 0.001, 0.01)
+
+
+def test_going_on_in_a_folder_adds_the_runs_that_the_claims_need_and_no_others(finished):
+    folder = registered(
+        planned(finished.path, cells=CELLS, arms=(*ARMS, Arm("late", {"model.gate": "value-headwise"}))), SHUT
+    )
+    before = folder.study()["plan"]
+    assert lab.confirmation(folder, lab._registration(folder)) == [("shut", "none"), ("shut", "gated")]
+    execution = lab.go_on(folder, {"execution.slots": [3]})
+    new = [(e["cell"], e["arm"], e["seed"]) for e in folder.study()["plan"][len(before) :]]
+    assert execution.slots == 3 and sorted(new) == sorted(("shut", a, s) for a in ("none", "gated") for s in (5, 6, 7))
+    assert folder.study()["seeds"] == list(range(8))
+    lab.go_on(folder)
+    assert len(folder.study()["plan"]) == len(before) + 6
+
+
+def test_fresh_seeds_that_are_planned_and_have_not_begun_can_be_registered_anew(finished):
+    lab.go_on(registered(finished, SHUT))
+    assert lab.register(finished, [5, 6, 7]).seeds == [5, 6, 7]
+
+
+def test_a_claim_about_several_cells_needs_them_all(finished, capsys):
+    registered(finished, FLIP)
+    pairs = [(c, a) for c in ("d", "a", "b", "shut") for a in ("none", "gated")]
+    assert lab.confirmation(finished, lab._registration(finished)) == pairs
+    lab.go_on(finished)
+    fill(finished, {"d": 1.0} | dict.fromkeys(("a", "b", "shut"), -1.0), first=5)
+    status, out, _ = find(capsys, finished.path, "--confirm")
+    assert status == 0 and out.strip().startswith("confirmed") and "3 fresh seeds" in out
+
+
+def test_a_confirmation_may_be_the_work_of_another_version_of_the_code(finished, capsys):
+    lab.go_on(registered(finished, SHUT, FLIP))
+    fill(finished, {"d": 1.0} | dict.fromkeys(("a", "b", "shut"), -1.0), first=5, commit=lambda entry: "b" * 40)
+    assert not any("versions of the code" in note for note in lab.hunt(finished).notes)
+    assert {v.verdict for v in lab.confirm(finished)} == {"confirmed"}
+    run = finished.find("shut/none/6")
+    write_json(run.path / "environment.json", {"git": {"commit": "c" * 40, "modified": False}, "versions": {}})
+    shut = lab.confirm(finished)[0]
+    assert shut.verdict == "untestable" and "made by 2 versions of the code" in shut.notes[0]
+
+
+def test_variances_are_not_shrunk_towards_those_of_another_version(finished):
+    lab.go_on(registered(finished, stages.Claim("effect", "a", "gated", "val_loss", -1, 0.001, 0.01)))
+    kept = lab._registration(finished)
+    write_json(
+        finished.path / "confirmation.json", replace(kept, priors=[("gated", "val_loss", 40.0, 1e-12)]).as_json()
+    )
+    fill(finished, dict.fromkeys(CELLS, -0.01), first=5)
+    assert lab.confirm(finished)[0].p < 1e-6
+    fill(finished, dict.fromkeys(CELLS, -0.01), first=5, commit=lambda entry: "b" * 40)
+    assert lab.confirm(finished)[0].p > 1e-3
+
+
+def test_what_so_few_seeds_cannot_confirm_is_said(finished, capsys):
+    status, out, _ = find(capsys, finished.path, "--register", "--seeds", "5,6")
+    assert (
+        status == 0
+        and "note: gate-collapse shut, gated: gate_shut cannot be confirmed on 2 seeds, whatever they show;" in out
+    )
+    assert "register 3 or more with --seeds" in out
+
+
+def test_going_on_takes_settings_of_the_execution_alone(finished, capsys):
+    for words, says in (
+        (["seed=0..3"], "seed: "), (["--out", "x"], "is a study's folder and goes on in it"),
+        (["execution.slots=[1,2]"], "takes one value"),
+    ):  # fmt: skip
+        assert _status(["run", str(finished.path), *words]) == 2
+        assert says in capsys.readouterr().err
+
+
+def test_seeds_that_were_added_are_said_to_be(finished, capsys):
+    declared = read_json(finished.path / "screen.json")
+    write_json(finished.path / "screen.json", declared | {"seeds": [0, 1, 2]})
+    assert "note: seeds 3, 4 were not declared before the runs" in find(capsys, finished.path)[1]
+    write_json(finished.path / "screen.json", [])
+    assert "screen.json: is not what was declared" in find(capsys, finished.path)[2]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seeds": "abc"},
+        {"seeds": [0]},
+        {"seeds": []},
+        {"alpha": 2.0},
+        {"priors": [[1]]},
+        {"priors": 3},
+        {"claims": [7]},
+        {"x": 1},
+    ],
+)
+def test_a_registration_that_cannot_be_is_refused(finished, change, capsys):
+    lab.register(finished)
+    write_json(finished.path / "confirmation.json", read_json(finished.path / "confirmation.json") | change)
+    status, _, err = find(capsys, finished.path, "--confirm")
+    assert status == 1 and "was it edited?" in err and len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"arms": "none"},
+        {"metrics": [{"nme": 1}]},
+        {"cells": [1]},
+        {"baseline": "zzz"},
+        {"metrics": [{"name": "a", "unit": 1}]},
+    ],
+)
+def test_a_study_that_was_edited_is_refused(finished, change, capsys):
+    write_json(finished.path / "study.json", read_json(finished.path / "study.json") | change)
+    for words in ([], ["--explain", "a"], ["--register"], ["--confirm"]):
+        status, _, err = find(capsys, finished.path, *words)
+        assert (status == 1 and "study.json: its " in err) or "no claims are registered" in err
+
+
+def test_the_page_shows_the_screen_the_confirmation_and_the_causes(finished, capsys):
+    names = [run.fingerprint for entry, run in finished.planned() if (entry["cell"], entry["arm"]) == ("d", "none")]
+    rows = [
+        Row(
+            name, 1, "intervene", "loss_change", 0.001 * (1 + i / 10), "nats", intervention="zero-value@first", dose=1.0
+        )
+        for i, name in enumerate(names)
+    ]
+    (finished.path / "causes.jsonl").write_text("".join(json.dumps(r.as_dict()) + "\n" for r in rows), encoding="utf-8")
+    lab.go_on(registered(finished, SHUT))
+    looked = lab.look_for_anomalies(finished)
+    assert not looked.verdicts and {c.hypothesis for c in looked.cards} >= {"no-op"}
+    fill(finished, {"shut": -1.0}, first=5)
+    assert [v.verdict for v in lab.look_for_anomalies(finished).verdicts] == ["confirmed"]
+    page = lab.report(finished, lab.analyse(finished)).read_text(encoding="utf-8")
+    assert (
+        'id="anomalies"' in page and "Registered, and confirmed on fresh seeds" in page and "Atlas of effects" in page
+    )
+    assert (finished.path / "anomalies.csv").read_text(encoding="utf-8").startswith("rule,cell,arm,baseline,reading")
+    (finished.path / "causes.jsonl").write_text("garbage\n", encoding="utf-8")
+    assert not lab.look_for_anomalies(finished).cards  # the page comes without; `find --explain` says which line
+
+
+def test_a_study_without_a_gate_has_a_page_without_anomalies(tmp_path):
+    folder = fill(planned(tmp_path / "out", arms=(Arm("none", {}),)), {})
+    assert lab.look_for_anomalies(folder) is None
+    assert 'id="anomalies"' not in lab.report(folder, lab.analyse(folder)).read_text(encoding="utf-8")
 
 
 def test_what_a_study_set_out_to_look_at_is_written_with_its_plan(tmp_path, capsys):

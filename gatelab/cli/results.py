@@ -21,6 +21,7 @@ def find(
     register: Annotated[bool, Parameter(negative="")] = False,
     seeds: str | None = None,
     confirm: Annotated[bool, Parameter(negative="")] = False,
+    claims: Annotated[bool, Parameter(negative="")] = False,
     json_: Json = False,
 ) -> int:
     """State a study's effects and anomalies, with intervals and q-values; register what was found, confirm or explain it.
@@ -39,6 +40,8 @@ def find(
         The fresh seeds of --register, as in 5..9; the five after the last unless stated.
     confirm:
         The registered claims on their fresh seeds, by Holm.
+    claims:
+        FOLDER is one of result pages, as docs/results: what has been claimed of gates, and what these say to it, as Markdown.
     json_:
         One JSON record an effect, and an anomaly; a claim, a verdict or a test with the options above.
     """
@@ -48,12 +51,23 @@ def find(
     from ..store import StudyFolder
 
     asked = [
-        name for name, is_on in (("--explain", explain), ("--register", register), ("--confirm", confirm)) if is_on
+        name
+        for name, is_on in (
+            ("--explain", explain is not None),
+            ("--register", register),
+            ("--confirm", confirm),
+            ("--claims", claims),
+        )
+        if is_on
     ]
     if len(asked) > 1:
         raise ConfigError([f"{' and '.join(asked)}: each is a question of its own; give one"])
     if seeds is not None and not register:
         raise ConfigError([f"--seeds {seeds} is for --register, which is not given; leave it out"])
+    if claims:
+        from ..analysis.ledger_of_claims import judged, page
+
+        return _tell(judged(folder), page, is_json=json_)
     there = StudyFolder.open(folder)
     if register:
         listed = seeds if seeds is None or ".." in seeds else f"[{seeds.strip('[]')}]"

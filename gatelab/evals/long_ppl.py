@@ -177,7 +177,10 @@ class LongPPL:
         """Rows of source `long-ppl`; docs/metrics.md defines them."""
         n_predicted = [n - 1 for n in self.n_tokens]
         plain = sum(m * n for m, n in zip(self.mean_losses, n_predicted, strict=True)) / sum(n_predicted)
-        low, high = interval([s / n for s, n in zip(self.key_losses, self.n_keys, strict=True) if n])
+        # A ratio's: of the documents' shares in its error, to first order, about it.
+        mean_n = sum(self.n_keys) / len(self.n_keys)
+        errors = [(s - self.loss * n) / mean_n for s, n in zip(self.key_losses, self.n_keys, strict=True)]
+        low, high = (self.loss + end for end in interval(errors))
         length = self.n_tokens[0] if len(set(self.n_tokens)) == 1 else None
         return [
             Row(run, step, "long-ppl", metric, value, unit, length=length)

@@ -1,6 +1,7 @@
 """Verdict cards: planted rows give the verdict, missing rows the command that makes them."""
 
 import re
+from dataclasses import replace
 
 import pytest
 from simulated import METRICS, evidence, outcomes
@@ -140,6 +141,19 @@ def test_an_arm_that_lowers_the_mass_is_told_with_its_sign():
     decision = card("no-op", ledger(study=study, arms={"slot": slot})).decisions[1]
     assert decision.verdict == "supported" and decision.estimate == pytest.approx(-0.4)
     assert decision.numbers.startswith("-0.4 share (95% interval -0.4")
+
+
+def test_a_comparison_that_is_refused_decides_nothing():
+    found = ledger(edits=of("n", "zero-value@first", (0.001, 0.002, 0.0015)))
+    found.evidence.refused = {("c0", "gated"): "refused: made by 2 versions of the code"}
+    every = [d for c in cards(found, HYPOTHESES, "c0", "gated") for d in c.decisions]
+    assert {d.verdict for d in every} == {"missing"} and every[0].to_do == ["refused: made by 2 versions of the code"]
+
+
+def test_a_range_around_one_layer_names_each_number_once():
+    one = {"c0": {**BASES["c0"], "model": {"n_layers": 1, "norm_position": "pre"}}}
+    todo = card("depth", replace(ledger(), bases=one)).decisions[0].to_do[0]
+    assert "model.n_layers=[1,2] " in todo
 
 
 def test_one_run_cannot_decide():

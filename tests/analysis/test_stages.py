@@ -136,6 +136,8 @@ def test_a_registration_refuses_seeds_that_were_seen_and_a_screen_that_found_not
     found = effects_seen(study, ["val_loss"], 0.10)
     with pytest.raises(ValueError, match=r"4 were in the screen; a confirmation needs fresh ones, as in 5"):
         register(study, found, [4, 5], fdr=0.10)
+    with pytest.raises(ValueError, match="6 are there twice"):
+        register(study, found, [6, 6], fdr=0.10)
     with pytest.raises(ValueError, match="nothing is to be confirmed"):
         register(study, [], [5], fdr=0.10)
 
@@ -156,6 +158,8 @@ def test_what_was_not_declared_before_the_runs_is_said():
     }  # fmt: skip
     before = declaration(RULES[:-1], study, 0.10)
     assert departures(before, before) == []
+    more = departures(before, {**before, "seeds": [0, 1, 2]})
+    assert len(more) == 1 and more[0].startswith("seeds 1, 2 were not declared before the runs")
     study["metrics"][1]["primary"] = True
     assert departures(before, declaration(RULES, study, 0.05)) == [
         "not declared before the runs: rule gain-vanishes",

@@ -169,7 +169,10 @@ PROMPTS = [*QUESTIONS, ids(9, 50), QUESTIONS[1]]
 
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
-def test_texts_are_those_of_the_definition(side: str, batch_size: int, sides: dict[str, Passes]) -> None:
+def test_texts_are_those_of_the_definition(
+    side: str, batch_size: int, sides: dict[str, Passes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(beginnings, "_STEP", 8)
     found, n_behind = texts(sides[side], PROMPTS, batch_size=batch_size)
     assert found == [written(sides[side], prompt) for prompt in PROMPTS]
     # Of the first subject six prompts save 100 tokens, of the second five 68; six steps and a pass count as 80.

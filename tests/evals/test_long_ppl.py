@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from gatelab.config import ConfigError
-from gatelab.evals.long_ppl import KeyTokens, key_tokens, long_ppl
+from gatelab.evals.long_ppl import KeyTokens, LongPPL, key_tokens, long_ppl
 from gatelab.evals.position_loss import position_rows, token_losses
 from gatelab.models import build_model
 from gatelab.models.decoder import Decoder
@@ -83,7 +83,23 @@ def test_long_ppl_is_the_perplexity_over_the_key_tokens_of_any_model(tmp_path: P
     every = [-log_p(other, ids[:i], ids[i]) for ids in texts for i in range(1, len(ids))]
     assert rows["plain_ppl"] == pytest.approx(math.exp(np.mean(every)), rel=1e-5)
     assert rows["key_share"] == len(pooled) / len(every)
-    assert rows["long_loss_low"] < np.mean([np.mean(x) for x in losses]) < rows["long_loss_high"]
+    assert rows["long_loss_low"] < rows["long_loss"] < rows["long_loss_high"]
+
+
+@pytest.mark.parametrize("n_documents", [5, 30])
+def test_the_interval_is_of_the_loss_of_all_key_tokens_and_covers_it(n_documents: int):
+    """Documents of one to forty key tokens, those of more having the lower loss; the truth is the population's ratio."""
+    rng = np.random.default_rng(0)
+    n_KD = rng.integers(1, 41, (100, n_documents))
+    s_KD = n_KD * (3.0 - n_KD / 20) + rng.normal(0, 1, n_KD.shape)
+    truth = 3.0 - (41 * 81 / 6) / 20.5 / 20
+    covered = 0
+    for n_D, s_D in zip(n_KD, s_KD, strict=True):
+        found = LongPPL(tuple(n_D.tolist()), tuple(s_D.tolist()), (1.0,) * n_documents, (50,) * n_documents).rows()
+        rows = {r.metric: r.value for r in found}
+        assert rows["long_loss_low"] < rows["long_loss"] < rows["long_loss_high"]
+        covered += rows["long_loss_low"] < truth < rows["long_loss_high"]
+    assert 85 <= covered <= 99
 
 
 def test_a_model_that_reads_no_context_has_no_key_token():

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tasks.prompt_cases import TASKS_OF_PROMPTS, setting
+from prompt_cases import TASKS_OF_PROMPTS, setting
 from torch import Tensor
 
 from gatelab.evals.harness.passes import Passes, Written

@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from tasks.prompt_cases import ROWS, setting
+from prompt_cases import ROWS, setting
 
 from gatelab.tasks import TaskError
 from gatelab.tasks.middle import MIDDLE, best_subspan, normalised, value_found

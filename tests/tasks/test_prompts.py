@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from tasks.prompt_cases import TASKS_OF_PROMPTS, setting
+from prompt_cases import TASKS_OF_PROMPTS, setting
 
 from gatelab.data import LoadedTokenizer
 from gatelab.data.prepare import train_bpe

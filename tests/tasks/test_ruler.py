@@ -7,8 +7,8 @@ from itertools import pairwise
 from random import Random
 
 import pytest
+from prompt_cases import ESSAY, ROWS, TASKS_OF_PROMPTS, from_evidence, setting
 from scipy.special import zeta
-from tasks.prompt_cases import ESSAY, ROWS, TASKS_OF_PROMPTS, from_evidence, setting
 
 from gatelab.tasks import TaskError
 from gatelab.tasks.prompt import Prompt, Setting, fitted_prompt

@@ -13,8 +13,9 @@ from .passes import Ids, Passes
 Tuple = tuple[int, ...]
 # A second pass and a copied cache cost about as much as reading so many tokens.
 WORTH = 32
-# Tokens that are read in the time of a step of decoding, about.
-_STEP = 8
+# Tokens that are read in the time of a step of decoding; of eight rows of SmolLM2-135M on a CPU core it is 46 to 73 by
+# benchmarks/results/harness_cpu_2026-11.md, and the batch that comes on top is seldom full.
+_STEP = 48
 # Bytes of keys and values that are copied for the rows of a pass; a single row may take more.
 HELD = 2**32
 

@@ -1,0 +1,173 @@
+"""The ledger of claims: what has been said of gates and sinks, and what the results of this project say to it.
+
+A new claim is one entry of the table: its words, its source, how it is tested and against what, the page whose files have the
+rows, and the region in which the number should lie. No number of a result stands here; docs/results/claims.md is written from
+the files by `gatelab find docs/results --claims`.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .claim_tests import Measured, Region, Test, difference, effect, excess, quotient, ratio, share_with_sink, stated
+
+PAPER, TOY, NO_OP = "arXiv 2505.06708", "arXiv 2410.13835", "arXiv 2306.12929, 2410.10781"
+MOST, HALF, NOTHING, ACCURACY = Region(low=0.5), Region(high=0.5), 0.01, 0.05
+HEADWISE, ELEMENTWISE = "sdpa-headwise", "sdpa-elementwise"
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """`asks` says of what the number is and where it should lie; `beside` names the control and measures it alike."""
+
+    claim: str
+    source: str
+    page: str
+    asks: str
+    test: Test
+    region: Region
+    beside: tuple[str, Test] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A claim with its numbers: supported, refuted or undecided at this scale."""
+
+    claim: str
+    source: str
+    page: str
+    asks: str
+    measured: str
+    control: str
+    verdict: str
+
+
+def _first(edit: str, arm: str | None = None, dose: str = "1") -> dict[str, str]:
+    return {"intervention": edit, "dose": dose} | ({} if arm is None else {"arm": arm})
+
+
+def _surgery(beside: str) -> dict[str, str]:
+    return {"arm": "surgery, all sinks, distilled", "beside": beside, "text": "self"}
+
+
+_REMOVES, _LOSS, _MASSIVE = (
+    "a gate after attention removes the first-token sink",
+    "a gate after attention lowers the held-out loss",
+    "a gate after attention removes massive activations",
+)
+_LENGTH = "gated models reach further beyond the length of their training"
+_SILENT = "a sink's value does nothing: the head is off"
+_LOWER = f"held-out loss, arm minus no gate: below −{NOTHING}"
+_ZERO = f"loss when the first value is zeroed in finished runs: changes by less than {NOTHING}"
+_SMALL = Region(-NOTHING, NOTHING)
+
+CLAIMS: tuple[Claim, ...] = (
+    Claim("a small model on Bigram-Backcopy forms a sink on the first token", TOY, "sinkless-seeds",
+          "share of ungated seeds with a sink: more than half", share_with_sink("none"), MOST,
+          ("headwise gate", share_with_sink(HEADWISE))),
+    Claim(f"{_REMOVES} (headwise)", PAPER, "sinkless-seeds", "of the seeds with an ungated sink, those without one: more than half",
+          share_with_sink(HEADWISE, among="none", lost=True), MOST, ("no gate, all seeds", share_with_sink("none", lost=True))),
+    Claim(f"{_REMOVES} (elementwise)", PAPER, "sinkless-seeds",
+          "of the seeds with an ungated sink, those without one: more than half",
+          share_with_sink(ELEMENTWISE, among="none", lost=True), MOST, ("no gate, all seeds", share_with_sink("none", lost=True))),
+    Claim(f"{_REMOVES} (elementwise)", PAPER, "gates-on-text", "first-token mass over that without a gate: below a half",
+          effect("first_token_mass", "g1-elementwise", as_ratio=True), HALF,
+          ("sink logit", effect("first_token_mass", "sink-logit", as_ratio=True))),
+    Claim("the elementwise gate leaves less attention on the first token than the headwise", PAPER, "sinkless-seeds",
+          "first-token mass, elementwise minus headwise: below 0", difference("first_token_mass", ELEMENTWISE, HEADWISE),
+          Region(high=0.0), ("headwise minus none", difference("first_token_mass", HEADWISE, "none"))),
+    Claim("a gate that does not read the token leaves the sink", PAPER, "gates-on-text",
+          "first-token mass over that without a gate: above a half", effect("first_token_mass", "g1-static", as_ratio=True), MOST,
+          ("elementwise gate", effect("first_token_mass", "g1-elementwise", as_ratio=True))),
+    Claim(f"{_MASSIVE} (headwise)", PAPER, "sinkless-seeds", "largest activation over that without a gate: below a half",
+          ratio("massive_max", HEADWISE, "none"), HALF),
+    Claim(f"{_MASSIVE} (elementwise)", PAPER, "sinkless-seeds", "largest activation over that without a gate: below a half",
+          ratio("massive_max", ELEMENTWISE, "none"), HALF),
+    Claim(f"{_MASSIVE} (elementwise)", PAPER, "gates-on-text", "largest activation over that without a gate: below a half",
+          effect("massive_max", "g1-elementwise", as_ratio=True), HALF,
+          ("sink logit", effect("massive_max", "sink-logit", as_ratio=True))),
+    Claim("with the sink its value drain ends (headwise)", TOY, "sinkless-seeds",
+          "first key's value norm over the median, arm minus no gate: above 0.05", difference("value_drain", HEADWISE, "none"),
+          Region(low=0.05)),
+    Claim(f"{_LOSS} (headwise)", PAPER, "sinkless-seeds", _LOWER, difference("val_loss", HEADWISE, "none", "nats"),
+          Region(high=-NOTHING)),
+    Claim(f"{_LOSS} (elementwise)", PAPER, "sinkless-seeds", _LOWER, difference("val_loss", ELEMENTWISE, "none", "nats"),
+          Region(high=-NOTHING)),
+    Claim(f"{_LOSS} (elementwise)", PAPER, "gates-on-text", _LOWER, effect("val_loss", "g1-elementwise", "nats"),
+          Region(high=-NOTHING), ("sink logit", effect("val_loss", "sink-logit", "nats"))),
+    Claim(f"{_LOSS} (headwise)", PAPER, "gates-on-tasks", _LOWER, effect("val_loss", HEADWISE, "nats"),
+          Region(high=-NOTHING), ("sink logit", effect("val_loss", "sink-logit", "nats"))),
+    Claim(f"{_LOSS} (elementwise)", PAPER, "gates-on-tasks", _LOWER, effect("val_loss", ELEMENTWISE, "nats"),
+          Region(high=-NOTHING), ("sink logit", effect("val_loss", "sink-logit", "nats"))),
+    Claim(f"{_LENGTH} (headwise)", PAPER, "gates-on-tasks", f"accuracy at eight times that length, arm minus no gate: above {ACCURACY}",
+          effect("task_accuracy@8x", HEADWISE), Region(low=ACCURACY), ("sink logit", effect("task_accuracy@8x", "sink-logit"))),
+    Claim(f"{_LENGTH} (elementwise)", PAPER, "gates-on-tasks",
+          f"accuracy at eight times that length, arm minus no gate: above {ACCURACY}",
+          effect("task_accuracy@8x", ELEMENTWISE), Region(low=ACCURACY), ("sink logit", effect("task_accuracy@8x", "sink-logit"))),
+    Claim(_SILENT, NO_OP, "sink-as-a-gate", f"{_ZERO} (the heads with drained sinks)",
+          stated("effects.csv", {"heads": "drained", "what": "zero-value", "dose": "1"}, "documents of one model"), _SMALL,
+          ("another key's value",
+           stated("effects.csv", {"heads": "drained", "what": "zero-value of another key", "dose": "1"}, "documents of one model"))),
+    Claim(_SILENT, NO_OP, "smollm2", f"{_ZERO} (all heads)",
+          stated("interventions.csv", _first("zero-value@first"), "documents of one model"), _SMALL,
+          ("another key's value", stated("interventions.csv", _first("control of zero-value@first: zero-value@other-first"),
+                                         "documents of one model"))),
+    Claim(_SILENT, NO_OP, "gated-pair", f"{_ZERO} (no gate)",
+          stated("interventions.csv", _first("zero-value@first", "none"), "sequences of one model"), _SMALL,
+          ("another key's value", stated("interventions.csv", _first("control of zero-value@first", "none"), "sequences of one model"))),
+    Claim("which token a gate's scores belong to matters", PAPER, "gated-pair",
+          f"loss when scores are shuffled, beyond a random change of the same size: above {NOTHING}",
+          excess("interventions.csv", _first("gate-shuffle", "g1-elementwise"), _first("control of gate-shuffle", "g1-elementwise"),
+                 "sequences of one model"), Region(low=NOTHING)),
+    Claim("a sink can be cut out of a trained model and a gate put in its place", "ours", "sink-to-gate-surgery",
+          "loss beside an ungated control tuned on as many tokens: at most 0.02 more",
+          stated("changes.csv", _surgery("control"), "sequences of one model"), Region(high=0.02),
+          ("gate that starts as the identity",
+           stated("changes.csv", {"arm": "identity, headwise", "beside": "control", "text": "self"}, "sequences of one model"))),
+    Claim("… and costs nothing beside the model as it was", "ours", "sink-to-gate-surgery", "loss beside the original: at most 0.02 more",
+          stated("changes.csv", _surgery("original"), "sequences of one model"), Region(high=0.02),
+          ("ungated control",
+           stated("changes.csv", {"arm": "control", "beside": "original", "text": "self"}, "sequences of one model"))),
+    Claim("a gate that starts as the identity removes the sink of a trained model", "ours", "sink-to-gate-surgery",
+          "first-token mass over the ungated control's: below a half",
+          quotient("arms.csv", {"arm": "identity, headwise", "text": "self", "metric": "first_token_mass"},
+                   {"arm": "control", "text": "self", "metric": "first_token_mass"}), HALF,
+          ("surgery on all sinks", quotient("arms.csv", {"arm": "surgery, all sinks", "text": "self", "metric": "first_token_mass"},
+                                            {"arm": "control", "text": "self", "metric": "first_token_mass"}))),
+)  # fmt: skip
+
+
+def judged(results: Path, claims: Sequence[Claim] = CLAIMS) -> list[Entry]:
+    """Every claim with its numbers, from the folder of results.
+
+    Raises:
+        StoreError: a file, a column or a row that is not there.
+    """
+    return [_entry(c, results / c.page) for c in claims]
+
+
+def _entry(c: Claim, folder: Path) -> Entry:
+    found: Measured = c.test(folder)
+    control = "" if c.beside is None else f"{c.beside[0]}: {c.beside[1](folder)}"
+    return Entry(c.claim, c.source, c.page, c.asks, str(found), control, c.region.verdict(found))
+
+
+def page(entries: Sequence[Entry]) -> Iterator[str]:
+    """The ledger as Markdown, a line each."""
+    counts = ", ".join(f"{sum(e.verdict == v for e in entries)} {v}" for v in ("supported", "refuted", "undecided"))
+    yield "# Claims, and what the results here say to them"
+    yield ""
+    yield "Written by `gatelab find docs/results --claims > docs/results/claims.md` from the files beside each page: no number is typed."
+    yield "A claim is a line of `gatelab/analysis/ledger_of_claims.py`, with the region in which its number should lie. **Supported**: the"
+    yield "whole 95% interval lies in it; **refuted**: it lies outside; **undecided**: neither, or one run, which has no interval over"
+    yield "seeds. All at the scale of the page, of models between a toy and 135 million weights; nothing is corrected for the number of"
+    yield "lines. Intervals are Clopper and Pearson's for shares of seeds, Student's t for means over seeds (over cells or the seeds"
+    yield "that they share, the wider), and those of the page's file over documents or sequences, which say nothing of other models."
+    yield ""
+    yield f"{len(entries)} lines: {counts}."
+    yield ""
+    yield "| claim | source | the number, and where it should lie | measured | control | at this scale |"
+    yield "|---|---|---|---|---|---|"
+    for e in entries:
+        words = (e.claim, e.source, f"{e.asks} ([{e.page}]({e.page}.md))", e.measured, e.control, f"**{e.verdict}**")
+        yield f"| {' | '.join(words)} |"
