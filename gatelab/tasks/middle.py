@@ -46,7 +46,8 @@ def normalised(text: str) -> str:
 def best_subspan(prompt: Prompt, written: tuple[str, ...]) -> float:
     """1 where a normalised answer stands in the first line that was written, normalised."""
     said = normalised(written[0].partition("\n")[0])
-    return float(any(normalised(reference) in said for reference in prompt.references))
+    # What normalises to nothing, such as "The", would stand in every text.
+    return float(any(wanted in said for reference in prompt.references if (wanted := normalised(reference))))
 
 
 def value_found(prompt: Prompt, written: tuple[str, ...]) -> float:
@@ -147,7 +148,7 @@ def _others(name: str, setting: Setting, index: int) -> Sequence[tuple[str, str]
 def _strangers(setting: Setting, index: int) -> list[tuple[str, str]]:
     """Gold documents of other questions in a drawn order, those left out that hold an answer of this one."""
     asked: Question = setting.held[index]
-    answers = [normalised(a) for a in asked.answers]
+    answers = [wanted for a in asked.answers if (wanted := normalised(a))]
     order = Draws(key_of("middle/qa_random", setting.seed), index).order(len(setting.held))
     others = [setting.held[i] for i in order if i != index]
     return list(dict.fromkeys(q.gold for q in others if not any(a in q.plain for a in answers)))

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 from prompt_cases import ROWS, setting
@@ -71,6 +72,7 @@ def test_scores_are_those_of_the_paper():
         (" I think a keeper4x, did", 1), ("keeper 4x", 0), ("nobody\nkeeper4x", 0), ("\nkeeper4x", 0), ("KEEPER4X.\nand", 1),
     ):  # fmt: skip
         assert best_subspan(prompt, (text,)) == score
+    assert best_subspan(replace(prompt, references=("The", "a")), ("anything",)) == 0
     assert normalised("The  quick, brown; AN fox: a!") == "quick brown fox"
     kv = MIDDLE["middle/kv"].make(Setting(), 0, 5)
     assert value_found(kv, (f"\n\n{kv.references[0].upper()} and more",)) == 1 and value_found(kv, ("{",)) == 0
