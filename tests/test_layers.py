@@ -17,7 +17,7 @@ FILES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py" 
 LIGHT = (
     "config", "record", "tasks", "data", "store", "study.study", "study.plan", "study.metrics", "study.git",
     "study.ledger", "study.executor", "study.local", "study.drive", "study.worker", "study.carry_out",
-    "study.remaining", "study.ray", "study.slurm", "study.pull", "study.gang",
+    "study.remaining", "study.ray", "study.slurm", "study.pull", "study.gang", "study.fresh",
     "analysis", "report", "catalogue", "lab", "terminal", "cli",
 )  # fmt: skip
 HEAVY = {"torch", "scipy", "altair", "duckdb", "tokenizers", "pyarrow", "vl_convert"}

@@ -16,13 +16,11 @@ def over_cells_and_seeds(groups: Mapping[str, Mapping[int, float]], *, scale: fl
     means of the seeds that all cells have, whichever is less sure. `scale` as in `estimate`."""
     over_cells = estimate([np.mean(list(d.values())) for d in groups.values()], scale=scale)
     common = sorted(set.intersection(*(set(d) for d in groups.values())))
-    if len(common) < 2 or over_cells.sigma == 0:
+    if len(common) < 2:
         return over_cells
     seeds = estimate([np.mean([d[s] for d in groups.values()]) for s in common], scale=scale)
     # Of the same mean: seeds that some cells lack count for the cells, not for the spread over seeds.
     over_seeds = Estimate(over_cells.mean, seeds.sigma, seeds.n, seeds.df)
-    if over_seeds.sigma == 0:
-        return over_cells
     return max(over_cells, over_seeds, key=_half_width)
 
 

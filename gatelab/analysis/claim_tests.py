@@ -7,10 +7,11 @@ interval lies in it, refuted where it lies outside, else undecided. One run has 
 import csv
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import exp, inf, isfinite, log, nan
+from math import inf, isfinite, nan
 from pathlib import Path
 
 from ..store import StoreError
+from ..study.metrics import SOLVED
 from .both_ways import over_cells_and_seeds
 from .shares import exact_interval
 from .student import estimate, interval
@@ -30,6 +31,8 @@ class Measured:
     unit: str = ""
 
     def __str__(self) -> str:
+        if not isfinite(self.value):
+            return self.over
         has = isfinite(self.high - self.low)
         digits = places((self.high - self.low) / 2 if has else abs(self.value) / 10)
         span = f" [{number(self.low, digits)}, {number(self.high, digits)}]" if has else ""
@@ -78,23 +81,19 @@ def difference(column: str, arm: str, than: str, unit: str = "") -> Test:
     return test
 
 
-def ratio(column: str, arm: str, than: str) -> Test:
-    """The geometric mean over seeds of arm over `than`, Student's t on logarithms."""
-
-    def test(folder: Path) -> Measured:
-        runs = _by_seed(folder, "seeds.csv", column)
-        e = estimate([log(value / runs[than][s]) for s, value in runs[arm].items() if s in runs[than]])
-        return Measured(exp(e.mean), *map(exp, interval(e, 0.95)), f"{e.n} seeds")
-
-    return test
-
-
-def effect(metric: str, arm: str, unit: str = "", *, as_ratio: bool = False) -> Test:
+def effect(metric: str, arm: str, unit: str = "", *, as_ratio: bool = False, where_solved: bool = False) -> Test:
     """An arm's effect in a study's effects.csv: over its cells and the seeds that they share where there are several, else over
-    seeds; `as_ratio` of the two means, of one run each."""
+    seeds; `as_ratio` of the two means, of one run each; `where_solved` in the cells whose task both arms have at the length of
+    training, in the mean over seeds."""
 
     def test(folder: Path) -> Measured:
         rows = _rows(folder, "effects.csv", {"metric": metric, "arm": arm})
+        if where_solved:
+            accuracy = _rows(folder, "effects.csv", {"metric": "task_accuracy@1x", "arm": arm})
+            solved = {r["cell"] for r in accuracy if min(float(r["baseline_mean"]), float(r["arm_mean"])) >= SOLVED}
+            rows = [r for r in rows if r["cell"] in solved]
+            if not rows:
+                return Measured(nan, nan, nan, "no cell whose task both learn", unit)
         groups = {
             r["cell"]: dict(zip(map(int, r["seeds"].split(";")), map(float, r["differences"].split(";")), strict=True))
             for r in rows
@@ -103,8 +102,15 @@ def effect(metric: str, arm: str, unit: str = "", *, as_ratio: bool = False) -> 
         if n_seeds < 2:
             mean, base = (float(rows[0][k]) for k in ("arm_mean", "baseline_mean"))
             return Measured(mean / base if as_ratio else mean - base, nan, nan, "one seed", unit)
-        e = over_cells_and_seeds(groups, scale=1.0) if len(groups) > 1 else estimate([*groups[rows[0]["cell"]].values()])
-        return Measured(e.mean, *interval(e, 0.95), f"{len(groups)} cells of {n_seeds} seeds", unit)
+        e = (
+            over_cells_and_seeds(groups, scale=1.0)
+            if len(groups) > 1
+            else estimate([*groups[rows[0]["cell"]].values()])
+        )
+        cells = f"{len(groups)} cell{'s' if len(groups) > 1 else ''}"
+        if e.sigma == 0:
+            return Measured(e.mean, nan, nan, f"the same in each of {cells} and {n_seeds} seeds", unit)
+        return Measured(e.mean, *interval(e, 0.95), f"{cells} of {n_seeds} seeds", unit)
 
     return test
 

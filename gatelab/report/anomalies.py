@@ -140,16 +140,17 @@ def atlas(findings: Sequence[Finding], cells: Sequence[str], arms: Sequence[str]
         for f in findings
     ]  # fmt: skip
     axis = alt.Axis(ticks=False, domain=False, labelLimit=220)
+    slanted = alt.Axis(ticks=False, domain=False, labelLimit=220, labelAngle=-30)
     base = table(values).encode(
-        x=alt.X("arm:N", title=None, scale=alt.Scale(domain=names), sort=names, axis=axis),
+        x=alt.X("arm:N", title=None, scale=alt.Scale(domain=names), sort=names, axis=slanted),
         y=alt.Y("cell:N", title=None, scale=alt.Scale(domain=list(cells)), sort=list(cells), axis=axis),
     )
-    scale = alt.Scale(domain=[-_FAR, 0, _FAR], range=list(_DIVERGING), clamp=True)
-    colour = alt.condition("isValid(datum.reach)", alt.Color("reach:Q", scale=scale, legend=None), alt.value("#c9ced3"))
+    scale = alt.Scale(domain=[-_FAR, 0, _FAR], range=list(_DIVERGING), clamp=True, interpolate="rgb")
     tips = [alt.Tooltip("cell:N"), alt.Tooltip("arm:N"), alt.Tooltip("said:N", title="effect"), alt.Tooltip("low:N"),
             alt.Tooltip("high:N"), alt.Tooltip("pairs:Q")]  # fmt: skip
     ink = alt.condition("abs(datum.reach) > 1.6", alt.value("#fff"), alt.value("#000"))
-    layers = [base.mark_rect().encode(color=colour, tooltip=tips),
+    without = base.transform_filter("!isValid(datum.reach)").mark_rect(color="#c9ced3")
+    layers = [base.mark_rect().encode(color=alt.Color("reach:Q", scale=scale, legend=None), tooltip=tips), without,
               base.mark_text(fontSize=10).encode(text=alt.Text("said:N"), color=ink)]  # fmt: skip
     chart = alt.layer(*layers).properties(width=alt.Step(84), height=alt.Step(24))
     return Figure(specification(chart, alt_text), alt_text)

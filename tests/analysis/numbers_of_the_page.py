@@ -1,0 +1,86 @@
+"""The simulated numbers of docs/statistics.md, by the tests' own studies: python tests/analysis/numbers_of_the_page.py [part …]"""
+
+import sys
+
+import numpy as np
+from simulated import evidence
+from test_anomaly_rules import RULES, alarms, names_one, rule_p
+from test_dispersion import over_seeds
+from test_heterogeneity import SIZES, dependences, pooled
+from test_heterogeneity import study as sizes_study
+from test_stages import two_stages
+
+from gatelab.analysis.anomalies.seeds import p_split
+
+
+def rules():
+    for rule in RULES:
+        print(
+            f"{rule.name}: {alarms(rule, False, 4000):.1%} under its null, {alarms(rule, True, 1000):.1%} where planted"
+        )
+
+
+def screens():
+    rng = np.random.default_rng(1)
+    print(f"a screen of thirty null cells names one: {np.mean([names_one(rng) for _ in range(400)]):.1%}")
+
+
+def regimes():
+    rng = np.random.default_rng(0)
+    print(
+        f"two regimes in lognormal samples of 8: {np.mean([p_split(rng.lognormal(size=8)) < 0.05 for _ in range(2000)]):.1%}"
+    )
+    apart = [p_split(rng.standard_normal(8) + 6 * (np.arange(8) < 4)) < 0.05 for _ in range(2000)]
+    print(f"in those six standard deviations apart: {np.mean(apart):.1%}")
+    for n in (3, 5):
+
+        def half(n=n):
+            return 0.5 * (rng.random(n) < 0.4) + rng.normal(0, 0.005, n)
+
+        p = [rule_p("new-bias", evidence({"sink_elsewhere": {"c0": (half(), half())}})) for _ in range(4000)]
+        print(f"new-bias, a bias in 0.4 of the seeds of both arms, {n} seeds: {np.mean(np.array(p) < 0.05):.1%}")
+
+
+def cells():
+    rng = np.random.default_rng(6)
+    p = [dependences(sizes_study(rng, between=2), {"size": SIZES}, ["val_loss"])[0].p for _ in range(2000)]
+    print(f"a factor of cells that differ for other reasons: {np.mean(np.array(p) < 0.05):.1%}")
+
+    def shared():
+        seeds = rng.normal(size=5)
+        groups = {c: (np.zeros(5), seeds + rng.normal(size=5)) for c in "abcdef"}
+        return pooled(evidence({"val_loss": groups}), "val_loss", "gated").p
+
+    print(f"pooled, seeds that move six cells alike: {np.mean([shared() < 0.05 for _ in range(2000)]):.1%}")
+
+
+def spreads():
+    rng = np.random.default_rng(2)
+    p = [
+        over_seeds([(*(10.0**k * rng.normal(size=(2, 5))), range(5)) for k in (0, 1, 2, 3, 4, 4)]).p
+        for _ in range(4000)
+    ]
+    print(f"spread over six cells of other scales: {np.mean(np.array(p) < 0.05):.1%}")
+    for share in (0.5, 0.9):
+
+        def study(share=share):
+            both = share**0.5 * rng.normal(size=(2, 1, 5)) + (1 - share) ** 0.5 * rng.normal(size=(2, 6, 5))
+            return [(*pair, range(5)) for pair in both.transpose(1, 0, 2)]
+
+        p = [over_seeds(study()).p for _ in range(2000)]
+        print(f"spread, {share:.0%} of the variance shared by cells: {np.mean(np.array(p) < 0.05):.1%}")
+
+
+def stages():
+    for nu0 in (4, 8, np.inf):
+        rng = np.random.default_rng(1)
+        found = np.mean([two_stages(rng, nu0) for _ in range(1000)], axis=0)
+        print(f"two stages, nu0 = {nu0}: " + ", ".join(f"{x:.1%}" for x in found))
+
+
+PARTS = (rules, screens, regimes, cells, spreads, stages)
+
+if __name__ == "__main__":
+    for part in PARTS:
+        if part.__name__ in sys.argv[1:] or len(sys.argv) == 1:
+            part()
