@@ -21,11 +21,11 @@ from .analysis.anomalies import RULES
 from .analysis.anomalies.gather import Gathered, checked, gather
 from .analysis.cause_tests import FILE
 from .analysis.causes import Card, Ledger, cards
+from .analysis.foresight import SEEDS, Foresight, foresee
 from .analysis.hunt import READINGS, Hunt
 from .analysis.hunt import hunt as hunted
 from .analysis.hypotheses import HYPOTHESES
 from .analysis.looked import Looked, with_rows
-from .analysis.power import SEEDS, Foresight, foresee
 from .analysis.task_study import task_study
 from .analysis.tasks import final_values, task_rows
 from .bench.plan import size

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from math import isfinite
 
 from .causes import Card
+from .foresight import Foresight
 from .hunt import Hunt
-from .power import Foresight
 from .stages import Claim, Registration, Verdict
 from .verdicts import SILENT_UNITS, compact
 

@@ -5,7 +5,7 @@ import pytest
 from simulated import evidence, pairs
 
 from gatelab.analysis import power
-from gatelab.analysis.power import foresee
+from gatelab.analysis.foresight import foresee
 
 
 def test_the_effects_of_the_plan_are_seen_with_eighty_percent_power():
