@@ -343,7 +343,7 @@ def query(folder: StudyFolder, sql: str, parameters: list[Any] | None = None) ->
 
 
 def _fill(connection: Any, name: str, columns: Sequence[str], records: Sequence[Sequence[Any]]) -> None:
-    """Insert records at once: a statement a record takes a second for a thousand."""
+    """Insert records in one statement."""
     if records:
         row = f"({', '.join('?' * len(columns))})"
         values = [value for record in records for value in record]
