@@ -231,8 +231,6 @@ class GatedAttention(nn.Module):
         is_watched = watch is not None and is_causal and not is_cross
         added = (segment_ids_BT, cache, bias_BHTS, scores, self.window, self.hidden_H)
         window, mask_BTS = None if is_cross else self.window, None
-        if segment_ids_BT is not None:
-            mask_BTS = segment_ids_BT[:, :, None] == segment_ids_BT[:, None, :]
         if cache is not None and not is_cross:
             window, mask_BTS, bias_BHTS = self._hidden(cache, x_BTD.shape[1], keys.k_BSGK.shape[1], bias_BHTS)
         has_first = not is_cross and (cache is None or cache.has_first)
@@ -259,6 +257,7 @@ class GatedAttention(nn.Module):
                 bias_BHTS=bias_BHTS,
                 is_causal=is_causal and not is_cross,
                 window=window,
+                segment_ids_BT=segment_ids_BT,
                 mask_BTS=mask_BTS,
                 impl=self.impl,
             )

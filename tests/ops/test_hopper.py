@@ -145,11 +145,22 @@ def test_shut_and_open_gates_stay_finite(dtype: torch.dtype, W: int) -> None:
     assert (weights * dy[:, ::2].abs().amax(3) < 1e-30).all() and (dlogits[:, ::2].abs() < 1e-30).all()
 
 
-def row_logits(q: Tensor, k: Tensor, *, is_causal: bool, window: int | None) -> Tensor:
-    """[B, H, T, S], −∞ where a key is hidden."""
-    seen = visible(q.shape[1], k.shape[1], is_causal=is_causal, window=window, mask_BTS=None, device=q.device)
+def row_logits(q: Tensor, k: Tensor, *, is_causal: bool, window: int | None, in_spans: Tensor | None) -> Tensor:
+    """[B, H, T, S], −∞ where a key is hidden; `in_spans` [B, T, S] says it in the place of causality and window."""
+    seen = in_spans
+    if seen is None:
+        seen = visible(q.shape[1], k.shape[1], is_causal=is_causal, window=window, mask_BTS=None, device=q.device)
     x_BHTS = torch.einsum("bthk,bshk->bhts", q, k.repeat_interleave(q.shape[2] // k.shape[2], dim=2))
     return (x_BHTS / math.sqrt(q.shape[3])).masked_fill(~seen[:, None], -math.inf)
+
+
+def within(spans_2BT: Tensor | None) -> Tensor | None:
+    """Which positions, last, are in the span of each, [B, T, T]."""
+    if spans_2BT is None:
+        return None
+    at_T = torch.arange(spans_2BT.shape[2], device=spans_2BT.device)
+    start_BT1, stop_BT1 = spans_2BT[..., None]
+    return (at_T >= start_BT1) & (at_T < stop_BT1)
 
 
 class Emulated:
@@ -157,26 +168,30 @@ class Emulated:
     is given."""
 
     @staticmethod
-    def queries_of_a_tile(q: Tensor, k: Tensor, *, is_causal: bool, window: int | None) -> int:
+    def queries_of_a_tile(q: Tensor, k: Tensor, *, is_causal: bool, window: int | None, has_documents: bool) -> int:
         return 80
 
     @staticmethod
     def forward(
-        q: Tensor, k: Tensor, v: Tensor, logits: Tensor | None, *, is_causal: bool, window: int | None
-    ) -> tuple[Tensor, Tensor]:
+        q: Tensor, k: Tensor, v: Tensor, logits: Tensor | None, *, is_causal: bool, window: int | None,
+        spans_4BT: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         wide = [t if t is None else t.double() for t in (q, k, v, logits)]
-        x_BHTS = row_logits(*wide[:2], is_causal=is_causal, window=window)
+        seen = None if spans_4BT is None else within(spans_4BT[:2])
+        x_BHTS = row_logits(*wide[:2], is_causal=is_causal, window=window, in_spans=seen)
         each_v = wide[2].repeat_interleave(q.shape[2] // v.shape[2], dim=2)
         z = torch.einsum("bhts,bshk->bthk", x_BHTS.softmax(3), each_v) * (1 if logits is None else wide[3].sigmoid())
         return z.to(q.dtype).contiguous(), x_BHTS.logsumexp(3).float()
 
     @staticmethod
     def backward(
-        q: Tensor, k: Tensor, v: Tensor, given: Prepared, *, is_causal: bool, window: int | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        q: Tensor, k: Tensor, v: Tensor, given: Prepared, *, is_causal: bool, window: int | None,
+        spans_4BT: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         T, R, dtype = q.shape[1], q.shape[2] // k.shape[2], q.dtype
         q, k, v, dy = (t.double() for t in (q, k, v, given.dy_BTHK))
-        x_BHTS = row_logits(q, k, is_causal=is_causal, window=window)
+        seen = None if spans_4BT is None else within(spans_4BT[2:]).mT
+        x_BHTS = row_logits(q, k, is_causal=is_causal, window=window, in_spans=seen)
         each_k, each_v = (t.repeat_interleave(R, dim=2) for t in (k, v))
         p_BHTS = torch.exp2(x_BHTS / math.log(2) - given.lse2_BHP[:, :, :T, None])
         slopes = torch.einsum("bthk,bshk->bhts", dy, each_v) - given.delta_BHP[:, :, :T, None]
@@ -195,7 +210,8 @@ def emulated(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def attend(**a: Any) -> Tensor:
     given = (a["q_BTHK"], a["k_BSGK"], a["v_BSGK"], a["gate_logits_BTHK"])
-    return hopper.attention(*given, is_causal=a["is_causal"], window=a["window"])[0]
+    packed = {"segment_ids_BT": a["segment_ids_BT"]} if "segment_ids_BT" in a else {}
+    return hopper.attention(*given, is_causal=a["is_causal"], window=a["window"], **packed)[0]
 
 
 REFERENCE = partial(gated_attention, impl="reference")
@@ -276,6 +292,7 @@ def test_what_it_serves(on_hopper: None) -> None:
         {"gate": GateSpec.parse("sdpa-elementwise")},
         {"gate": GateSpec.parse("sdpa-headwise-static")},
         {"window": 4},
+        {"extras": ("segment_ids_BT",)},
         {"n_queries": 3},
         {"is_causal": False, "n_keys": 5, "head_dim": 96},
         {"dtypes": (torch.float16, torch.float16), "head_dim": 64},
@@ -336,7 +353,7 @@ from gatelab.ops.gated_attention import hopper
 kernels, half = hopper._kernels(), torch.bfloat16
 gates = (None, kernels.Gate(half, False, True), kernels.Gate(half, True, True), kernels.Gate(torch.float32, True, False))
 for K in hopper._WIDTHS:
-    for kind in (kernels.Kind(True, False, False), kernels.Kind(False, True, True)):
+    for kind in (kernels.Kind(True, False, False), kernels.Kind(False, True, True), kernels.Kind(False, True, True, True)):
         for gate in gates:
             kernels._forward(half, K, 1, kind, gate)
         for R in (1, 2):

@@ -337,7 +337,9 @@ def test_what_it_does_not_serve_it_says_in_a_sentence(monkeypatch: pytest.Monkey
     served = ({}, {"window": 4}, {"n_queries": 1}, {"head_dim": 128}, {"gate": GateSpec.parse("sdpa-headwise")})
     assert not [changes for changes in served if why(a_call(**changes)) is not None] and why() is None
     said = {
-        "takes none of mask_BTS, bias_BHTS and score_gate, and mask_BTS came": {"extras": ("mask_BTS",)},
+        "takes none of segment_ids_BT, mask_BTS, bias_BHTS and score_gate, and mask_BTS came": {
+            "extras": ("mask_BTS",)
+        },
         "multiplies by a sigmoid of each head's own, and sdpa-headwise-tanh came": {
             "gate": GateSpec.parse("sdpa-headwise-tanh")
         },

@@ -19,7 +19,7 @@ from .scoring import Scoring, check_gate_logits, scoring, visible
 class Operator(NamedTuple):
     """Attention with a sigmoid gate inside, as one operator. `unserved`: what it has against a normaliser and a call, to
     follow its name in a sentence, or None; `attend`: output and log-sum-exp of q, k, v and logits, given `is_causal` and,
-    where it knows windows, `window`."""
+    where it knows them, `window` and `segment_ids_BT`."""
 
     unserved: Callable[[Normaliser, Call | None], str | None]
     attend: Callable[..., tuple[Tensor, Tensor]]
@@ -83,7 +83,7 @@ def chosen_for(
         has_mask: whether sequences come with document numbers.
     """
     c, names = config, []
-    extras = (("mask_BTS",) if has_mask else ()) + (("bias_BHTS",) if c.positions == "relative" else ())
+    extras = (("segment_ids_BT",) if has_mask else ()) + (("bias_BHTS",) if c.positions == "relative" else ())
     for stack in c.architecture.stacks:
         layers = [(False, None if c.is_global(layer) else c.window) for layer in range(c.depth(stack))]
         for is_cross, window in [*layers, *([(True, None)] if stack.has_cross else [])]:
@@ -111,6 +111,7 @@ def gated_attention(
     heads: Heads | None = None,
     is_causal: bool = True,
     window: int | None = None,
+    segment_ids_BT: Tensor | None = None,
     mask_BTS: Tensor | None = None,
     bias_BHTS: Tensor | None = None,
     score_logits_BSH: Tensor | None = None,
@@ -129,6 +130,8 @@ def gated_attention(
         learned: the parameters that `normaliser.learned(heads)` names.
         heads: the layer, for normalisers that depend on its index or on max_seq_len; None: layer 0, length not known.
         window: a query sees the keys less than this many positions away, its own included.
+        segment_ids_BT: numbers of the documents that the tokens belong to, of as many queries as keys; attention stays
+            within a document. `hopper` takes them where they do not fall along a row, and asserts it on the device.
         mask_BTS: boolean, True where a query may see a key, and-ed with the others. Every query must see a key, and keys
             and values behind a mask or a window must be finite.
         bias_BHTS: added to the logits, broadcastable; rounded to q's type by the fused kernels.
@@ -156,6 +159,7 @@ def gated_attention(
         bias_BHTS=bias_BHTS,
         score_logits_BSH=score_logits_BSH,
         score_gate=score_gate,
+        segment_ids_BT=segment_ids_BT,
     )
     return _attend(q_BTHK, k_BSGK, v_BSGK, gate_logits_BTHK, gate, s, impl, reads_lse=False)[0]
 
@@ -229,8 +233,11 @@ def _attend(
     name = choose(impl, s.normaliser, call_of(q_BTHK, k_BSGK, v_BSGK, gate, s))
     given = (q_BTHK, k_BSGK, v_BSGK, gate_logits_BTHK)
     if name in OPERATORS:
-        windowed = {} if s.window is None else {"window": s.window}
-        return OPERATORS[name].attend(*given, is_causal=s.is_causal, **windowed)
+        known = {"window": s.window, "segment_ids_BT": s.segment_ids_BT}
+        return OPERATORS[name].attend(
+            *given, is_causal=s.is_causal, **{n: value for n, value in known.items() if value is not None}
+        )
+    s = s.masked()
     if name == "sdpa" and reads_lse:
         return sdpa.gated_attention_and_lse(*given, gate, s)
     return IMPLEMENTATIONS[name](*given, gate, s), None

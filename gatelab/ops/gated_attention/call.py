@@ -10,12 +10,13 @@ from ...config.normaliser import Normaliser, Softmax
 from .scoring import Scoring
 
 LOW_PRECISION = (torch.bfloat16, torch.float16)
+EXTRAS = ("segment_ids_BT", "mask_BTS", "bias_BHTS", "score_gate")
 
 
 @dataclass(frozen=True)
 class Call:
-    """Sizes, types and what else was given. `extras`: the names of the arguments that were given of mask_BTS, bias_BHTS and
-    score_gate; `dtypes`: of q, k and v."""
+    """Sizes, types and what else was given. `extras`: the names of the arguments that were given of `EXTRAS`; `dtypes`: of
+    q, k and v."""
 
     n_queries: int
     n_keys: int
@@ -31,20 +32,20 @@ class Call:
 def call_of(q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, gate: GateSpec | None, s: Scoring) -> Call:
     """The call with these arguments."""
     (_, T, _, K), S, dtypes = q_BTHK.shape, k_BSGK.shape[1], (q_BTHK.dtype, k_BSGK.dtype, v_BSGK.dtype)
-    given = {"mask_BTS": s.mask_BTS, "bias_BHTS": s.bias_BHTS, "score_gate": s.score_gate}
-    extras = tuple(name for name, value in given.items() if value is not None)
+    extras = tuple(name for name in EXTRAS if getattr(s, name) is not None)
     return Call(T, S, K, dtypes, q_BTHK.device, gate, s.is_causal, s.window, extras)
 
 
-def unserved_inside(normaliser: Normaliser, call: Call | None = None) -> str | None:
+def unserved_inside(normaliser: Normaliser, call: Call | None = None, *, serves: tuple[str, ...] = ()) -> str | None:
     """Why no operator with the gate inside serves a call, to follow its name in a sentence; None where that is nothing.
-    Without a call, as far as the normaliser decides it."""
+    Without a call, as far as the normaliser decides it. `serves`: those of `EXTRAS` that the operator takes."""
     if type(normaliser) is not Softmax:
         return f"computes a softmax without a slot, and {normaliser.kind} is none"
     if call is None:
         return None
-    if call.extras:
-        return f"takes none of mask_BTS, bias_BHTS and score_gate, and {', '.join(call.extras)} came"
+    if came := [name for name in call.extras if name not in serves]:
+        *names, last = (name for name in EXTRAS if name not in serves)
+        return f"takes none of {', '.join(names)} and {last}, and {', '.join(came)} came"
     return unserved_gate(call.gate)
 
 

@@ -3,7 +3,8 @@
 Notable: the gate is multiplied in where the output leaves the kernel (`hopper_kernels.py`), the product of the normalised
 float32 sums and the float32 score rounded once: one rounding less than in two kernels. Beside q, k, v and the logits it
 keeps z and the log-sum-exp, no ungated output; one kernel (`hopper_prepare.py`) makes of them what the library's backward
-main loop reads. It knows windows and grouped heads. Gradients are summed in no fixed order.
+main loop reads. It knows windows, grouped heads and documents packed into rows, whose tiles apart it leaves out
+(`hopper_documents.py`). Gradients are summed in no fixed order.
 """
 
 import functools
@@ -16,9 +17,11 @@ from torch import Tensor
 
 from ...config.normaliser import Normaliser
 from ..gate_apply.fused import HAS_TRITON
+from . import documents
 from .call import Call, unserved_inside, unserved_types
 
 _WIDTHS = (64, 96, 128)
+_SERVES = ("segment_ids_BT",)  # of what may come beside q, k, v and logits
 # Parts of the library that it does not call its interface are used: another version may have others.
 _VERSION = "4.0.0b36"
 
@@ -26,7 +29,7 @@ _VERSION = "4.0.0b36"
 def unserved(normaliser: Normaliser, call: Call | None = None) -> str | None:
     """Why `hopper` does not serve a call, to follow its name in a sentence; None where it does. Without a call, as far as
     the normaliser decides it."""
-    why = unserved_inside(normaliser, call)
+    why = unserved_inside(normaliser, call, serves=_SERVES)
     if why is not None or call is None:
         return why
     why = unserved_types(call.dtypes)
@@ -72,14 +75,20 @@ def attention(
     *,
     is_causal: bool,
     window: int | None = None,
+    segment_ids_BT: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """softmax(q kᵀ/√K) v ⊙ σ(gate logits), contiguous [B, T, H, K], and the log-sum-exp [B, H, T] in float32, which is not
     differentiable.
 
+    Args:
+        segment_ids_BT: numbers of documents that do not fall along a row, with as many queries as keys.
+
     For calls that `unserved` has nothing against; differentiable once. The first call of a kind compiles its
     kernels, for seconds.
     """
-    return _attend(q_BTHK, k_BSGK, v_BSGK, gate_logits_BTHK, is_causal, window)
+    # Outside of the operator, so that a compiler makes the spans once for all layers.
+    spans_4BT = None if segment_ids_BT is None else documents.spans(segment_ids_BT, is_causal, window)
+    return _attend(q_BTHK, k_BSGK, v_BSGK, gate_logits_BTHK, is_causal, window, spans_4BT)
 
 
 @functools.cache
@@ -93,35 +102,38 @@ def _kernels() -> ModuleType:
 
 @torch.library.custom_op("gatelab::gated_hopper", mutates_args=())
 def _attend(
-    q: Tensor, k: Tensor, v: Tensor, logits: Tensor | None, is_causal: bool, window: int | None
-) -> tuple[Tensor, Tensor]:
+    q: Tensor, k: Tensor, v: Tensor, logits: Tensor | None, is_causal: bool, window: int | None,
+    spans: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     B, T, H, _ = q.shape
     if not q.numel():
         return q.new_empty(q.shape), q.new_empty(B, H, T, dtype=torch.float32)
     given = (_aligned(t) for t in (q, k, v))
-    return _kernels().forward(*given, _expanded(logits, q), is_causal=is_causal, window=window)
+    return _kernels().forward(*given, _expanded(logits, q), is_causal=is_causal, window=window, spans_4BT=spans)
 
 
 @_attend.register_fake
 def _(
-    q: Tensor, k: Tensor, v: Tensor, logits: Tensor | None, is_causal: bool, window: int | None
-) -> tuple[Tensor, Tensor]:
+    q: Tensor, k: Tensor, v: Tensor, logits: Tensor | None, is_causal: bool, window: int | None,
+    spans: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     B, T, H, _ = q.shape
     return q.new_empty(q.shape), q.new_empty(B, H, T, dtype=torch.float32)
 
 
 def _keep(ctx, inputs: tuple, output: tuple[Tensor, ...]) -> None:
-    q, k, v, logits, ctx.is_causal, ctx.window = inputs
+    q, k, v, logits, ctx.is_causal, ctx.window, spans = inputs
     z, lse = output
-    ctx.save_for_backward(q, k, v, logits, z, lse)
+    ctx.save_for_backward(q, k, v, logits, z, lse, spans)
     ctx.mark_non_differentiable(lse)
     # Else torch fills a tensor of zeros for the log-sum-exp.
     ctx.set_materialize_grads(False)
 
 
 def _way_back(ctx, dz: Tensor, _: None) -> tuple[Tensor | None, ...]:
-    *dqkv, dlogits = _gradients(dz, *ctx.saved_tensors, ctx.is_causal, ctx.window)
-    return *dqkv, None if ctx.saved_tensors[3] is None else dlogits, None, None
+    *given, spans = ctx.saved_tensors
+    *dqkv, dlogits = _gradients(dz, *given, ctx.is_causal, ctx.window, spans)
+    return *dqkv, None if given[3] is None else dlogits, None, None, None
 
 
 _attend.register_autograd(_way_back, setup_context=_keep)
@@ -130,7 +142,7 @@ _attend.register_autograd(_way_back, setup_context=_keep)
 @torch.library.custom_op("gatelab::gated_hopper_backward", mutates_args=())
 def _gradients(
     dz: Tensor, q: Tensor, k: Tensor, v: Tensor, logits: Tensor | None, z: Tensor, lse: Tensor, is_causal: bool,
-    window: int | None,
+    window: int | None, spans: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of q, k, v and the logits, each contiguous."""
     wanted = (q, k, v, q.new_empty(0) if logits is None else logits)
@@ -142,12 +154,11 @@ def _gradients(
     kernels, expanded = _kernels(), _expanded(logits, q)
     # What is summed afterwards is not rounded before.
     is_summed = expanded is not None and expanded.shape != wanted[3].shape
-    prepared = prepare(
-        _aligned(dz.contiguous()), z, expanded, lse, tile=kernels.queries_of_a_tile(q, k, is_causal=is_causal, window=window),
-        dtype=torch.float32 if is_summed else wanted[3].dtype,
-    )  # fmt: skip
+    tile = kernels.queries_of_a_tile(q, k, is_causal=is_causal, window=window, has_documents=spans is not None)
+    dtype = torch.float32 if is_summed else wanted[3].dtype
+    prepared = prepare(_aligned(dz.contiguous()), z, expanded, lse, tile=tile, dtype=dtype)
     given = (_aligned(t) for t in (q, k, v))
-    dq, dk, dv = kernels.backward(*given, prepared, is_causal=is_causal, window=window)
+    dq, dk, dv = kernels.backward(*given, prepared, is_causal=is_causal, window=window, spans_4BT=spans)
     dlogits = wanted[3] if prepared.dlogits_BTHW is None else prepared.dlogits_BTHW
     return dq, dk, dv, dlogits.sum_to_size(wanted[3].shape).to(wanted[3].dtype)
 
@@ -155,7 +166,7 @@ def _gradients(
 @_gradients.register_fake
 def _(
     dz: Tensor, q: Tensor, k: Tensor, v: Tensor, logits: Tensor | None, z: Tensor, lse: Tensor, is_causal: bool,
-    window: int | None,
+    window: int | None, spans: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     dlogits = q.new_empty(0) if logits is None else logits.new_empty(logits.shape)
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), dlogits

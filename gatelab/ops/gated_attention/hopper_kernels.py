@@ -19,7 +19,6 @@ from cutlass.cute.nvgpu import cpasync, warp
 from cutlass.memory import SmemAllocator
 from cutlass.utils import LayoutEnum
 from flash_attn.cute.flash_bwd_sm90 import FlashAttentionBackwardSm90
-from flash_attn.cute.flash_fwd_sm90 import FlashAttentionForwardSm90
 from flash_attn.cute.interface import (
     BwdConfig,
     _compile_bwd_postprocess,
@@ -32,6 +31,7 @@ from quack.layout_utils import reshape_acc_to_mn
 from quack.sm90_utils import make_smem_layout
 from torch import Tensor
 
+from .hopper_documents import DocumentBackward, DocumentForward
 from .hopper_prepare import Prepared
 
 _ELEMENTS = {torch.bfloat16: cutlass.BFloat16, torch.float16: cutlass.Float16, torch.float32: Float32}
@@ -40,7 +40,7 @@ _SHARED_BYTES = 227 * 1024
 _ROWS_OF_A_WARP = 16
 
 
-class GatedForward(FlashAttentionForwardSm90):
+class GatedForward(DocumentForward):
     """o ⊙ σ(gate) in the place of o. `aux_data.tensors` holds the logits: [B, T, H] where headwise, else [B, T, H, K].
 
     One program computes one tile of queries, as FlashAttention-4's schedulers for Hopper do without fixed-length loops.
@@ -67,7 +67,7 @@ class GatedForward(FlashAttentionForwardSm90):
         else:
             gate_T = logits[batch, None, head]
             self.gate = self.row_logits(cute.local_tile(gate_T, (self.tile_m,), (m_block,)), n_rows, tiled_mma_pv, tidx)
-        FlashAttentionForwardSm90.mma(
+        DocumentForward.mma(
             self, tiled_mma_qk, tiled_mma_pv, mO, mLSE, sQ, sK, sVt, sP, sO, learnable_sink, pipeline_k, pipeline_v,
             pipeline_q, gmem_tiled_copy_O, tma_atom_O, tidx, softmax_scale_log2, softmax_scale, block_info,
             SeqlenInfoCls, AttentionMaskCls, TileSchedulerCls, blocksparse_tensors, aux_data, fastdiv_mods,
@@ -94,7 +94,7 @@ class GatedForward(FlashAttentionForwardSm90):
                 gate = self.read_in_place(acc_O, seqlen.seqlen_q - m_block * self.tile_m, tiled_mma, tidx)
             for i in cutlass.range(cute.size(acc_O), unroll_full=True):
                 acc_O[i] = acc_O[i] * _sigmoid(Float32(gate[i]))
-        FlashAttentionForwardSm90.epilogue(
+        DocumentForward.epilogue(
             self, acc_O, lse, mO, mLSE, sO, seqlen, gmem_tiled_copy_O, tma_atom_O, tiled_mma, tidx, m_block, head_idx,
             batch_idx,
         )  # fmt: skip
@@ -159,19 +159,23 @@ def _sigmoid(x: Float32) -> Float32:
 
 
 def forward(
-    q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, logits_BTHW: Tensor | None, *, is_causal: bool, window: int | None
-) -> tuple[Tensor, Tensor]:
+    q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, logits_BTHW: Tensor | None, *, is_causal: bool, window: int | None,
+    spans_4BT: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """softmax(q kᵀ/√K) v ⊙ σ(logits), contiguous [B, T, H, K] in q's type, and the log-sum-exp [B, H, T] in float32.
 
     Args:
         q_BTHK, k_BSGK, v_BSGK: bfloat16 or float16, rows that begin at 16 bytes.
         logits_BTHW: W = 1 of a headwise gate; W = K of an elementwise one, rows as those of q; None: without a gate.
         window: as `gated_attention` takes it.
+        spans_4BT: what tokens see, as `documents.spans` gives it for documents, causality and window; with as many queries
+            as keys.
     """
     (B, T, H, K), G = q_BTHK.shape, k_BSGK.shape[2]
     z_BTHK = torch.empty(B, T, H, K, dtype=q_BTHK.dtype, device=q_BTHK.device)
     lse_BHT = torch.empty(B, H, T, dtype=torch.float32, device=q_BTHK.device)
-    reach = _reach(q_BTHK, k_BSGK, is_causal, window)
+    reach = _reach(q_BTHK, k_BSGK, is_causal, window, spans_4BT is not None)
+    of_queries = None if spans_4BT is None else spans_4BT[:2]
     gate, aux = None, None
     if logits_BTHW is not None:
         is_known = logits_BTHW.dtype in _ELEMENTS
@@ -181,28 +185,32 @@ def forward(
     compiled = _forward(q_BTHK.dtype, K, H // G, reach.kind, gate)
     with torch.cuda.device_of(q_BTHK):
         compiled(
-            q_BTHK, k_BSGK, v_BSGK, z_BTHK, lse_BHT, K**-0.5, None, None, None, None, None, reach.left, reach.right,
-            None, None, AuxData(aux, None), None, None,
+            q_BTHK, k_BSGK, v_BSGK, z_BTHK, lse_BHT, K**-0.5, None, None, None, of_queries, None, reach.left,
+            reach.right, None, None, AuxData(aux, None), None, None,
         )  # fmt: skip
     return z_BTHK, lse_BHT
 
 
-def queries_of_a_tile(q_BTHK: Tensor, k_BSGK: Tensor, *, is_causal: bool, window: int | None) -> int:
+def queries_of_a_tile(
+    q_BTHK: Tensor, k_BSGK: Tensor, *, is_causal: bool, window: int | None, has_documents: bool = False
+) -> int:
     """How many queries the backward main loop takes at once."""
-    return _backward_tiles(q_BTHK.shape[3], _reach(q_BTHK, k_BSGK, is_causal, window).kind).m_block_size
+    return _backward_tiles(q_BTHK.shape[3], _reach(q_BTHK, k_BSGK, is_causal, window, has_documents).kind).m_block_size
 
 
 def backward(
-    q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, prepared: Prepared, *, is_causal: bool, window: int | None
-) -> tuple[Tensor, Tensor, Tensor]:
+    q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, prepared: Prepared, *, is_causal: bool, window: int | None,
+    spans_4BT: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """dq, dk, dv, contiguous in the inputs' shapes and type; adds to `prepared.dq_BHN`.
 
     Args:
-        q_BTHK, k_BSGK, v_BSGK, window: as `forward` takes them.
+        q_BTHK, k_BSGK, v_BSGK, window, spans_4BT: as `forward` takes them.
         prepared: for tiles of `queries_of_a_tile`.
     """
     (B, _, H, K), (S, G) = q_BTHK.shape, k_BSGK.shape[1:3]
-    reach, dtype = _reach(q_BTHK, k_BSGK, is_causal, window), q_BTHK.dtype
+    reach, dtype = _reach(q_BTHK, k_BSGK, is_causal, window, spans_4BT is not None), q_BTHK.dtype
+    of_keys = None if spans_4BT is None else spans_4BT[2:]
     tiles = _backward_tiles(K, reach.kind)
     dq, dk, dv = (torch.empty(t.shape, dtype=dtype, device=t.device) for t in (q_BTHK, k_BSGK, v_BSGK))
     sums = [dk, dv]
@@ -215,7 +223,8 @@ def backward(
     with torch.cuda.device_of(q_BTHK):
         _backward(dtype, K, H // G, reach.kind)(
             q_BTHK, k_BSGK, v_BSGK, prepared.dy_BTHK, prepared.lse2_BHP, prepared.delta_BHP, prepared.dq_BHN, *sums,
-            K**-0.5, None, None, None, None, reach.left, reach.right, None, None, None, AuxData(None, None), None, None,
+            K**-0.5, None, None, of_keys, None, reach.left, reach.right, None, None, None, AuxData(None, None), None,
+            None,
         )  # fmt: skip
         convert = _converting(dtype, K, tiles.m_block_size, dq_threads, tiles.AtomLayoutMdQ, tiles.dQ_swapAB)
         convert(prepared.dq_BHN, dq, K**-0.5, None, None, None, None)
@@ -235,11 +244,13 @@ class Gate(NamedTuple):
 
 
 class Kind(NamedTuple):
-    """What of the visible keys a kernel is compiled for: `causal` or not, and on which sides a window ends."""
+    """What of the visible keys a kernel is compiled for: `causal` or not, on which sides a window ends, and whether spans
+    come that say all of it."""
 
     is_causal: bool
     is_left: bool
     is_right: bool
+    has_documents: bool = False
 
     @property
     def is_local(self) -> bool:
@@ -254,8 +265,10 @@ class Reach(NamedTuple):
     right: int | None
 
 
-def _reach(q_BTHK: Tensor, k_BSGK: Tensor, is_causal: bool, window: int | None) -> Reach:
-    """A window that holds all keys of all queries is none."""
+def _reach(q_BTHK: Tensor, k_BSGK: Tensor, is_causal: bool, window: int | None, has_documents: bool) -> Reach:
+    """A window that holds all keys of all queries is none; that of documents is in their spans."""
+    if has_documents:
+        return Reach(Kind(False, True, True, True), 0, 0)
     if window is None or window >= max(q_BTHK.shape[1], k_BSGK.shape[1]):
         return Reach(Kind(is_causal, False, False), None, None)
     return Reach(Kind(False, True, True), window - 1, 0 if is_causal else window - 1)
@@ -271,11 +284,12 @@ def _forward(dtype: torch.dtype, K: int, R: int, kind: Kind, gate: Gate | None) 
     while is_staged and 2 * (2 * m * K + 4 * n * K + (0 if tiles.mma_pv_is_rs else m * n)) + 1024 > _SHARED_BYTES:
         n -= 16
     element = _ELEMENTS[dtype]
-    kernel = (FlashAttentionForwardSm90 if gate is None else GatedForward)(
+    kernel = (DocumentForward if gate is None else GatedForward)(
         element, K, K, R, is_causal=kind.is_causal, is_local=kind.is_local, pack_gqa=False, tile_m=m, tile_n=n,
         num_stages=2, num_threads=384, Q_in_regs=False, intra_wg_overlap=tiles.intra_wg_overlap,
         mma_pv_is_rs=tiles.mma_pv_is_rs,
     )  # fmt: skip
+    kernel.has_documents = kind.has_documents
     aux = None
     B, T, S, H, G = (cute.sym_int() for _ in range(5))
     if gate is not None:
@@ -289,7 +303,7 @@ def _forward(dtype: torch.dtype, K: int, R: int, kind: Kind, gate: Gate | None) 
     q, k, v, z = (_rows(element, *shape, K) for shape in ((B, T, H), (B, S, G), (B, S, G), (B, T, H)))
     lse = make_fake_tensor(Float32, (B, H, T))
     return _compiled(
-        kernel, q, k, v, z, lse, Float32(1.0), None, None, None, None, None, *_ends(kind), None, None,
+        kernel, q, k, v, z, lse, Float32(1.0), None, None, None, _spans(kind, B, T), None, *_ends(kind), None, None,
         AuxData(aux, None), None, None,
     )  # fmt: skip
 
@@ -298,8 +312,9 @@ def _forward(dtype: torch.dtype, K: int, R: int, kind: Kind, gate: Gate | None) 
 def _backward(dtype: torch.dtype, K: int, R: int, kind: Kind) -> Callable[..., None]:
     """The main loop with R query heads a key head, whose dk and dv are float32 sums where R > 1."""
     tiles = _backward_tiles(K, kind)
+    assert tiles.SdP_swapAB or not kind.has_documents  # threads hold rows of keys
     element = _ELEMENTS[dtype]
-    kernel = FlashAttentionBackwardSm90(
+    kernel = (DocumentBackward if kind.has_documents else FlashAttentionBackwardSm90)(
         element, K, K, R, kind.is_causal, is_local=kind.is_local, deterministic=False, tile_m=tiles.m_block_size,
         tile_n=tiles.n_block_size, Q_stage=tiles.num_stages_Q, dO_stage=tiles.num_stages_dO,
         PdS_stage=tiles.num_stages_PdS, SdP_swapAB=tiles.SdP_swapAB, dKV_swapAB=tiles.dKV_swapAB,
@@ -315,8 +330,8 @@ def _backward(dtype: torch.dtype, K: int, R: int, kind: Kind) -> Callable[..., N
     else:
         dk, dv = (_rows(element, B, S, G, K) for _ in range(2))
     return _compiled(
-        kernel, q, k, v, dy, lse2, delta, dq, dk, dv, Float32(1.0), None, None, None, None, *_ends(kind), None, None,
-        None, AuxData(None, None), None, None,
+        kernel, q, k, v, dy, lse2, delta, dq, dk, dv, Float32(1.0), None, None, _spans(kind, B, S), None, *_ends(kind),
+        None, None, None, AuxData(None, None), None, None,
     )  # fmt: skip
 
 
@@ -346,6 +361,10 @@ def _compiled(kernel: object, *arguments: object) -> Callable[..., None]:
 
 def _ends(kind: Kind) -> tuple[Int32 | None, Int32 | None]:
     return Int32(0) if kind.is_left else None, Int32(0) if kind.is_right else None
+
+
+def _spans(kind: Kind, B: object, T: object) -> cute.Tensor | None:
+    return make_fake_tensor(Int32, (cute.sym_int(), B, T)) if kind.has_documents else None
 
 
 def _rows(element: type[cutlass.Numeric], *shape: object) -> cute.Tensor:

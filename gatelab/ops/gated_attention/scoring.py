@@ -4,7 +4,7 @@ Notable: a gate on the scores is one number a key. It scales the key's weight (`
 `forget`), so no implementation needs more of it than a row of S numbers a head.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +28,15 @@ class Scoring:
     bias_BHTS: Tensor | None
     score_logits_BSH: Tensor | None
     score_gate: GateSpec | None
+    segment_ids_BT: Tensor | None = None
+
+    def masked(self) -> "Scoring":
+        """The same with documents as a mask, for those that know no documents."""
+        if self.segment_ids_BT is None:
+            return self
+        same_BTS = self.segment_ids_BT[:, :, None] == self.segment_ids_BT[:, None, :]
+        mask_BTS = same_BTS if self.mask_BTS is None else same_BTS & self.mask_BTS
+        return replace(self, mask_BTS=mask_BTS, segment_ids_BT=None)
 
 
 def scoring(
@@ -43,6 +52,7 @@ def scoring(
     bias_BHTS: Tensor | None,
     score_logits_BSH: Tensor | None,
     score_gate: GateSpec | None,
+    segment_ids_BT: Tensor | None = None,
 ) -> Scoring:
     """The arguments as they were given, checked against q and k; heads of None are read from the shapes.
 
@@ -68,6 +78,11 @@ def scoring(
     _broadcasts("mask_BTS", mask_BTS, (B, T, S))
     if mask_BTS is not None and mask_BTS.dtype != torch.bool:
         raise ValueError(f"mask_BTS of type {mask_BTS.dtype}: expected torch.bool, True where a query may see a key")
+    if segment_ids_BT is not None and (T != S or segment_ids_BT.shape != (B, T)):
+        raise ValueError(
+            f"segment_ids_BT of shape {tuple(segment_ids_BT.shape)} beside {T} queries and {S} keys: expected the number of "
+            f"each token's document, {(B, S)}, and as many queries as keys"
+        )
     _broadcasts("bias_BHTS", bias_BHTS, (B, H, T, S))
     _broadcasts("score_logits_BSH", score_logits_BSH, (B, S, H))
     if (score_gate is None) != (score_logits_BSH is None):
@@ -89,7 +104,9 @@ def scoring(
         raise ValueError(f"learned of shapes {given}: {normaliser.kind} takes {expected}")
     if score_logits_BSH is not None:
         score_logits_BSH = score_logits_BSH.expand(-1, S, -1)  # a constant has 1 in the place of S
-    return Scoring(normaliser, learned, heads, is_causal, window, mask_BTS, bias_BHTS, score_logits_BSH, score_gate)
+    return Scoring(
+        normaliser, learned, heads, is_causal, window, mask_BTS, bias_BHTS, score_logits_BSH, score_gate, segment_ids_BT
+    )
 
 
 def visible(
