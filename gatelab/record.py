@@ -6,6 +6,7 @@ never part of a metric's name, so one query serves all of them. `docs/metrics.md
 
 from dataclasses import dataclass, field, fields
 from math import isfinite
+from operator import attrgetter
 from typing import Any
 
 COORDINATES = (
@@ -64,8 +65,13 @@ class Row:
 
     def as_dict(self) -> dict[str, Any]:
         """The row without the coordinates it does not have; not-a-number and infinities become strings (JSON has none)."""
-        out = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
-        return out | {"value": _json_number(self.value)}
+        out = {name: value for name, value in zip(_NAMES, _FIELDS(self), strict=True) if value is not None}
+        out["value"] = _json_number(self.value)
+        return out
+
+
+_NAMES = tuple(f.name for f in fields(Row))
+_FIELDS = attrgetter(*_NAMES)
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,9 +40,10 @@ class StoreError(ValueError):
     """A folder that cannot be used: it is missing, holds something else, or was written by another version."""
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write `value` atomically: a temporary name in the same folder, flushed to the disk, renamed."""
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+def write_json(path: Path, value: Any, *, is_kept: bool = True) -> None:
+    """Write `value` atomically: a temporary name in the same folder, flushed to the disk (not where it need not be kept through
+    a crash of the machine), renamed."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n", is_kept=is_kept)
 
 
 def write_lines(path: Path, records: Iterable[Row | Item]) -> None:
@@ -50,14 +51,15 @@ def write_lines(path: Path, records: Iterable[Row | Item]) -> None:
     write_text(path, "".join(f"{_line(record.as_dict())}\n" for record in records))
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str, *, is_kept: bool = True) -> None:
     """Write `text` atomically, as `write_json` does."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         with open(temporary, "w", encoding="utf-8") as f:
             f.write(text)
             f.flush()
-            os.fsync(f.fileno())
+            if is_kept:
+                os.fsync(f.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -182,7 +184,12 @@ class RunFolder:
 
     def attempts(self) -> list[dict[str, Any]]:
         """The attempts so far, oldest first: each with owner, started, ended, outcome, message."""
-        return [read_json(p) for p in sorted((self.path / "attempts").glob("[0-9]*.json"))]
+        folder = self.path / "attempts"
+        try:
+            names = os.listdir(folder)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        return [read_json(folder / name) for name in sorted(names) if name[0].isdecimal() and name.endswith(".json")]
 
     def mark_done(self, status: str, facts: dict[str, Any]) -> None:
         """Write done.json, last of all."""
@@ -289,8 +296,9 @@ class StudyFolder:
 
     def planned(self) -> Iterator[tuple[dict[str, Any], RunFolder]]:
         """The plan's entries (cell, arm, seed, fingerprint, …) with their folders."""
+        runs = self.path / "runs"
         for entry in self.study()["plan"]:
-            yield entry, self.run(entry["fingerprint"])
+            yield entry, RunFolder(runs / entry["fingerprint"])
 
     def find(self, name: str) -> RunFolder:
         """The run whose fingerprint starts with `name`, or that is called `cell/arm/seed`.
@@ -376,7 +384,7 @@ def _view_all(connection: Any, runs: list[RunFolder]) -> None:
 
 def _view(connection: Any, cached: list[RunFolder]) -> None:
     # `read` has every column; a cache of an older version may lack some.
-    files = ", ".join(_quoted(run.path / "rows.parquet") for run in cached)
+    files = ", ".join(quoted(run.path / "rows.parquet") for run in cached)
     whole = f" UNION ALL BY NAME SELECT * FROM read_parquet([{files}], hive_partitioning=false, union_by_name=true)"
     connection.execute(f"CREATE OR REPLACE VIEW measured AS SELECT * FROM read{whole if cached else ''}")
 
@@ -386,7 +394,7 @@ def _is_mended(connection: Any, run: RunFolder) -> bool:
     import duckdb
 
     cache = run.path / "rows.parquet"
-    check = f"SELECT count(*) FROM read_parquet({_quoted(cache)}, hive_partitioning=false)"
+    check = f"SELECT count(*) FROM read_parquet({quoted(cache)}, hive_partitioning=false)"
     for mend in (lambda: None, lambda: _write_cache(connection, run)):
         with suppress(OSError, duckdb.Error):
             mend()
@@ -417,7 +425,7 @@ def _lines(run: RunFolder) -> str:
     # A line that a killed worker left half-written is skipped; its owner takes it back on resume. So is what is no row.
     # A folder called `lr=1` is a name, not a column.
     return (
-        f"(SELECT * FROM read_json({_quoted(run.rows_path)}, format='newline_delimited', ignore_errors=true, "
+        f"(SELECT * FROM read_json({quoted(run.rows_path)}, format='newline_delimited', ignore_errors=true, "
         f"hive_partitioning=false, columns={{{types}}}) WHERE run IS NOT NULL AND metric IS NOT NULL AND value IS NOT NULL)"
     )
 
@@ -426,13 +434,14 @@ def _write_cache(connection: Any, run: RunFolder) -> None:
     cache = run.path / "rows.parquet"
     temporary = cache.with_name(f".{cache.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
-        connection.execute(f"COPY {_lines(run)} TO {_quoted(temporary)} (FORMAT parquet)")
+        connection.execute(f"COPY {_lines(run)} TO {quoted(temporary)} (FORMAT parquet)")
         os.replace(temporary, cache)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _quoted(path: Path) -> str:
+def quoted(path: Path) -> str:
+    """A path as SQL reads it."""
     return "'" + str(path).replace("'", "''") + "'"
 
 
@@ -448,8 +457,8 @@ def _check_keys(path: Path, value: Any, kinds: dict[str, type]) -> None:
         raise StoreError(f"{path}: missing, or of another kind: {', '.join(missing)}; was it edited?")
 
 
-def _line(value: dict[str, Any]) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+# Made once: `json.dumps` makes one a call, and a stack of runs writes a thousand lines a step.
+_line = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 def _is_half_study(path: Path) -> bool:

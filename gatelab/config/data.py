@@ -13,12 +13,14 @@ class BigramBackcopy(Config):
     Tokens 0 … vocab_size − 1 with Zipf marginal and bigram rows ~ Dirichlet(30·marginal + 0.02), and BOS = vocab_size
     at position 0. The `n_triggers` most frequent tokens are triggers: after one, the token before it comes again.
     `process_seed` draws the bigram table, which is the same for all runs of a cell; a run's seed draws its sequences.
+    Without `bos` position 0 holds an ordinary token, never a trigger; the id of BOS stays, unused, so that shapes are equal.
     """
 
     kind: Literal["bigram-backcopy"] = "bigram-backcopy"
     vocab_size: Annotated[int, Field(ge=8, le=4096)] = 64
     n_triggers: Annotated[int, Field(ge=0)] = 3
     process_seed: Annotated[int, Field(ge=0)] = 0
+    bos: bool = True
 
 
 class Text(Config):

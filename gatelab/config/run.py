@@ -89,7 +89,8 @@ class ProbeConfig(Config):
 
     `skip_queries` leaves the first queries out of the means over queries (position 0 is always left out of the
     first-token mass); `thresholds` are those of the sink rate. `watch`: besides, the first-token mass of the training batch
-    itself by layer and head, at every so many steps (1: all; 0: never), of causal layers without a window.
+    itself by layer and head, at every so many steps (1: all; 0: never), of causal layers without a window. `every`: steps
+    between those whose loss, gradient norm and rate are kept; the last is, whatever it is.
     """
 
     times: Annotated[int, Field(ge=1, le=1000)] = 4
@@ -98,6 +99,7 @@ class ProbeConfig(Config):
     skip_queries: Annotated[int, Field(ge=1)] = 1
     thresholds: tuple[Share, ...] = (0.1, 0.3, 0.5)
     watch: Annotated[int, Field(ge=0)] = 0
+    every: Annotated[int, Field(ge=1)] = 1
 
 
 class Run(Config):

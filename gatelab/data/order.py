@@ -5,6 +5,7 @@ may change between versions of NumPy, and a run must not.
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -26,9 +27,22 @@ def uniform_rows(seed: int, purpose: int, first: int, n_rows: int, n_columns: in
 
     Row r is the same whichever call asks for it as its `first + i`.
     """
+    return uniform_rows_of([seed], purpose, first, n_rows, n_columns)
+
+
+def uniform_rows_of(seeds: Sequence[int], purpose: int, first: int, n_rows: int, n_columns: int) -> np.ndarray:
+    """`uniform_rows` of each seed, the rows of one after those of the other."""
     blocks = -(-n_columns // 4)
-    words = philox(seed, purpose, (first * blocks, n_columns)).random_raw(n_rows * blocks * 4)
-    return (words.reshape(n_rows, -1)[:, :n_columns] >> np.uint64(32)) * 2.0**-32
+    words = np.empty((len(seeds), n_rows * blocks * 4), np.uint64)
+    # One generator put to each place in turn: making one takes longer than a few sequences' words.
+    generator = philox(0, purpose, (first * blocks, n_columns))
+    state = generator.state
+    for seed, row in zip(seeds, words, strict=True):
+        state["state"]["key"][0] = seed % 2**64
+        generator.state = state
+        row[:] = generator.random_raw(len(row))
+    words >>= np.uint64(32)
+    return words.reshape(len(seeds) * n_rows, -1)[:, :n_columns] * 2.0**-32
 
 
 def permuted(index: np.ndarray, n: int, keys: np.ndarray) -> np.ndarray:

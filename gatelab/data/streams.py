@@ -1,23 +1,29 @@
 """Bigram-Backcopy: an unlimited stream in which softmax attention is known to form a sink (arXiv 2410.13835).
 
-Notable: sampling is inverse-CDF over the batch, one `searchsorted` a position; the exact expected loss of the process
-is computed, not estimated, so excess loss can be plotted.
+Notable: sampling is inverse-CDF over the batch, position by position. A table of equal parts of [0, 1) says what is drawn
+wherever a part lies within one token's share; only the few numbers in other parts are searched for. The exact expected
+loss of the process is computed, not estimated, so excess loss can be plotted.
 """
+
+from functools import cached_property
 
 import numpy as np
 
 from gatelab.config import BigramBackcopy
 
 from .batch import Batch, DataError
-from .order import HELDOUT, TABLE, TRAIN, philox, uniform_rows
+from .order import HELDOUT, TABLE, TRAIN, philox, uniform_rows, uniform_rows_of
 
-BIGRAM, BACKCOPY = range(2)
+# Entries of the table of draws: a megabyte stays in a core's cache. More parts than these leave no fewer searches worth it.
+_ENTRIES, _MOST_BITS = 2**19, 12
+# Sequences from which on it is used.
+_MANY = 256
 
 
 class BigramBackcopySource:
     """The process: BOS; one token from the marginal without triggers; then, after a trigger, the token before it
     again, and after any other token a draw from its bigram row. Tokens are numbered by rank, so the triggers are
-    0 … n_triggers − 1, and BOS = vocab_size of the process is the last id.
+    0 … n_triggers − 1, and BOS = vocab_size of the process is the last id. Without `bos` the token after it comes first.
 
     A trigger never follows a trigger: what a trigger copies is the token before it, and the first token is none.
 
@@ -26,7 +32,7 @@ class BigramBackcopySource:
     """
 
     digest = ""
-    domains = ("bigram", "backcopy")
+    domains = ("bigram", "backcopy")  # 0 and 1: whether the query is a trigger
     bytes_per_token = None
     n_train_tokens = None
     n_heldout_tokens = None
@@ -38,11 +44,12 @@ class BigramBackcopySource:
                 f"data.n_triggers={n_triggers} of data.vocab_size={V} tokens: the first token of a sequence is no "
                 f"trigger, so at most {V - 1} can be triggers"
             )
-        self.bos_id = V
+        self.bos_id = V if config.bos else None
         self.vocab_size = V + 1
         self.n_triggers = n_triggers
+        self._start = V
         self.description = (
-            f"Bigram-Backcopy, an unlimited stream: {V} tokens and BOS, {n_triggers} triggers, "
+            f"Bigram-Backcopy, an unlimited stream: {V} tokens and {'BOS' if config.bos else 'no BOS'}, {n_triggers} triggers, "
             f"process seed {config.process_seed}"
         )
         marginal = 1 / np.arange(1, V + 1)
@@ -63,11 +70,10 @@ class BigramBackcopySource:
         return self.train_batches([seed], step, batch_size, seq_len)
 
     def train_batches(self, seeds: list[int], step: int, batch_size: int, seq_len: int) -> Batch:
-        rows = [uniform_rows(seed, TRAIN, step * batch_size, batch_size, seq_len) for seed in seeds]
-        return self._batch(np.concatenate(rows))
+        return self._batch(uniform_rows_of(seeds, TRAIN, step * batch_size, batch_size, self._n_draws(seq_len)))
 
     def heldout_batch(self, index: int, batch_size: int, seq_len: int) -> Batch:
-        return self._batch(uniform_rows(0, HELDOUT, index * batch_size, batch_size, seq_len))
+        return self._batch(uniform_rows(0, HELDOUT, index * batch_size, batch_size, self._n_draws(seq_len)))
 
     def heldout_sequences(self, seq_len: int) -> None:
         return None
@@ -75,10 +81,10 @@ class BigramBackcopySource:
     def oracle_loss(self, seq_len: int | None = None) -> dict[str, float]:
         """Expected loss in nats a token, by domain, of a model that knows the process.
 
-        Exact: the mean over all queries of the domain in sequences of `seq_len` (the draw after BOS is one of the
-        bigram domain), or without `seq_len` the limit for long sequences. What a trigger copies is certain: 0.
+        Exact: the mean over all queries of the domain in sequences of `seq_len` (the draw after BOS, where there is one, is of
+        the bigram domain), or without `seq_len` the limit for long sequences. What a trigger copies is certain: 0.
         """
-        V, n = self.bos_id, self.n_triggers
+        V, n = self._start, self.n_triggers
         cdf = self._cdf.reshape(V + 1, V) - np.arange(V + 1)[:, None]
         p = np.diff(cdf, axis=1, prepend=0)
         entropy = -np.sum(p * np.log(np.where(p > 0, p, 1)), axis=1)
@@ -92,24 +98,67 @@ class BigramBackcopySource:
             visits = np.linalg.lstsq(system, np.eye(V - n + 1)[-1], rcond=None)[0]
             return {"bigram": float(visits @ entropy), "backcopy": 0.0}
         before, now = np.zeros_like(first), first
-        loss, count = entropy_first, 1.0
-        for _ in range(seq_len - 1):
+        loss, count = (entropy_first, 1.0) if self.bos_id is not None else (0.0, 0.0)
+        for _ in range(self._n_draws(seq_len) - 1):
             loss, count = loss + now @ entropy, count + now.sum()
             before, now = now, now @ onward + before * back
         return {"bigram": float(loss / count), "backcopy": 0.0}
 
+    def _n_draws(self, seq_len: int) -> int:
+        """Draws that inputs and targets of a sequence take: without BOS one more."""
+        return seq_len + (self.bos_id is None)
+
     def _batch(self, uniform_BT: np.ndarray) -> Batch:
-        B, T = uniform_BT.shape
-        V = self.bos_id
-        tokens = np.empty((T + 1, B), np.int64)  # position first: each step reads and writes whole rows
+        """The sequences that uniform numbers draw, one a target and without BOS one more before."""
+        # Position first: each step reads and writes whole rows.
+        uniform_TB = np.ascontiguousarray(uniform_BT.T)
+        tokens = (self._looked_up if len(uniform_BT) >= _MANY else self._searched)(uniform_TB)
+        said = tokens if self.bos_id is not None else tokens[1:]
+        inputs_BT = np.ascontiguousarray(said[:-1].T)
+        return Batch(
+            inputs_BT=inputs_BT,
+            targets_BT=np.ascontiguousarray(said[1:].T),
+            domain_BT=(inputs_BT < self.n_triggers).astype(np.int8),
+        )
+
+    def _searched(self, uniform_TB: np.ndarray) -> np.ndarray:
+        """The tokens of sequences, BOS included, [T + 1, B]; every draw a search."""
+        V = self._start
+        tokens = np.empty((len(uniform_TB) + 1, uniform_TB.shape[1]), np.int64)
         tokens[0] = V
-        for t, u_B in enumerate(uniform_BT.T):
+        for t, u_B in enumerate(uniform_TB):
             current = tokens[t]
             drawn = np.searchsorted(self._cdf, current + u_B, side="right") - current * V
             tokens[t + 1] = np.where(current < self.n_triggers, tokens[t - 1], drawn) if t else drawn
-        inputs_BT = np.ascontiguousarray(tokens[:-1].T)
-        return Batch(
-            inputs_BT=inputs_BT,
-            targets_BT=np.ascontiguousarray(tokens[1:].T),
-            domain_BT=np.where(inputs_BT < self.n_triggers, BACKCOPY, BIGRAM).astype(np.int8),
+        return tokens
+
+    def _looked_up(self, uniform_TB: np.ndarray) -> np.ndarray:
+        """The same tokens, by the table of draws, which pays off for many sequences."""
+        V, (bits, sure) = self._start, self._sure
+        tokens = np.empty((len(uniform_TB) + 1, uniform_TB.shape[1]), np.int64)
+        tokens[0] = V
+        parts = (uniform_TB * (1 << bits)).astype(np.int64)
+        for t, part_B in enumerate(parts):
+            part_B += tokens[t] << bits
+            tokens[t + 1] = drawn = sure.take(part_B, mode="wrap")  # which asks for no check
+            left = np.flatnonzero(drawn < 0)
+            before = tokens[t, left]
+            again = before < self.n_triggers
+            copied, searched, before = left[again], left[~again], before[~again]
+            tokens[t + 1, searched] = np.searchsorted(self._cdf, before + uniform_TB[t, searched], "right") - before * V
+            if t:
+                tokens[t + 1, copied] = tokens[t - 1, copied]
+        return tokens
+
+    @cached_property
+    def _sure(self) -> tuple[int, np.ndarray]:
+        """A number of bits k, and int16 [(V + 1)·2ᵏ]: the token after i at any u of the p-th of 2ᵏ equal parts, at i·2ᵏ + p;
+        −1 where the part holds more than one, and after every trigger."""
+        V = self._start
+        bits = min(_MOST_BITS, (_ENTRIES // (V + 1)).bit_length() - 1)
+        before, part = np.divmod(np.arange((V + 1) << bits), 1 << bits)
+        first, last = (
+            np.searchsorted(self._cdf, before + u, side="right") - before * V
+            for u in (part * 2.0**-bits, (part + 1) * 2.0**-bits - 2.0**-32)
         )
+        return bits, np.where((first == last) & (before >= self.n_triggers), first, -1).astype(np.int16)

@@ -82,8 +82,8 @@ class Recorder:
         if len(runs) == 1 or not self.n_layers_seen:
             return [self.rows(run, step) for run in runs]
         fetch(self.probes)
-        by_probe = [probe.divided(len(runs)) for probe in self.probes]
-        return [[row for parts in by_probe for row in parts[m].rows(run, step)] for m, run in enumerate(runs)]
+        by_probe = [probe.rows_of(runs, step) for probe in self.probes]
+        return [[row for rows_M in by_probe for row in rows_M[m]] for m in range(len(runs))]
 
 
 @contextmanager

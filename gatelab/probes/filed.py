@@ -57,9 +57,10 @@ def fetched(tensors: list[Tensor]) -> Iterator[Tensor]:
     return iter([here[id(t)] for t in tensors])
 
 
-def by_layer(filed: dict[Filed, list[Tensor]]) -> dict[Filed, np.ndarray]:
-    """What is filed on the host under each name, [L, B, N] of its L layers; not-a-number where a part has fewer than N. What a
-    layer has under several names that differ in the layers beside it comes under one of its own."""
+def by_layer(filed: dict[Filed, list[Tensor]], n_models: int = 1) -> dict[Filed, np.ndarray]:
+    """What is filed on the host under each name, [L, M, B, N] of its L layers and M stacked models, which have equal parts of
+    every batch; not-a-number where a part has fewer than N. What a layer has under several names that differ in the layers
+    beside it comes under one of its own."""
     layers: dict[Filed, list[int | None]] = defaultdict(list)
     for name in filed:
         layers[name._replace(layers=())] += name.layers
@@ -67,42 +68,42 @@ def by_layer(filed: dict[Filed, list[Tensor]]) -> dict[Filed, np.ndarray]:
     found: dict[Filed, list[np.ndarray]] = defaultdict(list)
     for name, parts in filed.items():
         for part in parts:
-            value_LBN = part.numpy().reshape(len(name.layers), -1, part.shape[1])
+            value_LMBN = part.numpy().reshape(len(name.layers), n_models, -1, part.shape[1])
             if is_mixed[name._replace(layers=())]:
                 for i, layer in enumerate(name.layers):
-                    found[name._replace(layers=(layer,))].append(value_LBN[i : i + 1])
+                    found[name._replace(layers=(layer,))].append(value_LMBN[i : i + 1])
             else:
-                found[name].append(value_LBN)
+                found[name].append(value_LMBN)
     return {name: _joined(parts) for name, parts in found.items()}
 
 
 def _joined(parts: list[np.ndarray]) -> np.ndarray:
     if len(parts) == 1:
         return parts[0]
-    width = max(part.shape[2] for part in parts)
-    return np.concatenate(
-        [np.pad(p, ((0, 0), (0, 0), (0, width - p.shape[2])), constant_values=np.nan) for p in parts], axis=1
-    )
+    width = max(part.shape[3] for part in parts)
+    if any(part.shape[3] < width for part in parts):
+        parts = [np.pad(p, ((0, 0), (0, 0), (0, 0), (0, width - p.shape[3])), constant_values=np.nan) for p in parts]
+    return np.concatenate(parts, axis=2)
 
 
-def means_of(found: dict[Filed, np.ndarray]) -> Iterator[tuple[list[float | None], list[list[float]]]]:
-    """Of each name in order and of each of its layers: the mean over sequences of the head's mean or maximum (None where there
+def means_of(found: dict[Filed, np.ndarray]) -> Iterator[tuple[list[list[float | None]], list[list[list[float]]]]]:
+    """Of each name in order, by layer and model: the mean over sequences of the head's mean or maximum (None where there
     is neither), and the means over sequences by place; names of one shape together, since a model has thousands."""
     alike = defaultdict(list)
-    for name, value_LBN in found.items():
-        alike[value_LBN.shape, name.reduce, name.above is None].append(name)
-    means: dict[Filed, tuple[list[float | None], list[list[float]]]] = {}
-    for ((L, *_), reduce, is_value), names in alike.items():
-        value_MLBN = np.stack([found[name] for name in names])
+    for name, value_LMBN in found.items():
+        alike[value_LMBN.shape, name.reduce, name.above is None].append(name)
+    means: dict[Filed, tuple[list[list[float | None]], list[list[list[float]]]]] = {}
+    for ((L, M, *_), reduce, is_value), names in alike.items():
+        value_ALMBN = np.stack([found[name] for name in names])
         if not is_value:
-            above_M111 = np.array([name.above for name in names])[:, None, None, None]
-            value_MLBN = np.where(np.isnan(value_MLBN), np.nan, value_MLBN > above_M111)
-        by_place_MLN = _mean(value_MLBN, 2).tolist()
-        whole_ML = [[None] * L] * len(names)
+            above_A1111 = np.array([name.above for name in names])[:, None, None, None, None]
+            value_ALMBN = np.where(np.isnan(value_ALMBN), np.nan, value_ALMBN > above_A1111)
+        by_place_ALMN = _mean(value_ALMBN, 3).tolist()
+        whole_ALM = [[[None] * M] * L] * len(names)
         if reduce is not None:
-            whole_MLB = _mean(value_MLBN, 3) if reduce == "mean" else value_MLBN.max(axis=3)
-            whole_ML = _mean(whole_MLB, 2).tolist()
-        means |= zip(names, zip(whole_ML, by_place_MLN, strict=True), strict=True)
+            whole_ALMB = _mean(value_ALMBN, 4) if reduce == "mean" else value_ALMBN.max(axis=4)
+            whole_ALM = _mean(whole_ALMB, 3).tolist()
+        means |= zip(names, zip(whole_ALM, by_place_ALMN, strict=True), strict=True)
     return (means[name] for name in found)
 
 

@@ -45,16 +45,16 @@ class GateVariance(Probe):
                 tokens_BT = None if view.tokens_BS is None else view.tokens_BS.cpu()
                 self._seen[key].append((mean_BTH, position_T.expand(mean_BTH.shape[:2]), tokens_BT))
 
-    def divided(self, n: int) -> list[Probe]:
-        """With the scores that are kept."""
-        out = super().divided(n)
+    def rows_of(self, runs: list[str], step: int) -> list[list[Row]]:
+        """`rows` of each run, of the scores that are kept of it."""
+        parts = [type(self)(self.config, self.domains) for _ in runs]
+        n = len(parts)
         for key, seen in self._seen.items():
             for mean_BTH, position_BT, tokens_BT in seen:
                 tokens = [None] * n if tokens_BT is None else tokens_BT.chunk(n)
-                parts = zip(out, mean_BTH.chunk(n), position_BT.chunk(n), tokens, strict=True)
-                for probe, *own in parts:
-                    probe._seen[key].append(tuple(own))
-        return out
+                for part, *own in zip(parts, mean_BTH.chunk(n), position_BT.chunk(n), tokens, strict=True):
+                    part._seen[key].append(tuple(own))
+        return [part.rows(run, step) for part, run in zip(parts, runs, strict=True)]
 
     def rows(self, run: str, step: int) -> list[Row]:
         """Heads' and layers' shares, and the model's."""

@@ -8,8 +8,7 @@ gathered of them adds up, so that a probe sees no difference.
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import ClassVar, TypeVar
 
@@ -22,8 +21,8 @@ from ..record import COORDINATES, Row
 from .filed import Filed, by_layer, fetched, filed_as, means_of
 from .residual import ResidualView
 
-# What tells rows of one run and one metric apart, but for the layer.
-_OTHER_COORDINATES = attrgetter(*(name for name in COORDINATES if name != "layer"))
+# What tells rows of one run and one metric apart, but for the layer, which is a row's first coordinate.
+_OTHER_COORDINATES = attrgetter(*COORDINATES[1:])
 AnyStatistic = TypeVar("AnyStatistic", bound=Statistic)
 
 
@@ -203,44 +202,38 @@ class Probe(ABC):
     def finish(self) -> None:  # noqa: B027
         """Called before rows are made, to file what waited for all layers."""
 
-    def divided(self, n: int) -> list["Probe"]:
-        """What was filed of each n-th of the batches, as n probes."""
-        fetch([self])
-        out = [type(self)(self.config, self.domains) for _ in range(n)]
-        for name in ("_many", "_places"):
-            for key, parts in getattr(self, name).items():
-                for part in parts:
-                    for probe, own in zip(out, part.chunk(n), strict=True):
-                        getattr(probe, name)[key].append(own)
-        return out
-
     @abstractmethod
     def summaries(self, rows: list[Row]) -> list[Row]:
         """Model-level rows from the layer rows, which are those of no head."""
 
     def rows(self, run: str, step: int) -> list[Row]:
         """All rows: heads, layers, model."""
+        return self.rows_of([run], step)[0]
+
+    def rows_of(self, runs: list[str], step: int) -> list[list[Row]]:
+        """`rows` of each run of a stacked model: of M runs the first has the first M-th of every batch, and so on."""
         fetch([self])
-        rows, row = [], partial(Row, run, step, self.name)
-        many = by_layer(self._many)
-        for name, (wholes, means) in zip(many, means_of(many), strict=True):
+        M, rows_M = len(runs), [[] for _ in runs]
+        many = by_layer(self._many, M)
+        for name, (whole_LM, mean_LMN) in zip(many, means_of(many), strict=True):
             metric, unit = name.metric, self.metrics[name.metric]
-            for layer, whole, mean_N in zip(name.layers, wholes, means, strict=True):
+            for layer, whole_M, mean_MN in zip(name.layers, whole_LM, mean_LMN, strict=True):
                 at = {"layer": layer, **dict(name.key)}
-                if whole is not None and whole == whole:  # else no sequence had a number
-                    rows.append(row(metric, whole, unit, **at))
-                for i, mean in enumerate(mean_N if name.axis is not None else ()):
-                    if mean == mean:
-                        at[name.axis] = i
-                        rows.append(row(metric, mean, unit, **at))
-        for name, place_LBN in by_layer(self._places).items():
+                for run, rows, whole, mean_N in zip(runs, rows_M, whole_M, mean_MN, strict=True):
+                    if whole is not None and whole == whole:  # else no sequence had a number
+                        rows.append(Row(run, step, self.name, metric, whole, unit, **at))
+                    for i, mean in enumerate(mean_N if name.axis is not None else ()):
+                        if mean == mean:
+                            rows.append(Row(run, step, self.name, metric, mean, unit, **at, **{name.axis: i}))
+        for name, place_LMBN in by_layer(self._places, M).items():
             metric, unit, (coordinate, most) = name.metric, self.metrics[name.metric], self.places[name.metric]
-            for layer, place_NB in zip(name.layers, place_LBN.astype(int).swapaxes(1, 2).tolist(), strict=True):
-                for i, place_B in enumerate(place_NB):
-                    at = dict(name.key) | {"layer": layer} | ({} if name.axis is None else {name.axis: i})
-                    for place, share in _most_frequent(place_B, most):
-                        rows.append(row(metric, share, unit, **at, **{coordinate: place}))
-        return self.summaries([row for row in rows if row.head is None]) + rows
+            for layer, place_MNB in zip(name.layers, place_LMBN.astype(int).swapaxes(2, 3).tolist(), strict=True):
+                for run, rows, place_NB in zip(runs, rows_M, place_MNB, strict=True):
+                    for i, place_B in enumerate(place_NB):
+                        at = dict(name.key) | {"layer": layer} | ({} if name.axis is None else {name.axis: i})
+                        for place, share in _most_frequent(place_B, most):
+                            rows.append(Row(run, step, self.name, metric, share, unit, **at, **{coordinate: place}))
+        return [self.summaries([row for row in rows if row.head is None]) + rows for rows in rows_M]
 
 
 def fetch(probes: Iterable[Probe]) -> None:
@@ -297,7 +290,8 @@ def over_layers(rows: list[Row], metrics: Collection[str], reduce: str = "mean")
             groups[row.metric][_OTHER_COORDINATES(row)].append(row)
     reducer = {"mean": lambda values: sum(values) / len(values), "max": max}[reduce]
     return [
-        replace(own[0], layer=None, value=reducer([row.value for row in own]))
-        for by_place in groups.values()
-        for own in by_place.values()
+        Row(run, step, source, metric, reducer([row.value for row in own]), own[0].unit, None, *place)
+        for metric, by_place in groups.items()
+        for place, own in by_place.items()
+        for run, step, source in [(own[0].run, own[0].step, own[0].source)]
     ]

@@ -9,7 +9,8 @@ import math
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,14 +19,18 @@ from ..config import Execution, Run, fingerprint, validate
 from ..record import Row, Step
 from ..store import Appender, RunFolder, write_json, write_lines
 from . import ledger
-from .checkpoints import CHECKPOINT, WEIGHTS, Checkpoints
+from .checkpoints import CHECKPOINT, WEIGHTS, Checkpoints, remove
 from .git import git_state
 
 if TYPE_CHECKING:
-    from ..train.group import Group
+    from ..train.group import Group, Member
 
 _PACKAGES = ("gatelab", "torch", "numpy", "pydantic", "safetensors", "tokenizers", "triton")
 _PROGRESS_S = 1.0
+# Telling progress takes at most this share of the time.
+_PROGRESS_SHARE = 0.02
+# Runs whose files are written at once.
+_AT_ONCE = 16
 
 
 def carry_out(runs: list[RunFolder], execution: Execution, *, should_stop: Callable[[], bool]) -> None:
@@ -51,17 +56,27 @@ def carry_out(runs: list[RunFolder], execution: Execution, *, should_stop: Calla
         _accompany(group, train(group), checkpoints, should_stop)
         return
     checkpoints.tidy()
-    for folder in runs:
+    facts = environment(group.facts())
+
+    def begin(folder: RunFolder) -> None:
         if group.step:
             ledger.note_resume(folder, group.step)
         _sweep(folder)
-        write_json(folder.path / "environment.json", environment(group.facts()))
+        write_json(folder.path / "environment.json", facts)
+
+    _each(begin, runs)
     writers = [_Writer(folder, offset) for folder, offset in zip(runs, offsets, strict=True)]
     try:
         _follow(group, train(group), runs, writers, checkpoints, should_stop)
     finally:
-        for writer in writers:
-            writer.close()
+        _each(_Writer.close, writers)
+
+
+def _each(do: Callable[..., Any], *of: Iterable[Any]) -> None:
+    """A call for each run of a group, several at once: what takes long in them is waiting for the disk, which then waits for
+    many files together. The first that fails is raised when all have ended."""
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        list(pool.map(do, *of))
 
 
 class _Writer:
@@ -73,8 +88,10 @@ class _Writer:
         self.clock = Appender(clock, clock.stat().st_size if clock.exists() else 0)
 
     def close(self) -> None:
-        self.rows.close()
-        self.clock.close()
+        try:
+            self.rows.close()
+        finally:
+            self.clock.close()
 
 
 def _accompany(
@@ -119,7 +136,7 @@ def _follow(
 ) -> None:
     visits = _visits(group)
     started = saved = shown = time.monotonic()
-    first = group.step
+    first, pause = group.step, _PROGRESS_S
     if group.step == 0 and 0 in visits:
         _visit(group, runs, writers)
     last_clock = time.monotonic()
@@ -128,10 +145,11 @@ def _follow(
         if step.step in visits:
             _visit(group, runs, writers)
         now = time.monotonic()
-        if now - shown >= _PROGRESS_S or step.step in (first + 1, group.run.train.steps):
+        if now - shown >= pause or step.step in (first + 1, group.run.train.steps):
             seconds = (now - last_clock) / max(1, step.step - first)
             _show_progress(step, group, runs, writers, now - started, first, seconds)
-            shown = now
+            shown = time.monotonic()
+            pause = max(_PROGRESS_S, (shown - now) / _PROGRESS_SHARE)
         is_due = now - saved >= group.execution.checkpoint_s
         stopping, saving = group.ranks.any_say([should_stop(), is_due], group.device)
         if stopping or saving:
@@ -142,7 +160,7 @@ def _follow(
             return
     checkpoints.finish()
     with group.whole():
-        _finish(group, runs, writers, checkpoints, time.monotonic() - started)
+        _finish(group, runs, writers, time.monotonic() - started)
 
 
 def _visit(group: "Group", runs: list[RunFolder], writers: list[_Writer]) -> None:
@@ -158,11 +176,13 @@ def _visit(group: "Group", runs: list[RunFolder], writers: list[_Writer]) -> Non
 
 
 def _write_step(step: Step, group: "Group", runs: list[RunFolder], writers: list[_Writer]) -> None:
+    is_due = step.step % group.run.probe.every == 0 or step.step == group.run.train.steps
     for i, (folder, writer) in enumerate(zip(runs, writers, strict=True)):
         if math.isnan(step.loss[i]) and not step.diverged[i]:
             continue  # this run stopped at an earlier step
-        values = (("loss", step.loss[i], "nats"), ("grad_norm", step.grad_norm[i], "1"), ("lr", step.lr[i], "1"))
-        writer.rows.write(Row(folder.fingerprint, step.step, "train", m, v, unit) for m, v, unit in values)
+        if is_due or step.diverged[i]:
+            values = (("loss", step.loss[i], "nats"), ("grad_norm", step.grad_norm[i], "1"), ("lr", step.lr[i], "1"))
+            writer.rows.write(Row(folder.fingerprint, step.step, "train", m, v, unit) for m, v, unit in values)
         if step.first_mass is not None:
             writer.rows.write(_watched(folder.fingerprint, step.step, step.first_mass[i], group.members[i].run))
         if step.diverged[i]:
@@ -225,26 +245,26 @@ def _show_progress(
 ) -> None:
     facts = {"step": step.step, "steps": group.run.train.steps, "seconds": elapsed, "first_step": first}
     for i, (folder, writer) in enumerate(zip(runs, writers, strict=True)):
-        write_json(folder.path / "progress.json", facts | {"loss": str(step.loss[i])})
+        write_json(folder.path / "progress.json", facts | {"loss": str(step.loss[i])}, is_kept=False)
         writer.clock.write([{"step": step.step, "unix": time.time(), "mean_step_s": seconds}])
 
 
 def _sweep(folder: RunFolder) -> None:
-    """Remove what a writer that was killed in the middle of a file left behind."""
+    """Remove what a writer that was killed in the middle of a file left behind, and a cache of rows that are now written anew,
+    which might look newer than they."""
+    (folder.path / "rows.parquet").unlink(missing_ok=True)
     for name in (CHECKPOINT, WEIGHTS, "environment.json", "progress.json", "items.jsonl", "done.json"):
         for temporary in folder.path.glob(f".{name}.*.tmp"):
             temporary.unlink(missing_ok=True)
 
 
-def _finish(
-    group: "Group", runs: list[RunFolder], writers: list[_Writer], checkpoints: Checkpoints, seconds: float
-) -> None:
+def _finish(group: "Group", runs: list[RunFolder], writers: list[_Writer], seconds: float) -> None:
     import numpy as np
 
     from ..train.checkpoint import write_tensors
     from ..train.spikes import spikes_above_median, spikes_by_mad
 
-    for folder, member, writer in zip(runs, group.members, writers, strict=True):
+    def finish(folder: RunFolder, member: "Member", writer: _Writer, weights: dict[str, Any]) -> None:
         losses = np.asarray(member.losses)
         last = int(np.isfinite(losses).sum())
         rules = ((0.1, spikes_above_median(losses)), (7.0, spikes_by_mad(losses)))
@@ -252,11 +272,13 @@ def _finish(
             Row(folder.fingerprint, last, "train", "loss_spikes", n, "count", threshold=t) for t, n in rules
         )
         writer.rows.flush()
-        weights = dict(member.model.named_parameters())
         write_tensors(folder.path / WEIGHTS, weights, {"step": last, "fingerprint": folder.fingerprint})
         status = "done" if member.alive else "diverged"
         folder.mark_done(status, {"steps": last, "seconds": round(seconds, 2)})
-        checkpoints.remove(folder)
+        remove(folder)
+
+    weights = [dict(member.model.named_parameters()) for member in group.members]
+    _each(finish, runs, group.members, writers, weights)
 
 
 def _check_fingerprint(folder: RunFolder, run: Run, data_digest: str) -> None:

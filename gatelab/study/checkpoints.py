@@ -2,6 +2,7 @@
 that all ranks write. Either is read on any mesh. torch is imported inside, so that the study layer stays light.
 """
 
+from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,17 +89,16 @@ class Checkpoints:
         if self._saving is not None:
             self._saving.finish()
 
-    def remove(self, run: RunFolder) -> None:
-        """The final weights stand in for it; a checkpoint is three times their size."""
-        (run.path / CHECKPOINT).unlink(missing_ok=True)
-        folders.clear(run.path)
-
     def _write(self, offsets: list[int]) -> None:
         from ..train.checkpoint import write_tensors
 
         tensors, state = self._group.state()
+        of_run: dict[str, dict[str, Any]] = defaultdict(dict)
+        for name, tensor in tensors.items():
+            number, _, own_name = name.partition(".")
+            of_run[number][own_name] = tensor
         for i, (run, offset) in enumerate(zip(self._runs, offsets, strict=True)):
-            own = {n.partition(".")[2]: t for n, t in tensors.items() if n.startswith(f"{i}.")}
+            own = of_run[str(i)]
             mine = {"step": state["step"], "alive": state["alive"][i], "offset": offset}
             write_tensors(run.path / CHECKPOINT, own, mine)
             folders.clear(run.path)  # of a mesh, from before
@@ -119,6 +119,12 @@ class Checkpoints:
         load(run.path, step, group.tensors_of(member) | {"losses": losses}, saving)
         member.losses = losses.tolist()
         return read_state(run.path, step)
+
+
+def remove(run: RunFolder) -> None:
+    """Of a run that is done: the final weights stand in for its checkpoint, which is three times their size."""
+    (run.path / CHECKPOINT).unlink(missing_ok=True)
+    folders.clear(run.path)
 
 
 def _of_file(path: Path, group: "Group") -> tuple[dict[str, Any], dict[str, Any]] | None:

@@ -106,13 +106,16 @@ def is_live(run: RunFolder, attempt: Attempt) -> bool:
     if (attempt.host, attempt.machine) == _here():
         return attempt.process == process_start(attempt.pid)
     # Also a beat from the future is none: the file system's clock went back, and a living owner beats again by it.
-    return abs(_age_s(_path(run, attempt.number))) <= STALE_S
+    return abs(age_s(_path(run, attempt.number))) <= STALE_S
 
 
-def claim(run: RunFolder, owner: str, *, driver: int | None = None, micro_batch: int = 0) -> Attempt | None:
+def claim(
+    run: RunFolder, owner: str, *, driver: int | None = None, micro_batch: int = 0, known: int | None = None
+) -> Attempt | None:
     """Begin an attempt, which is to take the lease; None when the run is done, held by a living owner, or just taken.
 
-    The attempt of a dead owner is closed as lost.
+    The attempt of a dead owner is closed as lost. With `known`, None too when there are more attempts than these: somebody
+    else's may have ended in a way after which nobody should begin one.
 
     Raises:
         OSError: when the folder cannot be written to.
@@ -122,7 +125,7 @@ def claim(run: RunFolder, owner: str, *, driver: int | None = None, micro_batch:
     last = last_attempt(run)
     if last is not None and last.outcome == "running" and is_live(run, last):
         return None
-    if run.done() is not None:
+    if run.done() is not None or known not in (None, last.number if last else 0):
         return None
     mine = _begin(last, owner, "running", driver=driver, micro_batch=micro_batch)
     if not _publish(run, mine):
@@ -201,16 +204,30 @@ def conclude(run: RunFolder, owner: str, outcome: str, ended: Ended, *, message:
     """The driver's word on a task that has ended without its own: its attempt is closed, or one is written for it.
 
     A `timeout` also renames the owner's `stopped`, because only the driver knows why it asked. A run that somebody else
-    has had since the `known` attempts is left alone.
+    has had since the `known` attempts is left alone, and so is one that is done: `close_done` says how it ended.
     """
     last = last_attempt(run)
     how: dict[str, Any] = {"message": message, "exit_code": ended.exit_code, "signal": ended.signal, "ended": _now()}
+    if run.done() is not None:
+        return
     if last is not None and last.owner == owner:
         if last.outcome == "running" or (outcome, last.outcome) == ("timeout", "stopped"):
             _write(run, replace(last, outcome=outcome, **how))
-    elif run.done() is None and (last.number if last else 0) == known:
+    elif (last.number if last else 0) == known:
         (run.path / "attempts").mkdir(parents=True, exist_ok=True)
         _publish(run, replace(_begin(last, owner, outcome, driver=os.getpid()), **how))
+
+
+def close_done(run: RunFolder) -> bool:
+    """Close the attempt of an owner that was ended between the result and its last word, as the result says; False while an
+    owner lives, to whom the folder belongs."""
+    last, done = last_attempt(run), run.done()
+    if last is None or done is None or last.outcome != "running":
+        return done is not None
+    if is_live(run, last):
+        return False
+    _write(run, replace(last, outcome=done["status"], ended=_now(), message="its process ended before it could say so"))
+    return True
 
 
 def reset(run: RunFolder) -> bool:
@@ -268,8 +285,8 @@ def _here() -> tuple[str, str]:
     return socket.gethostname(), " ".join(machine)
 
 
-def _age_s(path: Path) -> float:
-    """Seconds since a file was touched, by the clock of the file system that holds it."""
+def age_s(path: Path) -> float:
+    """Seconds since a file was touched, by the clock of the file system that holds it; infinity when it is gone."""
     try:
         beaten = path.stat().st_mtime
     except FileNotFoundError:

@@ -54,7 +54,7 @@ class Group:
         ValueError: runs of different shapes, or watched at different steps; a device that is not there; compilation
             together with `optim.qk_clip`, whose hooks compiled code leaves out; an `execution.attention` that cannot serve
             the model, its data's mask, the type or the device; an `execution.parallel` that does not fit the processes, the
-            model or its batches, or goes with `packed` or `compile=on`.
+            model or its batches, or goes with `packed`.
     """
 
     def __init__(self, runs: list[Run], execution: Execution | None = None):
@@ -73,11 +73,12 @@ class Group:
                 raise ValueError(
                     "runs of a group must share model, objective and train; these differ: put them into two groups"
                 )
-        looks = {(r.probe.times, r.probe.watch, r.probe.skip_queries if r.probe.watch else None) for r in runs}
+        probes = [r.probe for r in runs]
+        looks = {(p.times, p.every, p.watch, p.skip_queries if p.watch else None) for p in probes}
         if len(looks) > 1:
             raise ValueError(
-                "runs of a group must share probe.times and probe.watch, and probe.skip_queries where they are watched; "
-                "these differ: put them into two groups"
+                "runs of a group must share probe.times, probe.every and probe.watch, and probe.skip_queries where they are "
+                "watched; these differ: put them into two groups"
             )
         if self.execution.compile == "on" and any(run.optim.qk_clip is not None for run in runs):
             raise ValueError(
@@ -122,12 +123,12 @@ class Group:
 
     @property
     def is_compiled(self) -> bool:
+        """On a mesh block by block, else the whole step but for its update where runs are not stacked."""
+        return self._compiles([m.run for m in self.members])
+
+    def _compiles(self, runs: list[Run]) -> bool:
         if self.execution.compile == "auto":
-            return (
-                self.ranks.mesh is None
-                and self.device.type == "cuda"
-                and all(m.run.optim.qk_clip is None for m in self.members)
-            )
+            return self.device.type == "cuda" and all(run.optim.qk_clip is None for run in runs)
         return self.execution.compile == "on"
 
     def facts(self) -> dict[str, Any]:
@@ -249,7 +250,7 @@ class Group:
         from .shard.layout import lay_out
 
         decayed = decayed_names(model)
-        layout = lay_out(model, mesh, self.dtype, self.device)
+        layout = lay_out(model, mesh, self.dtype, self.device, compiled=self._compiles([run]))
         self._set(model)
         return Member(run, source, model, build_optimizer(model, run.optim, decayed), layout=layout)
 
@@ -271,11 +272,6 @@ def _refuse_beside_mesh(execution: Execution) -> None:
     if execution.packed:
         raise ValueError(
             "execution.packed=true joins projections, of which execution.parallel gives each rank a part; leave one of them out"
-        )
-    if execution.compile == "on":
-        raise ValueError(
-            "execution.compile=on compiles a whole step, and execution.parallel exchanges within it; set execution.compile=auto, "
-            "which then does not compile"
         )
 
 

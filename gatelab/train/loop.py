@@ -6,23 +6,23 @@ for step in train(group):
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import nullcontext
 
 import torch
 from torch import Tensor
 
 from ..config.run import Run
-from ..data import IGNORED, Batch, joined, objective_batch, objective_batches
+from ..data import IGNORED, Batch, objective_batch
 from ..nn.moe import Routing
 from ..record import Step
+from .feed import Feed
 from .group import Group, Member
-from .objectives import choices, router_loss, target_loss
+from .objectives import Loss, choices, router_loss, target_loss
 from .qk_clip import clip_queries, largest_logits
 from .schedule import learning_rate
 from .stack import StackedBatch
 
-Loss = Callable[..., Tensor]
 # Of M runs cross-entropy and gradient norm, [M, 2], and of each its first-token mass, [L, H], where it is watched and alive.
 Measured = tuple[Tensor, list[Tensor | None]]
 
@@ -71,25 +71,11 @@ class _Together:
     """A group whose runs are one stack."""
 
     def __init__(self, group: Group):
-        self.group, self.stack = group, group.stacked()
+        self.group, self.stack, self.feed = group, group.stacked(), Feed(group.members)
 
     def fetch(self, step: int) -> None:
         """Make the batches of a step."""
-        group, t = self.group, self.group.run.train
-        objective = group.run.resolved_objective
-        # Runs of one source are read together.
-        by_source: dict[int, list[Member]] = {}
-        for m in group.members:
-            by_source.setdefault(id(m.source), []).append(m)
-        if len(by_source) == 1:
-            seeds = [m.run.seed for m in group.members]
-            batch = objective_batches(group.members[0].source, objective, seeds, step, t.batch_size, t.seq_len)
-        else:
-            parts = [
-                objective_batch(m.source, objective, m.run.seed, step, t.batch_size, t.seq_len) for m in group.members
-            ]
-            batch = joined(parts)
-        self.batch = StackedBatch(batch, len(group.members), group.device)
+        self.batch = StackedBatch(self.feed.at(step), len(self.group.members), self.group.device)
 
     def optimise(self, rates: list[float], step: int) -> Measured:
         """One step of all."""
@@ -103,7 +89,7 @@ class _InTurn:
 
     def __init__(self, group: Group):
         self.group = group
-        self.loss_function = torch.compile(target_loss, dynamic=False) if group.is_compiled else target_loss
+        self.loss_function = _loss_function(group)
 
     def fetch(self, step: int) -> None:
         """Make the batches of a step."""
@@ -117,6 +103,17 @@ class _InTurn:
             for m, batch, rate in zip(self.group.members, self.batches, rates, strict=True)
         ]
         return torch.stack([measured for measured, _ in found]), [mass_LH for _, mass_LH in found]
+
+
+def _loss_function(group: Group) -> Loss:
+    """Compiled as a whole in one process; on a mesh blocks are, and what ranks exchange lies between them."""
+    if group.ranks.mesh is None:
+        return torch.compile(target_loss, dynamic=False) if group.is_compiled else target_loss
+    if group.ranks.n_tensor == 1:
+        return target_loss
+    from .shard.loss import target_loss_among
+
+    return target_loss_among(group.ranks.mesh.tensor)
 
 
 def _optimise(

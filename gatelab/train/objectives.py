@@ -3,6 +3,7 @@
 Notable: all are sums over a part of a batch divided by numbers of the whole, so that micro-batches and ranks add up.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +16,8 @@ from ..nn.moe import Routing, router_losses
 from ..nn.watch import Watch
 from ..ops.linear_cross_entropy import linear_cross_entropy
 from .parallel import Ranks
+
+Loss = Callable[..., Tensor]
 
 
 def logits_of(
@@ -40,7 +43,7 @@ def target_loss(
     watch: Watch | None = None,
 ) -> Tensor:
     """Sum over targets of the cross-entropy in nats, float32; targets that are IGNORED do not count."""
-    x_BTD = _hidden_of(model, inputs_BT, segment_ids_BT, decoder_inputs_BT, routed, watch)
+    x_BTD = hidden_of(model, inputs_BT, segment_ids_BT, decoder_inputs_BT, routed, watch)
     weight_1VD, targets_1N = model.head.weight[None], targets_BT.flatten()[None]
     return linear_cross_entropy(x_BTD.flatten(0, 1)[None], weight_1VD, targets_1N, ignored=IGNORED)[0]
 
@@ -55,13 +58,13 @@ def target_losses(
     watch: Watch | None = None,
 ) -> Tensor:
     """`target_loss` of each of M stacked models (or of a plain one), [M]; the batch holds their sequences one after the other."""
-    x_BTD = _hidden_of(model, inputs_BT, segment_ids_BT, decoder_inputs_BT, watch=watch)
+    x_BTD = hidden_of(model, inputs_BT, segment_ids_BT, decoder_inputs_BT, watch=watch)
     x_MND, targets_MN = x_BTD.reshape(n_models, -1, x_BTD.shape[-1]), targets_BT.reshape(n_models, -1)
     weight_MVD = model.head.weight.view(n_models, -1, x_BTD.shape[-1])
     return linear_cross_entropy(x_MND, weight_MVD, targets_MN, ignored=IGNORED)
 
 
-def _hidden_of(
+def hidden_of(
     model: Model,
     inputs_BT: Tensor,
     segment_ids_BT: Tensor | None,
@@ -69,6 +72,7 @@ def _hidden_of(
     routed: list[Routing] | None = None,
     watch: Watch | None = None,
 ) -> Tensor:
+    """What the head reads at every target of a batch, of a model of any architecture, [B, T, D]."""
     if decoder_inputs_BT is None:
         return model.hidden(inputs_BT, segment_ids_BT=segment_ids_BT, routed=routed, watch=watch)
     return model.hidden(inputs_BT, decoder_inputs_BT, routed=routed, watch=watch)

@@ -14,9 +14,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..config.run import OptimConfig
 from ..data import IGNORED, Batch
 from ..models.model import Model
 from .objectives import target_losses
@@ -68,6 +70,11 @@ class Stack:
         self.parameters = [dict(self.model.named_parameters())[name] for name in self.places]
         self.is_decayed_P = _decayed(self.members[0], self.places, self.weights_MP)
         self._take_states()
+        optims = [m.run.optim for m in self.members]
+        self.optims = list(dict.fromkeys(optims))
+        places = {optim: i for i, optim in enumerate(self.optims)}
+        self.optim_M = np.array([places[optim] for optim in optims])
+        self.decay_M = np.array([optim.weight_decay for optim in optims])
         self._losses: Callable[..., Tensor] = target_losses
         self._update: Callable[..., Tensor] = update
         if self.is_compiled:
@@ -109,15 +116,12 @@ class Stack:
 
     def _hyper(self, rates: list[float], step: int) -> Tensor:
         """[9, M] in the order of `_HYPER`, float32 on the host."""
-        columns = []
-        for member, rate in zip(self.members, rates, strict=True):
-            o = member.run.optim
-            beta1, beta2 = o.betas
-            unbias1, unbias2 = 1 - beta1 ** (step + 1), math.sqrt(1 - beta2 ** (step + 1))
-            columns.append(
-                (rate, rate * o.weight_decay, beta1, beta2, o.eps, unbias1, unbias2, o.clip or math.inf, member.alive)
-            )
-        return torch.tensor(columns, dtype=torch.float64).T.float().contiguous()
+        # As Python computes them: runs of one optimiser share what depends on the step alone.
+        fixed_N6 = np.array([(*o.betas, o.eps, *_unbiases(o, step), o.clip or math.inf) for o in self.optims])
+        rate_M = np.array(rates)
+        alive_M = np.array([member.alive for member in self.members], float)
+        columns = [rate_M, rate_M * self.decay_M, *fixed_N6[self.optim_M].T, alive_M]
+        return torch.from_numpy(np.stack(columns).astype(np.float32))
 
     def _step(self, batch: "StackedBatch", hyper: Tensor) -> tuple[Tensor, Tensor | None]:
         total_M, gradients, mass_MLH = None, None, None
@@ -194,6 +198,12 @@ class _Captured:
         self.hyper.copy_(hyper, non_blocking=True)
         self.graph.replay()
         return self.result
+
+
+def _unbiases(optim: OptimConfig, step: int) -> tuple[float, float]:
+    """What the moments are divided by after the step counted from 0: of the second the root."""
+    beta1, beta2 = optim.betas
+    return 1 - beta1 ** (step + 1), math.sqrt(1 - beta2 ** (step + 1))
 
 
 def update(

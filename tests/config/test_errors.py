@@ -31,7 +31,7 @@ def test_an_unknown_key_names_the_nearest_and_all_that_are_allowed():
 
 def test_the_tag_of_a_union_is_no_part_of_the_path_and_chooses_what_is_allowed():
     (problem,) = problems({"data": {"kind": "bigram-backcopy", "paths": "x"}})
-    assert problem == "data.paths: no such key; allowed here: kind, n_triggers, process_seed, vocab_size"
+    assert problem == "data.paths: no such key; allowed here: bos, kind, n_triggers, process_seed, vocab_size"
     (problem,) = problems({"data": {"kind": "text", "val_share": 2}})
     assert problem.startswith("data.val_share=2: ")
 

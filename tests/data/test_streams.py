@@ -1,3 +1,5 @@
+import hashlib
+
 import numpy as np
 import pytest
 
@@ -71,6 +73,46 @@ def test_stream_is_the_same_on_every_machine():
     assert SOURCE.train_batch(0, 0, 1, 12).inputs_BT[0].tolist() == PINNED
 
 
+def test_batches_of_many_runs_are_the_same_for_good() -> None:
+    for (seeds, step, B, T, fields), pinned in MANY.items():
+        batch = open_source(BigramBackcopy(**dict(fields))).train_batches(list(range(seeds)), step, B, T)
+        arrays = (batch.inputs_BT, batch.targets_BT, batch.domain_BT)
+        assert hashlib.sha256(b"".join(a.tobytes() for a in arrays)).hexdigest() == pinned
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, {"n_triggers": 0}, {"vocab_size": 300}, {"vocab_size": 4096}, {"vocab_size": 8}]
+)
+def test_the_table_of_draws_gives_what_a_search_gives(fields: dict[str, int]) -> None:
+    source = open_source(BigramBackcopy(**fields))
+    uniform_TB = np.random.default_rng(0).integers(0, 2**32, (12, 2000)) * 2.0**-32
+    uniform_TB[:, :2] = 0.0, 1 - 2.0**-32
+    assert np.array_equal(source._looked_up(uniform_TB), source._searched(uniform_TB))
+
+
+def test_each_run_of_many_reads_its_own_stream() -> None:
+    many = SOURCE.train_batches(list(range(40)), 2, 8, 16)
+    for seed in (0, 17, 39):
+        own = SOURCE.train_batch(seed, 2, 8, 16)
+        assert np.array_equal(many.inputs_BT[8 * seed : 8 * seed + 8], own.inputs_BT)
+        assert np.array_equal(many.domain_BT[8 * seed : 8 * seed + 8], own.domain_BT)
+
+
+def test_without_bos_a_sequence_starts_with_an_ordinary_token() -> None:
+    source = open_source(BigramBackcopy(bos=False))
+    assert (source.bos_id, source.vocab_size) == (None, 65)
+    batch = source.train_batch(0, 0, 400, 64)
+    assert batch.inputs_BT.shape == (400, 64) and batch.inputs_BT.max() < 64
+    assert np.array_equal(batch.inputs_BT[:, 1:], batch.targets_BT[:, :-1])
+    assert batch.inputs_BT[:, 0].min() >= 3
+    row, t = np.nonzero(batch.inputs_BT < 3)
+    assert np.array_equal(batch.targets_BT[row, t], batch.inputs_BT[row, t - 1])
+    share = np.bincount(source.train_batch(0, 0, 20_000, 1).inputs_BT[:, 0], minlength=64) / 20_000
+    rest = 1 / np.arange(4, 65)
+    assert np.abs(share[3:] - rest / rest.sum()).max() < 0.012
+    check_lengths(source, 10**6)
+
+
 def test_process_seed_draws_another_table():
     other = open_source(BigramBackcopy(process_seed=1))
     assert not np.array_equal(other.train_batch(0, 0, 4, 32).inputs_BT, SOURCE.train_batch(0, 0, 4, 32).inputs_BT)
@@ -78,8 +120,9 @@ def test_process_seed_draws_another_table():
 
 @pytest.mark.parametrize("n_triggers", [0, 2])
 @pytest.mark.parametrize("seq_len", [4, 64])
-def test_oracle_loss_is_the_conditional_entropy_of_the_samples(n_triggers, seq_len):
-    source = open_source(BigramBackcopy(vocab_size=8, n_triggers=n_triggers))
+@pytest.mark.parametrize("bos", [True, False])
+def test_oracle_loss_is_the_conditional_entropy_of_the_samples(n_triggers, seq_len, bos):
+    source = open_source(BigramBackcopy(vocab_size=8, n_triggers=n_triggers, bos=bos))
     batch = source.train_batch(0, 0, 200_000 // seq_len, seq_len)
     bigram = batch.domain_BT == 0
     pairs = np.zeros((9, 8))
@@ -102,3 +145,9 @@ def test_process_of_triggers_only_is_refused():
 
 
 PINNED = [64, 40, 0, 40, 10, 2, 10, 5, 52, 2, 52, 15]
+# Of (runs, step, batch size, length, configuration): made when every draw was a search.
+OTHER = (("vocab_size", 300), ("n_triggers", 0), ("process_seed", 3))
+MANY = {
+    (256, 999, 8, 64, ()): "78e262acf3eab1f41ef85d6f8bf620d15bdaf778c551984fbc594cb54a5f08c2",
+    (3, 7, 4, 37, OTHER): "77bbfffac5a3061a4f94e91f79d3847dab4f7a7bf8ef379f05baf01da83a08f3",
+}

@@ -25,7 +25,7 @@ def means(filed: dict[Filed, list[Tensor]]) -> dict[tuple[str, int | None], tupl
     return {
         (name.metric, layer): (whole, by_place)
         for name, (wholes, places) in zip(found, means_of(found), strict=True)
-        for layer, whole, by_place in zip(name.layers, wholes, places, strict=True)
+        for layer, (whole,), (by_place,) in zip(name.layers, wholes, places, strict=True)
     }
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import attempt_path, make_study, plant_attempt, set_age, wait_until
 
-from gatelab.store import RunFolder, StoreError, read_json
+from gatelab.store import RunFolder, StoreError, read_json, write_json
 from gatelab.study import ledger
 from gatelab.study.executor import Ended
 
@@ -34,6 +34,12 @@ def test_a_done_run_cannot_be_claimed(run: RunFolder) -> None:
     run.mark_done("done", {})
     assert ledger.claim(run, "me") is None
     assert ledger.last_attempt(run) is None
+
+
+def test_a_run_that_somebody_had_since_its_state_was_read_cannot_be_claimed_for_that_state(run: RunFolder) -> None:
+    plant_attempt(run, "failed")
+    assert ledger.claim(run, "me", known=0) is None
+    assert ledger.claim(run, "me", known=1).number == 2
 
 
 def test_a_living_owner_keeps_its_run(run: RunFolder) -> None:
@@ -166,7 +172,7 @@ def test_a_beat_is_a_touch_by_the_file_systems_clock(run: RunFolder) -> None:
     path = attempt_path(run, mine.number)
     set_age(path, HOUR)
     ledger.beat(run, mine)
-    assert abs(ledger._age_s(path)) < ledger.STALE_S
+    assert abs(ledger.age_s(path)) < ledger.STALE_S
 
 
 def test_the_driver_closes_an_attempt_that_was_left_open(run: RunFolder) -> None:
@@ -180,6 +186,16 @@ def test_the_driver_records_a_task_that_never_began(run: RunFolder) -> None:
     ledger.conclude(run, "me", "failed", Ended("me", 1, None), message="exit code 1", known=0)
     (attempt,) = run.attempts()
     assert (attempt["owner"], attempt["outcome"], attempt["exit_code"]) == ("me", "failed", 1)
+
+
+def test_an_owner_killed_after_the_result_is_not_called_lost(run: RunFolder) -> None:
+    ledger.claim(run, "me")
+    run.mark_done("diverged", {})
+    ledger.conclude(run, "me", "lost", KILLED, message="the worker was ended by SIGKILL", known=0)
+    assert run.attempts()[0]["outcome"] == "running" and not ledger.close_done(run)  # it lives: it is this process
+    path = attempt_path(run, 1)
+    write_json(path, read_json(path) | {"process": "another"})
+    assert ledger.close_done(run) and run.attempts()[0]["outcome"] == "diverged"
 
 
 def test_the_driver_leaves_alone_what_somebody_else_had_meanwhile(run: RunFolder) -> None:

@@ -10,7 +10,7 @@ import tiny
 import torch
 from tiny import run as tiny_run
 
-from gatelab.config import Execution, OptimConfig, Run, Text
+from gatelab.config import BigramBackcopy, Execution, OptimConfig, Run, Text
 from gatelab.evals.heldout import look, measure
 from gatelab.record import Step
 from gatelab.train.group import Group
@@ -89,6 +89,27 @@ def test_runs_may_read_different_texts_with_documents_kept_apart(tmp_path: Path)
         path.write_text("some words of a text that is long enough, " * (40 + i))
         runs.append(tiny_run(model=model, seed=i, data=Text(paths=str(path), document_mask=True)))
     assert_each_is_as_alone(runs)
+
+
+def mixed() -> list[Run]:
+    """One shape: with and without BOS, of two rates, and seeds that come again."""
+    model = tiny.model(gate="sdpa-headwise", max_seq_len=8)
+    return [
+        tiny_run(model=model, seed=seed, optim=OPTIMS[seed], data=BigramBackcopy(vocab_size=16, bos=bos))
+        for seed, bos in ((0, True), (1, True), (0, False), (1, False))
+    ]
+
+
+def test_runs_of_cells_that_differ_in_their_stream_and_rate_are_as_alone() -> None:
+    assert_each_is_as_alone(mixed())
+
+
+def test_a_look_at_runs_of_several_streams_gives_each_its_own() -> None:
+    _, group = trained(mixed())
+    for member, rows in zip(group.members, look(group, list("abcd")), strict=True):
+        expected = measure(member.model, member.source, member.run, fingerprint=rows[0].run, step=group.step)
+        assert [_name(r) for r in rows] == [_name(r) for r in expected]
+        assert [r.value for r in rows] == pytest.approx([r.value for r in expected], rel=1e-4, abs=1e-6)
 
 
 def test_runs_of_which_some_keep_documents_apart_take_turns(tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ def test_a_run_that_stopped_has_none(is_stacked: bool) -> None:
 
 
 def test_runs_watched_differently_are_two_groups() -> None:
-    with pytest.raises(ValueError, match=r"must share probe\.times and probe\.watch"):
+    with pytest.raises(ValueError, match=r"must share probe\.times, probe\.every and probe\.watch"):
         Group([tiny.run(), watched(tiny.run(seed=1))])
     changed = tiny.run(seed=1, probe=ProbeConfig(times=1, skip_queries=3))
     assert len(Group([tiny.run(), changed]).members) == 2  # nobody watches

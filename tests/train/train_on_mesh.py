@@ -22,9 +22,9 @@ def seen(case: str) -> dict[str, object]:
     from gatelab.evals.heldout import look
 
     name, _, words = case.partition(":")
-    micro = 1 if "micro" in words else 0
-    parallel = meshes.mesh(words.replace("micro", ""))
-    group = Group([meshes.run_of(name)], Execution(micro_batch=micro, parallel=parallel))
+    micro, compiled = 1 if "micro" in words else 0, "on" if "compiled" in words else "off"
+    parallel = meshes.mesh(words.replace("micro", "").replace("compiled", ""))
+    group = Group([meshes.run_of(name)], Execution(micro_batch=micro, compile=compiled, parallel=parallel))
     steps = [asdict(step) for step in train(group)]
     with group.whole():
         if not group.ranks.is_writer:

@@ -52,7 +52,7 @@ def memory(
         gradients=held,
         gathered=_gathered(model, mesh),
         activations=micro_batch * (recomputed if recompute else kept),
-        loss=_loss(of_rank(model, mesh.tp), micro_batch * lengths(model, context, objective)[-1]),
+        loss=_loss(model, micro_batch * lengths(model, context, objective)[-1], mesh.tp),
     )
     # Undivided gradients are copied side by side, for one update and one exchange of all.
     update = Memory(4 * n, 8 * n, 4 * n * (1 if mesh.is_sharded else 2), 0, 0, 0)
@@ -121,6 +121,7 @@ def _gathered(model: ModelConfig, mesh: Mesh) -> int:
     return units.get("", 0) + blocks + head + max(n for name, n in gradients.items() if name)
 
 
-def _loss(model: ModelConfig, tokens: int) -> int:
+def _loss(model: ModelConfig, tokens: int, tp: int) -> int:
+    """Tensor ranks take some tokens each; the head's gradient is summed over them from a copy."""
     head = model.vocab_size * model.d_model
-    return min(LOGITS, 2 * tokens * model.vocab_size) + 4 * head + 2 * tokens * model.d_model
+    return min(LOGITS, 2 * tokens // tp * model.vocab_size) + (4 if tp == 1 else 8) * head + 2 * tokens * model.d_model

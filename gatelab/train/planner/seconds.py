@@ -56,6 +56,8 @@ def seconds(
     rank, n = of_rank(model, mesh.tp), states(model, mesh)
     tokens, spoken = sequences * context, sequences * lengths(model, context, objective)[-1]
     attention, experts, others = _flops(rank, context, objective)
+    # Tensor ranks share out its tokens.
+    own = spoken / mesh.tp
     head = 6 * rank.vocab_size * rank.d_model * spoken
     again = 1 + (recompute + counts_first(model, n_parts)) / 3
     forward, backward = attention_seconds(
@@ -69,9 +71,9 @@ def seconds(
             for stack, n in zip(rank.architecture.stacks, lengths(rank, context, objective), strict=True)
         )
         moved += (MOVED_PAIRS - 2 * MOVED) * 2 * rank.moe.top_k * rank.d_model * vectors * sequences
-    logits = 2 * spoken * rank.vocab_size
+    logits = 2 * own * rank.vocab_size
     chunks = max(n_parts, -(-logits // LOGITS))
-    products = (again * (others * tokens - head) + head) / (PRODUCTS * device.product)
+    products = (again * (others * tokens - head) + head / mesh.tp) / (PRODUCTS * device.product)
     grouped = again * experts * tokens / (EXPERTS * _filled(rank) * device.product)
     passes = again * moved / device.copy
     blocks = products + grouped + passes + (attended := backward + forward * (3 * again - 2))

@@ -16,6 +16,7 @@ from ...models.model import Model
 from ..checkpoint import misfit
 from ..mesh import Mesh
 from ..optim import begin_state
+from .compiled import compile_blocks
 from .expert import share_experts
 from .fsdp import share_storage
 from .parts import Part, Parts
@@ -131,14 +132,17 @@ class Layout:
         return distribute_tensor(whole, mesh, like.placements, src_data_rank=None).to_local()
 
 
-def lay_out(model: Model, mesh: Mesh, dtype: torch.dtype, device: torch.device) -> Layout:
-    """Share a whole model out over the mesh, in place: every rank gives the same one, on the host."""
+def lay_out(model: Model, mesh: Mesh, dtype: torch.dtype, device: torch.device, *, compiled: bool = False) -> Layout:
+    """Share a whole model out over the mesh, in place: every rank gives the same one, on the host. `compiled`: its blocks are, one
+    by one."""
     parts = Parts(mesh.base)
     if mesh.n_tensor > 1:
         share_layers(model, mesh, parts)
     if mesh.config.ep > 1:
         share_experts(model, mesh, parts)
     placed = parts.of(model)
+    if compiled:
+        compile_blocks(model)
     if mesh.config.shard != "none":
         share_storage(model, mesh, dtype, mesh.config.shard)
     model.to(device)

@@ -7,7 +7,7 @@ written down here (a gate that reads all heads, a norm over all heads, biases th
 """
 
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -42,27 +42,36 @@ def share_layers(model: nn.Module, mesh: Mesh, parts: Parts) -> None:
         else:
             _share_experts(layer, mesh, parts)
         parts.sum_over(layer)
-        layer.computes = False
-        layer.register_forward_pre_hook(partial(_enter, mesh.tensor), with_kwargs=True)
-        layer.register_forward_hook(partial(_leave, mesh.tensor), always_call=True)
+        layer.computes, layer.group = False, mesh.tensor
+        layer.__class__ = _part_of(type(layer))
 
 
-def _enter(group: ProcessGroup, layer: nn.Module, given: tuple, named: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-    """The hidden state, a context and a relative bias as a layer of some heads reads them."""
-    (x, *rest), named, layer.computes = given, dict(named), True
-    for name in ("context_BSD", "bias_BHTS"):
-        if named.get(name) is not None:
-            named[name] = enter(named[name], group)
-    if named.get("bias_BHTS") is not None and named["bias_BHTS"].shape[1] > 1:
-        first = group.rank() * layer.n_heads
-        named["bias_BHTS"] = named["bias_BHTS"][:, first : first + layer.n_heads]
-    return (enter(x, group), *rest), named
+@cache
+def _part_of(kind: type[nn.Module]) -> type[nn.Module]:
+    """The class of layers that are a part of one: one a kind, and no hooks, so that compiled code of one layer serves the next."""
+    return type(kind.__name__, (PartOfLayer, kind), {"__module__": kind.__module__})
 
 
-def _leave(group: ProcessGroup, layer: nn.Module, _given: tuple, out: Tensor | None) -> Tensor | None:
-    """The sum of all ranks' summands; nothing after an error."""
-    layer.computes = False
-    return None if out is None else leave(out, group)
+class PartOfLayer(nn.Module):
+    """A layer that holds one rank's part of it: takes what the whole layer takes, and returns the sum of all ranks' summands."""
+
+    group: ProcessGroup
+    computes: bool
+
+    def forward(self, x: Tensor, *rest: Any, **named: Any) -> Tensor:
+        """As the layer's own; the hidden state, a context and a relative bias enter it."""
+        for name in ("context_BSD", "bias_BHTS"):
+            if named.get(name) is not None:
+                named[name] = enter(named[name], self.group)
+        if named.get("bias_BHTS") is not None and named["bias_BHTS"].shape[1] > 1:
+            first = self.group.rank() * self.n_heads
+            named["bias_BHTS"] = named["bias_BHTS"][:, first : first + self.n_heads]
+        self.computes = True
+        try:
+            part = super().forward(enter(x, self.group), *rest, **named)
+        finally:
+            self.computes = False
+        return leave(part, self.group)
 
 
 class _Attention:

@@ -1,0 +1,39 @@
+"""Blocks that are compiled one by one compute and tell what they do otherwise, and one code serves all that are equal."""
+
+from functools import partial
+
+import pytest
+import tiny
+import torch
+from torch._dynamo.testing import CompileCounter
+
+from gatelab.models import build_model
+from gatelab.nn.watch import Watch
+from gatelab.train.shard.compiled import compile_blocks
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:The .grad attribute")  # torch's compiler's own
+@pytest.mark.parametrize("gate", [None, "sdpa-headwise", "sdpa-elementwise"])
+def test_blocks_compile_once_and_whole(gate: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    counter = CompileCounter()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counter, fullgraph=True))
+    torch._dynamo.reset()
+    config = tiny.model(vocab_size=16, max_seq_len=8, n_layers=3, gate=gate)
+    plain, compiled = build_model(config, seed=1), build_model(config, seed=1)
+    names = list(dict(compiled.named_parameters()))
+    compile_blocks(compiled)
+    tokens_BT = torch.arange(16).view(2, 8) % 16
+    seen = []
+    for model in (plain, compiled):
+        watch = Watch(1)
+        x_BTD = model.hidden(tokens_BT, watch=watch)
+        x_BTD.square().mean().backward()
+        seen.append([x_BTD.detach(), watch.sums_MLH(), *(p.grad for p in model.parameters() if p.grad is not None)])
+    torch.testing.assert_close(*seen)
+    assert counter.frame_count == 1 and list(dict(compiled.named_parameters())) == names
+
+
+def test_blocks_with_experts_are_left_alone() -> None:
+    model = build_model(tiny.model(vocab_size=16, max_seq_len=8, moe={"n_experts": 4, "top_k": 2, "d_expert": 16}, d_ff=None))
+    compile_blocks(model)
+    assert all("forward" not in vars(block) for block in model.blocks)
