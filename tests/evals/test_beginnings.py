@@ -15,7 +15,7 @@ from gatelab.evals.harness import beginnings
 from gatelab.evals.harness.beginnings import Family, at_once, batches, families
 from gatelab.evals.harness.external import ExternalPasses
 from gatelab.evals.harness.own import OwnPasses
-from gatelab.evals.harness.passes import Passes
+from gatelab.evals.harness.passes import Passes, read_in_a_pass
 from gatelab.evals.harness.scoring import score
 from gatelab.models import build_model
 from gatelab.models.generate import Sampling
@@ -172,7 +172,7 @@ PROMPTS = [*QUESTIONS, ids(9, 50), QUESTIONS[1]]
 def test_texts_are_those_of_the_definition(
     side: str, batch_size: int, sides: dict[str, Passes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(beginnings, "_STEP", 8)
+    monkeypatch.setattr(sides[side], "step", 8)
     found, n_behind = texts(sides[side], PROMPTS, batch_size=batch_size)
     assert found == [written(sides[side], prompt) for prompt in PROMPTS]
     # Of the first subject six prompts save 100 tokens, of the second five 68; six steps and a pass count as 80.
@@ -196,12 +196,10 @@ def test_texts_are_those_of_the_definition(
     ],
     ids=str,
 )
-def test_decoders_of_ours_write_and_score_alike_from_a_beginning(
-    changes: dict, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(beginnings, "_STEP", 0)
+def test_decoders_of_ours_write_and_score_alike_from_a_beginning(changes: dict) -> None:
     torch.manual_seed(0)
     passes = OwnPasses(build_model(tiny_config(vocab_size=300, max_seq_len=64, **changes)).eval())
+    passes.step = 0
     for parameter in passes.model.parameters():
         torch.nn.init.normal_(parameter, mean=float(parameter.dim() == 1), std=0.3)
     found, n_behind = texts(passes, PROMPTS)
@@ -220,10 +218,10 @@ def test_decoders_of_ours_write_and_score_alike_from_a_beginning(
     ],
 )
 def test_families_of_transformers_write_alike_from_a_beginning(
-    architecture: str, changes: dict, pads_behind: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    architecture: str, changes: dict, pads_behind: bool, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(beginnings, "_STEP", 0)
     passes = ExternalPasses(checkpoint(tmp_path, architecture=architecture, **changes).model)
+    passes.step = 0
     assert passes.resumes and passes.pads_behind is pads_behind
     found, n_behind = texts(passes, PROMPTS)
     assert n_behind == 11 and found == [written(passes, prompt) for prompt in PROMPTS]
@@ -244,5 +242,23 @@ def test_a_family_that_writes_otherwise_from_a_beginning_reads_prompts_whole(
     monkeypatch.setattr(found.model, "generate", forgetful)
     passes = ExternalPasses(found.model)
     assert passes.shares and not passes.resumes
-    monkeypatch.setattr(beginnings, "_STEP", 0)
+    passes.step = 0
     assert texts(passes, PROMPTS) == ([written(passes, prompt) for prompt in PROMPTS], 0)
+
+
+def test_a_gpu_reads_anew_what_takes_it_less_than_another_pass() -> None:
+    model = build_model(tiny_config(vocab_size=300, max_seq_len=64)).eval()
+    passes = OwnPasses(model)
+    n = sum(p.numel() for p in model.parameters())
+    assert (passes.worth, passes.step) == (32, 48)
+    in_a_pass = read_in_a_pass(model)
+    assert in_a_pass == int(model.config.n_layers * 8e-4 * 4e13 / (2 * n))
+    # Four answers to ten contexts: read once where that saves 32 tokens of each, and anew where a pass is worth thousands.
+    asked = [(list(range(1, 14 + i)), [i, j, 3]) for i in range(10) for j in range(4)]
+    at_once, passes.worth = score(passes, asked, batch_size=8), 2 * in_a_pass
+    reads = []
+    passes.begin = lambda contexts: reads.append(contexts)
+    anew = score(passes, asked, batch_size=8)
+    assert not reads and [s.log_p for s in anew] == pytest.approx([s.log_p for s in at_once], abs=1e-5)
+    # Half precision reads more meanwhile.
+    assert read_in_a_pass(model.to(torch.bfloat16)) == pytest.approx(6.25 * in_a_pass, abs=7)

@@ -8,14 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .passes import Ids, Passes
+from .passes import WORTH, Ids, Passes
 
 Tuple = tuple[int, ...]
-# A second pass and a copied cache cost about as much as reading so many tokens.
-WORTH = 32
-# Tokens that are read in the time of a step of decoding; of eight rows of SmolLM2-135M on a CPU core it is 46 to 73 by
-# benchmarks/results/harness_cpu_2026-11.md, and the batch that comes on top is seldom full.
-_STEP = 48
 # Bytes of keys and values that are copied for the rows of a pass; a single row may take more.
 HELD = 2**32
 
@@ -116,7 +111,7 @@ def batches(passes: Passes, prompts: Sequence[Ids], *, batch_size: int, n_new: i
         numbers.setdefault(tuple(prompt), []).append(number)
     n_reads = {row: len(of) for row, of in numbers.items()}
     # A family has batches of its own, whose steps may come on top.
-    worth = WORTH + _STEP * n_new if passes.shares and passes.resumes else None
+    worth = passes.worth + passes.step * n_new if passes.shares and passes.resumes else None
     for family in families(n_reads, worth=worth):
         n_shared, rows = family.n_shared, sorted(family.members, key=lambda row: (len(row), row), reverse=True)
         beginning = passes.begin([rows[0][:n_shared]])[1] if n_shared else None

@@ -19,6 +19,15 @@ from ..next_token import next_token
 
 Ids = Sequence[int]
 
+# Tokens that a CPU reads in the time that one more pass and a copied cache cost.
+WORTH = 32
+# Tokens that it reads in the time of a step of decoding; of eight rows of SmolLM2-135M on a CPU core it is 46 to 73 by
+# benchmarks/results/harness_cpu_2026-11.md, and the batch that comes on top is seldom full.
+_STEP = 48
+# A GPU waits for a pass's launches: seconds a layer of transformers' code, and operations a second of what it reads meanwhile
+# (benchmarks/results/harness_h200_2026-11.md).
+_LAUNCHES_S, _FLOPS_PER_S = 8e-4, {2: 2.5e14, 4: 4e13}
+
 
 @dataclass(frozen=True)
 class Written:
@@ -33,7 +42,9 @@ class Passes(ABC):
 
     `shares`: contexts can be read once and gone on from. `pads`: contexts of unequal length may share a pass. `resumes`: what is
     written can go on from a beginning that several prompts share; `pads_behind`: of unequal length, too. `heads_apart`: its head
-    can be run on what is asked for alone. `token_bytes`: keys and values of a token in all layers.
+    can be run on what is asked for alone. `token_bytes`: keys and values of a token in all layers. `worth`: tokens that reading
+    something once has to save, `step`: those that are read in the time of a step of decoding; of a small model on a GPU, which
+    reads a whole batch in the time in which it starts a pass, they are thousands.
 
     Raises:
         ValueError: a model that has no next-token loss of a text.
@@ -41,11 +52,16 @@ class Passes(ABC):
 
     shares, pads, resumes, pads_behind, heads_apart = True, True, True, True, True
     token_bytes = 0
+    worth, step = WORTH, _STEP
 
     def __init__(self, model: nn.Module):
         self.model = model
         self.asked = next_token(model)
         self.n_ids, self.max_tokens, self.device = self.asked.n_ids, self.asked.max_tokens, self.asked.device
+        if self.device.type == "cuda":
+            n_read = read_in_a_pass(model)
+            # What goes on has batches of its own, whose last is seldom full.
+            self.worth, self.step = max(WORTH, 2 * n_read), max(_STEP, n_read)
 
     @abstractmethod
     def whole(self, rows: Sequence[Ids]) -> Tensor:
@@ -76,6 +92,14 @@ class Passes(ABC):
     @abstractmethod
     def logits(self, x_ND: Tensor) -> Tensor:
         """Logits [N, V] of what the head reads."""
+
+
+def read_in_a_pass(model: nn.Module) -> int:
+    """Tokens that a GPU reads in the time that it takes to start a pass."""
+    n_layers = getattr(model.config, "n_layers", None) or getattr(model.config, "num_hidden_layers", 1)
+    first = next(model.parameters())
+    per_token = 2 * sum(p.numel() for p in model.parameters()) / _FLOPS_PER_S.get(first.element_size(), 4e13)
+    return int(n_layers * _LAUNCHES_S / per_token)
 
 
 def flush_left(rows: Sequence[Ids], device: torch.device) -> Tensor:

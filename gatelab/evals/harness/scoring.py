@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .beginnings import WORTH, Tuple, at_once, families
-from .passes import Passes
+from .beginnings import Tuple, at_once, families
+from .passes import WORTH, Passes
 
 # Bounds the memory of logits, not the result.
 _LOGITS = 2**25
@@ -60,13 +60,16 @@ def score(
         ((tuple(c), tuple(e)), number) for number, (c, e) in enumerate(asked)
     ):
         rest.setdefault(context, {}).setdefault(continuation, []).append(number)
-    is_shared = {c: shares and passes.shares and _pays(c, list(ends)) for c, ends in rest.items()}
+    can_share = shares and passes.shares
+    # Contexts are read by the batch.
+    worth = max(WORTH, passes.worth // batch_size)
+    is_shared = {c: can_share and _saved(c, list(ends)) >= worth for c, ends in rest.items()}
     sums: dict[tuple[Tuple, Tuple], _Sum] = {(c, e): _Sum() for c, ends in rest.items() for e in ends}
     scored: list[Scored | None] = [None] * len(asked)
     n_reads = {c: 1 if is_shared[c] else max(1, len(_longer(list(ends)))) for c, ends in rest.items()}
     finished_passes = (
         finished
-        for family in families(n_reads, worth=WORTH if shares and passes.shares else None)
+        for family in families(n_reads, worth=passes.worth if can_share else None)
         for read in [_Reading(passes, family.members[0][: family.n_shared])]
         for finished in chain(
             _whole(read, {c: list(rest[c]) for c in family.members if not is_shared[c]}, sums, batch_size),
@@ -103,8 +106,9 @@ class _Sum:
         return Scored(self.log_p, is_most and not self.n_tied, is_most and self.n_tied > 0)
 
 
-def _pays(context: Tuple, continuations: list[Tuple]) -> bool:
-    return (len(_longer(continuations)) - 1) * len(context) >= WORTH
+def _saved(context: Tuple, continuations: list[Tuple]) -> int:
+    """Tokens that are not read again."""
+    return (len(_longer(continuations)) - 1) * len(context)
 
 
 def _longer(continuations: list[Tuple]) -> set[Tuple]:
