@@ -9,8 +9,10 @@ import json
 import shlex
 import shutil
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
 from math import isfinite
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,10 +23,11 @@ from .analysis.anomalies import RULES
 from .analysis.anomalies.gather import Gathered, checked, gather
 from .analysis.cause_tests import FILE
 from .analysis.causes import Card, Ledger, cards
+from .analysis.digest import digest
 from .analysis.foresight import SEEDS, Foresight, foresee
 from .analysis.hunt import READINGS, Hunt
 from .analysis.hunt import hunt as hunted
-from .analysis.hypotheses import HYPOTHESES
+from .analysis.hypotheses import HYPOTHESES, edits_of
 from .analysis.looked import Looked, with_rows
 from .analysis.task_study import task_study
 from .analysis.tasks import final_values, task_rows
@@ -40,7 +43,7 @@ from .study.executor import Executor
 from .study.fresh import fresh_runs, with_sources
 from .study.ledger import check_place, state_of
 from .study.local import local_executor
-from .study.metrics import MAIN_ROWS, STUDY_METRICS
+from .study.metrics import STUDY_METRICS
 from .study.plan import Plan, make_plan
 from .study.ray import check_ray, ray_executor
 from .study.slurm import Allocation, script, write_script
@@ -163,8 +166,8 @@ def save_plan(planned: Plan, out: str | Path, *, beside: Path | None = None) -> 
         write_json(folder.path / SCREEN, stages.declaration(RULES, content, FDR))
     for source in copied:
         shutil.copytree(beside / source, folder.run(source).path)
-    for p in planned.runs:
-        folder.run(p.fingerprint).create(canonical(p.run))
+    with ThreadPoolExecutor(16) as pool:  # of thousands of small files the disk takes many at once
+        list(pool.map(lambda p: folder.run(p.fingerprint).create(canonical(p.run)), planned.runs))
     return folder
 
 
@@ -313,8 +316,7 @@ def outcomes(folder: StudyFolder) -> list[Outcome]:
 
     A run with several stacks is judged by its decoder's self-attention, an encoder alone by its own.
     """
-    connection = folder.connect()
-    connection.execute(MAIN_ROWS)
+    connection = digest(folder)
     rows = connection.execute(
         """SELECT run, metric, threshold, value FROM main_rows
            WHERE list_contains($1, metric)
@@ -324,7 +326,7 @@ def outcomes(folder: StudyFolder) -> list[Outcome]:
         [list(STUDY_METRICS)],
     )
     values = {(fingerprint, metric, threshold): value for fingerprint, metric, threshold, value in rows.fetchall()}
-    measured = {fingerprint for (fingerprint,) in connection.execute("SELECT DISTINCT run FROM rows").fetchall()}
+    measured = {fingerprint for (fingerprint,) in connection.execute("SELECT run FROM reached").fetchall()}
     asked = final_values(task_rows(folder))
     asked_cells = {cell for cell, *_ in asked}
     out = []
@@ -371,14 +373,26 @@ def analyse(folder: StudyFolder, *, fdr: float = FDR, confidence: float = 0.95) 
     return Analysis(findings, shares(found, metrics, arms=arms, cells=cells), gains, found, fdr)
 
 
-def hunt(folder: StudyFolder) -> Hunt:
-    """The anomalies of a study's finished runs, and what its effects depend on; runs of a registered confirmation are not
-    looked at.
+def screened(folder: StudyFolder, found: list[Outcome] | None = None) -> Gathered:
+    """The evidence of a study without the seeds that a confirmation keeps to itself; `found` are its outcomes where they have
+    been read. What follows takes it too: of thousands of runs the reading is the longer part.
 
     Raises:
         StoreError: a study that was edited, without an ungated baseline, or without a gate.
     """
-    return _hunted(folder, _screened(folder))
+    kept = _registration(folder)
+    read = outcomes(folder) if found is None else found
+    return gather(folder, read, without=() if kept is None else kept.seeds)
+
+
+def hunt(folder: StudyFolder, gathered: Gathered | None = None) -> Hunt:
+    """The anomalies of a study's finished runs, and what its effects depend on; runs of a registered confirmation are not
+    looked at.
+
+    Raises:
+        StoreError: as `screened` does.
+    """
+    return _hunted(folder, gathered or screened(folder))
 
 
 def _hunted(folder: StudyFolder, gathered: Gathered) -> Hunt:
@@ -395,17 +409,17 @@ def _hunted(folder: StudyFolder, gathered: Gathered) -> Hunt:
     return hunted(gathered, RULES, fdr=FDR, notes=notes)
 
 
-def look_for_anomalies(folder: StudyFolder) -> Looked | None:
+def look_for_anomalies(folder: StudyFolder, read: list[Outcome] | None = None) -> Looked | None:
     """What the page shows of anomalies; None of a study without a control or a gate, and where nothing was tested."""
     try:
-        gathered = _screened(folder)
+        gathered = screened(folder, read)
         found, registration = _hunted(folder, gathered), _registration(folder)
     except StoreError:
         return None  # `gatelab find` says why
     if not found.screened.alarms:
         return None
     try:
-        verdicts = [] if registration is None else confirm(folder)
+        verdicts = [] if registration is None else confirm(folder, read)
     except StoreError:
         verdicts = []  # its runs have not ended
     try:
@@ -416,12 +430,6 @@ def look_for_anomalies(folder: StudyFolder) -> Looked | None:
     odd |= {cell for (cell, _), seeds in gathered.runs.items() if edited.intersection(seeds.values())}
     explained = [card for c in gathered.evidence.cells if c in odd and edited for card in _cards(folder, gathered, c)]
     return Looked(found, registration, verdicts, with_rows(explained))
-
-
-def _screened(folder: StudyFolder) -> Gathered:
-    """The evidence without the seeds that a confirmation keeps to itself."""
-    kept = _registration(folder)
-    return gather(folder, outcomes(folder), without=() if kept is None else kept.seeds)
 
 
 def _registration(folder: StudyFolder) -> stages.Registration | None:
@@ -435,14 +443,16 @@ def _registration(folder: StudyFolder) -> stages.Registration | None:
         raise StoreError(f"{path}: {error}") from None
 
 
-def foresight(folder: StudyFolder, *, of: Plan | None = None, n_claims: int = 5) -> list[Foresight]:
+def foresight(
+    folder: StudyFolder, *, of: Plan | None = None, n_claims: int = 5, gathered: Gathered | None = None
+) -> list[Foresight]:
     """What how many seeds could see, by the pairs that the study has; where it is a pilot, in the cells and seeds `of` a plan.
     A confirmation is taken to be of `n_claims`.
 
     Raises:
         StoreError: as `hunt` does.
     """
-    gathered = _screened(folder)
+    gathered = gathered or screened(folder)
     readings = [r for r in READINGS if r in gathered.primary] or READINGS
     if of is None:
         return foresee(gathered.evidence, readings, n_claims=n_claims)
@@ -450,8 +460,15 @@ def foresight(folder: StudyFolder, *, of: Plan | None = None, n_claims: int = 5)
     return foresee(gathered.evidence, readings, seeds=seeds, n_cells=len(of.study.cells))
 
 
-def register(folder: StudyFolder, seeds: list[int] | None = None) -> stages.Registration:
-    """Write down what the screen found, to be confirmed on fresh seeds (five more unless given), before they are run.
+def register(
+    folder: StudyFolder,
+    seeds: list[int] | None = None,
+    *,
+    choose: dict[str, list[str]] | None = None,
+    gathered: Gathered | None = None,
+) -> stages.Registration:
+    """Write down what the screen found, to be confirmed on fresh seeds (five more unless given), before they are run; of all
+    claims those that `choose` (rules, cells, arms; see `stages.chosen`).
 
     Raises:
         StoreError: nothing found; a seed that was in the screen; a confirmation whose runs have begun; as `hunt` does.
@@ -461,20 +478,22 @@ def register(folder: StudyFolder, seeds: list[int] | None = None) -> stages.Regi
         raise StoreError(
             f"{folder.path / CONFIRMATION}: its runs have begun; `gatelab find {folder.path} --confirm` reads it"
         )
-    gathered = gather(folder, outcomes(folder))
+    gathered = gathered or screened(folder)
     used = {o.seed for o in gathered.evidence.outcomes if o.status != "planned"}
     fresh = seeds or [max(used, default=-1) + 1 + i for i in range(5)]
-    claims = hunt(folder).claims
     try:
+        claims = stages.chosen(hunt(folder, gathered).claims, **(choose or {}))
         registration = stages.register(gathered.evidence, claims, fresh, fdr=FDR)
+        needs = stages.comparisons_needed(registration, gathered.evidence, RULES)
+        registration = replace(registration, needs=needs)
     except ValueError as error:
         raise StoreError(f"{folder.path}: {error}") from None
     write_json(folder.path / CONFIRMATION, registration.as_json())
     return registration
 
 
-def confirm(folder: StudyFolder) -> list[stages.Verdict]:
-    """The verdict on every registered claim, once all runs of its seeds have ended.
+def confirm(folder: StudyFolder, found: list[Outcome] | None = None) -> list[stages.Verdict]:
+    """The verdict on every registered claim, once all runs of its seeds have ended; `found` are the study's outcomes.
 
     Raises:
         StoreError: nothing was registered; runs that have not ended, since a confirmation is read once.
@@ -485,9 +504,9 @@ def confirm(folder: StudyFolder) -> list[stages.Verdict]:
             f"{folder.path}: no claims are registered; `gatelab find {folder.path} --register` writes them down"
         )
     states = {(e["cell"], e["arm"], e["seed"]): state_of(r) for e, r in folder.planned()}
-    found = outcomes(folder)
-    screened = gather(folder, found, without=registration.seeds)
-    pairs = stages.comparisons_needed(registration, screened.evidence, RULES)
+    found = outcomes(folder) if found is None else found
+    before = gather(folder, found, without=registration.seeds)
+    pairs = registration.needs or stages.comparisons_needed(registration, before.evidence, RULES)
     wanted = [(*where, seed) for where in pairs for seed in registration.seeds]
     open_ = [w for w in wanted if states.get(w, "planned") not in ("done", "diverged")]
     if open_:
@@ -496,7 +515,7 @@ def confirm(folder: StudyFolder) -> list[stages.Verdict]:
             f" {'/'.join(map(str, open_[0]))}), and it is read once; first {confirming(folder)}"
         )
     fresh = gather(folder, found, only=registration.seeds)
-    if fresh.versions != screened.versions:
+    if fresh.versions != before.versions:
         # The spread that another version's pairs had says nothing of these.
         registration = replace(registration, priors=[])
     return stages.confirm(registration, fresh.evidence, RULES)
@@ -510,13 +529,15 @@ def confirming(folder: StudyFolder) -> str:
 def confirmation(folder: StudyFolder, registration: stages.Registration) -> list[tuple[str, str]]:
     """(cell, arm) that a confirmation needs runs of: the claims', the baseline, the cells that a rule compares them with, and
     what their runs start from."""
-    screened = gather(folder, outcomes(folder), without=registration.seeds)
-    return with_sources(folder, stages.comparisons_needed(registration, screened.evidence, RULES))
+    needs = registration.needs or stages.comparisons_needed(registration, screened(folder).evidence, RULES)
+    return with_sources(folder, needs)
 
 
-def out_of_reach(folder: StudyFolder, registration: stages.Registration) -> list[tuple[stages.Claim, int]]:
+def out_of_reach(
+    folder: StudyFolder, registration: stages.Registration, gathered: Gathered | None = None
+) -> list[tuple[stages.Claim, int]]:
     """The claims that the registered seeds cannot confirm whatever they show, each with how many could."""
-    return stages.out_of_reach(registration, gather(folder, outcomes(folder), without=registration.seeds).evidence)
+    return stages.out_of_reach(registration, (gathered or screened(folder)).evidence)
 
 
 def is_folder(study: str) -> bool:
@@ -561,11 +582,71 @@ def explain(folder: StudyFolder, cell: str) -> list[Card]:
     Raises:
         StoreError: no such cell; as `hunt` does.
     """
-    gathered = _screened(folder)
-    cells = gathered.evidence.cells
+    _check_cell(folder, cell)
+    return _cards(folder, screened(folder), cell)
+
+
+def edit(
+    folder: StudyFolder, cell: str, seeds: list[int] | None = None, *, tell: Callable[[str], None] = lambda _: None
+) -> int:
+    """Make the rows of edits that a cell's cards lack, of its finished runs with these seeds (None: all of the screen), in
+    `causes.jsonl`, run by run; returns of how many. It needs the runs' weights, and neither their rows nor a database.
+
+    Raises:
+        StoreError: no such cell, no finished run of these seeds; a study or a file that was edited.
+    """
+    if find_spec("scipy") is None:
+        raise StoreError(
+            "--edit: the intervals of edits need SciPy, which this machine does not have; install it, or take the runs' folders"
+            " with their weights to one that has it"
+        )
+    study = _check_cell(folder, cell)
+    gated = {a["name"]: a["name"] != study["baseline"] for a in study["arms"] if not a["control"]}
+    registration, path = _registration(folder), folder.path / FILE
+    kept = [] if registration is None else registration.seeds
+    runs = [
+        (e, run)
+        for e, run in folder.planned()
+        if e["cell"] == cell and e["arm"] in gated and (e["seed"] in seeds if seeds else e["seed"] not in kept)
+        and state_of(run) == "done"
+    ]  # fmt: skip
+    if not runs:
+        raise StoreError(
+            f"--explain {cell}: no finished run of it here to edit; `gatelab status {folder.path}` lists them"
+        )
+    there, n_edited = {(name, word) for name, word, _ in _edits(path)}, 0
+    for i, (e, run) in enumerate(runs, 1):
+        words = [w for w in edits_of(gated=gated[e["arm"]]) if (run.fingerprint, w) not in there]
+        if not words:
+            continue
+        rows, refused = _edited(run, words)
+        with open(path, "a", encoding="utf-8") as file:
+            file.writelines(json.dumps(row.as_dict()) + "\n" for row in rows)
+        n_edited += 1
+        tell("; ".join([f"{i} of {len(runs)}: {e['arm']} seed {e['seed']}, {len(rows)} rows", *refused]))
+    return n_edited
+
+
+def _edited(run: RunFolder, words: list[str]) -> tuple[list[Row], list[str]]:
+    """The rows of the edits, and why one could not be made of this run."""
+    try:
+        return intervene(run.path, words).rows(run.fingerprint), []
+    except StoreError:
+        raise
+    except ValueError as error:
+        if len(words) == 1:
+            return [], [f"{words[0]}: {error}"]
+        parts = [_edited(run, [word]) for word in words]
+        return [row for rows, _ in parts for row in rows], [why for _, refused in parts for why in refused]
+
+
+def _check_cell(folder: StudyFolder, cell: str) -> dict[str, Any]:
+    """What study.json says of a study that has the cell."""
+    study = checked(folder)
+    cells = [c["name"] for c in study["cells"]]
     if cell not in cells:
-        raise StoreError(f"--explain {cell}: no such cell; expected {', '.join(cells)}{nearest(cell, list(cells))}")
-    return _cards(folder, gathered, cell)
+        raise StoreError(f"--explain {cell}: no such cell; expected {', '.join(cells)}{nearest(cell, cells)}")
+    return study
 
 
 def _cards(folder: StudyFolder, gathered: Gathered, cell: str) -> list[Card]:
@@ -595,15 +676,16 @@ def _edits(path: Path) -> dict[tuple[str, str, float], float]:
 
 def report(folder: StudyFolder, analysis: Analysis) -> Path:
     """Write the page and its CSV files; returns the page's path."""
-    done = {(e["cell"], e["arm"], e["seed"]) for e, r in folder.planned() if state_of(r) == "done"}
+    states = {r.fingerprint: state_of(r) for _, r in folder.planned()}
+    done = {(e["cell"], e["arm"], e["seed"]) for e, r in folder.planned() if states[r.fingerprint] == "done"}
     return write_report(
         folder,
         analysis.findings,
         shares=[asdict(s) for s in analysis.shares],
         pairing=[asdict(g) for g in analysis.pairing],
         tasks=task_study(folder, done),
-        looked=look_for_anomalies(folder),
-        state=state_of,
+        looked=look_for_anomalies(folder, analysis.outcomes),
+        state=lambda run: states[run.fingerprint],
     )
 
 

@@ -1,6 +1,7 @@
 """`gatelab eval` on our own tasks: checkpoints and runs in words, a run on tasks in ids; what is refused."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
@@ -146,6 +147,93 @@ def test_distractors_and_hardness_are_asked_for_in_words_and_in_ids(place: Path,
         assert (factors["n_distractors"] if kind == "words" else len(factors["distractors"])) == 2
 
 
+def test_attention_to_documents_and_the_worth_of_evidence_are_asked_of_anybodys_model(place: Path, tmp_path: Path):
+    names = "gatelab/found/kv,gatelab/deletion/kv,gatelab/found/cite"
+    found, notes = {}, {}
+    for name in ("model", "ours"):
+        words = ("eval", place / name, "--tasks", names, "--lengths", "1000", "--depths", "0,1", "--limit", 2)
+        status, out, err = gatelab(*words, "--out", tmp_path / name)
+        assert status == 0, err
+        assert all(word in out for word in ("recall@3 calibrated, gated-value", "evidence_excess, nats", "all", "low"))
+        assert ("answer, reweighted" in out) == (name == "ours")
+        rows = [json.loads(line) for line in (tmp_path / name / "rows.jsonl").read_text().splitlines()]
+        at = ("task", "metric", "stage", "domain", "depth", "layer", "bin")
+        found[name] = {tuple(r.get(a) for a in at): r["value"] for r in rows if "reweight" not in r["metric"]}
+        assert {r["source"] for r in rows} == {"middle", "deletion", "tasks"}
+        notes[name] = json.loads((tmp_path / name / "eval.json").read_text())["notes"]
+    assert any("gatelab convert MODEL OUT --to gatelab" in note for note in notes["model"])
+    same = {k: v for k, v in found["ours"].items() if not k[1].startswith("answer_") and v == v}
+    assert {k: found["model"][k] for k in same} == pytest.approx(same, rel=1e-2, abs=1e-3)
+    items = [json.loads(line) for line in (tmp_path / "ours" / "items.jsonl").read_text().splitlines()]
+    (one,) = (i for i in items if (i["task"], i["item"], i["factors"]["asked_depth"]) == ("found/kv", 0, 1))
+    assert one["factors"]["gold"] == [len(one["factors"]["documents"]) - 1] and one["correct"] is False
+    cited = [i for i in items if i["task"] == "found/cite"]
+    assert len(cited) == 4 and all(len(i["factors"]["documents"]) == 8 for i in cited)
+
+
+def test_a_run_on_tasks_is_looked_at_in_their_ids(runs: dict[str, Path]):
+    words = ("eval", runs["ids"], "--tasks", "gatelab/found/needle,gatelab/deletion/needle", "--distractors", 3)
+    status, out, err = gatelab(*words, "--lengths", "64", "--limit", 2, "--json")
+    assert status == 0, err
+    of = {(r["task"], r["metric"], r.get("stage"), r.get("domain")): r["value"] for r in map(json.loads, out.splitlines())
+          if "layer" not in r}  # fmt: skip
+    assert of["found/needle", "document_recall_chance", None, None] == 3 / 4
+    assert ("deletion/needle", "evidence_excess", None, None) in of
+    assert of["found/needle", "answer_floor", None, None] == 1 / 4
+    status, _, err = gatelab(*words, "--lengths", "64", "--chat")
+    assert status == 2 and "reads the ids of tasks, and no words; leave it out" in err
+    for name in ("found/kv", "long_ppl", "citations/one"):
+        status, _, err = gatelab("eval", runs["ids"], "--tasks", f"gatelab/{name}")
+        assert status == 2 and f"--tasks gatelab/{name}: is text" in err
+
+
+def test_texts_are_read_and_a_key_set_serves_another_model(place: Path, tmp_path: Path):
+    (tmp_path / "texts").mkdir()
+    for i in range(3):
+        said = " ".join(f"{i} the gate {(7 * i + 3 * j) % 11} may close, {j}." for j in range(40 if i else 2))
+        (tmp_path / "texts" / f"{i}.txt").write_text(said)
+    words = ("--tasks", "gatelab/long_ppl,gatelab/position_loss", "--text", tmp_path / "texts")
+    first = (*words, "--lengths", "160", "--limit", 2, "--window", 16, "--out", tmp_path / "first")
+    status, out, err = gatelab("eval", place / "model", *first)
+    assert status == 0 and "nats after 127 to 158" in out, err
+    keys = json.loads((tmp_path / "first" / "keys-160.json").read_text())
+    assert (keys["window"], keys["stride"], len(keys["documents"])) == (16, 4, 2) and keys["bos_id"] is not None
+    items = [json.loads(line) for line in (tmp_path / "first" / "items.jsonl").read_text().splitlines()]
+    assert [i["factors"].get("cut") for i in items if i["task"] == "position_loss"] == [None, True, True]
+    assert "0.txt has" in items[0]["factors"]["refused"]
+    assert "1 items refused, as in: 0.txt has" in " ".join(out.split())
+    # An untrained model is sure of nothing: no token is key, which is said and not an error.
+    assert sum(len(d["positions"]) for d in keys["documents"]) == 0 and "0 key tokens" in out
+    keys["documents"] = [d | {"positions": [40, 90]} for d in keys["documents"]]
+    (tmp_path / "keys.json").write_text(json.dumps(keys))
+    status, out, err = gatelab("eval", place / "ours", *words, "--keys", tmp_path / "keys.json", "--json")
+    assert status == 0, err
+    of = {r["metric"]: r["value"] for r in map(json.loads, out.splitlines()) if r["task"] == "long_ppl"}
+    assert of["key_share"] == pytest.approx(4 / 318) and of["plain_ppl_low"] < of["plain_ppl"] < of["plain_ppl_high"]
+    (tmp_path / "texts" / "1.txt").write_text("another text, as long as it needs to be, " * 40)
+    status, _, err = gatelab("eval", place / "ours", *words, "--keys", tmp_path / "keys.json")
+    assert status == 1 and "is not the one of 160 that the key set was made of" in err
+
+
+def test_ours_are_asked_in_a_chat_template(place: Path, tmp_path: Path):
+    shutil.copytree(place / "model", tmp_path / "chatty")
+    (tmp_path / "chatty" / "chat_template.jinja").write_text(
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    names = "gatelab/needle,gatelab/citations/one,gatelab/absent"
+    words = ("--tasks", names, "--lengths", "1000", "--limit", 2, "--chat", "--new-tokens", 8)
+    status, out, err = gatelab("eval", tmp_path / "chatty", *words, "--out", tmp_path / "out")
+    assert status == 0 and "as a turn of the user, chat template" in " ".join(out.split()), err
+    assert json.loads((tmp_path / "out" / "eval.json").read_text())["gatelab"]["chat"] is True
+    rows = [json.loads(line) for line in (tmp_path / "out" / "rows.jsonl").read_text().splitlines()]
+    of = {(r["source"], r["task"], r["metric"]): r["value"] for r in rows}
+    assert of["tasks", "needle", "choice_floor"] == 1 and of["tasks", "absent", "choice_floor"] == 1 / 2
+    assert of["citations", "citations/one", "citation_recall"] == 0
+    assert of["tasks", "citations/one", "citation_f1_high"] == pytest.approx(0.8419, abs=1e-4)
+    status, _, err = gatelab("eval", place / "model", *words)
+    assert status == 1 and "--chat: this model's tokenizer has no chat template" in err
+
+
 def test_files_and_essays_of_the_user_are_asked(place: Path, tmp_path: Path):
     names = (
         "gatelab/ruler/qa_1,gatelab/ruler/qa_2,gatelab/middle/qa,gatelab/middle/qa_random,gatelab/ruler/niah_multivalue,"
@@ -191,7 +279,21 @@ def test_files_and_essays_of_the_user_are_asked(place: Path, tmp_path: Path):
         (("--tasks", "gatelab/needle", "--distractors", "-1"), 2, "--distractors -1: expected 0 or more"),
         (("--tasks", "gatelab/needle,gatelab/middle", "--hardness", "2"), 2, "middle/kv, gatelab/middle/qa: hardness=2"),
         (("--tasks", "piqa", "--hardness", "2"), 2, "--hardness: is for tasks named gatelab/"),
-        (("--tasks", "gatelab/needle", "--chat"), 2, "--chat: is for the harness's tasks"),
+        (("--tasks", "gatelab/needle,gatelab/long_ppl", "--chat"), 2, "long_ppl: reads texts as they are; leave --chat out"),
+        (("--tasks", "gatelab/position_loss", "--depths", "1"), 2, "position_loss: reads texts as they are; leave --depths out"),
+        (("--tasks", "gatelab/found/kvv"), 2, "did you mean 'gatelab/found/kv'?"),
+        (("--tasks", "gatelab/longppl"), 2, "did you mean 'gatelab/long_ppl'?"),
+        (("--tasks", "gatelab/found/qa"), 2, "middle/qa: needs a file of JSON lines with question, answers, ctxs"),
+        (("--tasks", "gatelab/citations/qa", "--data-dir", "nowhere"), 2, "no file nowhere/middle/qa.jsonl"),
+        (("--tasks", "gatelab/deletion/needle", "--hardness", "9"), 2, "needle: hardness=9"),
+        (("--tasks", "gatelab/deletion/kv", "--distractors", "9"), 2, "deletion/kv: distractors=9, and text of others"),
+        (("--tasks", "gatelab/needle", "--text", "a.txt"), 2, "--text: is for gatelab/long_ppl and gatelab/position_loss"),
+        (("--tasks", "gatelab/position_loss", "--window", "8"), 2, "--window: is for gatelab/long_ppl; leave it out"),
+        (("--tasks", "gatelab/long_ppl", "--window", "0"), 2, "--window 0: expected 1 or more"),
+        (("--tasks", "gatelab/long_ppl", "--window", "90", "--lengths", "100"), 2, "--window 90 of texts of 100 tokens"),
+        (("--tasks", "gatelab/long_ppl", "--keys", "k.json", "--lengths", "9"), 2, "--keys has its own length"),
+        (("--tasks", "gatelab/long_ppl", "--keys", "nowhere.json"), 2, "nowhere.json is no key set"),
+        (("--tasks", "gatelab/position_loss", "--text", "nowhere"), 1, "'nowhere': no such file or folder"),
         (("--tasks", "gatelab/middle/qa_aware", "--data-dir", "nowhere"), 2, "no file nowhere/middle/qa.jsonl"),
         (("--tasks", "gatelab/needle", "--shots", "2"), 2, "--shots: is for the harness's tasks"),
         (("--tasks", "piqa", "--depths", "1"), 2, "--depths: is for tasks named gatelab/"),

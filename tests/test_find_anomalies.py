@@ -410,3 +410,79 @@ def test_a_plan_says_what_its_budget_can_see_by_a_pilot(finished, tmp_path, caps
     assert _status(["plan", str(tmp_path / "fake.py"), "--pilot", str(finished.path)]) == 0
     out = capsys.readouterr().out
     assert "gated, val_loss (nats): a pair spreads " in out and "with 3, 5, 7, 8, 12, 20 seeds:" in out
+
+
+def test_claims_are_chosen_by_rule_cell_and_arm_before_their_runs(finished, capsys):
+    status, out, _ = find(capsys, finished.path, "--register", "--rule", "gate-collapse", "sign-flip", "--cell", "sh*")
+    assert status == 0 and "registered: 1 claims" in out and "gate-collapse        shut, gated" in out
+    assert [c["rule"] for c in read_json(finished.path / "confirmation.json")["claims"]] == ["gate-collapse"]
+    for words, says in (
+        (["--rule", "sink-stay"], "--rule sink-stay: no claim of it; expected some of effect, "),
+        (["--arm", "x*"], "--arm x*: no claim of it; expected some of gated"),
+    ):
+        status, _, err = find(capsys, finished.path, "--register", *words)
+        assert status == 1 and says in err
+    for words in (["--cell", "a"], ["--explain", "a", "--arm", "gated"]):
+        assert find(capsys, finished.path, *words)[0] == 2
+
+
+def test_many_claims_out_of_reach_are_one_note(finished, capsys):
+    status, out, _ = find(capsys, finished.path, "--register", "--seeds", "5")
+    notes = [line for line in out.splitlines() if "cannot be confirmed on 1 seeds" in line]
+    assert status == 0 and len(notes) == len({n.rpartition("register ")[2] for n in notes})
+
+
+def test_what_was_registered_is_planned_where_no_row_of_the_screen_is(finished):
+    lab.register(finished)
+    for _, run in finished.planned():
+        run.rows_path.unlink()
+    lab.go_on(finished)
+    fresh = {(e["cell"], e["arm"]) for e, run in finished.planned() if e["seed"] >= 5}
+    assert fresh == {(cell, arm) for cell in CELLS for arm in ("none", "gated")}
+
+
+def test_edits_are_made_run_by_run_and_not_twice(finished, capsys, monkeypatch):
+    asked = []
+
+    def intervene(path, words):
+        if words[1:] and "drop-first" in words:
+            raise ValueError("drop-first: not of this model")
+        if words == ["drop-first"]:
+            raise ValueError("not of this model")
+        asked.extend((path.name, word) for word in words)
+        return type("E", (), {"rows": lambda self, name: [loss_change(name, word) for word in words]})()
+
+    monkeypatch.setattr(lab, "intervene", intervene)
+    status, out, err = find(capsys, finished.path, "--explain", "d", "--edit", "--seeds", "0..1")
+    assert status == 0 and "4 runs were edited" in err and "drop-first: not of this model" in err
+    names = {e["arm"]: [] for e, _ in finished.planned()}
+    for e, run in finished.planned():
+        if e["cell"] == "d" and e["seed"] < 2:
+            names[e["arm"]].append(run.fingerprint)
+    assert {n for n, word in asked if word == "gate-mean"} == {*names["gated"]}
+    assert {n for n, word in asked if word == "zero-value@first"} == {*names["none"]}
+    assert "zero-value@first: changes the loss of the ungated runs by less than 0.01 nats: undecided" in out
+    asked.clear()
+    assert find(capsys, finished.path, "--explain", "d", "--edit", "--seeds", "0,1")[0] == 0
+    assert not asked  # but for those that cannot be made, which are tried again
+    status, _, err = find(capsys, finished.path, "--explain", "d", "--edit", "--seeds", "9")
+    assert status == 1 and "no finished run of it here to edit" in err
+    assert find(capsys, finished.path, "--edit")[0] == 2
+
+
+def loss_change(name: str, word: str) -> Row:
+    return Row(name, 1, "intervene", "loss_change", 0.0, "nats", intervention=word, dose=1.0)
+
+
+def test_edits_need_scipy_and_say_so(finished, capsys, monkeypatch):
+    monkeypatch.setattr(lab, "find_spec", lambda name: None)
+    status, _, err = find(capsys, finished.path, "--explain", "d", "--edit")
+    assert status == 1 and "SciPy" in err and len(err.splitlines()) == 1
+
+
+def test_a_machine_without_the_analysis_says_where_the_page_is_made(finished, capsys, monkeypatch):
+    monkeypatch.setattr("gatelab.cli.study.find_spec", lambda name: None if name == "duckdb" else name)
+    assert _status(["run", str(finished.path), "--json"]) == 0
+    said = capsys.readouterr()
+    assert "no page: this machine has no duckdb; take" in said.err
+    assert len(said.out.splitlines()) == 40 and '"page"' not in said.out

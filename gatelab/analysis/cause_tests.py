@@ -3,7 +3,8 @@
 Rows of edits come from `gatelab probe --intervene … --json`, appended to `FILE` in the study's folder.
 """
 
-from collections.abc import Callable, Mapping
+import shlex
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +13,7 @@ from .causes import LEVEL, NOTHING, Decision, Ledger, Test, above_nothing, above
 from .heterogeneity import dependences
 
 FILE = "causes.jsonl"
+MOST_COMMANDS = 5  # that a card prints, a run each
 
 
 def edit(word: str, *, of_gate: bool = False, is_harmless: bool = False) -> Test:
@@ -35,14 +37,24 @@ def edit(word: str, *, of_gate: bool = False, is_harmless: bool = False) -> Test
             else:
                 changes.append(own - control)
         if len(changes) < 2:
-            to_do = [
-                f"gatelab probe {ledger.folder}/runs/{name} --intervene {word} --json >> {ledger.folder}/{FILE}"
-                for name in lacks
-            ]
-            return replace(found, n=len(changes), to_do=to_do if len(changes) + len(lacks) > 1 else _more_seeds(ledger))
+            enough = len(changes) + len(lacks) > 1
+            return replace(
+                found, n=len(changes), to_do=_edits(ledger, cell, word, lacks) if enough else _more_seeds(ledger)
+            )
         return decided(found, changes, near_zero if is_harmless else above_nothing, "nats")
 
-    return test
+    return Test(test, ((word, of_gate),))
+
+
+def _edits(ledger: Ledger, cell: str, word: str, names: Sequence[str]) -> list[str]:
+    """The commands that make the rows of an edit of these runs: one a run, or where they are many one for all."""
+    if len(names) > MOST_COMMANDS:
+        command = f"gatelab find {shlex.quote(ledger.folder)} --explain {shlex.quote(cell)} --edit"
+        return [f"{command}    # {len(names)} runs lack it; --seeds 0..7 makes some"]
+    return [
+        f"gatelab probe {ledger.folder}/runs/{name} --intervene {word} --json >> {ledger.folder}/{FILE}"
+        for name in names
+    ]
 
 
 def where_sinks(test: Test) -> Test:
@@ -56,7 +68,7 @@ def where_sinks(test: Test) -> Test:
         numbers = f"no ungated run has a sink (first-token mass {max(mass.values()):.2g} at most, {SINK:g} is one)"
         return replace(found, verdict="undecided", numbers=numbers, to_do=[])
 
-    return asked
+    return Test(asked, test.edits)
 
 
 def excess(word: str, over: str, *, of_gate: bool = False) -> Test:
@@ -75,7 +87,7 @@ def excess(word: str, over: str, *, of_gate: bool = False) -> Test:
             return replace(found, n=len(d), to_do=list(to_do))
         return decided(found, d, above_nothing, "nats")
 
-    return test
+    return Test(test, one.edits + other.edits)
 
 
 def arm_where(
@@ -112,7 +124,7 @@ def arm_where(
             return replace(found, n=len(d), to_do=_more_seeds(ledger))
         return decided(found, d, above_zero, ledger.evidence.readings[reading].unit, sign=sign)
 
-    return test
+    return Test(test)
 
 
 def cells_by(key: str, word: Callable[[Mapping[str, Any]], str], predicts: str) -> Test:
@@ -149,7 +161,7 @@ def cells_by(key: str, word: Callable[[Mapping[str, Any]], str], predicts: str) 
             estimate=d.slope, low=d.slope_low, high=d.slope_high, n=len(ledger.factors[key]) if key in ledger.factors else 0,
         )  # fmt: skip
 
-    return test
+    return Test(test)
 
 
 def _keys(merged: str) -> list[str]:

@@ -50,12 +50,21 @@ class Ledger:
     study: str
 
 
-Test = Callable[[Ledger, str, str], Decision]
+@dataclass(frozen=True, slots=True)
+class Test:
+    """A function of (ledger, cell, arm). `edits` are the interventions whose rows it reads, each with whether they are of the
+    gated runs, else of the ungated ones."""
+
+    judge: Callable[[Ledger, str, str], Decision]
+    edits: tuple[tuple[str, bool], ...] = ()
+
+    def __call__(self, ledger: Ledger, cell: str, arm: str) -> Decision:
+        return self.judge(ledger, cell, arm)
 
 
 @dataclass(frozen=True, slots=True)
 class Hypothesis:
-    """`source` is where it was put forward; a test is a function of (ledger, cell, arm)."""
+    """`source` is where it was put forward."""
 
     name: str
     claim: str

@@ -13,7 +13,7 @@ from math import exp, inf, isfinite, nan, sqrt
 import numpy as np
 
 from .anomalies.evidence import Evidence
-from .student import interval, p_two_sided
+from .student import interval, p_two_sided, q_values
 
 ALL_CELLS = "(all cells)"
 SEEDS_NEEDED = 4  # fewer leave the correlation one degree of freedom
@@ -59,9 +59,7 @@ def dispersions(
         found += [s for name, over in parts.items() for s in _over_parts(evidence, name, arm, over, confidence)]
     tested = [i for i, s in enumerate(found) if isfinite(s.p)]
     if tested:
-        from scipy.stats import false_discovery_control
-
-        for i, q in zip(tested, false_discovery_control([found[i].p for i in tested]), strict=True):
+        for i, q in zip(tested, q_values([found[i].p for i in tested]), strict=True):
             found[i] = replace(found[i], q=float(q))
     return found
 

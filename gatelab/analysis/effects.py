@@ -24,6 +24,7 @@ from .student import (
     moderate,
     p_equivalent,
     p_two_sided,
+    q_values,
 )
 from .verdicts import compact, sentence, verdict
 
@@ -112,10 +113,8 @@ def _moderate(tests: list[_Test]) -> None:
 def _discover(family: list[_Test], fdr: float) -> None:
     if not family:
         return
-    from scipy.stats import false_discovery_control
-
     p = [t.p for t in family]
-    for test, q, level in zip(family, false_discovery_control(p), discovery_levels(p, fdr), strict=True):
+    for test, q, level in zip(family, q_values(p), discovery_levels(p, fdr), strict=True):
         test.q, test.level = float(q), level
         test.notes.append(f"one of {len(family)} primary tests; p up to {compact(level)} counts here")
 

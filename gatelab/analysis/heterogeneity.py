@@ -15,7 +15,7 @@ import numpy as np
 
 from .anomalies.evidence import Evidence
 from .both_ways import over_cells_and_seeds
-from .student import interval, p_two_sided
+from .student import interval, p_two_sided, q_values
 
 LEFT_OVER = 3  # degrees of freedom of cells beyond the factors that a test against them needs
 
@@ -128,9 +128,7 @@ def dependences(
             ]
     tested = [i for i, d in enumerate(found) if isfinite(d.p)]
     if tested:
-        from scipy.stats import false_discovery_control
-
-        for i, q in zip(tested, false_discovery_control([found[i].p for i in tested]), strict=True):
+        for i, q in zip(tested, q_values([found[i].p for i in tested]), strict=True):
             found[i] = replace(found[i], q=float(q))
     return found
 
@@ -142,7 +140,7 @@ def fit(groups: Groups, factors: Mapping[str, Mapping[str, Any]], confidence: fl
     """
     if not groups:
         return []
-    model = _Model(groups, _merged(factors, list(groups)))
+    model = _Model(groups, merged(factors, list(groups)))
     return [model.dependence(name, confidence) for name in model.factors]
 
 
@@ -230,7 +228,7 @@ class _Model:
         return value, value - half, value + half
 
 
-def _merged(factors: Mapping[str, Mapping[str, Any]], cells: Sequence[str]) -> dict[str, dict[str, Any]]:
+def merged(factors: Mapping[str, Mapping[str, Any]], cells: Sequence[str]) -> dict[str, dict[str, Any]]:
     """The factors that vary among the cells; those that split them alike as one, with the first one's levels."""
     split: dict[tuple[int, ...], list[str]] = {}
     for name, levels in factors.items():

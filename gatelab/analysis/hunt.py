@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from .anomalies.alarm import Rule
 from .anomalies.gather import Gathered
@@ -15,33 +16,43 @@ READINGS = ("val_loss", "first_token_mass", "massive_max", "value_drain")
 PARTS = {"mass_spread_heads": "heads", "mass_spread_layers": "layers", "massive_spread_layers": "layers"}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Hunt:
-    """`claims` are what a confirmation would be asked to confirm; `notes` what to know before reading."""
+    """The screen, and what to know before reading; the rest is worked out where it is asked for, which a page never does.
+    Each of screen, pooling and spreads has a false-discovery rate of its own."""
 
     screened: Screened
-    pooled: list[Pooled]
-    dependences: list[Dependence]
-    spreads: list[Spread]
-    claims: list[Claim]
     notes: list[str]
+    gathered: Gathered
+
+    @cached_property
+    def pooled(self) -> list[Pooled]:
+        """The readings over all cells, gate by gate."""
+        evidence = self.gathered.evidence
+        return [
+            found
+            for reading in READINGS
+            for arm in evidence.arms
+            if reading in evidence.readings and (found := pooled(evidence, reading, arm)) is not None
+        ]
+
+    @cached_property
+    def dependences(self) -> list[Dependence]:
+        """What the effects depend on."""
+        return dependences(self.gathered.evidence, self.gathered.factors, READINGS)
+
+    @cached_property
+    def spreads(self) -> list[Spread]:
+        """Whose spread a gate changes."""
+        return dispersions(self.gathered.evidence, READINGS, PARTS)
+
+    @cached_property
+    def claims(self) -> list[Claim]:
+        """What a confirmation would be asked to confirm."""
+        return claims(self.gathered.evidence, self.screened, self.gathered.primary, self.screened.fdr)
 
 
 def hunt(gathered: Gathered, rules: Sequence[Rule], *, fdr: float, notes: Sequence[str] = ()) -> Hunt:
-    """Screen, pool, and compare spreads; each of the three has a false-discovery rate of its own."""
-    evidence = gathered.evidence
-    screened = screen(evidence, rules, fdr=fdr)
-    over_cells = [
-        found
-        for reading in READINGS
-        for arm in evidence.arms
-        if reading in evidence.readings and (found := pooled(evidence, reading, arm)) is not None
-    ]
-    return Hunt(
-        screened,
-        over_cells,
-        dependences(evidence, gathered.factors, READINGS),
-        dispersions(evidence, READINGS, PARTS),
-        claims(evidence, screened, gathered.primary, fdr),
-        [*notes, *screened.flags],
-    )
+    """Screen the evidence."""
+    screened = screen(gathered.evidence, rules, fdr=fdr)
+    return Hunt(screened, [*notes, *screened.flags], gathered)

@@ -18,6 +18,12 @@ def _around(key: str) -> Callable[[Mapping[str, Any]], str]:
     return word
 
 
+def _other_data(base: Mapping[str, Any]) -> str:
+    """The word for other data of the kind that a cell has."""
+    words = {"bigram-backcopy": "data.process_seed=[0,1]", "tasks": "data.names=[TASK,ANOTHER]"}
+    return words.get(at(base, "data.kind"), "data.paths=OTHER_TEXTS")
+
+
 def _softmax(kind: str) -> Callable[[Mapping[str, Any]], bool]:
     return lambda m: m.get("gate") == "none" and m.get("softmax", {}).get("kind") == kind
 
@@ -145,6 +151,12 @@ HYPOTHESES: tuple[Hypothesis, ...] = (
         "data-domain",
         "the gate's effect depends on what the data are",
         "ours",
-        (cells_by("data", lambda _: "data.paths=OTHER_TEXTS", "the effect on the loss depends on the data"),),
+        (cells_by("data", _other_data, "the effect on the loss depends on the data"),),
     ),
 )
+
+
+def edits_of(*, gated: bool) -> list[str]:
+    """The interventions that the tests ask of the gated runs, or of the ungated ones."""
+    words = (word for h in HYPOTHESES for test in h.tests for word, of_gate in test.edits if of_gate == gated)
+    return list(dict.fromkeys(words))

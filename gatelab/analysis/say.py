@@ -81,14 +81,19 @@ def foreseen(rows: Sequence[Foresight]) -> Iterator[str]:
 
 def registered(r: Registration, command: str, n_runs: int, out_of_reach: Sequence[tuple[Claim, int]]) -> Iterator[str]:
     """What was written down, and what to do next."""
-    yield f"registered: {len(r.claims)} claims, to be confirmed on seeds {', '.join(map(str, r.seeds))} by Holm at {r.alpha:.0%}"
+    seeds, most = ", ".join(map(str, r.seeds)), {needed: [] for _, needed in sorted(out_of_reach, key=lambda x: x[1])}
+    yield f"registered: {len(r.claims)} claims, to be confirmed on seeds {seeds} by Holm at {r.alpha:.0%}"
     for c in r.claims:
         what = f"{c.reading} {'rises' if c.direction > 0 else 'falls'}" if c.direction else c.reading
         yield f"  {c.rule:<20} {c.cell}, {c.arm}: {what} ({_p('q', c.q)})"
     for c, needed in out_of_reach:
+        most[needed].append(c)
+    for needed, claims in most.items():
+        some = "; ".join(f"{c.rule} {c.cell}, {c.arm}: {c.reading}" for c in claims[:3])
+        more = f" and {len(claims) - 3} more" if len(claims) > 3 else ""
         yield (
-            f"  note: {c.rule} {c.cell}, {c.arm}: {c.reading} cannot be confirmed on {len(r.seeds)} seeds, whatever they show;"
-            f" register {needed} or more with --seeds"
+            f"  note: {some}{more} cannot be confirmed on {len(r.seeds)} seeds, whatever they show; register {needed} or more"
+            " with --seeds"
         )
     yield f"next: {command}    ({n_runs} runs: what the claims need, and nothing else)"
 

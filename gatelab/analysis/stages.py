@@ -11,6 +11,7 @@ where one version of the code made both.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from fnmatch import fnmatchcase
 from math import ceil, isfinite, log, nan
 from typing import Any
 
@@ -18,7 +19,7 @@ from .anomalies.alarm import Rule
 from .anomalies.evidence import LUCK, Evidence
 from .anomalies.screen import Screened
 from .shares import p_more_often
-from .student import Prior, p_two_sided
+from .student import Prior, p_two_sided, q_values
 
 EFFECT = "effect"  # the rule of a claim that is no anomaly
 ALPHA = 0.05
@@ -52,7 +53,8 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Registration:
-    """The content of confirmation.json. `priors` are (arm, reading, degrees of freedom, variance)."""
+    """The content of confirmation.json. `priors` are (arm, reading, degrees of freedom, variance); `needs` (cell, arm) of the
+    runs that the claims' tests read, so that these can be carried out where the screen's rows are not."""
 
     claims: list[Claim]
     seeds: list[int]
@@ -60,6 +62,7 @@ class Registration:
     alpha: float
     fdr: float
     priors: list[tuple[str, str, float, float]]
+    needs: list[tuple[str, str]] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -69,7 +72,8 @@ class Registration:
         """Raises ValueError where the file was edited beyond reading."""
         try:
             claims = [Claim(**c) for c in value["claims"]]
-            found = cls(**{**value, "claims": claims, "priors": [tuple(p) for p in value["priors"]]})
+            pairs = {key: [tuple(x) for x in value.get(key, [])] for key in ("priors", "needs")}
+            found = cls(**{**value, **pairs, "claims": claims})
         except (KeyError, TypeError):
             found = None
         if found is None or not found._is_sound():
@@ -89,6 +93,7 @@ class Registration:
             and all(isinstance(x, str) for c in self.claims for x in (c.rule, c.cell, c.arm, c.reading))
             and all(c.direction in (-1, 0, 1) for c in self.claims)
             and all(len(p) == 4 and all(isinstance(x, float) and x > 0 for x in p[2:]) for p in self.priors)
+            and all(len(n) == 2 and all(isinstance(x, str) for x in n) for n in self.needs)
         )
 
 
@@ -132,8 +137,6 @@ def claims(evidence: Evidence, screened: Screened, primary: Iterable[str], fdr: 
 
 def effects_seen(evidence: Evidence, primary: Iterable[str], fdr: float) -> list[Claim]:
     """The effects of gates on primary readings with q within `fdr`, as `gatelab.analysis.effects` tests them."""
-    from scipy.stats import false_discovery_control
-
     tests = []
     for reading in (r for r in primary if r in evidence.readings):
         for arm in evidence.arms:
@@ -143,7 +146,7 @@ def effects_seen(evidence: Evidence, primary: Iterable[str], fdr: float) -> list
                     tests.append(Claim(EFFECT, cell, arm, reading, direction, p, nan))
     if not tests:
         return []
-    q = false_discovery_control([t.p for t in tests])
+    q = q_values([t.p for t in tests])
     return [replace(t, q=float(x)) for t, x in zip(tests, q, strict=True) if x <= fdr]
 
 
@@ -176,6 +179,25 @@ def register(
             pooled = sum(e.n - 1 for c in evidence.cells if (e := evidence.estimate(reading, c, arm)) and e.sigma > 0)
             priors.append((arm, reading, float(min(prior.df, pooled)), prior.variance))
     return Registration(found, list(fresh), used, alpha, fdr, priors)
+
+
+def chosen(
+    found: Iterable[Claim], *, rules: Sequence[str] = (), cells: Sequence[str] = (), arms: Sequence[str] = ()
+) -> list[Claim]:
+    """The claims of these rules, cells and arms, in whose names `*` stands for anything; of all where none is named. What is
+    chosen before the fresh runs keeps the level: Holm is over what is registered.
+
+    Raises:
+        ValueError: a word that no claim has, with those that there are.
+    """
+    kept = list(found)
+    for name, words in (("rule", rules), ("cell", cells), ("arm", arms)):
+        there = list(dict.fromkeys(getattr(c, name) for c in kept))
+        unknown = [w for w in words if not any(fnmatchcase(x, w) for x in there)]
+        if unknown and kept:
+            raise ValueError(f"--{name} {unknown[0]}: no claim of it; expected some of {', '.join(there)}")
+        kept = [c for c in kept if not words or any(fnmatchcase(getattr(c, name), w) for w in words)]
+    return kept
 
 
 def confirm(registration: Registration, evidence: Evidence, rules: Sequence[Rule]) -> list[Verdict]:

@@ -7,6 +7,7 @@ same interval, p and power as a plain one. `docs/statistics.md` has the formulas
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from math import inf, isfinite, log, sqrt
 
 import numpy as np
@@ -92,15 +93,10 @@ def detectable_effect(sigma: float, n: int, alpha: float = 0.05, power: float = 
     Raises:
         ValueError: as `power()` does, and for a power outside of (alpha, 1).
     """
-    from scipy.optimize import brentq
-
     df = _degrees(sigma, n, alpha, df)
     if not alpha < power < 1:
         raise ValueError(f"power={power!r}: expected a number between alpha ({alpha:g}) and 1")
-    upper = 1.0
-    while _power(upper, alpha, df) < power:
-        upper *= 2
-    return brentq(lambda shift: _power(shift, alpha, df) - power, 0, upper) * sigma / sqrt(n)
+    return _shift(alpha, power, df) * sigma / sqrt(n)
 
 
 def fit_prior(variances: Sequence[float], df: Sequence[float]) -> Prior:
@@ -141,6 +137,20 @@ def moderate(estimates: Sequence[Estimate], prior: Prior) -> list[Estimate]:
     return out
 
 
+def q_values(p: Sequence[float]) -> np.ndarray:
+    """Benjamini and Hochberg's adjusted p: the smallest false-discovery rate at which each test is discovered.
+
+    As `scipy.stats.false_discovery_control`, of which tests hold it to the last bit; importing scipy.stats takes longer than
+    all the rest of an analysis.
+    """
+    values = np.asarray(p, dtype=float)
+    order = np.argsort(values)
+    raised = values[order] * (len(values) / np.arange(1, len(values) + 1))
+    out = np.empty_like(values)
+    out[order] = np.minimum.accumulate(raised[::-1])[::-1]
+    return np.clip(out, 0.0, 1.0)
+
+
 def discovery_levels(p: Sequence[float], fdr: float) -> list[float]:
     """The level each test of a Benjamini-Hochberg family is held to: discovered exactly when p is not above it.
 
@@ -168,6 +178,17 @@ def _degrees(sigma: float, n: int, alpha: float, df: float | None) -> float:
     if not 0 < alpha < 1:
         raise ValueError(f"alpha={alpha!r}: expected a level between 0 and 1")
     return n - 1 if df is None else df
+
+
+@cache
+def _shift(alpha: float, power: float, df: float) -> float:
+    """The true effect, in standard errors, that is seen with `power`: tests of as many pairs share it."""
+    from scipy.optimize import brentq
+
+    upper = 1.0
+    while _power(upper, alpha, df) < power:
+        upper *= 2
+    return brentq(lambda shift: _power(shift, alpha, df) - power, 0, upper)
 
 
 def _power(shift: float, alpha: float, df: float) -> float:

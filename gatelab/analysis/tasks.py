@@ -12,6 +12,7 @@ from statistics import fmean
 
 from ..store import StudyFolder
 from ..study.metrics import SOLVED, STUDY_METRICS
+from .digest import digest
 from .shares import exact_interval
 
 N_BINS = 11  # of depth
@@ -41,10 +42,10 @@ class TaskRow:
 
 def task_rows(folder: StudyFolder) -> list[TaskRow]:
     """The rows of source `tasks` of a study, of every step; none where it asks nothing."""
-    found = folder.connect().execute(
+    found = digest(folder).execute(
         """SELECT cell, arm, seed, step, task, metric, length, min(length) OVER (PARTITION BY run), bin,
                   coalesce(intervention, 'none'), value
-           FROM rows WHERE source = 'tasks' AND list_contains($1, metric) AND length IS NOT NULL AND task IS NOT NULL
+           FROM task_rows WHERE list_contains($1, metric) AND length IS NOT NULL AND task IS NOT NULL
            ORDER BY ALL""",
         [list(_NAMES)],
     )

@@ -14,6 +14,7 @@ Flag = Annotated[bool, Parameter(negative="")]
 _SHORTEST = 1024  # of the harness's RULER: its variable tracking is not made at 512
 _ITEMS = 100  # of our own tasks, which have no end
 _OWN = "gatelab/"
+_TEXTS = (f"{_OWN}long_ppl", f"{_OWN}position_loss")
 
 
 def eval_(
@@ -31,6 +32,9 @@ def eval_(
     hardness: int | None = None,
     layout: Literal["spread", "original"] = "spread",
     haystack: Path | None = None,
+    text: str | None = None,
+    window: int | None = None,
+    keys: Path | None = None,
     chat: Flag = False,
     run_code: Flag = False,
     dtype: Literal["float32", "bfloat16", "auto"] = "float32",
@@ -49,7 +53,9 @@ def eval_(
         model of the hub as org/name.
     tasks:
         Names joined by commas, of tasks, groups or tags: hellaswag,arc_easy,mmlu,blimp,gsm8k,ruler. Ours begin with gatelab/, as in
-        gatelab/needle,gatelab/ruler/niah_single_1,gatelab/middle/kv
+        gatelab/needle,gatelab/ruler/niah_single_1,gatelab/middle/kv; so do what attention finds and what evidence is worth,
+        citations, and losses in texts: gatelab/found/kv, gatelab/deletion/kv, gatelab/citations/one, gatelab/long_ppl,
+        gatelab/position_loss
     data_dir:
         A folder with the tasks' files, as docs/eval.md lays it out; the hub is then not asked for items.
     limit:
@@ -71,8 +77,16 @@ def eval_(
         Of our RULER: spread draws the places of each item, original fixes them as the benchmark's own generator does.
     haystack:
         A text file, or a folder of them, for our RULER's tasks in essays.
+    text:
+        A file or a folder that gatelab/long_ppl and gatelab/position_loss read; the source of Python's standard library unless
+        stated.
+    window:
+        Tokens of LongPPL's short context; an eighth of the length, 4096 at most, unless stated.
+    keys:
+        A file of LongPPL's key tokens that --out of another command left; the model chooses its own unless stated.
     chat:
-        The harness's questions and answers as a conversation, in the chat template of the model's tokenizer.
+        Questions and answers as a conversation, in the chat template of the model's tokenizer; the prompt of one of ours is one
+        turn.
     run_code:
         Run the programs that the model writes (humaneval, mbpp), with limits on time and memory and without a network.
     dtype:
@@ -102,6 +116,7 @@ def eval_(
         "--new-tokens": (new_tokens, 1),
         "--distractors": (distractors, 0),
         "--hardness": (hardness, 1),
+        "--window": (window, 1),
     }
     wrong += [f"{word} {n}: expected {low} or more" for word, (n, low) in least.items() if n is not None and n < low]
     shortest, why = (_SHORTEST, "; the harness's generators may not come to an end below") if others else (1, "")
@@ -118,15 +133,17 @@ def eval_(
         "--haystack": haystack is not None,
         f"--layout {layout}": layout != "spread",
     }
-    theirs = {"--shots": shots is not None, "--chat": chat, "--run-code": run_code}
+    of_texts = {"--text": (text, _TEXTS), "--window": (window, _TEXTS[:1]), "--keys": (keys, _TEXTS[:1])}
+    theirs = {"--shots": shots is not None, "--run-code": run_code}
     wrong += [f"{word}: is for tasks named {_OWN}…; leave it out" for word, given in ours.items() if given and not own]
     wrong += [
         f"{word}: is for the harness's tasks; leave it out" for word, given in theirs.items() if given and not others
     ]
-    if chat and own and others:
-        wrong.append(
-            f"--chat: {own[0]} is asked without a chat template; ask tasks named {_OWN}… in a command of their own"
-        )
+    wrong += [
+        f"{word}: is for {' and '.join(readers)}; leave it out"
+        for word, (given, readers) in of_texts.items()
+        if given is not None and not set(readers) & set(own)
+    ]
     if wrong:
         raise ConfigError(wrong)
     stated = tuple(map(int, sizes)) if lengths else None
@@ -144,6 +161,10 @@ def eval_(
             layout=layout,
             haystack=haystack,
             data_dir=data_dir,
+            chat=chat,
+            text=text or "stdlib",
+            window=window,
+            keys=keys,
         )
     needs = ("lm_eval", "transformers") if others else ("transformers",)
     absent = [name for name in needs if find_spec(name) is None]

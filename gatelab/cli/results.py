@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,13 +13,19 @@ from .base import Json, print_json, tell
 if TYPE_CHECKING:
     from ..store import StudyFolder
 
+Words = Annotated[list[str] | None, Parameter(negative="", consume_multiple=True)]
+
 
 def find(
     folder: Path,
     *,
     all_: Annotated[bool, Parameter(name="--all", negative="")] = False,
     explain: str | None = None,
+    edit: Annotated[bool, Parameter(negative="")] = False,
     register: Annotated[bool, Parameter(negative="")] = False,
+    rule: Words = None,
+    cell: Words = None,
+    arm: Words = None,
     seeds: str | None = None,
     confirm: Annotated[bool, Parameter(negative="")] = False,
     claims: Annotated[bool, Parameter(negative="")] = False,
@@ -34,10 +41,20 @@ def find(
         The exploratory metrics too, and every test for anomalies.
     explain:
         A cell: a verdict card for every registered explanation, and the commands that make the rows it lacks.
+    edit:
+        With --explain: first make the rows of edits that are missing, of the cell's finished runs that lie here. What is there
+        is not made again, and a machine without DuckDB makes them too.
     register:
         Write down what the screen found, to be confirmed on fresh seeds, before they are run; what they could see comes first.
+    rule:
+        Of --register: the rules whose claims are registered, `effect` for effects; all unless stated.
+    cell:
+        Of --register: the cells, in which `*` stands for anything; all unless stated.
+    arm:
+        Of --register: the arms; all unless stated.
     seeds:
-        The fresh seeds of --register, as in 5..9; the five after the last unless stated.
+        The fresh seeds of --register, as in 5..9, the five after the last unless stated; of --edit the runs to edit, all of
+        the screen unless stated.
     confirm:
         The registered claims on their fresh seeds, by Holm.
     claims:
@@ -62,19 +79,32 @@ def find(
     ]
     if len(asked) > 1:
         raise ConfigError([f"{' and '.join(asked)}: each is a question of its own; give one"])
-    if seeds is not None and not register:
+    if edit and explain is None:
+        raise ConfigError(["--edit is for --explain, which is not given; name the cell, as in --explain CELL --edit"])
+    if seeds is not None and not (register or edit):
         raise ConfigError([f"--seeds {seeds} is for --register, which is not given; leave it out"])
+    choose = {"rules": rule or [], "cells": cell or [], "arms": arm or []}
+    if any(choose.values()) and not register:
+        name, words = next((name, words) for name, words in choose.items() if words)
+        raise ConfigError([f"--{name[:-1]} {words[0]} is for --register, which is not given; leave it out"])
     if claims:
         from ..analysis.ledger_of_claims import judged, page
 
         return _tell(judged(folder), page, is_json=json_)
     there = StudyFolder.open(folder)
+    listed = seeds if seeds is None or ".." in seeds else f"[{seeds.strip('[]')}]"
+    words = [] if listed is None else parse_assignments([f"seed={listed}"])["seed"]
+    numbers = [validate(Run, {"seed": word}).seed for word in words] or None
     if register:
-        listed = seeds if seeds is None or ".." in seeds else f"[{seeds.strip('[]')}]"
-        words = [] if listed is None else parse_assignments([f"seed={listed}"])["seed"]
-        return _register(there, [validate(Run, {"seed": word}).seed for word in words] or None, is_json=json_)
+        return _register(there, numbers, choose, is_json=json_)
     if confirm:
         return _tell(lab.confirm(there), say.confirmed, is_json=json_)
+    if edit:
+        n = lab.edit(there, explain, numbers, tell=tell)
+        tell(f"{n} runs were edited; the rows are in {there.path / lab.FILE}")
+        if find_spec("duckdb") is None:
+            tell("the cards need DuckDB, which this machine does not have: take that file to where the study is read")
+            return 0
     if explain is not None:
         return _tell(lab.explain(there, explain), say.explained, is_json=json_)
     return _find(there, all_=all_, is_json=json_)
@@ -88,9 +118,10 @@ def _find(there: "StudyFolder", *, all_: bool, is_json: bool) -> int:
     from ..store import StoreError
     from ..terminal import print_findings
 
-    findings = lab.analyse(there).findings
+    analysis = lab.analyse(there)
+    findings = analysis.findings
     try:
-        hunt = lab.hunt(there)
+        hunt = lab.hunt(there, lab.screened(there, analysis.outcomes))
     except StoreError as error:
         # The effects stand without them.
         hunt, refused = None, str(error)
@@ -111,19 +142,20 @@ def _find(there: "StudyFolder", *, all_: bool, is_json: bool) -> int:
     return 0
 
 
-def _register(there: "StudyFolder", seeds: list[int] | None, *, is_json: bool) -> int:
+def _register(there: "StudyFolder", seeds: list[int] | None, choose: dict[str, list[str]], *, is_json: bool) -> int:
     from dataclasses import asdict
 
     from .. import lab
     from ..analysis import say
 
-    registration = lab.register(there, seeds)
-    plan = lab.foresight(there, n_claims=len(registration.claims))
+    gathered = lab.screened(there)
+    registration = lab.register(there, seeds, choose=choose, gathered=gathered)
+    plan = lab.foresight(there, n_claims=len(registration.claims), gathered=gathered)
     if is_json:
         print_json([*map(asdict, plan), *map(asdict, registration.claims)])
         return 0
     n_runs = len(lab.confirmation(there, registration)) * len(registration.seeds)
-    unreachable = lab.out_of_reach(there, registration)
+    unreachable = lab.out_of_reach(there, registration, gathered)
     said = say.registered(registration, lab.confirming(there), n_runs, unreachable)
     print("\n".join([*say.foreseen(plan), "", *said]))
     return 0

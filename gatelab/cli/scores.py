@@ -42,7 +42,7 @@ def asked_own(
 
         with TemporaryDirectory() as companions:
             found = lab.stored_model(model, Path(companions))
-            return evaluate_ids(placed(found, loading), run, found.title, asking, prepared)
+            return evaluate_ids(placed(found, loading), run, found.title, asking, prepared, progress=progress)
 
     return ask
 
@@ -80,6 +80,8 @@ def write(draft: Path, found: "list[Found]", how: dict[str, Any]) -> None:
         # The harness's part is first, and says more of packages.
         about = part.about | about | {"notes": list(dict.fromkeys([*about.get("notes", ()), *part.notes]))}
     write_json(draft / "eval.json", about | how)
+    for name, text in (file for part in found for file in part.files.items()):
+        (draft / name).write_text(text, encoding="utf-8")
     for name in ("rows", "items"):
         records = [record for part in found for record in getattr(part, name)]
         lines = [json.dumps(record.as_dict(), ensure_ascii=False, allow_nan=False) for record in records]

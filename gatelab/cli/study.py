@@ -1,5 +1,6 @@
 """gatelab run and submit: carry a study out here or on a cluster."""
 
+from importlib.util import find_spec
 from typing import Annotated
 
 from cyclopts import Parameter
@@ -55,14 +56,21 @@ def run(
     opened = lab.open_executor(execution, executor, folder=folder, ray_address=ray_address)
     with opened as workers, LiveGrid(folder, workers.slots) as grid:
         summary = drive(folder, workers, execution, entries=entries, on_event=grid)
-    analysis = lab.analyse(folder)
-    page = lab.report(folder, analysis)
+    lacks = [name for name in ("duckdb", "scipy", "altair") if find_spec(name) is None]
+    if lacks:
+        tell(
+            f"no page: this machine has no {', '.join(lacks)}; take {folder.path} to one that has, then `gatelab report` it"
+        )
+    analysis = None if lacks else lab.analyse(folder)
+    page = None if analysis is None else lab.report(folder, analysis)
     if json_:
-        print_json([{"fingerprint": f, "state": s} for f, s in summary.states.items()] + [{"page": str(page)}])
+        print_json([{"fingerprint": f, "state": s} for f, s in summary.states.items()])
+        print_json([] if page is None else [{"page": str(page)}])
     else:
         print_status(folder)
-        print_findings(analysis.findings, all_metrics=False)
-        print(f"\nthe page: {page}")
+        if analysis is not None:
+            print_findings(analysis.findings, all_metrics=False)
+            print(f"\nthe page: {page}")
     if summary.halted:
         tell(summary.halted)
     if summary.elsewhere:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..record import Finding
 from .book import Book
-from .charts import Arms, Figure, short, specification, table
+from .charts import Arms, Figure, channel, short, stepped
 from .markup import NONE, Html, decimal, number, places, probability, tag
 from .parts import ramp, section
 from .style import BLUE, ORANGE
@@ -131,29 +131,30 @@ def _atlas(book: Book) -> Html | None:
 
 def atlas(findings: Sequence[Finding], cells: Sequence[str], arms: Sequence[str], words: Arms, alt_text: str) -> Figure:
     """Effects of one metric by cell (down) and arm (across); the colour is the effect in half-widths of its interval."""
-    import altair as alt
-
     names = [words.labels[a] for a in arms]
     values = [
         {"cell": f.cell, "arm": words.labels[f.arm], "said": number(f.effect, 2), "low": number(f.low), "high": number(f.high),
          "pairs": f.n_pairs, "reach": None if (reach := _reach(f)) is None else short(reach)}
         for f in findings
     ]  # fmt: skip
-    axis = alt.Axis(ticks=False, domain=False, labelLimit=220)
-    slanted = alt.Axis(ticks=False, domain=False, labelLimit=220, labelAngle=-30)
-    base = table(values).encode(
-        x=alt.X("arm:N", title=None, scale=alt.Scale(domain=names), sort=names, axis=slanted),
-        y=alt.Y("cell:N", title=None, scale=alt.Scale(domain=list(cells)), sort=list(cells), axis=axis),
-    )
-    scale = alt.Scale(domain=[-_FAR, 0, _FAR], range=list(_DIVERGING), clamp=True, interpolate="rgb")
-    tips = [alt.Tooltip("cell:N"), alt.Tooltip("arm:N"), alt.Tooltip("said:N", title="effect"), alt.Tooltip("low:N"),
-            alt.Tooltip("high:N"), alt.Tooltip("pairs:Q")]  # fmt: skip
-    ink = alt.condition("abs(datum.reach) > 1.6", alt.value("#fff"), alt.value("#000"))
-    without = base.transform_filter("!isValid(datum.reach)").mark_rect(color="#c9ced3")
-    layers = [base.mark_rect().encode(color=alt.Color("reach:Q", scale=scale, legend=None), tooltip=tips), without,
-              base.mark_text(fontSize=10).encode(text=alt.Text("said:N"), color=ink)]  # fmt: skip
-    chart = alt.layer(*layers).properties(width=alt.Step(84), height=alt.Step(24))
-    return Figure(specification(chart, alt_text), alt_text)
+    axis = {"ticks": False, "domain": False, "labelLimit": 220}
+    at = {
+        "x": channel("arm:N")
+        | {"title": None, "scale": {"domain": names}, "sort": names, "axis": axis | {"labelAngle": -30}},
+        "y": channel("cell:N") | {"title": None, "scale": {"domain": list(cells)}, "sort": list(cells), "axis": axis},
+    }
+    scale = {"domain": [-_FAR, 0, _FAR], "range": list(_DIVERGING), "clamp": True, "interpolate": "rgb"}
+    colour = channel("reach:Q") | {"scale": scale, "legend": None}
+    tips = [channel("cell:N"), channel("arm:N"), channel("said:N") | {"title": "effect"}, channel("low:N"),
+            channel("high:N"), channel("pairs:Q")]  # fmt: skip
+    ink = {"condition": {"test": "abs(datum.reach) > 1.6", "value": "#fff"}, "value": "#000"}
+    none = {"type": "rect", "color": "#c9ced3"}
+    layers = [
+        {"mark": {"type": "rect"}, "encoding": at | {"color": colour, "tooltip": tips}},
+        {"mark": none, "encoding": at, "transform": [{"filter": "!isValid(datum.reach)"}]},
+        {"mark": {"type": "text", "fontSize": 10}, "encoding": at | {"text": channel("said:N"), "color": ink}},
+    ]
+    return stepped(values, layers, alt_text, 84, 24)
 
 
 def _reach(f: Finding) -> float | None:

@@ -1,11 +1,15 @@
-"""What all charts share: the arms' colours, the figure as a value, data small enough to inline.
+"""What all charts share: the arms' colours, the figure as a value, Vega-Lite's parts, data small enough to inline.
 
 Numbers are rounded to five significant digits; the CSV files hold all of them.
+
+Notable: a study's charts are plain Vega-Lite. A page has a hundred of them, and making them with Altair took longer than
+reading a thousand runs (benchmarks/results/many_runs_cpu_2026-11.md); tests hold them against Altair's copy of the schema.
 """
 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from .measured import Points
@@ -19,11 +23,9 @@ class Arms:
     colours: dict[str, tuple[str, tuple[int, int]]]
     baseline: str
 
-    def colour(self) -> Any:
-        """The Altair encoding of the field `arm` as its colour."""
-        import altair as alt
-
-        return alt.Color("arm:N", scale=self._scale(0), legend=None)
+    def colour(self) -> dict[str, Any]:
+        """The encoding of the field `arm` as its colour."""
+        return self._encoded(0)
 
     @property
     def is_dashed(self) -> bool:
@@ -32,16 +34,13 @@ class Arms:
 
     def looks(self) -> dict[str, Any]:
         """The encodings of a line: its colour, and its dash pattern where arms differ in it."""
-        import altair as alt
-
         if not self.is_dashed:
             return {"color": self.colour()}
-        return {"color": self.colour(), "strokeDash": alt.StrokeDash("arm:N", scale=self._scale(1), legend=None)}
+        return {"color": self.colour(), "strokeDash": self._encoded(1)}
 
-    def _scale(self, index: int) -> Any:
-        import altair as alt
-
-        return alt.Scale(domain=list(self.labels), range=[self.colours[arm][index] for arm in self.labels])
+    def _encoded(self, index: int) -> dict[str, Any]:
+        scale = {"domain": list(self.labels), "range": [self.colours[arm][index] for arm in self.labels]}
+        return channel("arm:N") | {"scale": scale, "legend": None}
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Line:
-    """One seed's curve (or table of layers) of an arm; `cut` says why it ends early, if it does."""
+    """One seed's curve (or table of layers) of an arm, from left to right; `cut` says why it ends early, if it does."""
 
     arm: str
     seed: int
@@ -63,10 +62,37 @@ class Line:
     cut: str = ""
 
 
-def fitted(chart: Any, alt_text: str, width: int, height: int) -> Figure:
-    """The figure of a chart that is narrowed to the space there is."""
-    chart = chart.properties(width=width, height=height, autosize={"type": "fit-x", "contains": "padding"})
-    return Figure(specification(chart, alt_text), alt_text, width)
+Spec = dict[str, Any]
+_TYPES = {"Q": "quantitative", "N": "nominal", "O": "ordinal"}
+
+
+def channel(field: str) -> Spec:
+    """An encoding of a field, which says what it holds: `loss:Q` a quantity, `arm:N` a name, `layer:O` a place in an order."""
+    name, _, kind = field.partition(":")
+    return {"field": name, "type": _TYPES[kind]} if kind else {"field": name}
+
+
+def layer(values: Sequence[Spec], mark: Spec, encoding: Spec) -> Spec:
+    """One mark over records."""
+    return {"data": {"values": list(values)}, "mark": mark, "encoding": encoding}
+
+
+def lines(values: Sequence[Spec], mark: Spec, encoding: Spec) -> Spec:
+    """One mark over whole curves, kept as two columns each: a third of the size of one record a point."""
+    return layer(values, mark, encoding) | {"transform": [{"flatten": ["x", "y"]}]}
+
+
+def fitted(layers: Sequence[Spec], alt_text: str, width: int, height: int) -> Figure:
+    """The figure of layers that are narrowed to the space there is."""
+    fit = {"type": "fit-x", "contains": "padding"}
+    spec = {"layer": list(layers), "autosize": fit, "description": alt_text, "height": height, "width": width}
+    return Figure(spec, alt_text, width)
+
+
+def stepped(values: Sequence[Spec], layers: Sequence[Spec], alt_text: str, across: int, down: int) -> Figure:
+    """The figure of marks over the same records, in cells of so many pixels."""
+    spec = {"layer": list(layers), "data": {"values": list(values)}, "description": alt_text}
+    return Figure(spec | {"height": {"step": down}, "width": {"step": across}}, alt_text)
 
 
 def specification(chart: Any, alt_text: str) -> dict[str, Any]:
@@ -94,19 +120,35 @@ def table(values: Sequence[dict[str, Any]]) -> Any:
     return alt.Chart(alt.Data(values=json.dumps(list(values))))
 
 
-def lines(values: Sequence[dict[str, Any]]) -> Any:
-    """A chart over whole curves, kept as two columns each: a third of the size of one record a point."""
-    return table(values).transform_flatten(["x", "y"])
-
-
 def columns(points: Points) -> dict[str, list[float]]:
     """A curve as the two columns that `lines` takes."""
-    return {"x": [short(x) for x, _ in points], "y": [short(y) for _, y in points]}
+    if not points:
+        return {"x": [], "y": []}
+    xs, ys = zip(*points, strict=True)
+    return {"x": _steps(xs), "y": shorts(ys)}
+
+
+def extent(curves: Sequence[Line]) -> tuple[float, float] | None:
+    """The smallest and the largest height of curves; None without a point."""
+    heights = [[y for _, y in line.points] for line in curves if line.points]
+    return (min(map(min, heights)), max(map(max, heights))) if heights else None
 
 
 def records(points: Points, **fields: Any) -> list[dict[str, Any]]:
     """A curve as one record a point, each with the same `fields`."""
     return [{**fields, "x": short(x), "y": short(y)} for x, y in points]
+
+
+def shorts(values: Sequence[float]) -> list[float]:
+    """`short` of many at once, which one format of all is quicker at."""
+    rounded = map(float, ("%.5g " * len(values) % tuple(values)).split())
+    return [int(value) if value.is_integer() else value for value in rounded]
+
+
+@lru_cache(maxsize=64)
+def _steps(values: tuple[float, ...]) -> list[float]:
+    """`shorts` of the places of a curve's points, which the curves of a plan share."""
+    return shorts(values)
 
 
 def short(x: float) -> float:

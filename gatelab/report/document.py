@@ -8,6 +8,7 @@ extension point can make it run or fetch anything. Expressions are interpreted, 
 
 import json
 from base64 import b64encode
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from hashlib import sha256
@@ -84,9 +85,19 @@ def inlined(name: str, value: Any) -> Html:
 
 @cache
 def _library() -> str:
-    """Vega, Vega-Lite and Vega-Embed as one script (0.9 MB)."""
-    from vl_convert import javascript_bundle
+    """Vega, Vega-Lite and Vega-Embed as one script (0.9 MB). Bundling takes longer than all else of a page, so the cache folder
+    has it of the version that is installed."""
+    import vl_convert
 
-    library = javascript_bundle()
+    from ..data.batch import DataError
+    from ..data.cache import default_cache, drafted
+
+    kept = default_cache() / "page" / f"vega-{vl_convert.__version__}.js"
+    try:
+        library = kept.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        library = vl_convert.javascript_bundle()
+        with suppress(DataError), drafted(kept) as draft:
+            draft.write_text(library, encoding="utf-8")
     assert "</script" not in library.lower(), "the chart library cannot be inlined as it is"
     return library

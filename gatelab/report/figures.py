@@ -9,7 +9,7 @@ from math import ceil, isfinite
 from typing import Any, Literal
 
 from ..record import Finding
-from .charts import Arms, Figure, Line, columns, fitted, lines, records, short, specification, table
+from .charts import Arms, Figure, Line, Spec, channel, columns, extent, fitted, layer, lines, records, short, stepped
 from .markup import number
 from .measured import Points
 from .style import BASELINE, DOTTED, RAMP
@@ -29,8 +29,6 @@ def forest(findings: Sequence[Finding], arms: Arms, absent: Sequence[str] = ()) 
 
     `absent` are arms without a finding; they keep their row. An interval that does not exist is not drawn.
     """
-    import altair as alt
-
     names = [arms.labels[arm] for arm in (*(f.arm for f in findings), *absent)]
     tested = [_row(f, arms, effect=f.effect, low=f.low, high=f.high) for f in findings if isfinite(f.high - f.low)]
     seeds = [
@@ -46,33 +44,40 @@ def forest(findings: Sequence[Finding], arms: Arms, absent: Sequence[str] = ()) 
     values = [0.0, bound or 0.0, -(bound or 0.0), *(r[k] for r in tested for k in ("low", "high"))]
     values += [row["difference"] for row in seeds]
     margin = 0.06 * (max(values) - min(values)) or 1.0
-    x_scale = alt.Scale(domain=[short(min(values) - margin), short(max(values) + margin)], nice=False, zero=False)
-    x_axis = alt.Axis(tickCount=4, labelOverlap=True)
+    x_scale = {"domain": [short(min(values) - margin), short(max(values) + margin)], "nice": False, "zero": False}
+    x_axis = {"tickCount": 4, "labelOverlap": True}
     unit = findings[0].unit if findings and findings[0].unit != "1" else ""
     title = f"difference from {arms.labels[arms.baseline]}{f' [{unit}]' if unit else ''}"
-    axis = alt.Axis(ticks=False, domain=False)
-    y = alt.Y("label:N", sort=names, scale=alt.Scale(domain=names), title=None, axis=axis)
-    zero = table([{"x": 0}]).mark_rule(opacity=0.5)
-    whole = table(tested).encode(y=y, color=arms.colour())
-    tips = [alt.Tooltip("label:N", title="arm"), *(alt.Tooltip(f"{name}:Q") for name in ("effect", "low", "high"))]
-    each = [alt.Tooltip("label:N"), alt.Tooltip("seed:N"), alt.Tooltip("difference:Q")]
+    axis = {"ticks": False, "domain": False}
+    y = channel("label:N") | {"sort": names, "scale": {"domain": names}, "title": None, "axis": axis}
+    color = arms.colour()
+    tips = [channel("label:N") | {"title": "arm"}, *(channel(f"{name}:Q") for name in ("effect", "low", "high"))]
+    each = [channel("label:N"), channel("seed:N"), channel("difference:Q")]
+    zero = channel("x:Q") | {"title": title, "scale": x_scale, "axis": x_axis}
+    bars = {"x": channel("low:Q"), "x2": channel("high"), "y": y, "color": color, "tooltip": tips}
     layers = [
-        zero.encode(x=alt.X("x:Q", title=title, scale=x_scale, axis=x_axis)),
-        whole.mark_rule(strokeWidth=3, opacity=0.55).encode(x=alt.X("low:Q"), x2=alt.X2("high:Q"), tooltip=tips),
-        table(seeds)
-        .mark_tick(thickness=1.5, size=13, opacity=0.75)
-        .encode(x=alt.X("difference:Q"), y=y, color=arms.colour(), tooltip=each),
-        whole.mark_point(filled=True, size=75, opacity=1).encode(x=alt.X("effect:Q"), tooltip=tips),
+        layer([{"x": 0}], {"type": "rule", "opacity": 0.5}, {"x": zero}),
+        layer(tested, {"type": "rule", "strokeWidth": 3, "opacity": 0.55}, bars),
+        layer(
+            seeds,
+            {"type": "tick", "thickness": 1.5, "size": 13, "opacity": 0.75},
+            {"x": channel("difference:Q"), "y": y, "color": color, "tooltip": each},
+        ),
+        layer(
+            tested,
+            {"type": "point", "filled": True, "size": 75, "opacity": 1},
+            {"x": channel("effect:Q"), "y": y, "color": color, "tooltip": tips},
+        ),
     ]
     if bound is not None:
-        band = table([{"x": -bound, "x2": bound}]).mark_rect(opacity=0.16, color=BASELINE)
-        layers.insert(0, band.encode(x=alt.X("x:Q"), x2=alt.X2("x2:Q")))
+        band = {"type": "rect", "opacity": 0.16, "color": BASELINE}
+        layers.insert(0, layer([{"x": -bound, "x2": bound}], band, {"x": channel("x:Q"), "x2": channel("x2")}))
     if holes:
-        words = table(holes).mark_text(align="left", dx=6, fontStyle="italic")
-        layers.append(words.encode(x=alt.X("x:Q"), y=y, text=alt.Text("text:N")))
+        words = {"type": "text", "align": "left", "dx": 6, "fontStyle": "italic"}
+        layers.append(layer(holes, words, {"x": channel("x:Q"), "y": y, "text": channel("text:N")}))
     said = "; ".join(f"{arms.labels[f.arm]} {number(f.effect)} ({number(f.low)} to {number(f.high)})" for f in findings)
     alt_text = f"Difference from the baseline with its interval. {said or 'Nothing to show.'}"
-    return fitted(alt.layer(*layers), alt_text, NARROW, 40 + 28 * len(names))
+    return fitted(layers, alt_text, NARROW, 40 + 28 * len(names))
 
 
 def _row(f: Finding, arms: Arms, **values: float) -> dict[str, Any]:
@@ -96,58 +101,57 @@ def curves(
     `marks` are drawn as circles, `reference` as one dotted line. What lies outside `domain` (of y) is cut off; without
     one the axis holds all values and, where they have both signs, a line at zero.
     """
-    import altair as alt
-
     # A run without training has step 0 alone, and an axis has two ends.
-    x = _x(alt, along, max((px for line in (*seeds, *marks) for px, _ in line.points), default=1) or 1)
-    scale = alt.Scale(domain=list(domain)) if domain else alt.Scale(zero=along == "layer")
-    y = alt.Y("y:Q", title=y_title, scale=scale, axis=alt.Axis(tickCount=5))
-    heights = [py for line in seeds for _, py in line.points]
-    low, high = domain or (min(heights, default=0), max(heights, default=0))
+    x = _x(along, max((line.points[-1][0] for line in (*seeds, *marks) if line.points), default=1) or 1)
+    scale = {"domain": list(domain)} if domain else {"zero": along == "layer"}
+    y = channel("y:Q") | {"title": y_title, "scale": scale, "axis": {"tickCount": 5}}
+    low, high = domain or extent(seeds) or (0, 0)
     layers = []
     if domain is None and low < 0 < high:
-        layers.append(table([{"y": 0}]).mark_rule(opacity=0.5).encode(y=alt.Y("y:Q")))
+        layers.append(layer([{"y": 0}], {"type": "rule", "opacity": 0.5}, {"y": channel("y:Q")}))
     if reference:
-        dotted = table(records(reference)).mark_line(strokeDash=list(DOTTED), color=BASELINE, strokeWidth=1.5)
-        layers.append(dotted.encode(x=x, y=y))
+        dotted = {"type": "line", "strokeDash": list(DOTTED), "color": BASELINE, "strokeWidth": 1.5}
+        layers.append(layer(records(reference), dotted, {"x": x, "y": y}))
     # Round ends would fill the gaps between dashes.
-    cap = "butt" if arms.is_dashed else "round"
-    thin = lines([{"arm": n.arm, "seed": n.seed, **columns(n.points)} for n in seeds])
-    thick = lines([{"arm": arm, **columns(points)} for arm, points in means.items() if points])
-    layers.append(
-        thin.mark_line(strokeWidth=1, opacity=0.45, clip=True, strokeCap=cap).encode(
-            x=x, y=y, detail=alt.Detail("seed:N"), **arms.looks()
-        )
-    )
-    layers.append(thick.mark_line(strokeWidth=2.6, clip=True, strokeCap=cap).encode(x=x, y=y, **arms.looks()))
+    drawn = {"type": "line", "clip": True, "strokeCap": "butt" if arms.is_dashed else "round"}
+    looks = {"x": x, "y": y, **arms.looks()}
+    layers += [
+        lines(
+            [{"arm": n.arm, "seed": n.seed, **columns(n.points)} for n in seeds],
+            drawn | {"strokeWidth": 1, "opacity": 0.45},
+            looks | {"detail": channel("seed:N")},
+        ),
+        lines(
+            [{"arm": arm, **columns(points)} for arm, points in means.items() if points],
+            drawn | {"strokeWidth": 2.6},
+            looks,
+        ),
+    ]
     circles = [r for n in marks for r in records(n.points, arm=n.arm, seed=n.seed) if low <= r["y"] <= high]
     ends = [r for n in seeds if n.cut for r in records(n.points[-1:], arm=n.arm, seed=n.seed, state=n.cut)]
-    tips = [
-        alt.Tooltip("arm:N"),
-        alt.Tooltip("seed:N"),
-        alt.Tooltip("x:Q", title=along),
-        alt.Tooltip("y:Q", title=y_title),
-    ]
+    title = {"title": y_title}
+    tips = [channel("arm:N"), channel("seed:N"), channel("x:Q") | {"title": along}, channel("y:Q") | title]
+    at = {"x": x, "y": y, "color": arms.colour()}
     if circles:
-        dots = table(circles).mark_point(size=26, strokeWidth=1.3)
-        layers.append(dots.encode(x=x, y=y, color=arms.colour(), tooltip=tips))
+        layers.append(layer(circles, {"type": "point", "size": 26, "strokeWidth": 1.3}, at | {"tooltip": tips}))
     if ends:
-        crosses = table(ends).mark_point(shape=_CROSS, size=60, strokeWidth=2, clip=True)
-        layers.append(crosses.encode(x=x, y=y, color=arms.colour(), tooltip=[*tips, alt.Tooltip("state:N")]))
-    return fitted(alt.layer(*layers), alt_text, WIDE, 240)
+        cross = {"type": "point", "shape": _CROSS, "size": 60, "strokeWidth": 2, "clip": True}
+        layers.append(layer(ends, cross, at | {"tooltip": [*tips, channel("state:N")]}))
+    return fitted(layers, alt_text, WIDE, 240)
 
 
-def _x(alt: Any, along: Along, end: float) -> Any:
+def _x(along: Along, end: float) -> Spec:
     if along == "layer":
         layers = range(0, int(end) + 1, max(1, ceil(end / 12)))
-        scale, axis = alt.Scale(domain=[-0.25, end + 0.25]), alt.Axis(values=list(layers), format="d", grid=False)
+        scale, axis = {"domain": [-0.25, end + 0.25]}, {"values": list(layers), "format": "d", "grid": False}
     elif along == "log step":
         # A symmetric logarithm, because step 0 is a look too.
-        scale = alt.Scale(type="symlog", domain=[0, end], nice=False)
-        axis = alt.Axis(values=[step for step in _STEPS if step <= end], labelExpr=_SHORT_LABEL, grid=False)
+        scale = {"type": "symlog", "domain": [0, end], "nice": False}
+        axis = {"values": [step for step in _STEPS if step <= end], "labelExpr": _SHORT_LABEL, "grid": False}
     else:
-        scale, axis = alt.Scale(domain=[0, end], nice=False), alt.Axis(tickCount=6, labelExpr=_SHORT_LABEL, grid=False)
-    return alt.X("x:Q", title=along.removeprefix("log "), scale=scale, axis=axis)
+        scale = {"domain": [0, end], "nice": False}
+        axis = {"tickCount": 6, "labelExpr": _SHORT_LABEL, "grid": False}
+    return channel("x:Q") | {"title": along.removeprefix("log "), "scale": scale, "axis": axis}
 
 
 def map_top(values: Sequence[float]) -> float:
@@ -161,27 +165,29 @@ def mass_map(values: dict[tuple[int, int], float], top: float, alt_text: str, *,
 
     A cell is `side` pixels wide at most, less where there are many; from 26 on its number is written into it.
     """
-    import altair as alt
-
     n_layers, n_heads = (len({key[i] for key in values}) for i in (0, 1))
     side = min(side, max(6, 240 // n_heads), max(6, 400 // n_layers))
     axes = [
-        alt.Axis(
-            ticks=False, domain=False, labelAngle=0, values=sorted({key[i] for key in values})[:: ceil(room / side)]
-        )
+        {
+            "ticks": False, "domain": False, "labelAngle": 0,
+            "values": sorted({key[i] for key in values})[:: ceil(room / side)],
+        }
         for i, room in ((0, 13), (1, 19 if n_heads > 10 else 9))
-    ]
-    base = table([{"l": layer, "h": head, "v": short(v)} for (layer, head), v in sorted(values.items())]).encode(
-        x=alt.X("h:O", title="head", axis=axes[1]), y=alt.Y("l:O", title="layer", axis=axes[0])
-    )
-    scale = alt.Scale(domain=[0, top], range=list(RAMP), clamp=True)
-    tips = [alt.Tooltip("l:O", title="layer"), alt.Tooltip("h:O", title="head"), alt.Tooltip("v:Q", title="mass")]
-    layers = [base.mark_rect().encode(color=alt.Color("v:Q", scale=scale, legend=None), tooltip=tips)]
+    ]  # fmt: skip
+    cells = [{"l": layer, "h": head, "v": short(v)} for (layer, head), v in sorted(values.items())]
+    at = {
+        "x": channel("h:O") | {"title": "head", "axis": axes[1]},
+        "y": channel("l:O") | {"title": "layer", "axis": axes[0]},
+    }
+    scale = {"clamp": True, "domain": [0, top], "range": list(RAMP)}
+    tips = [channel(f) | {"title": title} for f, title in (("l:O", "layer"), ("h:O", "head"), ("v:Q", "mass"))]
+    colour = channel("v:Q") | {"scale": scale, "legend": None}
+    layers: list[Spec] = [{"mark": {"type": "rect"}, "encoding": at | {"color": colour, "tooltip": tips}}]
     if side >= 26:
-        ink = alt.ColorValue("#fff", condition={"test": f"datum.v > {0.62 * top}", "value": "#000"})
-        layers.append(base.mark_text(fontSize=10).encode(text=alt.Text("v:Q", format=".2f"), color=ink))
-    chart = alt.layer(*layers).properties(width=alt.Step(side), height=alt.Step(side))
-    return Figure(specification(chart, alt_text), alt_text)
+        ink = {"value": "#fff", "condition": {"test": f"datum.v > {0.62 * top}", "value": "#000"}}
+        said = {"text": channel("v:Q") | {"format": ".2f"}, "color": ink}
+        layers.append({"mark": {"type": "text", "fontSize": 10}, "encoding": at | said})
+    return stepped(cells, layers, alt_text, side, side)
 
 
 def gate_histogram(
@@ -191,8 +197,6 @@ def gate_histogram(
 
     `shares` are {arm: {bin over [0, 1]: share}}; on a logarithmic axis what is below its floor lies on it.
     """
-    import altair as alt
-
     floor = _HISTOGRAM_FLOOR if is_log else 0.0
     steps = []
     for arm, bins in shares.items():
@@ -200,15 +204,25 @@ def gate_histogram(
         edges = [b / len(heights) for b in range(len(heights) + 1)]
         steps.append({"arm": arm, **columns(list(zip(edges, [*heights, heights[-1]], strict=True)))})
     if is_log:
-        y_scale, y_axis = alt.Scale(type="log", domain=[floor, 1]), alt.Axis(values=[1e-4, 1e-2, 1], format="~g")
+        y_scale = {"type": "log", "domain": [floor, 1]}
+        y_axis = {"values": [1e-4, 1e-2, 1], "format": "~g"}
     else:
-        y_scale, y_axis = alt.Scale(domain=[0, top]), alt.Axis(format="~g", tickCount=4)
-    x = alt.X("x:Q", title="gate score", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(grid=False, tickCount=5))
-    y = alt.Y("y:Q", title="share of scores", scale=y_scale, axis=y_axis)
-    middle = table([{"arm": arm, "x": short(mean)} for arm, mean in means.items()])
-    tips = [alt.Tooltip("arm:N"), alt.Tooltip("x:Q", title="mean gate")]
-    chart = alt.layer(
-        lines(steps).mark_line(interpolate="step-after", strokeWidth=1.8).encode(x=x, y=y, color=arms.colour()),
-        middle.mark_rule(strokeDash=[5, 3], strokeWidth=1.5).encode(x=alt.X("x:Q"), color=arms.colour(), tooltip=tips),
-    )
-    return fitted(chart, alt_text, SMALL, 130)
+        y_scale, y_axis = {"domain": [0, top]}, {"format": "~g", "tickCount": 4}
+    x_axis = {"grid": False, "tickCount": 5}
+    x = channel("x:Q") | {"title": "gate score", "scale": {"domain": [0, 1]}, "axis": x_axis}
+    y = channel("y:Q") | {"title": "share of scores", "scale": y_scale, "axis": y_axis}
+    middle = [{"arm": arm, "x": short(mean)} for arm, mean in means.items()]
+    tips = [channel("arm:N"), channel("x:Q") | {"title": "mean gate"}]
+    layers = [
+        lines(
+            steps,
+            {"type": "line", "interpolate": "step-after", "strokeWidth": 1.8},
+            {"x": x, "y": y, "color": arms.colour()},
+        ),
+        layer(
+            middle,
+            {"type": "rule", "strokeDash": [5, 3], "strokeWidth": 1.5},
+            {"x": channel("x:Q"), "color": arms.colour(), "tooltip": tips},
+        ),
+    ]
+    return fitted(layers, alt_text, SMALL, 130)

@@ -5,18 +5,14 @@ what it lacks. Means are taken here, in a fixed order, never by the query engine
 """
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import isfinite, log
 from typing import Any
 
 from ..store import RunFolder, StoreError, StudyFolder, read_json
-from ..study.metrics import MAIN_ROWS
 
 Points = list[tuple[float, float]]
-
-CURVES = ("loss", "val_loss", "first_token_mass", "first_token_uniform")
-LAYERS = ("massive_max", "massive_ratio", "gate_mean")
 
 
 def state_of(run: RunFolder) -> str:
@@ -81,47 +77,42 @@ class Measured:
 
 def measure(folder: StudyFolder, state: Callable[[RunFolder], str] = state_of) -> Measured:
     """Everything the page needs, from study.json, the run folders and their rows."""
+    from ..analysis.digest import HISTOGRAM, LAYERS, digest
+
     study = folder.study()
-    connection = folder.connect()
-    connection.execute(MAIN_ROWS)
-    at_last = "QUALIFY step = max(step) OVER (PARTITION BY cell, arm, seed, metric)"
+    connection = digest(folder)
     everywhere = "domain IS NULL AND intervention IS NULL AND threshold IS NULL"
 
-    def rows(columns: str, where: str, names: tuple[str, ...], last: str = at_last) -> list[tuple]:
-        return connection.execute(
-            f"SELECT DISTINCT cell, arm, seed, metric, {columns}, value FROM main_rows"
-            f" WHERE list_contains($1, metric) AND {where} {last} ORDER BY ALL",
-            [list(names)],
-        ).fetchall()
+    def tables(places: tuple[str, ...], where: str, metrics: tuple[str, ...]) -> Iterator[tuple[tuple, Iterator]]:
+        """A run's key with the metric behind, and (place, …, value) at the last step, in order: of two in one place the larger
+        comes last."""
+        order = ", ".join((*places, "value"))
+        lists = ", ".join(f"list({name} ORDER BY {order})" for name in (*places, "value"))
+        found = connection.execute(
+            f"SELECT cell, arm, seed, metric, {lists} FROM (SELECT * FROM main_rows WHERE list_contains($1, metric)"
+            f" AND {everywhere} AND {where} QUALIFY step = max(step) OVER (PARTITION BY cell, arm, seed, metric))"
+            " GROUP BY ALL ORDER BY cell, arm, seed, metric",
+            [list(metrics)],
+        )
+        for *key, of_places, values in ((*row[:4], row[4:-1], row[-1]) for row in found.fetchall()):
+            yield tuple(key), ((*at, value) for *at, value in zip(*of_places, values, strict=True) if isfinite(value))
 
-    curves: dict[tuple, Points] = defaultdict(list)
-    for *key, step, value in rows(
-        "step", f"{everywhere} AND layer IS NULL AND head IS NULL AND bin IS NULL", CURVES, last=""
-    ):
-        curves[tuple(key)].append((step, value))
-    heads: dict[tuple, dict] = defaultdict(dict)
-    for cell, arm, seed, _, layer, head, value in rows(
-        # Of the probe: a training may have rows of its own, step by step.
-        "layer, head",
-        f"{everywhere} AND head IS NOT NULL AND source = 'sinks'",
-        ("first_token_mass",),
-    ):
-        if isfinite(value):
-            heads[cell, arm, seed][layer, head] = value
-    layers: dict[tuple, dict] = defaultdict(dict)
-    for *key, layer, value in rows("layer", f"{everywhere} AND layer IS NOT NULL AND head IS NULL", LAYERS):
-        if isfinite(value):
-            layers[tuple(key)][layer] = value
+    found = connection.execute("SELECT * FROM curves ORDER BY cell, arm, seed, metric").fetchall()
+    curves = {tuple(key): list(zip(steps, heights, strict=True)) for *key, steps, heights in found}
+    # Of the probe: a training may have rows of its own, step by step.
+    probed = tables(("layer", "head"), "head IS NOT NULL AND source = 'sinks'", ("first_token_mass",))
+    heads = {key[:3]: {(layer, head): value for layer, head, value in table} for key, table in probed}
+    whole = tables(("layer",), "layer IS NOT NULL AND head IS NULL", LAYERS)
+    layers = {key: dict(table) for key, table in whole}
     histograms: dict[tuple, dict] = defaultdict(lambda: defaultdict(dict))
-    for cell, arm, seed, _, layer, bin_, value in rows(
-        "layer, bin", f"{everywhere} AND layer IS NOT NULL AND bin IS NOT NULL", ("gate_histogram",)
-    ):
-        if isfinite(value):
-            histograms[cell, arm, seed][layer][bin_] = value
-    reached = connection.execute("SELECT cell, arm, seed, max(step) FROM rows GROUP BY ALL").fetchall()
+    for key, table in tables(("layer", "bin"), "layer IS NOT NULL AND bin IS NOT NULL", (HISTOGRAM,)):
+        of_run = histograms[key[:3]]
+        for layer, bin_, value in table:
+            of_run[layer][bin_] = value
+    reached = connection.execute("SELECT cell, arm, seed, step FROM reached").fetchall()
     steps = {tuple(key): step for *key, step in reached}
     runs = [_view(entry, run, state(run), steps, curves) for entry, run in folder.planned()]
-    return Measured(study, runs, dict(curves), dict(heads), dict(layers), dict(histograms))
+    return Measured(study, runs, curves, heads, layers, dict(histograms))
 
 
 def _view(entry: dict, run: RunFolder, state: str, steps: dict, curves: dict) -> RunView:
@@ -150,7 +141,7 @@ def thin(points: Points, end: float, limit: int = 200) -> Points:
 
     The bins depend on `end` alone, so the curves of one plan share them; points that are not finite are left out.
     """
-    finite = [(x, y) for x, y in points if isfinite(y)]
+    finite = [point for point in points if isfinite(point[1])]
     if len(finite) <= limit:
         return finite
     bins: dict[int, Points] = defaultdict(list)

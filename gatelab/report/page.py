@@ -14,12 +14,14 @@ from .document import document
 from .markup import Html, join, tag
 from .measured import measure, state_of
 from .parts import contents, footer, glossary, section
+from .phases import found_phases, phases_csv, phases_section
 from .style import VERDICTS, arm_colours
 from .tables import badge, curves_csv, effects_csv, pairing_table, runs_csv, runs_table, shares_table
 from .tasks import task_sections, tasks_csv
 
 if TYPE_CHECKING:
     from ..analysis.looked import Looked
+    from ..analysis.phases import Phases
     from ..analysis.task_study import TaskStudy
 
 _NONE = tag("p", "None to report.", class_="about")
@@ -55,8 +57,8 @@ def write_report(
     note: str = "",
     state: Callable[[RunFolder], str] = state_of,
 ) -> Path:
-    """Write report.html, effects.csv, runs.csv, curves.csv, tasks.csv of a study on tasks, and anomalies.csv of one that was
-    screened into the study's folder; returns the page's path.
+    """Write report.html, effects.csv, runs.csv, curves.csv, tasks.csv of a study on tasks, phases.csv of one whose cells are a
+    grid, and anomalies.csv of one that was screened into the study's folder; returns the page's path.
 
     Same folder and findings in, same bytes out. Runs that are missing, unfinished or diverged are named with their
     state. Each file is replaced at once or not at all.
@@ -77,13 +79,16 @@ def write_report(
     labels = _labels(study["arms"])
     arms = Arms(labels, arm_colours(list(labels), study["baseline"]), study["baseline"])
     book = Book(measured, list(findings), arms, {m["name"]: m for m in study["metrics"]})
-    body = _body(book, shares, pairing, tasks, looked, note)
+    grid = found_phases(book, shares)
+    body = _body(book, shares, pairing, tasks, looked, grid, note)
     page = folder.path / "report.html"
     write_text(folder.path / "effects.csv", effects_csv(findings))
     write_text(folder.path / "runs.csv", runs_csv(measured))
     write_text(folder.path / "curves.csv", curves_csv(measured))
     if tasks is not None:
         write_text(folder.path / "tasks.csv", tasks_csv(tasks))
+    if grid is not None:
+        write_text(folder.path / "phases.csv", phases_csv(grid))
     if looked is not None:
         write_text(folder.path / "anomalies.csv", anomalies_csv(looked))
     write_text(page, document(study["name"], body, book.charts, plain=_PLAIN))
@@ -96,12 +101,14 @@ def _body(
     pairing: Sequence[dict],
     tasks: "TaskStudy | None",
     looked: "Looked | None",
+    grid: "Phases | None",
     note: str,
 ) -> Html:
     study = book.measured.study
     parts = {
         "verdicts": ("Verdicts", claims.verdicts(book)),
         **({} if tasks is None else task_sections(book, tasks)),
+        **({} if grid is None else {"phases": ("Phases", phases_section(book, grid))}),
         **({} if looked is None else {"anomalies": ("Anomalies", anomalies_section(book, looked))}),
         "loss": ("Loss", sections.losses(book)),
         "mass": ("First-token mass", sections.masses(book)),
@@ -123,7 +130,11 @@ def _body(
         tag("p", note) if note else None,
         contents({name: word for name, (word, _) in parts.items()}),
     )
-    more = [name for name, part in (("tasks.csv", tasks), ("anomalies.csv", looked)) if part is not None]
+    more = [
+        name
+        for name, part in (("tasks.csv", tasks), ("phases.csv", grid), ("anomalies.csv", looked))
+        if part is not None
+    ]
     end = footer(study["version"], ", ".join(["effects.csv", "runs.csv", "curves.csv", *more]))
     return join([header, claims.legend(book), tag("main", [part for _, part in parts.values()]), end])
 

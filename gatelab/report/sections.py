@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from statistics import fmean
 
 from .book import Book
-from .charts import Line
+from .charts import Line, extent
 from .figures import curves, gate_histogram, map_top, mass_map
 from .markup import Html, decimal, number, tag
 from .measured import Points, RunView, mean_curve, mean_table, thin
@@ -32,11 +32,11 @@ def losses(book: Book) -> Html:
 
 
 def _loss(book: Book, cell: str, seeds: list[Line], held: list[Line]) -> Html:
-    lowest = min(y for line in (*seeds, *held) for _, y in line.points)
+    lowest, highest = extent([*seeds, *held]) or (0.0, 0.0)
     # A run that diverges must not press all others flat: the frame ends at the highest start.
     start = max(line.points[0][1] for line in (*seeds, *held))
     margin = 0.03 * (start - lowest) or 1.0
-    cut = any(y > start + margin for line in (*seeds, *held) for _, y in line.points)
+    cut = highest > start + margin
     means = _means(book, cell, seeds)
     chart = curves(
         seeds, means, book.arms, marks=held, along="log step", domain=[lowest - margin, start + margin],

@@ -8,6 +8,7 @@ import io
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields
+from functools import cache
 from math import isfinite
 from typing import Any
 
@@ -128,7 +129,7 @@ def _run_rows(run: RunView, labels: dict[str, str], columns: list[str], numeric:
         run.environment.get("device", NONE),
     ]
     cells = [tag("td", value, class_="num" if i in numeric else None) for i, value in enumerate(values)]
-    config = json.dumps(run.config, indent=1, ensure_ascii=False) if run.config else "not written yet, or not readable"
+    config = _indented(run.config) if run.config else "not written yet, or not readable"
     details = tag(
         "details",
         tag("summary", f"reproduce {cell}/{arm}/{seed}"),
@@ -138,6 +139,17 @@ def _run_rows(run: RunView, labels: dict[str, str], columns: list[str], numeric:
         tag("pre", config),
     )
     return [tag("tr", cells, class_="entry"), tag("tr", tag("td", details, colspan=len(columns)), class_="more")]
+
+
+def _indented(config: dict[str, Any]) -> str:
+    """A configuration for a reader. To indent is slow, and the runs of an arm differ in their seed alone."""
+    rest = {key: None if key == "seed" else value for key, value in config.items()}
+    return _without_seed(json.dumps(rest)).replace('\n "seed": null', f'\n "seed": {json.dumps(config.get("seed"))}', 1)
+
+
+@cache
+def _without_seed(config: str) -> str:
+    return json.dumps(json.loads(config), indent=1, ensure_ascii=False)
 
 
 def table(columns: list[str], rows: Iterable[list[Any]], *, numeric: set[int], name: str) -> Html:
@@ -192,13 +204,19 @@ def runs_csv(measured: Measured) -> str:
 
 def curves_csv(measured: Measured) -> str:
     """Every point of every curve, nothing thinned."""
-    names = ["cell", "arm", "seed", "metric", "step", "value"]
-    rows = [
-        dict(zip(names, (*key, step, value), strict=True))
-        for key, points in measured.curves.items()
-        for step, value in points
-    ]
-    return csv_text(names, rows)
+    lines = ["cell,arm,seed,metric,step,value\n"]
+    for key, points in measured.curves.items():
+        place = csv_line(key)
+        # As csv.writer writes numbers, which has no quick way to write the same place before each of many.
+        lines += [f"{place},{step!r},{value!r}\n" for step, value in points]
+    return "".join(lines)
+
+
+def csv_line(values: Sequence[Any]) -> str:
+    """One record of a CSV file, without its end."""
+    out = io.StringIO()
+    csv.writer(out, lineterminator="").writerow(values)
+    return out.getvalue()
 
 
 def csv_text(names: list[str], rows: Iterable[dict[str, Any]]) -> str:

@@ -159,3 +159,15 @@ def test_a_range_around_one_layer_names_each_number_once():
 def test_one_run_cannot_decide():
     decision = card("no-op", ledger(edits=of("n", "zero-value@first", (0.001,)))).decisions[0]
     assert (decision.verdict, decision.n, len(decision.to_do)) == ("missing", 1, 2)
+
+
+def test_many_missing_edits_are_one_command():
+    runs = {("c0", "none"): {s: f"m{s}" for s in range(9)}, ("c0", "gated"): {s: f"g{s}" for s in range(9)}}
+    decision = card("no-op", replace(ledger(), runs=runs, edits={})).decisions[0]
+    assert decision.to_do == ["gatelab find runs/x --explain c0 --edit    # 9 runs lack it; --seeds 0..7 makes some"]
+
+
+def test_a_bigram_cell_is_asked_for_another_process():
+    base = {"data": {"kind": "bigram-backcopy"}}
+    decision = card("data-domain", replace(ledger(), factors={}, bases={"c0": base, "c1": base})).decisions[0]
+    assert "data.process_seed=[0,1]" in decision.to_do[0]

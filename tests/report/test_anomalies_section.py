@@ -35,7 +35,7 @@ CARDS = [
 
 
 def looked(*, registration=None, verdicts=(), alarms=(ODD, PLAIN, UNTESTED)):
-    hunt = Hunt(Screened(list(alarms), [], 0.10), [], [], [], [], ["arm late was not declared"])
+    hunt = Hunt(Screened(list(alarms), [], 0.10), ["arm late was not declared"], None)
     return Looked(hunt, registration, list(verdicts), with_rows(CARDS))
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from ...record import Metric
 from ...store import RunFolder, StoreError, StudyFolder, read_json
 from ...study.ledger import state_of
-from ...study.metrics import MAIN_ROWS
+from ..digest import digest
 from ..paired import Outcome
 from .evidence import Comparison, Evidence
 from .readings import FINAL, READINGS, UNSTABLE
@@ -81,7 +81,7 @@ def gather(
             done.setdefault((entry["cell"], entry["arm"]), {})[entry["seed"]] = run.fingerprint
     data = {c["name"]: {**bases[c["name"]], "data": c.get("data", "")} for c in study["cells"]}
     primary = [m["name"] for m in study["metrics"] if m["primary"]]
-    return Gathered(evidence, primary, dict(_varying(data)), bases, done, models, versions)
+    return Gathered(evidence, primary, dict(varying(data)), bases, done, models, versions)
 
 
 def checked(folder: StudyFolder) -> dict[str, Any]:
@@ -131,12 +131,12 @@ def _refuse_without_control(
 
 
 def _outcomes(folder: StudyFolder, runs: list[Run]) -> Iterator[Outcome]:
-    connection = folder.connect()
-    connection.execute(MAIN_ROWS)
+    connection = digest(folder)
     connection.execute(FINAL)
     values: dict[str, dict[str, float]] = {}
     for name, reading in READINGS.items():
-        for fingerprint, part, value in connection.execute(reading.sql).fetchall():
+        # In an order of our own: the query engine has none, and of tests with one p the first found is listed first.
+        for fingerprint, part, value in connection.execute(f"FROM ({reading.sql}) ORDER BY ALL").fetchall():
             if value is not None:
                 values.setdefault(fingerprint, {})[f"{name}:{part}" if part is not None else name] = value
     for entry, run, state in runs:
@@ -210,11 +210,11 @@ def _longer(runs: list[Run], bases: Mapping[str, Mapping[str, Any]]) -> dict[str
     return out
 
 
-def _varying(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+def varying(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
     """The dotted keys in which the cells' configurations differ, each with {cell: level}."""
     if all(isinstance(v, dict) for v in values.values()):
         for key in dict.fromkeys(k for v in values.values() for k in v):
-            yield from _varying({cell: v.get(key) for cell, v in values.items()}, f"{path}.{key}" if path else key)
+            yield from varying({cell: v.get(key) for cell, v in values.items()}, f"{path}.{key}" if path else key)
         return
     levels = {c: v if isinstance(v, int | float) and not isinstance(v, bool) else str(v) for c, v in values.items()}
     if len(set(levels.values())) > 1:

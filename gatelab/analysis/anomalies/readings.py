@@ -5,6 +5,7 @@ part, value). A `part` names a domain or a task: readings with parts are familie
 the definitions.
 """
 
+import re
 from dataclasses import dataclass
 from math import nextafter
 
@@ -13,11 +14,6 @@ from ...study.metrics import SOLVED
 
 LOWER, HIGHER, NEUTRAL = "lower-is-better", "higher-is-better", "neutral"
 SINK = 0.3  # first-token mass above which a run shows a sink, as in study/metrics.py
-
-FINAL = """
-    CREATE TEMP VIEW final AS SELECT *, layer IS NULL AND head IS NULL AS is_model FROM main_rows
-    WHERE intervention IS NULL QUALIFY step = max(step) OVER (PARTITION BY run, metric)
-"""
 
 
 @dataclass(frozen=True)
@@ -120,6 +116,14 @@ _ALL = (
 )
 
 READINGS: dict[str, Reading] = {r.metric.name: r for r in _ALL}
+
+# What the queries above name. A table of it alone is made once: thousands of runs hold millions of rows of their training.
+NAMED = sorted({name for r in _ALL for name in re.findall(r"metric = '(\w+)'", r.sql)})
+FINAL = f"""
+    CREATE OR REPLACE TEMP TABLE final AS SELECT run, metric, value, layer, head, bin, stage, task, domain, threshold, length,
+    layer IS NULL AND head IS NULL AS is_model FROM main_rows WHERE intervention IS NULL AND metric IN {tuple(NAMED)}
+    QUALIFY step = max(step) OVER (PARTITION BY run, metric)
+"""
 
 # Not a row: 1 of a run that diverged or has a robust spike, 0 of one that has neither.
 UNSTABLE = Metric("unstable", "share", LOWER, "instability")

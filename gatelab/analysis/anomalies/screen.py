@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import isnan
 
+from ..student import q_values
 from .alarm import Alarm, Place, Rule
 from .evidence import Evidence
 
@@ -78,9 +79,7 @@ def _judged(alarms: list[Alarm], fdr: float) -> list[Alarm]:
     family = [a.p for a in alarms if not isnan(a.p)]
     if not family:
         return [replace(a, verdict="untestable") for a in alarms]
-    from scipy.stats import false_discovery_control
-
-    q = iter(false_discovery_control(family))
+    q = iter(q_values(family))
     out = []
     for a in alarms:
         own = float("nan") if isnan(a.p) else float(next(q))

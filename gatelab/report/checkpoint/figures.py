@@ -9,10 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ..charts import Figure, fitted, lines, short, table
+from ..charts import Figure, short
 from ..markup import Html, number, tag
 from ..parts import swatch
 from ..style import ORANGE, RAMP, SOLID
+from .altair_charts import fitted, lines, table
 from .maps import OCTAVE_LABEL
 
 # An axis' own format gives all its labels the prefix of the largest: 0k for 300.

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..charts import Figure, fitted, short, table
+from ..charts import Figure, short
 from ..style import BASELINE
+from .altair_charts import fitted, table
 from .figures import HEIGHT, WIDTH, Series, band, drawn
 
 

@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from math import ceil
 from typing import Any
 
-from ..charts import Figure, fitted, short, table
+from ..charts import Figure, short
 from ..style import BASELINE
+from .altair_charts import fitted, table
 from .sheet import Scale
 
 _CELLS, _BARS, _AXIS = 384, 62, 46  # pixels across: all cells, the bars, what stands left of them

@@ -2,8 +2,9 @@
 
 from typing import Any
 
-from ..charts import Figure, fitted
+from ..charts import Figure
 from ..style import BASELINE, BLUE, GREEN, ORANGE, PURPLE, SKY, YELLOW
+from .altair_charts import fitted
 from .maps import cell_of, down, height_of, labelled, over_heads
 from .off_switch import SWITCHES, HeadValues
 
