@@ -195,7 +195,7 @@ def test_texts_are_read_and_a_key_set_serves_another_model(place: Path, tmp_path
     words = ("--tasks", "gatelab/long_ppl,gatelab/position_loss", "--text", tmp_path / "texts")
     first = (*words, "--lengths", "160", "--limit", 2, "--window", 16, "--out", tmp_path / "first")
     status, out, err = gatelab("eval", place / "model", *first)
-    assert status == 0 and "nats after 127 to 158" in out, err
+    assert status == 0 and "nats after positions 127 to 158" in out, err
     keys = json.loads((tmp_path / "first" / "keys-160.json").read_text())
     assert (keys["window"], keys["stride"], len(keys["documents"])) == (16, 4, 2) and keys["bos_id"] is not None
     items = [json.loads(line) for line in (tmp_path / "first" / "items.jsonl").read_text().splitlines()]

@@ -43,7 +43,9 @@ def task_records() -> list[Record]:
 
 
 def prompt_records() -> list[Record]:
-    """One record a task that is text alone, asked by `gatelab eval`."""
+    """One record a task that is text alone, and a measure, asked by `gatelab eval`."""
+    from ..evals.measures import ASKED, MEASURES
+    from ..tasks.cited import CITATIONS
     from ..tasks.middle import MIDDLE
     from ..tasks.ruler import RULER
 
@@ -58,7 +60,17 @@ def prompt_records() -> list[Record]:
                 "rows": f"--data-dir, with {task.file or task.name}.jsonl",
             }[task.needs],
         }
-        for task in (*RULER.values(), *MIDDLE.values())
+        for task in (*RULER.values(), *MIDDLE.values(), *CITATIONS.values())
+    ] + [
+        {
+            "name": measure.name if measure.of == "text" else f"{measure.name}/…",
+            "what": measure.what,
+            "mirrors": measure.mirrors,
+            "needs": "a text: the standard library, or --text"
+            if measure.of == "text"
+            else f"one of {', '.join(ASKED)}",
+        }
+        for measure in MEASURES.values()
     ]
 
 

@@ -109,6 +109,17 @@ def interval(changes: Sequence[float]) -> tuple[float, float]:
     return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 
+def share_interval(scores: Sequence[float]) -> tuple[float, float]:
+    """The 95% interval of the mean of scores from 0 to 1 over items: exact (Clopper and Pearson, Biometrika 26, 1934) where each
+    is 0 or 1, which all being alike does not shrink to a point; as `interval` otherwise."""
+    if not len(scores) or not set(scores) <= {0, 1}:
+        return interval(scores)
+    from scipy.stats import binomtest
+
+    found = binomtest(int(sum(scores)), len(scores)).proportion_ci(confidence_level=CONFIDENCE, method="exact")
+    return float(found.low), float(found.high)
+
+
 def _shown(change: Change) -> str:
     if not isfinite(change.mean):
         return f"{change.mean} (a pass went to infinity)"

@@ -176,11 +176,9 @@ class LongPPL:
     def rows(self, run: str = "", step: int = 0) -> list[Row]:
         """Rows of source `long-ppl`; docs/metrics.md defines them."""
         n_predicted = [n - 1 for n in self.n_tokens]
-        plain = sum(m * n for m, n in zip(self.mean_losses, n_predicted, strict=True)) / sum(n_predicted)
-        # A ratio's: of the documents' shares in its error, to first order, about it.
-        mean_n = sum(self.n_keys) / len(self.n_keys)
-        errors = [(s - self.loss * n) / mean_n for s, n in zip(self.key_losses, self.n_keys, strict=True)]
-        low, high = (self.loss + end for end in interval(errors))
+        sums = [m * n for m, n in zip(self.mean_losses, n_predicted, strict=True)]
+        low, high = _ratio_interval(self.key_losses, self.n_keys)
+        plain_low, plain_high = _ratio_interval(sums, n_predicted)
         length = self.n_tokens[0] if len(set(self.n_tokens)) == 1 else None
         return [
             Row(run, step, "long-ppl", metric, value, unit, length=length)
@@ -189,10 +187,19 @@ class LongPPL:
                 ("long_loss", self.loss, "nats"),
                 ("long_loss_low", low, "nats"),
                 ("long_loss_high", high, "nats"),
-                ("plain_ppl", math.exp(plain), "1"),
+                ("plain_ppl", math.exp(sum(sums) / sum(n_predicted)), "1"),
+                ("plain_ppl_low", math.exp(plain_low), "1"),
+                ("plain_ppl_high", math.exp(plain_high), "1"),
                 ("key_share", sum(self.n_keys) / sum(n_predicted), "share"),
             )
         ]
+
+
+def _ratio_interval(sums: Sequence[float], n: Sequence[int]) -> tuple[float, float]:
+    """Of Σ sums / Σ n over documents: of the documents' shares in its error, to first order, about it."""
+    ratio, mean_n = sum(sums) / sum(n), sum(n) / len(n)
+    low, high = interval([(s - ratio * own) / mean_n for s, own in zip(sums, n, strict=True)])
+    return ratio + low, ratio + high
 
 
 def long_ppl(model: nn.Module | NextToken, documents: Sequence[Sequence[int]], keys: KeyTokens) -> LongPPL:

@@ -1,7 +1,8 @@
 """Gatelab's own tasks by name: which there are, and what each needs.
 
-Notable: `gatelab/needle` is a task of `gatelab tasks`, `gatelab/ruler/…` and `gatelab/middle/…` are prompts, and a folder's name
-stands for all of it. What is unknown, or lacks a file, is said before a model is opened.
+Notable: `gatelab/needle` is a task of `gatelab tasks`, `gatelab/ruler/…`, `gatelab/middle/…` and `gatelab/citations/…` are prompts,
+`gatelab/found/…` and the like measures of `evals.measures`, and a folder's name stands for what is in it. What is unknown, or
+lacks a file, is said before a model is opened.
 """
 
 import re
@@ -12,15 +13,24 @@ from ..config import ConfigError, nearest
 from ..data import DataError
 from ..data.files import NotText, documents, find
 from ..tasks import TASKS, Knobs, TaskError, open_task
+from ..tasks.cited import CITATIONS
 from ..tasks.middle import MIDDLE
 from ..tasks.prompt import PromptTask, Setting
 from ..tasks.ruler import RULER
 from .harness.local import present, rows_of
+from .measures import EVIDENCE, TEXTS
 
 PREFIX = "gatelab/"
-PROMPTS = {**RULER, **MIDDLE}
-FOLDERS = {"ruler": tuple(RULER), "middle": ("middle/kv", "middle/qa")}
-NAMES = (*TASKS, *PROMPTS, *FOLDERS)
+PROMPTS = {**RULER, **MIDDLE, **CITATIONS}
+FOLDERS = {
+    "ruler": tuple(RULER),
+    "middle": ("middle/kv", "middle/qa"),
+    "citations": ("citations/one", "citations/three"),
+    "found": ("found/kv", "found/cite"),
+    "deletion": ("deletion/kv", "deletion/cite"),
+}
+NAMES = (*TASKS, *PROMPTS, *EVIDENCE, *TEXTS, *FOLDERS)
+LENGTH = 4096  # in tokens, unless stated
 _SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+")
 
 
@@ -28,7 +38,9 @@ _SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+")
 class OwnAsking:
     """What is asked: `names` without their prefix; lengths in tokens (None: 4096, or those of a run on ids); depths (None:
     anywhere); `limit`: items of each. distractors, hardness: knobs of `gatelab tasks` (None: the task's own, or those that a run on
-    ids was trained with). haystack: a file or folder of essays. data_dir: files of questions, NAME.jsonl each."""
+    ids was trained with). haystack: a file or folder of essays. data_dir: files of questions, NAME.jsonl each. chat: prompts are
+    turns of a conversation. text: what is read for its loss; window: LongPPL's short context (None: an eighth of the length);
+    keys: a file of its key tokens (None: the model's own)."""
 
     names: tuple[str, ...]
     lengths: tuple[int, ...] | None = None
@@ -39,6 +51,15 @@ class OwnAsking:
     layout: str = "spread"
     haystack: Path | None = None
     data_dir: Path | None = None
+    chat: bool = False
+    text: str = "stdlib"
+    window: int | None = None
+    keys: Path | None = None
+
+
+def asked_in(name: str) -> str:
+    """The task whose items a name asks: its own, but for the measures of evidence."""
+    return EVIDENCE[name][1] if name in EVIDENCE else name
 
 
 Prepared = dict[str, Setting]  # by name, all but the length and the depth
@@ -61,24 +82,24 @@ def prepare(asking: OwnAsking) -> Prepared:
             ]
         )
     names = dict.fromkeys(leaf for name in asking.names for leaf in FOLDERS.get(name, (name,)))
-    needs_essay = any(name in PROMPTS and PROMPTS[name].needs == "essay" for name in names)
+    prompts = {name: PROMPTS[asked_in(name)] for name in names if asked_in(name) in PROMPTS}
+    needs_essay = any(task.needs == "essay" for task in prompts.values())
     essay = sentences(asking.haystack) if asking.haystack is not None and needs_essay else ()
-    settings, problems = {}, []
+    settings, problems = {}, _of_texts(asking, [name for name in names if name in TEXTS])
     for knob, value in (("distractors", asking.distractors), ("hardness", asking.hardness)):
-        without = [name for name in names if name in PROMPTS]
-        if value is not None and without:
-            named = f", {PREFIX}".join(without)
+        if value is not None and prompts:
+            named = f", {PREFIX}".join(prompts)
             problems.append(f"{named}: {knob}={value}, and text of others has no such knob; leave --{knob} out")
     for name in names:
         setting = Setting(layout=asking.layout, essay=essay)
         try:
-            if name in PROMPTS:
-                setting = replace(setting, held=_held(PROMPTS[name], asking.data_dir))
-            for depth in asking.depths:
-                if name in PROMPTS:
-                    PROMPTS[name].check(replace(setting, depth=depth))
+            if name in prompts:
+                setting = replace(setting, held=_held(prompts[name], asking.data_dir))
+            for depth in asking.depths if name not in TEXTS else ():
+                if name in prompts:
+                    prompts[name].check(replace(setting, depth=depth))
                 else:
-                    open_task(name).resolved(
+                    open_task(asked_in(name)).resolved(
                         Knobs(depth=depth, distractors=asking.distractors, hardness=asking.hardness)
                     )
         except TaskError as error:
@@ -87,6 +108,35 @@ def prepare(asking: OwnAsking) -> Prepared:
     if problems:
         raise ConfigError([f"{PREFIX}{problem}" for problem in problems])
     return settings
+
+
+def _of_texts(asking: OwnAsking, names: list[str]) -> list[str]:
+    """What is asked of texts, and is not for them."""
+    given = {
+        "depths": asking.depths != (None,),
+        "distractors": asking.distractors is not None,
+        "hardness": asking.hardness is not None,
+        "chat": asking.chat,
+    }
+    problems = [f"{name}: reads texts as they are; leave --{w} out" for name in names for w in given if given[w]]
+    if asking.keys is not None and asking.window is not None:
+        problems.append(f"long_ppl: --window {asking.window}, and --keys was chosen with its own; leave one out")
+    if asking.keys is not None and asking.lengths is not None:
+        problems.append("long_ppl: --keys has its own length; leave --lengths out")
+    shortest = min(asking.lengths or (LENGTH,))
+    if asking.window is not None and asking.window + max(1, asking.window // 4) >= shortest:
+        problems.append(
+            f"long_ppl: --window {asking.window} of texts of {shortest} tokens leaves none with a longer context; take a smaller "
+            "one, or longer texts"
+        )
+    if names and not problems:
+        # A text or a key set that is not there is told before a model is opened.
+        find((asking.text,))
+        if asking.keys is not None:
+            from .own_reading import read_keys
+
+            read_keys(asking.keys)
+    return problems
 
 
 def sentences(path: Path) -> tuple[str, ...]:

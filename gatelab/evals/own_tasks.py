@@ -3,7 +3,6 @@
 Notable: a run that was trained on the tasks' own ids is asked in them, anything else in the words of its tokenizer.
 """
 
-from collections.abc import Iterable
 from dataclasses import replace
 from importlib.metadata import version
 
@@ -12,21 +11,25 @@ from ..models.decoder import Decoder
 from ..models.encoder import Encoder
 from ..models.external import External
 from ..models.model import Model
-from ..record import Row
-from ..tasks import Knobs, open_task
-from ..tasks.prompt import words_of
+from ..record import Item, Row
+from ..tasks import Knobs, Task, open_task
+from ..tasks.prompt import PromptTask, words_of
+from ..tasks.vocabulary import NONE
 from .asking import left_out, why_not
+from .deletion import TASK_NOISE
 from .found import Found
 from .harness.external import ExternalPasses
 from .harness.own import OwnPasses
 from .harness.tokens import Tokens
-from .own_asking import PREFIX, PROMPTS, OwnAsking, Prepared
+from .measures import EVIDENCE, TEXTS
+from .own_asking import LENGTH, PREFIX, PROMPTS, OwnAsking, Prepared, asked_in
+from .own_evidence import by_evidence
+from .own_lines import abstention_rows, lines_of, with_interval
+from .own_posed import noise_of, posed_in_ids, posed_in_words
+from .own_reading import by_reading
 from .own_text import Progress, ask_prompts, items_of_said, rows_of_said
 from .reach import reaching
-from .tasks import ask_items, choice_rows, choices, hidden, items_of, reader_of, rows_of
-
-_LENGTHS = (4096,)  # of text, unless stated
-_SCORES = ("exact_match", "found", "best_subspan_em", "choice")
+from .tasks import Reader, ask_items, choice_rows, choices, hidden, items_of, reader_of, rows_of
 
 
 def evaluate_text(
@@ -46,36 +49,53 @@ def evaluate_text(
     """
     passes = OwnPasses(opened.model) if isinstance(opened.model, Decoder) else ExternalPasses(opened.model)
     tokens = Tokens(opened.tokenizer, passes.n_ids)
-    found = Found([], [], [], [f"{tokens.rule}; no chat template", *opened.notes])
+    said_of_chat = f"as a turn of the user, chat template {tokens.chat_rule}" if asking.chat else "no chat template"
+    found = Found([], [], [], [f"{tokens.rule}; {said_of_chat}", *opened.notes])
     if passes.max_tokens is None:
         found.notes.append("the model does not say how many positions it has, so every length is asked")
     knobs = Knobs(distractors=asking.distractors, hardness=asking.hardness)
     for name, base in prepared.items():
-        refused: dict[str, int] = {}
-        for length in asking.lengths or _LENGTHS:
-            for depth in asking.depths:
-                setting = replace(base, length=length, depth=depth)
-                task = (
-                    PROMPTS[name] if name in PROMPTS else words_of(open_task(name), knobs, length=length, depth=depth)
-                )
-                n_items = min(asking.limit, len(base.held)) if base.held else asking.limit
+        n_items = min(asking.limit, len(base.held)) if base.held else asking.limit
+        for length in () if name in TEXTS else asking.lengths or (LENGTH,):
+            tasks = {depth: _task(asked_in(name), knobs, length, depth) for depth in asking.depths}
+            at = {depth: replace(base, length=length, depth=depth) for depth in asking.depths}
+            if name in EVIDENCE:
+                posed = {
+                    depth: posed_in_words(
+                        tokens, passes.max_tokens, task, at[depth], n_items, chat=asking.chat, progress=progress
+                    )
+                    for depth, task in tasks.items()
+                }
+                by_evidence(found, opened.model, noise_of(tokens), posed, opened.name, name, length, progress)
+                continue
+            for depth, task in tasks.items():
                 said = ask_prompts(
-                    passes,
-                    tokens,
-                    task,
-                    setting,
-                    n_items,
-                    batch_size=batch_size,
-                    new_tokens=new_tokens,
-                    progress=progress,
-                )
-                found.rows += rows_of_said(said, task, setting, run=opened.name)
-                found.items += items_of_said(said, task, setting, run=opened.name)
-                for problem in (s.problem for s in said if s.problem is not None):
-                    refused[problem] = refused.get(problem, 0) + 1
-        if refused:
-            found.notes.append(f"{PREFIX}{name}: {sum(refused.values())} items refused, as in: {next(iter(refused))}")
+                    passes, tokens, task, at[depth], n_items, batch_size=batch_size, new_tokens=new_tokens,
+                    chat=asking.chat, progress=progress,
+                )  # fmt: skip
+                rows = rows_of_said(said, task, at[depth], run=opened.name)
+                found.rows += rows
+                found.records += lines_of(rows)
+                found.items += items_of_said(said, task, at[depth], run=opened.name)
+    texts = [name for name in prepared if name in TEXTS]
+    if texts:
+        by_reading(found, passes.asked, tokens, opened.name, asking, texts, progress)
+    _note_refused(found)
     return _finished(found, opened.name, asking, prepared, new_tokens)
+
+
+def _task(name: str, knobs: Knobs, length: int, depth: float | None) -> PromptTask:
+    return PROMPTS[name] if name in PROMPTS else words_of(open_task(name), knobs, length=length, depth=depth)
+
+
+def _note_refused(found: Found) -> None:
+    """A sentence a task of which items were refused, with the first reason."""
+    reasons: dict[str, list[str]] = {}
+    for item in found.items:
+        if "refused" in item.factors:
+            reasons.setdefault(item.task, []).append(item.factors["refused"])
+    for name, said in reasons.items():
+        found.notes.append(f"{PREFIX}{name}: {len(said)} items refused, as in: {said[0]}")
 
 
 def refuse_prompts(prepared: Prepared, title: str) -> None:
@@ -84,7 +104,7 @@ def refuse_prompts(prepared: Prepared, title: str) -> None:
     Raises:
         ConfigError: naming it.
     """
-    prompts = [name for name in prepared if name in PROMPTS]
+    prompts = [name for name in prepared if asked_in(name) in PROMPTS or name in TEXTS]
     if prompts:
         raise ConfigError(
             [
@@ -94,12 +114,23 @@ def refuse_prompts(prepared: Prepared, title: str) -> None:
         )
 
 
-def evaluate_ids(model: Model, run: Run, title: str, asking: OwnAsking, prepared: Prepared) -> Found:
+def evaluate_ids(
+    model: Model,
+    run: Run,
+    title: str,
+    asking: OwnAsking,
+    prepared: Prepared,
+    *,
+    progress: Progress = lambda what, n, total: None,
+) -> Found:
     """A run that was trained on the tasks' ids, asked in them: at its multiples of the length of training unless stated.
 
     Raises:
         ValueError: a length, or a model, that cannot be asked.
+        ConfigError: --chat, for ids are no words.
     """
+    if asking.chat:
+        raise ConfigError([f"--chat: {title} reads the ids of tasks, and no words; leave it out"])
     found = Found([], [], [], ["asked in the ids of the tasks, on which it was trained"])
     lengths = asking.lengths
     if lengths is None:
@@ -111,30 +142,55 @@ def evaluate_ids(model: Model, run: Run, title: str, asking: OwnAsking, prepared
     if problem := next((reason for reason in reasons if reason), None):
         raise ValueError(f"{title}: cannot be asked: {problem}")
     for name in prepared:
-        data, task = run.data, open_task(name)
+        task = open_task(asked_in(name))
         for length in lengths:
-            reader = reader_of(reaching(model, length), run.resolved_objective)
-            for depth in asking.depths:
-                knobs = Knobs(length, depth, asking.distractors, asking.hardness)
-                if name in data.names:
-                    knobs = Knobs(
-                        length,
-                        data.depth if depth is None else depth,
-                        data.distractors if asking.distractors is None else asking.distractors,
-                        data.hardness if asking.hardness is None else asking.hardness,
-                    )
-                made = [task.item(knobs, index) for index in range(asking.limit)]
-                items = [hidden(item) for item in made] if isinstance(model, Encoder) else made
-                answers = ask_items(reader, items)
-                found.rows += rows_of(answers, task, knobs, run=title, step=0)
-                found.rows += choice_rows(choices(reader, items), items, task, knobs, run=title, step=0)
-                counted = {"items": len(items), "items_refused": 0}
-                found.rows += [
-                    Row(title, 0, "tasks", metric, float(n), "items", task=name, length=length, depth=knobs.depth)
-                    for metric, n in counted.items()
-                ]
-                found.items += items_of(answers, knobs, run=title, step=0)
+            reads = reaching(model, length)
+            knobs = [_knobs(run, task, asking, length, depth) for depth in asking.depths]
+            if name in EVIDENCE:
+                posed = {k.depth: posed_in_ids(task, k, asking.limit) for k in knobs}
+                by_evidence(found, reads, TASK_NOISE, posed, title, name, length, progress)
+                continue
+            reader = reader_of(reads, run.resolved_objective)
+            for k in knobs:
+                rows, items = _ask(reader, task, k, asking.limit, title, is_hidden=isinstance(model, Encoder))
+                found.rows += rows
+                found.records += lines_of(rows)
+                found.items += items
+    _note_refused(found)
     return _finished(found, title, asking, prepared, None)
+
+
+def _knobs(run: Run, task: Task, asking: OwnAsking, length: int, depth: float | None) -> Knobs:
+    """As asked for; what is not stated, as a run was trained with."""
+    data = run.data
+    if task.name not in data.names:
+        return Knobs(length, depth, asking.distractors, asking.hardness)
+    return Knobs(
+        length,
+        data.depth if depth is None else depth,
+        data.distractors if asking.distractors is None else asking.distractors,
+        data.hardness if asking.hardness is None else asking.hardness,
+    )
+
+
+def _ask(
+    reader: Reader, task: Task, knobs: Knobs, n_items: int, run: str, *, is_hidden: bool
+) -> tuple[list[Row], list[Item]]:
+    def row(metric: str, value: float, unit: str = "share") -> Row:
+        return Row(run, 0, "tasks", metric, value, unit, task=task.name, length=knobs.length, depth=knobs.depth)
+
+    made = [task.item(knobs, index) for index in range(n_items)]
+    items = [hidden(item) for item in made] if is_hidden else made
+    answers, chosen = ask_items(reader, items), choices(reader, items)
+    rows = rows_of(answers, task, knobs, run=run, step=0)
+    rows += choice_rows(chosen, items, task, knobs, run=run, step=0)
+    # The means are there.
+    rows += with_interval(row, "exact_match", [a.verdict.is_right for a in answers])[1:]
+    rows += with_interval(row, "choice", [v.credit for v in chosen])[1:]
+    if task.name == "absent":
+        rows += abstention_rows(row, [(a.given == (NONE,), a.item.answer == (NONE,)) for a in answers])
+    rows += [row("items", float(len(items)), "items"), row("items_refused", 0.0, "items")]
+    return rows, items_of(answers, knobs, run=run, step=0)
 
 
 def _finished(found: Found, title: str, asking: OwnAsking, prepared: Prepared, new_tokens: int | None) -> Found:
@@ -143,7 +199,6 @@ def _finished(found: Found, title: str, asking: OwnAsking, prepared: Prepared, n
         found.notes.append(
             "our tasks with " + ", ".join(f"{knob}={value}" for knob, value in stated.items() if value is not None)
         )
-    found.records = list(_records(found.rows))
     found.about = {
         "model": title,
         "notes": found.notes,
@@ -157,30 +212,10 @@ def _finished(found: Found, title: str, asking: OwnAsking, prepared: Prepared, n
             "layout": asking.layout,
             "haystack": None if asking.haystack is None else str(asking.haystack),
             "new_tokens": new_tokens,
+            "chat": asking.chat,
+            "text": asking.text,
+            "window": asking.window,
+            "keys": None if asking.keys is None else str(asking.keys),
         },
     }
     return found
-
-
-def _records(rows: Iterable[Row]) -> Iterable[dict[str, object]]:
-    """A line a score: what guessing and blind copying score beside it, and what was counted."""
-    groups: dict[tuple[str, int, float | None], dict[str, float]] = {}
-    for row in rows:
-        groups.setdefault((row.task, row.length, row.depth), {})[row.metric] = row.value
-    for (task, length, depth), of in groups.items():
-        for metric in [m for m in _SCORES if m in of] or ["none"]:
-            is_choice = metric == "choice"
-            yield {
-                "task": f"{PREFIX}{task}",
-                "metric": metric,
-                "length": length,
-                "depth": depth,
-                "value": of.get(metric),
-                "chance": of.get("choice_chance" if is_choice else "answer_chance"),
-                "copying": None if is_choice else of.get("answer_floor"),
-                "margin": of.get("choice_margin") if is_choice else of.get("answer_margin"),
-                "items": int(of["items"]),
-                "refused": int(of["items_refused"]),
-                "tied": of.get("choice_ties" if is_choice else "answer_ties"),
-                "not finite": of.get("choice_nan" if is_choice else "answer_nan"),
-            }

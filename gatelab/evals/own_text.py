@@ -12,13 +12,18 @@ from statistics import fmean
 from ..models.generate import Sampling
 from ..record import Item, Row
 from ..tasks import TaskError
+from ..tasks.citations import rows_of as rows_of_citations
+from ..tasks.cited import CITATIONS, judged
 from ..tasks.metrics import Verdict, choice
-from ..tasks.prompt import ROOM, Prompt, PromptTask, Setting, fitted_prompt
+from ..tasks.prompt import ROOM, Prompt, PromptTask, Setting, begins, fitted_prompt, in_turn
+from ..tasks.vocabulary import NONE, word
+from .changes import share_interval
 from .harness.beginnings import batches
 from .harness.passes import Passes
 from .harness.scoring import Scored, score
 from .harness.stops import Stops
 from .harness.tokens import Tokens
+from .own_lines import abstention_rows, with_interval
 
 Progress = Callable[[str, int, int], None]
 
@@ -52,6 +57,7 @@ def ask_prompts(
     *,
     batch_size: int,
     new_tokens: int | None = None,
+    chat: bool = False,
     progress: Progress = lambda what, n, total: None,
 ) -> list[Said]:
     """Items 0 … n_items − 1.
@@ -59,17 +65,16 @@ def ask_prompts(
     Args:
         batch_size: rows a pass.
         new_tokens: that an answer may have, in the place of the task's own number; not of answers that are compared as a whole.
+        chat: the prompt is a turn of the user, in the tokenizer's chat template, and the answers begin the assistant's.
 
     Raises:
         TaskError: a setting that no item can have.
         ValueError: a length beyond the model's positions.
     """
     task.check(setting)
-    if passes.max_tokens is not None and setting.length > passes.max_tokens:
-        raise ValueError(
-            f"{task.name}: --lengths {setting.length}, and this model has positions for {passes.max_tokens} tokens; ask "
-            "for at most as many"
-        )
+    check_length(task.name, setting.length, passes.max_tokens)
+    if chat:
+        task = in_chat(task, tokens)
     made = []
     for index in range(n_items):
         made.append(_made(tokens, task, setting, index, new_tokens))
@@ -82,6 +87,35 @@ def ask_prompts(
         sure = not said.is_nan and not said.is_tied
         said.value = task.judge(said.prompt, tuple(said.written)) if sure else 0.0
     return made
+
+
+def check_length(name: str, length: int, max_tokens: int | None) -> None:
+    """Refuse a length beyond the positions of a model (None: not said).
+
+    Raises:
+        ValueError: naming both.
+    """
+    if max_tokens is not None and length > max_tokens:
+        raise ValueError(
+            f"{name}: --lengths {length}, and this model has positions for {max_tokens} tokens; ask for at most as many"
+        )
+
+
+def in_chat(task: PromptTask, tokens: Tokens) -> PromptTask:
+    """The task, its prompts being turns of the user.
+
+    Raises:
+        ValueError: the tokenizer has no chat template.
+    """
+    template = tokens.chat_template
+
+    def write(text: str) -> str:
+        turns = [{"role": "user", "content": text}]
+        return tokens.tokenizer.apply_chat_template(
+            turns, tokenize=False, add_generation_prompt=True, chat_template=template
+        )
+
+    return replace(task, make=lambda setting, index, size: in_turn(task.make(setting, index, size), write))
 
 
 def _made(tokens: Tokens, task: PromptTask, setting: Setting, index: int, new_tokens: int | None) -> Said:
@@ -176,6 +210,9 @@ def rows_of_said(said: Sequence[Said], task: PromptTask, setting: Setting, *, ru
             run, 0, "tasks", metric, fmean(values), unit, task=task.name, length=setting.length, depth=setting.depth
         )
 
+    def scored(metric: str, scores: Sequence[float]) -> list[Row]:
+        return with_interval(lambda name, value: row(name, [value]), metric, scores)
+
     rows = [
         row("items", [float(len(asked))], "items"),
         row("items_refused", [float(len(said) - len(asked))], "items"),
@@ -183,25 +220,53 @@ def rows_of_said(said: Sequence[Said], task: PromptTask, setting: Setting, *, ru
     if not asked:
         return rows
     rows += [
-        row(task.metric, [s.value for s in asked]),
+        *scored(task.metric, [s.value for s in asked]),
         row("answer_chance", [s.prompt.chance for s in asked]),
         row("answer_nan", [s.is_nan for s in asked]),
     ]
     floors = [s.prompt.floor for s in asked if s.prompt.floor is not None]
     if floors:
         rows.append(row("answer_floor", floors))
+    if task.name in CITATIONS:
+        rows += _citation_rows(asked, setting, run)
+    if task.name == "absent":
+        says = [(not s.is_nan and _says_none(s), not s.prompt.factors["is_there"]) for s in asked]
+        rows += abstention_rows(lambda metric, value: row(metric, [value]), says)
     chosen = [s for s in asked if s.choice is not None]
     if not chosen:
         return rows
     rows += [
         row("answer_ties", [s.is_tied for s in chosen]),
-        row("choice", [s.choice.credit for s in chosen]),
+        *scored("choice", [s.choice.credit for s in chosen]),
         row("choice_chance", [1 / len(s.prompt.options) for s in chosen]),
+        row("choice_floor", [s.prompt.choice_floor for s in chosen]),
         row("choice_ties", [s.choice.is_tied for s in chosen]),
         row("choice_nan", [s.choice.is_nan for s in chosen]),
     ]
     margins = [s.margin for s in chosen if isfinite(s.margin)]
     return [*rows, row("choice_margin", margins, "nats")] if margins else rows
+
+
+def _citation_rows(asked: Sequence[Said], setting: Setting, run: str) -> list[Row]:
+    """Of source `citations`, with intervals."""
+    texts, task = [judged(s.prompt, s.written[0]) for s in asked], asked[0].prompt.task
+    rows = rows_of_citations(texts, task=task, run=run, step=0, length=setting.length)
+    for metric, scores in (
+        ("answer_exact", [float(t.is_answer_right) for t in texts]),
+        ("citation_precision", [t.share.precision for t in texts]),
+        ("citation_recall", [t.share.recall for t in texts]),
+    ):
+        ends = zip(("low", "high"), share_interval(scores), strict=True)
+        rows += [
+            Row(run, 0, "citations", f"{metric}_{end}", value, "share", task=task, length=setting.length)
+            for end, value in ends
+        ]
+    return [replace(row, depth=setting.depth) for row in rows]
+
+
+def _says_none(said: Said) -> bool:
+    """Whether what was written begins with the word that means that there is no answer."""
+    return begins(replace(said.prompt, answers=(f" {word(NONE)}",)), tuple(said.written)) == 1
 
 
 def items_of_said(said: Sequence[Said], task: PromptTask, setting: Setting, *, run: str) -> list[Item]:
@@ -229,5 +294,6 @@ def _item(said: Said, task: PromptTask, setting: Setting, run: str) -> Item:
         "n_distractors": len(prompt.distractors),
         **prompt.factors,
     }
-    answer = " | ".join(prompt.references or (a.strip() for a in prompt.answers))
+    wanted = tuple(a.strip() for a in prompt.answers)
+    answer = " | ".join(wanted if task.name in CITATIONS else prompt.references or wanted)
     return Item(run, 0, task.name, said.index, said.value == 1, said.value, answer, " | ".join(said.written), factors)

@@ -7,8 +7,9 @@ spans are known. What asks about attention (`evals.middle`) and what takes evide
 from dataclasses import dataclass, replace
 
 from ..tasks import Task, TaskItem
+from ..tasks.prompt import Prompt
 from ..tasks.task import Span
-from ..tasks.text import Encode, as_text, tokenised
+from ..tasks.text import Encode, TextItem, as_text, tokenised
 from .next_token import NextToken
 
 
@@ -127,6 +128,26 @@ def of_text(
     own = tokenised(as_text(task, replace(item, pieces=pieces)), encode, bos_id=bos_id).evidence
     asked = tuple(p - 1 for start, end in tokens.answers for p in range(start, end))
     beginning = () if bos_id is None else ((0, 1),)
+    return _question(tokens, tokens.ids, asked, tuple(tokens.ids[p + 1] for p in asked), (*beginning, *own))
+
+
+def of_prompt(prompt: Prompt, encode: Encode, *, n_begins: int = 0) -> Question:
+    """A prompt in the ids that `encode` gives a text, the first `n_begins` of them the tokenizer's own.
+
+    Raises:
+        ValueError: an answer that the tokenizer joins to what stands around it; no evidence.
+    """
+    whole, answers, at = prompt.whole, [], 0
+    for part, answer in zip(prompt.parts, prompt.answers, strict=True):
+        at += len(part) + len(answer)
+        answers.append((at - len(answer), at))
+    text = TextItem(prompt.task, prompt.index, whole, tuple(answers), prompt.evidence, prompt.distractors, prompt.depth)
+    tokens = tokenised(text, encode)
+    if tokens.problem is not None:
+        raise ValueError(f"{prompt.task} {prompt.index}: {tokens.problem}")
+    own = tokenised(replace(text, evidence=prompt.kept), encode).evidence
+    asked = tuple(p - 1 for start, end in tokens.answers for p in range(start, end))
+    beginning = ((0, n_begins),) if n_begins else ()
     return _question(tokens, tokens.ids, asked, tuple(tokens.ids[p + 1] for p in asked), (*beginning, *own))
 
 

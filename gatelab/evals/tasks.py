@@ -19,7 +19,7 @@ from ..models.model import Model
 from ..record import Item, Row
 from ..tasks import VOCAB_SIZE, Knobs, Task, TaskItem, open_task
 from ..tasks.metrics import Verdict, choice, cited, copied_from_start, edit_similarity, overlap
-from ..tasks.options import N_OPTIONS, chance_of, options_of
+from ..tasks.options import N_OPTIONS, chance_of, copied_choice, options_of
 from ..tasks.text import TokenItem
 from .next_token import NextToken
 from .reach import reaching
@@ -310,6 +310,7 @@ def choice_rows(
     values = {
         "choice": [v.credit for v in verdicts],
         "choice_chance": [1 / len(options_of(item)) for item in items],
+        "choice_floor": [_copied(item) for item in items],
         "choice_ties": [v.is_tied for v in verdicts],
         "choice_nan": [v.is_nan for v in verdicts],
     }
@@ -319,6 +320,13 @@ def choice_rows(
         )
         for name, v in values.items()
     ]
+
+
+def _copied(item: TaskItem) -> float:
+    """What blind copying scores in the item's choice; of `absent` what NONE always does."""
+    if item.task == "absent":
+        return item.floor
+    return copied_choice(options_of(item), set(item.tokens[: item.asked[0] + 1]))
 
 
 def at_lengths(

@@ -21,7 +21,7 @@ _N_NEW = 100
 _AT_ONCE = 64  # pairs in a draw: more pairs change none before them
 # The paper's query-aware contextualization: what is asked stands before the context too.
 _ASKED_BEFORE = ("middle/kv_aware", "middle/qa_aware", "middle/qa_random_aware")
-_FIELDS = ("question", "answers", "ctxs")
+FIELDS = ("question", "answers", "ctxs")
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
@@ -80,11 +80,11 @@ def _kv(name: str, setting: Setting, index: int, size: int) -> Prompt:
     records = [("distractor", k, v) for k, v in others]
     records.insert(at, ("evidence", key, value))
     script, question = Script(), f'Key: "{key}"\n'
-    script.say("Extract the value corresponding to the specified key in the JSON object below.\n\n")
-    script.say(f"{question}\n" if name in _ASKED_BEFORE else "")
-    script.say("JSON data:\n{")
+    script.say("Extract the value corresponding to the specified key in the JSON object below.\n\n", "kept")
+    script.say(f"{question}\n" if name in _ASKED_BEFORE else "", "kept")
+    script.say("JSON data:\n{", "kept")
     script.say_all([(role, f'"{k}": "{v}"') for role, k, v in records], ",\n ")
-    script.say(f"}}\n\n{question}Corresponding value:")
+    script.say(f"}}\n\n{question}Corresponding value:", "kept")
     wrong = [v for _, v in _pairs(setting.seed, index, max(size, N_OPTIONS))[1:N_OPTIONS]]
     return Prompt(
         task=name,
@@ -100,29 +100,34 @@ def _kv(name: str, setting: Setting, index: int, size: int) -> Prompt:
         chance=2.0**-122,
         floor=1 / size,
         factors={"n_pairs": size},
+        kept=tuple(script.spans["kept"]),
     )
+
+
+def documents_of(
+    name: str, setting: Setting, index: int, size: int, say: str = "Document [{}](Title: {}) {}"
+) -> tuple[int, list[tuple[str, str]]]:
+    """Which of the `size` documents of a question is gold, and their (role, text) in order."""
+    at = _place(setting, name, index, size)
+    given = list(_others(name, setting, index)[: size - 1])
+    given.insert(at, setting.held[index].gold)
+    role = {True: "evidence", False: "distractor"}
+    return at, [(role[i == at], say.format(i + 1, title, text)) for i, (title, text) in enumerate(given)]
 
 
 def _documents(name: str, setting: Setting, index: int, size: int) -> Prompt:
     asked: Question = setting.held[index]
     # Asked before, too, an item is the same but for that.
-    at = _place(setting, name.removesuffix("_aware"), index, size)
-    given = list(_others(name, setting, index)[: size - 1])
-    given.insert(at, asked.gold)
+    at, documents = documents_of(name.removesuffix("_aware"), setting, index, size)
     script, question = Script(), f"Question: {asked.text}\n"
     script.say(
         "Write a high-quality answer for the given question using only the provided search results (some of which might be "
-        "irrelevant).\n\n"
+        "irrelevant).\n\n",
+        "kept",
     )
-    script.say(f"{question}\n" if name in _ASKED_BEFORE else "")
-    script.say_all(
-        (
-            ("evidence" if i == at else "distractor", f"Document [{i + 1}](Title: {title}) {text}")
-            for i, (title, text) in enumerate(given)
-        ),
-        "\n",
-    )
-    script.say(f"\n\n{question}Answer:")
+    script.say(f"{question}\n" if name in _ASKED_BEFORE else "", "kept")
+    script.say_all(documents, "\n")
+    script.say(f"\n\n{question}Answer:", "kept")
     return Prompt(
         task=name,
         index=index,
@@ -137,6 +142,7 @@ def _documents(name: str, setting: Setting, index: int, size: int) -> Prompt:
         chance=0.0,
         floor=None,
         factors={"n_documents": size},
+        kept=tuple(script.spans["kept"]),
     )
 
 
@@ -154,7 +160,7 @@ def _strangers(setting: Setting, index: int) -> list[tuple[str, str]]:
     return list(dict.fromkeys(q.gold for q in others if not any(a in q.plain for a in answers)))
 
 
-def _read(rows: list[dict[str, Any]]) -> tuple[Question, ...]:
+def questions_of(rows: list[dict[str, Any]]) -> tuple[Question, ...]:
     """Raises TaskError: a row without a gold document."""
     questions = []
     for number, row in enumerate(rows, 1):
@@ -169,7 +175,12 @@ def _read(rows: list[dict[str, Any]]) -> tuple[Question, ...]:
     return tuple(questions)
 
 
-def _sizes(name: str, setting: Setting, index: int) -> tuple[int, int]:
+def document_sizes(name: str, setting: Setting, index: int) -> tuple[int, int]:
+    """The fewest and the most documents of a question.
+
+    Raises:
+        TaskError: no such question, or no documents beside its gold one.
+    """
     if index >= len(setting.held):
         raise TaskError(f"{name} {index}: the file has {len(setting.held)} questions; take a lower --limit")
     n = 1 + len(_others(name, setting, index))
@@ -184,8 +195,8 @@ def _of_documents(name: str, what: str, file: str = "") -> PromptTask:
     return PromptTask(
         name, what, "Lost in the Middle, multi-document QA (arXiv 2307.03172)",
         lambda setting, index, size: _documents(name, setting, index, size),
-        lambda setting, index: _sizes(name, setting, index),
-        best_subspan, "best_subspan_em", stops=("\n",), needs="rows", fields=_FIELDS, read=_read, file=file,
+        lambda setting, index: document_sizes(name, setting, index),
+        best_subspan, "best_subspan_em", stops=("\n",), needs="rows", fields=FIELDS, read=questions_of, file=file,
     )  # fmt: skip
 
 

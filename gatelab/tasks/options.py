@@ -1,6 +1,8 @@
 """The choice that an item gives: its answer beside wrong ones of the same shape, so that chance is known and the same
 for all tasks."""
 
+from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from math import prod
 
 from .draws import Draws, key_of
@@ -34,3 +36,10 @@ def options_of(item: TaskItem) -> list[tuple[int, ...]]:
 def chance_of(item: TaskItem) -> float:
     """The share of exact matches of tokens drawn at random, each from those of its kind."""
     return prod(1 / kind_of(t)[1] for t in item.answer)
+
+
+def copied_choice(options: Sequence[Sequence[object]], said: AbstractSet[object]) -> float:
+    """What blind copying scores in a choice whose first option is right: those are equally likely that are made of what the
+    item says; all are where none is."""
+    stands = [all(word in said for word in option) for option in options]
+    return stands[0] / sum(stands) if any(stands) else 1 / len(options)

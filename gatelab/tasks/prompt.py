@@ -4,19 +4,21 @@ Notable: what an item says is drawn from its number alone, and its size only add
 model up to the length that fits. Lengths are counted by the caller, in the model's own tokens, the answer's among them.
 """
 
+import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import floor
 from typing import Any, Literal
 
 from ..config import nearest
-from .options import chance_of, options_of
+from .options import chance_of, copied_choice, options_of
 from .task import LONGEST, Knobs, Span, Task, TaskError, TaskItem
-from .text import TextItem, as_text
+from .text import as_text
 from .vocabulary import word
 
 Layout = Literal["spread", "original"]
 LAYOUTS: tuple[Layout, ...] = ("spread", "original")
+_WORDS = re.compile(r"[\w-]+|[^\w\s]")
 ROOM = 2  # tokens behind an answer that is compared as a whole: whether the word goes on shows there
 
 
@@ -48,6 +50,7 @@ class Prompt:
     n_new: tokens that an answer may have; None: those of `answers`, and ROOM.
     chance: what tokens of the right kind, drawn at random, score. floor: what blind copying of such out of the item scores;
         None where no kind can be told.
+    kept: spans that say what is asked, such as the question; not of every task.
     """
 
     task: str
@@ -63,6 +66,7 @@ class Prompt:
     chance: float
     floor: float | None
     factors: dict[str, Any] = field(default_factory=dict)
+    kept: tuple[Span, ...] = ()
 
     def read(self, number: int = -1, answers: tuple[str, ...] | None = None) -> str:
         """What is read before an answer, the answers before it (the right ones unless given) included."""
@@ -74,6 +78,15 @@ class Prompt:
     def whole(self) -> str:
         """The prompt with its right answers."""
         return self.read() + self.answers[-1]
+
+    @property
+    def choice_floor(self) -> float:
+        """What blind copying scores in the choice: words that stand before the first answer; of `absent` what NONE always
+        does."""
+        if self.task == "absent":
+            return self.floor
+        said = set(_WORDS.findall(self.parts[0]))
+        return copied_choice([_WORDS.findall(" ".join(option)) for option in self.options], said)
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,11 +200,11 @@ class Script:
     def __init__(self) -> None:
         self._said: list[str] = []
         self.length = 0
-        self.spans: dict[str, list[Span]] = {"evidence": [], "distractor": []}
+        self.spans: dict[str, list[Span]] = {"evidence": [], "distractor": [], "kept": []}
 
     def say(self, text: str, role: str = "") -> None:
-        """Go on with a text; `role` is evidence, distractor or nothing."""
-        if role:
+        """Go on with a text; `role` is evidence, distractor, kept or nothing."""
+        if role and text:
             self.spans[role].append((self.length, self.length + len(text)))
         self._said.append(text)
         self.length += len(text)
@@ -216,7 +229,7 @@ def words_of(task: Task, knobs: Knobs, *, length: int, depth: float | None) -> P
 
     def make(setting: Setting, index: int, size: int) -> Prompt:
         item = task.item(at(size), index)
-        return _in_words(item, as_text(task, item))
+        return _in_words(task, item)
 
     def sizes(setting: Setting, index: int) -> tuple[int, int]:
         return _shortest(task, at, length), min(2 * length, LONGEST)
@@ -254,10 +267,45 @@ def _shortest(task: Task, at: Callable[[int], Knobs], most: int) -> int:
     return high
 
 
-def _in_words(item: TaskItem, text: TextItem) -> Prompt:
+def in_turn(prompt: Prompt, write: Callable[[str], str]) -> Prompt:
+    """The prompt as a turn of the user, and its answers as the beginning of the assistant's, without the blank before the first.
+
+    Args:
+        write: puts a text into a chat template, up to where the assistant's turn begins.
+
+    Raises:
+        TaskError: the template does not say the text as it is.
+    """
+    asked = prompt.parts[0]
+    said = write(asked)
+    at = said.find(asked)
+    if at < 0:
+        raise TaskError(f"{prompt.task} {prompt.index}: the chat template changes the text; leave --chat out")
+    blanks = len(prompt.answers[0]) - len(prompt.answers[0].lstrip())
+
+    def moved(spans: tuple[Span, ...]) -> tuple[Span, ...]:
+        later = len(said) - len(asked) - blanks
+        return tuple(tuple(p + (at if end <= len(asked) else later) for p in (start, end)) for start, end in spans)
+
+    return replace(
+        prompt,
+        parts=(said, *prompt.parts[1:]),
+        answers=(prompt.answers[0].lstrip(), *prompt.answers[1:]),
+        options=tuple((option[0].lstrip(), *option[1:]) for option in prompt.options),
+        evidence=moved(prompt.evidence),
+        distractors=moved(prompt.distractors),
+        kept=moved(prompt.kept),
+    )
+
+
+def _in_words(task: Task, item: TaskItem) -> Prompt:
+    text = as_text(task, item)
     answers = tuple(text.text[start:end] for start, end in text.answers)
     starts = (0, *(end for _, end in text.answers[:-1]))
     pieces = [p for p in item.pieces if p.role == "answer"]
+    # What has no role is what is asked; the same text, with it as the evidence, says where.
+    roles = {"": "evidence", "answer": "answer"}
+    own = replace(item, pieces=tuple(replace(p, role=roles.get(p.role, "")) for p in item.pieces))
     options = []
     for option in options_of(item):
         said, tokens = [], iter(option)
@@ -278,4 +326,5 @@ def _in_words(item: TaskItem, text: TextItem) -> Prompt:
         chance=chance_of(item),
         floor=item.floor,
         factors=dict(item.factors),
+        kept=as_text(task, own).evidence,
     )

@@ -78,6 +78,11 @@ def test_a_planted_bias_hides_the_gold_document_and_calibration_finds_it():
     assert at == {
         ("document_recall", "raw"): 0,
         ("document_recall", "calibrated"): 1,
+        # Exact, of 0 and of 5 in 5: 1 − 0.025^(1/5).
+        ("document_recall_low", "raw"): 0,
+        ("document_recall_high", "raw"): pytest.approx(1 - 0.025 ** (1 / 5)),
+        ("document_recall_low", "calibrated"): pytest.approx(0.025 ** (1 / 5)),
+        ("document_recall_high", "calibrated"): 1,
         ("document_recall_gain", None): 1,
         ("document_recall_gain_low", None): 1,
         ("document_recall_gain_high", None): 1,
@@ -189,6 +194,8 @@ def test_masses_of_our_models_are_those_of_the_whole_matrix(kind: str, monkeypat
     def whole(
         q: Tensor, k: Tensor, v: Tensor, _logits: Any = None, _gate: Any = None, *, impl: str, **rest: Any
     ) -> Tensor:
+        # One document: nothing is kept apart.
+        assert rest.pop("segment_ids_BT", None) is None
         weights_BHTS, _ = attention_weights(q, k, **rest)
         seen.append(weights_BHTS)
         return torch.einsum("bhts,bshk->bthk", weights_BHTS, v.repeat_interleave(q.shape[2] // v.shape[2], dim=2))

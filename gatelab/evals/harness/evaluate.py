@@ -3,7 +3,6 @@
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -78,7 +77,12 @@ def evaluate(
     made = of_results(found.name, results, loaded, lm.remarks)
     names = [n for n in results["results"] if n in asking.names] or list(results["results"])
     made.records = records(made.rows, names, results)
-    made.notes = [f"{tokens.rule}; {_of_chat(template)}", *found.notes, *_of_passes(passes, lm), *loaded.notes]
+    made.notes = [
+        f"{tokens.rule}; {_of_chat(tokens) if chat else 'no chat template'}",
+        *found.notes,
+        *_of_passes(passes, lm),
+        *loaded.notes,
+    ]
     outcomes = {} if loaded.code is None else dict(loaded.code.outcomes)
     if outcomes:
         made.notes.append("of the programs, " + ", ".join(f"{n} {what}" for what, n in sorted(outcomes.items())))
@@ -100,15 +104,10 @@ def evaluate(
     return made
 
 
-def _of_chat(template: str | None) -> str:
-    """What a reader is told of the template: how it begins, and a digest by which it is known."""
-    if template is None:
-        return "no chat template"
-    start = " ".join(template.split())
-    digest = sha256(template.encode()).hexdigest()[:12]
-    return f"chat template {digest}, each worked example a turn of the user and one of the assistant: {start[:60]}" + (
-        "…" if len(start) > 60 else ""
-    )
+def _of_chat(tokens: Tokens) -> str:
+    """What a reader is told of the template."""
+    digest, _, start = tokens.chat_rule.partition(": ")
+    return f"chat template {digest}, each worked example a turn of the user and one of the assistant: {start}"
 
 
 def _of_passes(passes: Passes, lm: GatelabLM) -> list[str]:

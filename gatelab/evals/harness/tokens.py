@@ -7,6 +7,7 @@ that hides is told: whether the context's own ids are the first of the whole's.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any
 
 
@@ -53,6 +54,17 @@ class Tokens:
             which = f"has templates {', '.join(sorted(stated))} and no default" if stated else "has no chat template"
             raise ValueError(f"--chat: this model's tokenizer {which}; leave --chat out")
         return found
+
+    @property
+    def chat_rule(self) -> str:
+        """The template in words: a digest by which it is known, and how it begins.
+
+        Raises:
+            ValueError: as `chat_template`.
+        """
+        start = " ".join(self.chat_template.split())
+        digest = sha256(self.chat_template.encode()).hexdigest()[:12]
+        return f"{digest}: {start[:60]}" + ("…" if len(start) > 60 else "")
 
     def encode(self, texts: Iterable[str], *, begins: bool = True) -> list[list[int]]:
         """The ids of each text, begun by the tokenizer's rule unless the text spells its own beginning.

@@ -11,7 +11,7 @@ from statistics import fmean
 import numpy as np
 
 from ...record import Row
-from ..changes import interval
+from ..changes import interval, share_interval
 from .attention import FORMS, DocumentAttention
 
 STAGES = ("raw", "calibrated")
@@ -83,6 +83,9 @@ class DocumentRecall:
             rows.append(row("document_recall_nan", float(np.mean(~is_known)), domain=form, **of_range))
             if not is_known.any():
                 continue
+            for stage, recall in zip(STAGES, (raw, calibrated), strict=True):
+                for end, value in zip(("low", "high"), share_interval(recall[is_known].tolist()), strict=True):
+                    rows.append(row(f"document_recall_{end}", value, stage=stage, domain=form, **of_range))
             gain = (calibrated - raw)[is_known]
             low, high = interval(gain)
             for metric, value, stage in (

@@ -8,7 +8,7 @@ import torch
 
 from ...models.decoder import Decoder
 from ...record import Row
-from ..changes import interval
+from ..changes import interval, share_interval
 from ..next_token import NextToken, next_token
 from ..question import Question
 from .attention import DocumentAttention, document_attention
@@ -38,8 +38,13 @@ class Reweighted:
             row("reweighting_gain", np.mean(gain), "nats"),
             row("reweighting_gain_low", low, "nats"),
             row("reweighting_gain_high", high, "nats"),
-            row("reweighted_answer", np.mean([before for before, _ in self.is_right]), "share", "raw"),
-            row("reweighted_answer", np.mean([after for _, after in self.is_right]), "share", "reweighted"),
+            *(
+                row(f"reweighted_answer{end}", value, "share", stage)
+                for stage, is_right in zip(("raw", "reweighted"), zip(*self.is_right, strict=True), strict=True)
+                for end, value in zip(
+                    ("", "_low", "_high"), (np.mean(is_right), *share_interval(is_right)), strict=True
+                )
+            ),
         ]
 
 

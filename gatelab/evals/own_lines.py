@@ -1,0 +1,96 @@
+"""Lines of the table of `gatelab eval` on our own tasks: a score, its interval, and what guessing and blind copying score."""
+
+from collections.abc import Callable, Iterable, Sequence
+from statistics import fmean
+from typing import Any
+
+from ..record import Row
+from .changes import share_interval
+
+PREFIX = "gatelab/"
+_SCORES = (
+    "exact_match", "found", "best_subspan_em", "citation_f1", "citation_precision", "citation_recall", "answer_exact", "choice",
+    "abstention_precision", "abstention_recall",
+)  # fmt: skip
+
+
+def line(
+    task: str,
+    metric: str,
+    length: int | None,
+    depth: float | str | None,
+    value: float | None,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    chance: float | None = None,
+    copying: float | None = None,
+    margin: float | None = None,
+    items: int = 0,
+    refused: int = 0,
+    tied: float | None = None,
+    not_finite: float | None = None,
+) -> dict[str, Any]:
+    """One line; all have the same columns."""
+    return {
+        "task": f"{PREFIX}{task}",
+        "metric": metric,
+        "length": length,
+        "depth": depth,
+        "value": value,
+        "low": low,
+        "high": high,
+        "chance": chance,
+        "copying": copying,
+        "margin": margin,
+        "items": items,
+        "refused": refused,
+        "tied": tied,
+        "not finite": not_finite,
+    }
+
+
+def with_interval(row: Callable[..., Row], metric: str, scores: Sequence[float]) -> list[Row]:
+    """The mean of scores over items, and the ends of its interval."""
+    low, high = share_interval(scores)
+    named = {metric: fmean(scores), f"{metric}_low": low, f"{metric}_high": high}
+    return [row(name, value) for name, value in named.items()]
+
+
+def abstention_rows(row: Callable[..., Row], said: Sequence[tuple[bool, bool]]) -> list[Row]:
+    """Of (said that there is none, there is none): precision, where that was ever said, and recall, where there ever is none."""
+    of = {
+        "precision": [is_none for says, is_none in said if says],
+        "recall": [says for says, is_none in said if is_none],
+    }
+    return [made for name, scores in of.items() if scores for made in with_interval(row, f"abstention_{name}", scores)]
+
+
+def lines_of(rows: Iterable[Row]) -> list[dict[str, Any]]:
+    """A line a score of rows of sources `tasks` and `citations`: what guessing and blind copying score beside it, and what was
+    counted."""
+    groups: dict[tuple[str, int, float | None], dict[str, float]] = {}
+    for row in rows:
+        groups.setdefault((row.task, row.length, row.depth), {}).setdefault(row.metric, row.value)
+    return [
+        _line(task, metric, length, depth, of)
+        for (task, length, depth), of in groups.items()
+        for metric in [m for m in _SCORES if m in of] or ["none"]
+    ]
+
+
+def _line(task: str, metric: str, length: int, depth: float | None, of: dict[str, float]) -> dict[str, Any]:
+    is_choice = metric == "choice"
+    what = "choice" if is_choice else "answer"
+    chance, copying = of.get(f"{what}_chance"), of.get(f"{what}_floor")
+    if metric.startswith("abstention"):
+        # Who always says that there is none.
+        chance, copying = None, of.get("answer_floor") if metric.endswith("precision") else 1.0
+    elif metric in ("citation_precision", "citation_recall", "answer_exact"):
+        chance = copying = None
+    return line(
+        task, metric, length, depth, of.get(metric),
+        low=of.get(f"{metric}_low"), high=of.get(f"{metric}_high"), chance=chance, copying=copying,
+        margin=of.get(f"{what}_margin"), items=int(of["items"]), refused=int(of["items_refused"]),
+        tied=of.get(f"{what}_ties"), not_finite=of.get(f"{what}_nan"),
+    )  # fmt: skip

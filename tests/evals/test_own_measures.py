@@ -1,0 +1,198 @@
+"""Measures of evidence and of texts: what they add to the library's own numbers is nothing, and nothing is left out unsaid."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from fake_passes import Fake, OfBytes, V
+
+from gatelab.analysis.shares import exact_interval
+from gatelab.data import DataError
+from gatelab.evals.changes import interval, share_interval
+from gatelab.evals.deletion import TASK_NOISE, faithfulness
+from gatelab.evals.found import Found
+from gatelab.evals.harness.passes import Written
+from gatelab.evals.harness.tokens import Tokens
+from gatelab.evals.middle import DocumentRecall, document_attention, reweighting_effect
+from gatelab.evals.own_evidence import by_evidence
+from gatelab.evals.own_lines import abstention_rows
+from gatelab.evals.own_posed import posed_in_ids, posed_in_words
+from gatelab.evals.own_reading import texts_of, window_of
+from gatelab.evals.own_text import ask_prompts, rows_of_said
+from gatelab.evals.question import of_item, of_prompt
+from gatelab.models import build_model
+from gatelab.models.decoder import Decoder
+from gatelab.record import Row
+from gatelab.tasks import VOCAB_SIZE, Knobs, TaskError, open_task
+from gatelab.tasks.middle import MIDDLE
+from gatelab.tasks.options import copied_choice
+from gatelab.tasks.prompt import PromptTask, Setting, fitted_prompt, in_turn, words_of
+
+
+def silent(what: str, n: int, total: int) -> None:
+    pass
+
+
+def words(name: str, length: int = 900, **knobs: int) -> PromptTask:
+    return words_of(open_task(name), Knobs(**knobs), length=length, depth=None)
+
+
+@pytest.fixture(scope="module")
+def decoder() -> Decoder:
+    return build_model(tiny.model(vocab_size=VOCAB_SIZE, max_seq_len=64, gate="sdpa-headwise"), seed=1)
+
+
+@pytest.mark.parametrize("name", ["middle/kv", "cite", "multiquery"])
+def test_a_prompt_is_a_question_with_the_same_spans(name: str):
+    task = MIDDLE.get(name) or words(name)
+    prompt = fitted_prompt(task, Setting(length=900), 1, len)
+    question = of_prompt(prompt, lambda text: list(text.encode()))
+    text = bytes(question.ids).decode()
+    assert text == prompt.whole
+    assert [text[s:e] for s, e in question.evidence] == [text[s:e] for s, e in sorted(prompt.evidence)]
+    assert sorted(question.documents) == sorted({*prompt.evidence, *prompt.distractors})
+    assert bytes(question.answer).decode() == "".join(prompt.answers)
+    said = " ".join(text[s:e] for s, e in question.kept)
+    assert all(asked in said for asked in (["Key:", "Extract"] if name == "middle/kv" else ["The code"]))
+    # Neither documents nor noise are kept.
+    kept = {i for s, e in question.kept for i in range(s, e)}
+    assert not kept & {i for s, e in question.documents for i in range(s, e)} and len(kept) < len(text) / 2
+
+
+def test_found_is_the_librarys_numbers_at_each_depth_and_of_all_together(decoder: Decoder):
+    task, found = open_task("needle"), Found([], [], [])
+    posed = {d: posed_in_ids(task, Knobs(64, d, 4), 3) for d in (0.0, 1.0)}
+    by_evidence(found, decoder, TASK_NOISE, posed, "mine", "found/needle", 64, silent)
+    questions = [of_item(task.item(Knobs(64, d, 4), i)) for d in (0.0, 1.0) for i in range(3)]
+    seen = document_attention(decoder, questions, dummy=TASK_NOISE)
+    wanted = {None: seen, 0.0: seen[:3], 1.0: seen[3:]}
+    got = {(r.depth, r.metric, r.stage, r.domain, r.layer, r.bin): r.value for r in found.rows}
+    for depth, part in wanted.items():
+        used = [
+            replace(row, domain=form)
+            for form in ("mass", "gated-value")
+            for row in reweighting_effect(
+                decoder, [f.question for f in part], dummy=TASK_NOISE, form=form, found=part
+            ).rows()
+        ]
+        for r in (*DocumentRecall(part).rows(), *used):
+            at = depth, r.metric, r.stage, r.domain, r.layer, r.bin
+            # The same items at two depths have no interval together.
+            if depth is None and r.metric.endswith(("_low", "_high")):
+                assert at not in got
+            else:
+                assert got[at] == pytest.approx(r.value), r
+    assert {(r.run, r.task, r.length) for r in found.rows} == {("mine", "found/needle", 64)}
+    assert [len([i for i in found.items if i.factors["asked_depth"] == d]) for d in (0.0, 1.0)] == [3, 3]
+    lines = {(one["depth"], one["metric"]): one for one in found.records}
+    assert lines["all", "recall@3 raw, mass"]["chance"] == pytest.approx(3 / 5)
+    assert (
+        lines[1.0, "answer, reweighted by mass"]["copying"] == pytest.approx(1 / 5)
+        and lines["all", "answer, untouched"]["items"] == 6
+    )
+
+
+def test_deletion_is_the_librarys_numbers_and_what_has_no_room_is_refused(decoder: Decoder):
+    task, found = open_task("needle"), Found([], [], [])
+    posed = posed_in_ids(task, Knobs(64, 0.5, 2), 2) + posed_in_ids(open_task("absent"), Knobs(64), 4)
+    by_evidence(found, decoder, TASK_NOISE, {0.5: posed}, "mine", "deletion/needle", 64, silent)
+    of = {r.metric: r.value for r in found.rows}
+    n = sum("refused" not in i.factors for i in found.items)
+    assert (of["items"], of["items_refused"]) == (n, 6 - n) and 2 <= n < 6
+    refused = [i.factors["refused"] for i in found.items if "refused" in i.factors]
+    assert all("no evidence" in reason for reason in refused)
+    one = faithfulness(decoder, [posed[1].question], noise=TASK_NOISE, seed=1).deleted[0]
+    (item,) = (i for i in found.items if i.item == 1 and i.factors.get("log_p") == one.log_p)
+    assert item.score == pytest.approx(one.evidence_drop - one.control_drop)
+
+
+def test_items_that_do_not_fit_or_have_one_document_are_refused_with_their_reason():
+    tokens = Tokens(OfBytes(), V)
+    posed = posed_in_words(tokens, None, words("needle", 300), Setting(length=300), 2, chat=False, progress=silent)
+    assert all("has gold documents alone; ask for more with --distractors" in p.problem for p in posed)
+    posed = posed_in_words(tokens, None, MIDDLE["middle/kv"], Setting(length=100), 1, chat=False, progress=silent)
+    assert "its shortest item has" in posed[0].problem
+    with pytest.raises(ValueError, match="positions for 80 tokens"):
+        posed_in_words(tokens, 80, MIDDLE["middle/kv"], Setting(length=100), 1, chat=False, progress=silent)
+
+
+def test_shares_have_exact_intervals_and_other_scores_those_over_items():
+    for k, n in ((0, 4), (3, 7), (9, 9)):
+        assert share_interval([True] * k + [False] * (n - k)) == pytest.approx(exact_interval(k, n))
+    assert share_interval([0.25, 0.5, 1.0]) == interval([0.25, 0.5, 1.0])
+
+
+def test_blind_copying_chooses_among_what_was_said():
+    assert copied_choice([["a"], ["b"], ["c"]], {"a", "b"}) == 1 / 2
+    assert copied_choice([["a"], ["b"]], {"b"}) == 0 and copied_choice([["a"], ["b"]], set()) == 1 / 2
+    assert copied_choice([["a", "c"], ["a", "b"]], {"a", "c"}) == 1
+    single = fitted_prompt(words("needle"), Setting(length=900), 0, len)
+    assert single.choice_floor == 1
+    among = fitted_prompt(words("needle", distractors=3), Setting(length=900), 0, len)
+    assert among.choice_floor == 1 / 4
+    assert fitted_prompt(words("absent"), Setting(length=900), 0, len).choice_floor == 1 / 2
+    # Eight of the twenty values and more that stand there are options.
+    pairs = fitted_prompt(MIDDLE["middle/kv"], Setting(length=2000), 0, len)
+    assert pairs.choice_floor == 1 / 8
+
+
+def test_abstention_is_precision_and_recall_of_saying_none():
+    def row(metric: str, value: float) -> Row:
+        return Row("", 0, "tasks", metric, value, "share")
+
+    of = {r.metric: r.value for r in abstention_rows(row, [(True, True), (True, False), (False, True), (True, True)])}
+    assert (of["abstention_precision"], of["abstention_recall"]) == (pytest.approx(2 / 3), pytest.approx(2 / 3))
+    assert {r.metric for r in abstention_rows(row, [(False, True)])} == {
+        f"abstention_recall{e}" for e in ("", "_low", "_high")
+    }
+
+
+class Denier(Fake):
+    """Says in every text that there is no answer."""
+
+    def write(self, prompts, n_tokens, sampling, stop_ids, is_done, beginning=None):
+        return [Written(list(b" none."), True) for _ in prompts]
+
+    def next(self, row):
+        return torch.tensor([*list(row)[1:], 0])
+
+
+def test_who_always_says_none_abstains_fully_and_is_right_half_the_time():
+    task, passes = words("absent", 600), Denier()
+    setting = Setting(length=600)
+    said = ask_prompts(passes, passes.tokens, task, setting, 12, batch_size=4)
+    of = {r.metric: r.value for r in rows_of_said(said, task, setting, run="x")}
+    assert of["abstention_recall"] == 1 and of["abstention_precision"] == of["exact_match"]
+    assert of["exact_match_low"] < of["exact_match"] < of["exact_match_high"] and of["choice_floor"] == 1 / 2
+
+
+def test_a_turn_of_a_conversation_says_the_prompt_and_its_spans_move_along():
+    prompt = fitted_prompt(words("multiquery"), Setting(length=900), 0, len)
+    turned = in_turn(prompt, lambda text: f"<user>{text}<model>\n")
+    for name in ("evidence", "distractors", "kept"):
+        mine, theirs = ([p.whole[s:e] for s, e in getattr(p, name)] for p in (prompt, turned))
+        assert mine == theirs
+    assert turned.parts[1:] == prompt.parts[1:] and turned.answers[0] == prompt.answers[0].strip()
+    assert turned.options[0] == turned.answers and turned.read(0).endswith("<model>\n")
+    with pytest.raises(TaskError, match="changes the text; leave --chat out"):
+        in_turn(prompt, str.upper)
+
+
+def test_documents_are_beginnings_of_files_and_short_ones_are_refused(tmp_path: Path):
+    for name, n in (("a", 500), ("b", 20), ("c", 100), ("d", 300)):
+        (tmp_path / f"{name}.txt").write_text(name * n)
+    tokens = Tokens(OfBytes(), V)
+    reading = texts_of(str(tmp_path), 2, 100, tokens, None)
+    assert [bytes(ids).decode() for ids in reading.ids] == ["a" * 100, "c" * 100]
+    assert [(t.name, t.problem is None, t.is_cut) for t in reading.texts] == [
+        ("a.txt", True, True),
+        ("b.txt", False, False),
+        ("c.txt", True, False),
+    ]
+    with pytest.raises(DataError, match="none of its 4 documents has 600 tokens"):
+        texts_of(str(tmp_path), 2, 600, tokens, None)
+    with pytest.raises(ValueError, match="positions for 50 tokens"):
+        texts_of(str(tmp_path), 2, 60, tokens, 50)
+    assert [window_of(n) for n in (4, 1024, 65536)] == [1, 128, 4096]
