@@ -27,7 +27,8 @@ from ..store import RunFolder, StudyFolder
 from . import ledger
 from .executor import EXITS, GRACE_S, TARGET, Ended, Executor, Task
 from .grouping import group_size, shape_of, stands_at
-from .worker import disk_is_full
+from .leftovers import clear_done, clear_old
+from .worker import FULL, disk_is_full, kept
 
 Kind = Literal["submitted", "ended", "left", "state"]
 
@@ -124,7 +125,6 @@ def micro_batch_of(run: RunFolder, execution: Execution) -> int | None:
 class _Running:
     task: Task
     runs: list[RunFolder]
-    known: dict[str, int]  # attempts there were before, by fingerprint
     stop_at: float  # seconds of time.monotonic
     kill_at: float = float("inf")
     why: str = ""  # timeout or stopped, once it has been asked to stop
@@ -156,11 +156,13 @@ class _Driver:
         self._shapes: dict[str, str] = {}
         self._halted = ""
         self._look_at = 0.0
-        # What could not be written to a full disk is at least told.
+        # What could not be written, to a full disk or a folder that is read-only now, is at least told.
         self._unwritten: dict[str, tuple[str, str]] = {}
+        self._unwritable = ""
 
     def loop(self, interrupts: list[int]) -> None:
         """Until nothing is left to do here, or an interrupt has emptied the slots."""
+        clear_old(self._folder)
         for fingerprint in self._entries:
             self._sort_in(fingerprint, "state")
         while True:
@@ -208,6 +210,8 @@ class _Driver:
         """Read a run's state, tell it, and queue the run if its policy says so."""
         run = self._folder.run(fingerprint)
         state = self._state_of(run)
+        if state in ledger.FINISHED:
+            clear_done(run)
         self._tell(kind, fingerprint, state, self._message_of(run))
         self._elsewhere.discard(fingerprint)
         if state == "running":
@@ -244,6 +248,7 @@ class _Driver:
         """Start the next group: pending runs of one shape, of whatever cell and arm, with one micro-batch, at one step. False:
         none is ready."""
         first, group, most = None, [], 1
+        known: dict[str, int] = {}
         for fingerprint in list(self._pending):
             if not self._is_ready(fingerprint):
                 continue
@@ -253,24 +258,25 @@ class _Driver:
             if first not in (None, shape):
                 continue
             self._pending.remove(fingerprint)
-            state = self._state_of(run)
-            if state in ("running", *ledger.FINISHED):
+            # Before its state, so that what others do from here on shows.
+            n_known = ledger.n_attempts(run)
+            if not self._is_wanted(run, self._state_of(run), is_first=True):
                 # Another driver was faster.
                 self._sort_in(fingerprint, "state")
                 continue
             if first is None:
                 first, most = shape, self._execution.group or self._fitting(run)
             group.append(run)
+            known[fingerprint] = n_known
             if len(group) == most:
                 break
         if first is None:
             return False
         execution = {**self._execution.model_dump(mode="json"), "micro_batch": first[1] or 0}
         names = tuple(run.fingerprint for run in group)
-        task = Task(str(self._folder.path), names, execution, target=self._target, grace_s=self._grace_s)
-        known = {run.fingerprint: ledger.n_attempts(run) for run in group}
+        task = Task(str(self._folder.path), names, execution, target=self._target, grace_s=self._grace_s, known=known)
         stop_at = time.monotonic() + (self._execution.timeout_s or float("inf"))
-        self._running[self._executor.submit(task)] = _Running(task, group, known, stop_at)
+        self._running[self._executor.submit(task)] = _Running(task, group, stop_at)
         for name in names:
             self._tell("submitted", name, "running")
         return True
@@ -293,12 +299,15 @@ class _Driver:
             elif ended.exit_code not in (EXITS["held"], EXITS["displaced"]):
                 self._conclude(run, running, ended)
             self._sort_in(run.fingerprint, "ended")
-            if self._state_of(run) == "disk-full":
-                self._halted = "the disk is full"  # the count of runs is known below
+            if self._state_of(run) == "disk-full" or self._unwritable:
+                self._halted = "nothing can be written"  # the count of runs is known below
         if self._halted:
-            self._halted = disk_is_full(
-                sum(self._state_of(self._folder.run(f)) not in ledger.FINISHED for f in self._entries)
-            )
+            n = sum(self._state_of(self._folder.run(f)) not in ledger.FINISHED for f in self._entries)
+            self._halted = self._says_unwritable(n) if self._unwritable else disk_is_full(n)
+
+    def _says_unwritable(self, n_runs: int) -> str:
+        why = f"{self._folder.path} cannot be written ({self._unwritable})"
+        return f"{why}: {kept(n_runs)}; make it writable and run the same command again"
 
     def _lives(self, run: RunFolder, owner: str) -> bool:
         """Whether a worker that its executor lost sight of still holds the run: who took it over now would write beside it."""
@@ -313,10 +322,13 @@ class _Driver:
             "disk-full": disk_is_full(1),
         }.get(outcome, f"{_how(ended)} and could not say why; its log.txt may")
         try:
-            known = running.known[run.fingerprint]
+            known = running.task.known[run.fingerprint]
             ledger.conclude(run, running.task.owner, outcome, ended, message=message, known=known)
         except OSError as error:
-            self._unwritten[run.fingerprint] = ("disk-full", f"the end of its attempt could not be written: {error}")
+            is_full = error.errno in FULL
+            self._unwritable = self._unwritable if is_full else error.strerror or str(error)
+            state = "disk-full" if is_full else "failed"
+            self._unwritten[run.fingerprint] = (state, f"the end of its attempt could not be written: {error}")
 
     def _take_back(self) -> bool:
         """Queue the runs that another driver has let go of unfinished; whether anything is to be started."""

@@ -27,6 +27,7 @@ class Task:
 
     `folder` is the study's, `execution` a JSON-ready `Execution`, `target` a function named `module:function`, `owner`
     the name under which the worker takes the runs' leases, and `grace_s` the seconds between being asked and forced.
+    `known` is the number of attempts that a run had when its state was read, by fingerprint: the task is for this state.
     """
 
     folder: str
@@ -35,6 +36,7 @@ class Task:
     target: str = TARGET
     owner: str = field(default_factory=lambda: uuid.uuid4().hex)
     grace_s: float = GRACE_S
+    known: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,5 +90,5 @@ def worker_command(task: Task, driver_pid: int | None) -> list[str]:
     # -P: the working directory is not a place to import from, whatever lies there.
     command = [sys.executable, "-P", "-m", "gatelab.study.worker", task.folder, *task.fingerprints]
     command += ["--execution", json.dumps(task.execution), "--target", task.target]
-    command += ["--owner", task.owner, "--grace-s", str(task.grace_s)]
+    command += ["--owner", task.owner, "--grace-s", str(task.grace_s), "--known", json.dumps(task.known)]
     return command + (["--driver-pid", str(driver_pid)] if driver_pid is not None else [])

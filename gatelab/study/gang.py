@@ -7,6 +7,7 @@ that nothing can be reached from elsewhere.
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from glob import escape
 from pathlib import Path
 
 from ..config import Execution
@@ -38,7 +40,7 @@ def gang(task: Task, size: int, fail: Callable[[BaseException], None]) -> Iterat
     if size == 1 or int(os.environ.get("WORLD_SIZE", "1")) > 1:
         yield  # alone; or torchrun has started the others
         return
-    with tempfile.TemporaryDirectory(prefix="gatelab-") as place:
+    with tempfile.TemporaryDirectory(prefix=_places(task.owner)) as place:
         environ = {**_LOOPBACK, "GATELAB_MEETING": f"file://{place}/meeting", "WORLD_SIZE": str(size)}
         command = [sys.executable, "-P", "-m", "gatelab.study.gang", json.dumps(asdict(task)), str(os.getpid())]
         others = [
@@ -55,6 +57,16 @@ def gang(task: Task, size: int, fail: Callable[[BaseException], None]) -> Iterat
             for other in others:
                 other.kill()
                 other.wait()
+
+
+def clear(owner: str) -> None:
+    """Remove where a task's processes met, of a worker that was killed and could not; its parent does it."""
+    for place in Path(tempfile.gettempdir()).glob(f"{_places(escape(owner))}*"):
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def _places(owner: str) -> str:
+    return f"gatelab-{owner}-"
 
 
 def _watch(

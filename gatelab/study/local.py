@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import ConfigError, Execution
-from . import ledger
+from . import gang, ledger
 from .executor import Ended, Task
 
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -194,15 +194,21 @@ class LocalExecutor:
             self._ended.append(Ended(handle, code, None))
 
     def _server_died(self) -> None:
-        """End its workers, which are nobody's now, and report them as vanished. The next submit starts a new server."""
-        ready, words = self._ready, self._bury_server()
+        """End its workers, which are nobody's now, and report them as vanished. The next submit starts a new server.
+
+        Raises:
+            RuntimeError: when it ended by itself before it was ready, as the next one would.
+        """
+        ready, server = self._ready, self._server
+        words = self._bury_server()
         for handle in list(self._slot):
             pid, started = self._process.get(handle, (None, None))
             if pid is not None and ledger.process_start(pid) == started:
                 with suppress(ProcessLookupError):
                     os.killpg(pid, signal.SIGKILL)
+            gang.clear(handle)
             self._forget(handle, None)
-        if not ready:
+        if not ready and server.returncode >= 0:
             raise RuntimeError(f"the fork server did not start: {words or 'it said nothing'}")
 
     def _bury_server(self) -> str:

@@ -23,7 +23,7 @@ from contextlib import suppress
 from importlib import import_module
 from typing import Any
 
-from . import ledger
+from . import gang, ledger
 from .executor import Task, worker_command
 from .worker import take_output, work
 
@@ -136,6 +136,7 @@ class _Server:
                 os.killpg(pid, signal.SIGKILL)
             owner = self._owners.pop(pid, None)
             if owner is not None:
+                gang.clear(owner)
                 self._reply({"ended": owner, "status": status})
 
     def _reply(self, message: dict[str, Any]) -> None:

@@ -25,6 +25,7 @@ from . import ledger
 from .executor import EXITS, GRACE_S, TARGET, Task, function_of
 from .gang import accompany, gang
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
 Held = tuple[RunFolder, ledger.Attempt]
 
 
@@ -44,7 +45,8 @@ def work(task: Task, driver_pid: int | None = None) -> int:
     try:
         execution = Execution.model_validate(task.execution)
         for run in runs:
-            attempt = ledger.claim(run, task.owner, driver=driver_pid, micro_batch=execution.micro_batch)
+            known = task.known.get(run.fingerprint)
+            attempt = ledger.claim(run, task.owner, driver=driver_pid, micro_batch=execution.micro_batch, known=known)
             if attempt is not None:
                 held.append((run, attempt))
         if not held:
@@ -79,8 +81,12 @@ def classify(error: BaseException) -> tuple[str, str]:
 
 def disk_is_full(n_runs: int) -> str:
     """The one sentence about a full disk."""
-    kept = f"{n_runs} runs keep what they had" if n_runs != 1 else "1 run keeps what it had"
-    return f"the disk is full: {kept}; free space and run the same command again"
+    return f"the disk is full: {kept(n_runs)}; free space and run the same command again"
+
+
+def kept(n_runs: int) -> str:
+    """What becomes of runs that are not done."""
+    return f"{n_runs} runs keep what they had" if n_runs != 1 else "1 run keeps what it had"
 
 
 def take_output(task: Task) -> None:
@@ -173,7 +179,7 @@ def _chain(error: BaseException) -> list[BaseException]:
 
 def _is_disk_full(error: BaseException) -> bool:
     # safetensors reports the system's error in words only.
-    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    full = isinstance(error, OSError) and error.errno in FULL
     return full or os.strerror(errno.ENOSPC) in str(error)
 
 
@@ -199,6 +205,7 @@ def main() -> int:
     parser.add_argument("--owner", default=None, help="the name to take the leases under")
     parser.add_argument("--grace-s", type=float, default=GRACE_S, help="seconds to stop in when the driver is gone")
     parser.add_argument("--driver-pid", type=int, default=None, help="the process without which to stop")
+    parser.add_argument("--known", default="{}", metavar="JSON", help="attempts that there may be, by fingerprint")
     given = parser.parse_args()
     task = Task(
         folder=given.folder,
@@ -206,6 +213,7 @@ def main() -> int:
         execution=json.loads(given.execution),
         target=given.target,
         grace_s=given.grace_s,
+        known=json.loads(given.known),
         **({"owner": given.owner} if given.owner else {}),
     )
     if int(os.environ.get("RANK", "0")):

@@ -41,6 +41,14 @@ def test_every_step_and_every_look_has_its_rows(tmp_path: Path) -> None:
     assert load_weights(model, run.path / "weights.safetensors") == 2
 
 
+def test_rows_of_steps_may_be_kept_now_and_then(tmp_path: Path) -> None:
+    probe = ProbeConfig(times=1, sequences=1, eval_sequences=1, every=3)
+    run = folder(tmp_path, tiny.run(steps=7, probe=probe))
+    carry_out([run], Execution(), should_stop=never)
+    for metric in ("loss", "grad_norm", "lr"):
+        assert [r["step"] for r in rows(run) if r["metric"] == metric] == [3, 6, 7]
+
+
 def test_a_divergence_is_a_result(tmp_path: Path) -> None:
     runs = [folder(tmp_path, LONG.model_copy(update={"optim": WILD})), folder(tmp_path, LONG)]
     carry_out(runs, Execution(), should_stop=never)

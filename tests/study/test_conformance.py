@@ -215,13 +215,25 @@ def test_the_run_of_a_living_driver_elsewhere_is_left_alone(study: StudyFolder, 
     assert n_starts(theirs) == 0
 
 
+def refuses(executor: Executor, task: Task) -> bool:
+    """Whether the worker leaves at once because somebody else has the run."""
+    handle, ended = executor.submit(task), []
+    wait_until(lambda: ended.extend(executor.poll(0.1)) or bool(ended), "the worker has left")
+    return [(e.handle, e.exit_code, e.signal) for e in ended] == [(handle, EXITS["held"], None)]
+
+
 def test_a_worker_does_not_begin_what_is_held(study: StudyFolder, executor: Executor) -> None:
     theirs = runs_of(study)[0]
     plant_attempt(theirs)
-    handle = executor.submit(Task(str(study.path), (theirs.fingerprint,), {}, target="tasks:succeed"))
-    ended = []
-    wait_until(lambda: ended.extend(executor.poll(0.1)) or bool(ended), "the worker has left")
-    assert [(e.handle, e.exit_code, e.signal) for e in ended] == [(handle, EXITS["held"], None)]
+    assert refuses(executor, Task(str(study.path), (theirs.fingerprint,), {}, target="tasks:succeed"))
+    assert n_starts(theirs) == 0
+
+
+def test_a_worker_does_not_begin_what_somebody_had_meanwhile(study: StudyFolder, executor: Executor) -> None:
+    theirs = runs_of(study)[0]
+    plant_attempt(theirs, "failed")
+    known = {theirs.fingerprint: 0}
+    assert refuses(executor, Task(str(study.path), (theirs.fingerprint,), {}, target="tasks:succeed", known=known))
     assert n_starts(theirs) == 0
 
 

@@ -137,6 +137,44 @@ def test_a_run_that_another_driver_drops_is_taken_over_in_the_same_drive(study: 
     assert executor.tasks[-1].fingerprints == (theirs.fingerprint,)
 
 
+def test_a_run_that_failed_under_another_driver_meanwhile_is_left(study: StudyFolder) -> None:
+    ours, theirs, _ = (run for _, run in study.planned())
+
+    def script(run: RunFolder, times: int) -> str:
+        if run.fingerprint == ours.fingerprint:
+            plant_attempt(theirs, "failed")
+        return "done"
+
+    executor = Scripted(script)
+    states = go(study, executor).states
+    assert (states[ours.fingerprint], states[theirs.fingerprint]) == ("done", "failed")
+    assert len(executor.tasks) == 2 and [a["owner"] for a in theirs.attempts()] == ["other"]
+
+
+def test_a_task_is_for_the_state_that_its_driver_read(study: StudyFolder) -> None:
+    for _, run in study.planned():
+        plant_attempt(run, "stopped")
+    executor = Scripted(lambda run, times: "done")
+    go(study, executor)
+    assert [task.known for task in executor.tasks] == [{run.fingerprint: 1} for _, run in study.planned()]
+
+
+def test_a_folder_that_cannot_be_written_any_more_halts_the_drive_and_says_why(
+    study: StudyFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(ledger, "conclude", refuse)
+    executor = Scripted(lambda run, times: "silent")
+    summary = go(study, executor)
+    says = (
+        f"{study.path} cannot be written (Read-only file system): 3 runs keep what they had; make it writable and run"
+    )
+    assert len(executor.tasks) == 1 and summary.halted == f"{says} the same command again"
+    assert summary.states[executor.tasks[0].fingerprints[0]] == "failed"
+
+
 def test_a_worker_that_was_lost_sight_of_and_lives_is_not_overtaken(tmp_path: Path) -> None:
     """Its slot died, not its machine: it saves, and only then does another go on, counted as lost when it does not."""
     study = make_study(tmp_path / "study", 1)

@@ -61,17 +61,25 @@ def test_one_that_fails_fails_the_attempt(study: StudyFolder, executor: LocalExe
     assert message == "out of memory: one of the processes that share this run ran out of memory; log.txt has its words"
 
 
-def test_the_others_leave_with_a_killed_worker(study: StudyFolder, executor: LocalExecutor) -> None:
+def test_the_others_leave_with_a_killed_worker_and_nothing_stays_behind(
+    tmp_path: Path, study: StudyFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    executor = LocalExecutor(slots=1, threads=1, preload=())
     (_, run) = next(study.planned())
     executor.submit(
         Task(str(study.path), (run.fingerprint,), Execution(processes=2).model_dump(mode="json"), target="tasks:share")
     )
     wait_until(lambda: len(list(study.path.glob("rank-*"))) == 2, "both are there")
     wait_until(lambda: all(path.read_text() for path in study.path.glob("rank-*")), "both have said who they are")
+    assert len(list(tmp_path.glob("gatelab-*"))) == 1
     first, second = (int(f["pid"]) for f in ranks(study))
     assert ledger.last_attempt(run).pid == first
     os.kill(first, signal.SIGKILL)
     wait_until(lambda: ledger.process_start(second) is None, "the other has left")
+    wait_until(lambda: not list(tmp_path.glob("gatelab-*")), "the place where they met is gone")
+    executor.close()
 
 
 @pytest.mark.slow

@@ -151,6 +151,17 @@ def test_a_dead_server_takes_its_tasks_along_and_is_replaced(
     executor.close()
 
 
+def test_a_server_that_is_killed_while_it_starts_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(HERE))
+    study = make_study(tmp_path / "study", 2)
+    executor = EXECUTORS["local"]()
+    os.kill(executor._server.pid, signal.SIGKILL)
+    entries = study.study()["plan"]
+    assert drive(study, executor, Execution(), entries=entries, target="tasks:succeed").is_complete
+    assert [len(run.attempts()) for _, run in study.planned()] == [2, 2]
+    executor.close()
+
+
 @pytest.mark.parametrize(
     ("files", "membership", "limits"),
     [

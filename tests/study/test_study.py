@@ -77,17 +77,17 @@ def test_one_value_changes_the_cells_that_have_the_key():
 
 
 def test_several_values_make_cells():
-    changed = STUDY.changed({"optim.lr": [0.1, 0.2], "data.bos": [True, False]})
+    changed = STUDY.changed({"optim.lr": [0.1, 0.2], "data.document_mask": [True, False]})
     assert list(changed.cells) == [
         "toy, optim.lr=0.1",
         "toy, optim.lr=0.2",
-        "text, optim.lr=0.1, data.bos=True",
-        "text, optim.lr=0.1, data.bos=False",
-        "text, optim.lr=0.2, data.bos=True",
-        "text, optim.lr=0.2, data.bos=False",
+        "text, optim.lr=0.1, data.document_mask=True",
+        "text, optim.lr=0.1, data.document_mask=False",
+        "text, optim.lr=0.2, data.document_mask=True",
+        "text, optim.lr=0.2, data.document_mask=False",
     ]
-    assert changed.cells["text, optim.lr=0.2, data.bos=False"].optim.lr == 0.2
-    assert changed.about["text, optim.lr=0.2, data.bos=False"] == "Words."
+    assert changed.cells["text, optim.lr=0.2, data.document_mask=False"].optim.lr == 0.2
+    assert changed.about["text, optim.lr=0.2, data.document_mask=False"] == "Words."
 
 
 def test_a_cell_keeps_its_own_words_where_another_name_begins_alike():
@@ -137,7 +137,7 @@ def test_words_that_make_no_study_are_refused(assignments: dict, says: str):
 
 def test_a_key_of_a_kind_that_no_cell_has_names_those_that_are_allowed():
     study = replace(STUDY, cells={"toy": TOY}, about={})
-    with pytest.raises(ConfigError, match=r"^data.paths: no such key; allowed here: kind, n_triggers"):
+    with pytest.raises(ConfigError, match=r"^data.paths: no such key; allowed here: bos, kind, n_triggers"):
         study.changed({"data.paths": ["x"]})
 
 
