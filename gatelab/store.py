@@ -72,7 +72,7 @@ def read_json(path: Path) -> Any:
         StoreError: when it is missing or cut, naming the file.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_bytes().decode())
     except FileNotFoundError:
         raise StoreError(f"{path}: no such file") from None
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:

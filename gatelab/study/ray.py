@@ -9,7 +9,6 @@ Ray's own choice would be all interfaces, so one that does not obey is shut down
 Ray but names: the folder, fingerprints, `module:function`.
 """
 
-import asyncio
 import logging
 import os
 import secrets

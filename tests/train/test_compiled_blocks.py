@@ -34,6 +34,8 @@ def test_blocks_compile_once_and_whole(gate: str | None, monkeypatch: pytest.Mon
 
 
 def test_blocks_with_experts_are_left_alone() -> None:
-    model = build_model(tiny.model(vocab_size=16, max_seq_len=8, moe={"n_experts": 4, "top_k": 2, "d_expert": 16}, d_ff=None))
+    model = build_model(
+        tiny.model(vocab_size=16, max_seq_len=8, moe={"n_experts": 4, "top_k": 2, "d_expert": 16}, d_ff=None)
+    )
     compile_blocks(model)
     assert all("forward" not in vars(block) for block in model.blocks)

@@ -77,7 +77,10 @@ class Evidence:
     def has(self, reading: str, cell: str, arm: str, *, is_paired: bool) -> bool:
         """Whether the arm's runs, and the baseline's for a pair, have the reading."""
         sides = (arm, self.baseline) if is_paired else (arm,)
-        return all(self.runs(reading, cell, side) for side in sides)
+        if reading not in self.readings:
+            return False
+        of = [self._table.of(cell, side, self.readings[reading]) for side in sides]
+        return all(any(o.usable for o in runs.values()) for runs in of)
 
     def estimate(self, reading: str, cell: str, arm: str) -> Estimate | None:
         """Of the mean difference; None of fewer than two pairs, sigma 0 where all are the same."""

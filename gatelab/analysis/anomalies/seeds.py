@@ -56,7 +56,7 @@ def p_split(values: np.ndarray) -> float:
 
 def _cut(values: np.ndarray) -> int:
     """How many values the lower of the best two groups has."""
-    return 2 + int(np.argmin(_within_at(np.sort(values)[None])[0]))
+    return 2 + int(np.argmax(_between_at(np.sort(values)[None])[0][0]))
 
 
 @lru_cache(maxsize=64)
@@ -67,15 +67,15 @@ def _null(n: int) -> np.ndarray:
 
 def _within(ordered_RN: np.ndarray) -> np.ndarray:
     """Of R ordered samples of N values: the least sum of squares within two neighbouring groups over that of the whole."""
-    return _within_at(ordered_RN).min(axis=1)
+    between, whole = _between_at(ordered_RN)
+    return 1 - between.max(axis=1) / whole
 
 
-def _within_at(ordered_RN: np.ndarray) -> np.ndarray:
-    """The same for every cut that leaves two values or more on each side."""
+def _between_at(ordered_RN: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The sum of squares between the groups of every cut that leaves two values or more on each side, and that of the whole."""
     x = ordered_RN - ordered_RN.mean(axis=1, keepdims=True)
     n = x.shape[1]
     cuts = np.arange(2, n - 1)
-    first = np.cumsum(x, axis=1)[:, cuts - 1]
+    squared = np.cumsum(x, axis=1)[:, 1 : n - 2] ** 2
     # The whole sums to zero, so the other side's sum is minus this one's.
-    between = first**2 / cuts + first**2 / (n - cuts)
-    return 1 - between / (x**2).sum(axis=1, keepdims=True)
+    return squared / cuts + squared / (n - cuts), (x**2).sum(axis=1)

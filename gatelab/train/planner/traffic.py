@@ -95,5 +95,7 @@ def _of_tokens(
     yield Transfer("all-reduce", "parts of layers", mesh.tp, 1, summed, hides=False)
     spoken = sequences * lengths(model, context, objective)[-1]
     of_head = 2 * spoken * model.d_model + 4 * n_parts * model.vocab_size * model.d_model
-    yield Transfer("all-reduce", "gradients at the head", mesh.tp, 1, 2 * (mesh.tp - 1) / mesh.tp * of_head, hides=False)
+    yield Transfer(
+        "all-reduce", "gradients at the head", mesh.tp, 1, 2 * (mesh.tp - 1) / mesh.tp * of_head, hides=False
+    )
     yield Transfer("all-to-all", "tokens to experts and back", mesh.ep, mesh.tp, moved, hides=False)
