@@ -182,7 +182,7 @@ def _show(name: str, plans: "list[StepPlan]") -> None:
         "open: communication with nothing beside it. Gathers and scatters of weights hide behind the blocks, what tp and ep send"
     )
     print(
-        "does not; at most: with nothing hidden. A GPU sends at its links' stated rates: nothing over several has been timed."
+        "does not; at most: with nothing hidden. A GPU sends at its links' stated rates: of steps over several one has been timed."
     )
     if any(p.recompute for p in plans):
         print("again: blocks are computed a second time in the backward pass, which the trainer does not do yet")
