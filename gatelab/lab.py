@@ -351,16 +351,18 @@ def outcomes(folder: StudyFolder) -> list[Outcome]:
 
 
 def analyse(folder: StudyFolder, *, fdr: float = FDR, confidence: float = 0.95) -> Analysis:
-    """Effects, shares and the pairing check of a study's finished runs.
+    """Effects, shares and the pairing check of a study's finished runs. Seeds that a confirmation keeps to itself are left out: only
+    what looked odd was run on them.
 
     Raises:
         StoreError: when the folder holds no study, or one that was edited.
     """
-    study = checked(folder)
+    study, kept = checked(folder), _registration(folder)
     metrics = [Metric(**m) for m in study["metrics"]]
     arms = [a["name"] for a in study["arms"]]
     cells = [c["name"] for c in study["cells"]]
-    found = outcomes(folder)
+    read = outcomes(folder)
+    found = read if kept is None else [o for o in read if o.seed not in kept.seeds]
     findings = effects(
         found, metrics, baseline=study["baseline"], arms=arms, cells=cells, confidence=confidence, fdr=fdr
     )
@@ -370,7 +372,7 @@ def analyse(folder: StudyFolder, *, fdr: float = FDR, confidence: float = 0.95) 
         if metric.primary
         for gain in pairing_gain(found, metric, baseline=study["baseline"], arms=arms, cells=cells)
     ]
-    return Analysis(findings, shares(found, metrics, arms=arms, cells=cells), gains, found, fdr)
+    return Analysis(findings, shares(found, metrics, arms=arms, cells=cells), gains, read, fdr)
 
 
 def screened(folder: StudyFolder, found: list[Outcome] | None = None) -> Gathered:

@@ -5,7 +5,7 @@ interval lies in it, refuted where it lies outside, else undecided. One run has 
 """
 
 import csv
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import inf, isfinite, nan
 from pathlib import Path
@@ -57,12 +57,12 @@ class Region:
         return "refuted" if m.high <= self.low or m.low >= self.high else "undecided"
 
 
-def share_with_sink(arm: str, *, among: str = "", lost: bool = False) -> Test:
+def share_with_sink(arm: str, *, among: str = "", lost: bool = False, cell: str = "") -> Test:
     """The share of an arm's seeds with a sink (without one: `lost`), of all or of those in which the arm `among` has one;
-    Clopper and Pearson's interval."""
+    Clopper and Pearson's interval. `cell`: of several that the file has."""
 
     def test(folder: Path) -> Measured:
-        runs = _by_seed(folder, "seeds.csv", "first_token_mass")
+        runs = _by_seed(folder, "seeds.csv", "first_token_mass", cell)
         asked = [s for s, mass in runs[among or arm].items() if not among or mass > SINK]
         k = sum((runs[arm][s] > SINK) is not lost for s in asked if s in runs[arm])
         return Measured(k / len(asked), *exact_interval(k, len(asked)), f"{k} of {len(asked)} seeds")
@@ -77,6 +77,23 @@ def difference(column: str, arm: str, than: str, unit: str = "") -> Test:
         runs = _by_seed(folder, "seeds.csv", column)
         e = estimate([value - runs[than][s] for s, value in runs[arm].items() if s in runs[than]])
         return Measured(e.mean, *interval(e, 0.95), f"{e.n} seeds", unit)
+
+    return test
+
+
+def between(column: str, arm: str, than: str, pairs: Sequence[tuple[str, str]], unit: str = "") -> Test:
+    """How much more arm minus `than` is in the first cell of each pair than in the second, over pairs and the seeds that they
+    share."""
+
+    def test(folder: Path) -> Measured:
+        groups: dict[str, dict[int, float]] = {}
+        for there, here in pairs:
+            one, other = (_by_seed(folder, "seeds.csv", column, cell) for cell in (there, here))
+            seeds = set.intersection(*(set(runs[a]) for runs in (one, other) for a in (arm, than)))
+            groups[there] = {s: one[arm][s] - one[than][s] - other[arm][s] + other[than][s] for s in sorted(seeds)}
+        e = over_cells_and_seeds(groups, scale=1.0)
+        n_seeds = max(len(d) for d in groups.values())
+        return Measured(e.mean, *interval(e, 0.95), f"{len(groups)} pairs of cells, {n_seeds} seeds", unit)
 
     return test
 
@@ -148,9 +165,9 @@ def quotient(file: str, where: Row, than: Row) -> Test:
     return test
 
 
-def _by_seed(folder: Path, file: str, column: str) -> dict[str, dict[int, float]]:
+def _by_seed(folder: Path, file: str, column: str, cell: str = "") -> dict[str, dict[int, float]]:
     out: dict[str, dict[int, float]] = {}
-    for row in _rows(folder, file, {}):
+    for row in _rows(folder, file, {"cell": cell} if cell else {}):
         if column not in row:
             raise StoreError(f"{folder / file}: has no column {column}; the claims of `--claims` read it")
         if row[column]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .claim_tests import Measured, Region, Test, difference, effect, excess, quotient, share_with_sink, stated
+from .claim_tests import Measured, Region, Test, between, difference, effect, excess, quotient, share_with_sink, stated
 
 PAPER, TOY, NO_OP = "arXiv 2505.06708", "arXiv 2410.13835", "arXiv 2306.12929, 2410.10781"
 MOST, HALF, NOTHING, ACCURACY = Region(low=0.5), Region(high=0.5), 0.01, 0.05
@@ -62,6 +62,15 @@ _DOCUMENTS, _SEQUENCES = "documents of one model", "sequences of one model"
 _LOWER = f"held-out loss, arm minus no gate: below −{NOTHING}"
 _ZERO = f"loss when the first value is zeroed in finished runs: changes by less than {NOTHING}"
 _SMALL = Region(-NOTHING, NOTHING)
+_BEARS = "gated models bear larger learning rates"
+_DEARER = "what four times the best rate costs in held-out loss, arm minus no gate: below 0"
+_RATES = tuple(
+    (f"{k}-lr0.008", f"{k}-lr0.002") for k in ("1-layer-bos", "1-layer-plain", "2-layer-bos", "2-layer-plain")
+)
+_FIRST = tuple((f"{n}-layer-bos-lr0.002", f"{n}-layer-plain-lr0.002") for n in (1, 2))
+_LOST = "of the seeds with an ungated sink, those without one: more than half"
+_KEPT = "of the seeds with an ungated sink, those with one: more than half"
+_POINT = "1-layer-bos-lr0.002"
 
 CLAIMS: tuple[Claim, ...] = (
     Claim("a small model on Bigram-Backcopy forms a sink on the first token", TOY, "sinkless-seeds",
@@ -102,6 +111,31 @@ CLAIMS: tuple[Claim, ...] = (
     Claim(f"{_LENGTH} (elementwise)", PAPER, "gates-on-tasks", _FURTHER,
           effect("task_accuracy@8x", ELEMENTWISE, where_solved=True), Region(low=ACCURACY),
           ("sink logit", effect("task_accuracy@8x", "sink-logit", where_solved=True))),
+    Claim(f"{_REMOVES} (headwise, from one half)", PAPER, "backcopy-phases", _LOST,
+          share_with_sink("headwise-half", among="none", lost=True, cell=_POINT), MOST,
+          ("from 0.95", share_with_sink("headwise-open", among="none", lost=True, cell=_POINT))),
+    Claim(f"{_REMOVES} (elementwise, from one half)", PAPER, "backcopy-phases", _LOST,
+          share_with_sink("elementwise-half", among="none", lost=True, cell=_POINT), MOST,
+          ("from 0.95", share_with_sink("elementwise-open", among="none", lost=True, cell=_POINT))),
+    Claim(f"{_BEARS} (headwise)", PAPER, "backcopy-phases", _DEARER,
+          between("val_loss", "headwise-half", "none", _RATES, "nats"), Region(high=0.0),
+          ("from 0.95", between("val_loss", "headwise-open", "none", _RATES, "nats"))),
+    Claim(f"{_BEARS} (elementwise)", PAPER, "backcopy-phases", _DEARER,
+          between("val_loss", "elementwise-half", "none", _RATES, "nats"), Region(high=0.0),
+          ("from 0.95", between("val_loss", "elementwise-open", "none", _RATES, "nats"))),
+    Claim("a gate gains more where the ungated model has a first-token sink", PAPER, "backcopy-phases",
+          "effect on held-out loss with a token that always comes first minus without (headwise): below 0",
+          between("val_loss", "headwise-half", "none", _FIRST, "nats"), Region(high=0.0),
+          ("elementwise", between("val_loss", "elementwise-half", "none", _FIRST, "nats"))),
+    Claim("a gate that does not read the token leaves the sink", PAPER, "backcopy-causes", _KEPT,
+          share_with_sink("static", among="none", cell=_POINT), MOST,
+          ("elementwise gate", share_with_sink("elementwise", among="none", cell=_POINT))),
+    Claim("a gate that never shuts leaves the sink", PAPER, "backcopy-causes", _KEPT,
+          share_with_sink("ns-sigmoid", among="none", cell=_POINT), MOST,
+          ("elementwise gate", share_with_sink("elementwise", among="none", cell=_POINT))),
+    Claim("a learned sink logit takes the sink's place", "arXiv 2309.17453", "backcopy-causes", _LOST,
+          share_with_sink("sink-logit", among="none", lost=True, cell=_POINT), MOST,
+          ("headwise gate", share_with_sink("headwise", among="none", lost=True, cell=_POINT))),
     Claim(_SILENT, NO_OP, "sink-as-a-gate", f"{_ZERO} (the heads with drained sinks)",
           stated("effects.csv", {"heads": "drained", "what": "zero-value", "dose": "1"}, _DOCUMENTS), _SMALL,
           ("another key's value",

@@ -6,7 +6,6 @@ Notable: a study's charts are plain Vega-Lite. A page has a hundred of them, and
 reading a thousand runs (benchmarks/results/many_runs_cpu_2026-11.md); tests hold them against Altair's copy of the schema.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -95,31 +94,6 @@ def stepped(values: Sequence[Spec], layers: Sequence[Spec], alt_text: str, acros
     return Figure(spec | {"height": {"step": down}, "width": {"step": across}}, alt_text)
 
 
-def specification(chart: Any, alt_text: str) -> dict[str, Any]:
-    """The chart as JSON, without what the page supplies once: the schema's address and the theme."""
-    # Checking each chart against the whole schema took nearly half of a page's time; in the tests a browser draws whole pages.
-    spec = chart.properties(description=alt_text).to_dict(validate=False)
-    return {key: _filled(value) for key, value in spec.items() if key not in ("$schema", "config")}
-
-
-def _filled(part: Any) -> Any:
-    """A part of a specification with its data as records again."""
-    if isinstance(part, list):
-        return [_filled(each) for each in part]
-    if not isinstance(part, dict):
-        return part
-    if isinstance(part.get("values"), str):
-        return {**part, "values": json.loads(part["values"])}
-    return {key: _filled(value) for key, value in part.items()}
-
-
-def table(values: Sequence[dict[str, Any]]) -> Any:
-    """A chart over records. They wait as one string until the chart is whole, since Altair copies a chart at every change."""
-    import altair as alt
-
-    return alt.Chart(alt.Data(values=json.dumps(list(values))))
-
-
 def columns(points: Points) -> dict[str, list[float]]:
     """A curve as the two columns that `lines` takes."""
     if not points:
@@ -136,7 +110,8 @@ def extent(curves: Sequence[Line]) -> tuple[float, float] | None:
 
 def records(points: Points, **fields: Any) -> list[dict[str, Any]]:
     """A curve as one record a point, each with the same `fields`."""
-    return [{**fields, "x": short(x), "y": short(y)} for x, y in points]
+    at = columns(points)
+    return [{**fields, "x": x, "y": y} for x, y in zip(at["x"], at["y"], strict=True)]
 
 
 def shorts(values: Sequence[float]) -> list[float]:

@@ -22,7 +22,7 @@ def facts(book: Book) -> Html:
     pairs = [
         ("Cells", len(study["cells"])),
         ("Arms", len(study["arms"])),
-        ("Seeds", f"{len(study['seeds'])} ({', '.join(map(str, study['seeds']))})"),
+        ("Seeds", f"{len(study['seeds'])} ({spans_of(study['seeds'])})"),
         ("Runs done", f"{sum(r.is_done for r in runs)} of {len(runs)}"),
         ("Predicts", _distinct(_predicts(r.config) for r in runs if r.config) or NONE),
         ("Parameters a run", span(r.entry["n_parameters"] for r in runs)),
@@ -142,3 +142,16 @@ def effects(book: Book) -> Html:
 
 def _distinct(words: Iterable[str]) -> str:
     return ", ".join(dict.fromkeys(words))
+
+
+def spans_of(seeds: Sequence[int]) -> str:
+    """`0, 1, 2` of few; of more than eight those that follow one another as `0 to 63`."""
+    if len(seeds) <= 8:
+        return ", ".join(map(str, seeds))
+    spans: list[list[int]] = []
+    for seed in sorted(seeds):
+        if spans and seed == spans[-1][1] + 1:
+            spans[-1][1] = seed
+        else:
+            spans.append([seed, seed])
+    return ", ".join(str(first) if first == last else f"{first} to {last}" for first, last in spans)

@@ -5,7 +5,7 @@ what it lacks. Means are taken here, in a fixed order, never by the query engine
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import isfinite, log
 from typing import Any
@@ -77,47 +77,33 @@ class Measured:
 
 def measure(folder: StudyFolder, state: Callable[[RunFolder], str] = state_of) -> Measured:
     """Everything the page needs, from study.json, the run folders and their rows."""
-    from ..analysis.digest import HISTOGRAM, LAYERS, digest
+    from ..analysis.digest import digest, table
 
     study = folder.study()
     connection = digest(folder)
-    everywhere = "domain IS NULL AND intervention IS NULL AND threshold IS NULL"
-
-    def tables(places: tuple[str, ...], where: str, metrics: tuple[str, ...]) -> Iterator[tuple[tuple, Iterator]]:
-        """A run's key with the metric behind, and (place, …, value) at the last step, in order: of two in one place the larger
-        comes last."""
-        order = ", ".join((*places, "value"))
-        lists = ", ".join(f"list({name} ORDER BY {order})" for name in (*places, "value"))
-        found = connection.execute(
-            f"SELECT cell, arm, seed, metric, {lists} FROM (SELECT * FROM main_rows WHERE list_contains($1, metric)"
-            f" AND {everywhere} AND {where} QUALIFY step = max(step) OVER (PARTITION BY cell, arm, seed, metric))"
-            " GROUP BY ALL ORDER BY cell, arm, seed, metric",
-            [list(metrics)],
-        )
-        for *key, of_places, values in ((*row[:4], row[4:-1], row[-1]) for row in found.fetchall()):
-            yield tuple(key), ((*at, value) for *at, value in zip(*of_places, values, strict=True) if isfinite(value))
-
-    found = connection.execute("SELECT * FROM curves ORDER BY cell, arm, seed, metric").fetchall()
-    curves = {tuple(key): list(zip(steps, heights, strict=True)) for *key, steps, heights in found}
-    # Of the probe: a training may have rows of its own, step by step.
-    probed = tables(("layer", "head"), "head IS NOT NULL AND source = 'sinks'", ("first_token_mass",))
-    heads = {key[:3]: {(layer, head): value for layer, head, value in table} for key, table in probed}
-    whole = tables(("layer",), "layer IS NOT NULL AND head IS NULL", LAYERS)
-    layers = {key: dict(table) for key, table in whole}
-    histograms: dict[tuple, dict] = defaultdict(lambda: defaultdict(dict))
-    for key, table in tables(("layer", "bin"), "layer IS NOT NULL AND bin IS NOT NULL", (HISTOGRAM,)):
-        of_run = histograms[key[:3]]
-        for layer, bin_, value in table:
-            of_run[layer][bin_] = value
+    curves = dict(table(connection, "curves"))
+    heads = {
+        key[:3]: {(layer, head): value for layer, head, value in values if isfinite(value)}
+        for key, values in table(connection, "heads")
+    }
+    layers = {
+        key: {layer: value for layer, value in values if isfinite(value)} for key, values in table(connection, "layers")
+    }
+    histograms: dict[tuple, dict] = {}
+    for key, values in table(connection, "histograms"):
+        of_run = histograms[key[:3]] = defaultdict(dict)
+        for layer, bin_, value in values:
+            if isfinite(value):
+                of_run[layer][bin_] = value
     reached = connection.execute("SELECT cell, arm, seed, step FROM reached").fetchall()
     steps = {tuple(key): step for *key, step in reached}
     runs = [_view(entry, run, state(run), steps, curves) for entry, run in folder.planned()]
-    return Measured(study, runs, curves, heads, layers, dict(histograms))
+    return Measured(study, runs, curves, heads, layers, histograms)
 
 
 def _view(entry: dict, run: RunFolder, state: str, steps: dict, curves: dict) -> RunView:
     key = (entry["cell"], entry["arm"], entry["seed"])
-    finite = [value for _, value in curves.get((*key, "loss"), []) if isfinite(value)]
+    losses = reversed(curves.get((*key, "loss"), []))
     done, attempts = run.done() or {}, run.attempts()
     environment = run.path / "environment.json"
     try:
@@ -128,7 +114,7 @@ def _view(entry: dict, run: RunFolder, state: str, steps: dict, curves: dict) ->
         entry=entry,
         state=state,
         steps=steps.get(key),
-        last_loss=finite[-1] if finite else None,
+        last_loss=next((value for _, value in losses if isfinite(value)), None),
         seconds=done.get("seconds"),
         environment=read_json(environment) if environment.exists() else {},
         dates=[str(a[word])[:10] for a in attempts for word in ("started", "ended") if a.get(word)],

@@ -16,7 +16,7 @@ from .measured import measure, state_of
 from .parts import contents, footer, glossary, section
 from .phases import found_phases, phases_csv, phases_section
 from .style import VERDICTS, arm_colours
-from .tables import badge, curves_csv, effects_csv, pairing_table, runs_csv, runs_table, shares_table
+from .tables import badge, curves_csv, effects_csv, pairing_table, runs_csv, runs_table, shares_table, shown_runs
 from .tasks import task_sections, tasks_csv
 
 if TYPE_CHECKING:
@@ -159,7 +159,14 @@ def _pairing(book: Book, pairing: Sequence[dict]) -> Html:
 
 
 def _runs(book: Book) -> Html:
-    lead = "Every planned run. Its name is the fingerprint of its configuration and data; the command repeats it."
+    n, shown = len(book.measured.runs), len(shown_runs(book.measured))
+    which = "Every planned run."
+    if shown < n:
+        which = (
+            f"Of {n:,} runs the first of each cell and arm, which differ from the others in the seed, and those that are not "
+            "done; all are in runs.csv beside this page."
+        )
+    lead = f"{which} A run's name is the fingerprint of its configuration and data; the command repeats it."
     return section("runs", "Runs", tag("p", lead), runs_table(book.measured, book.arms.labels))
 
 

@@ -16,6 +16,8 @@ from .style import RAMP
 
 # Of an arm in a cell; more say little to a reader, and make a page of a thousand runs heavy.
 MOST_SEED_MAPS = 8
+# Of the whole page, but for one of each arm in a cell; a map is 10 kB.
+MOST_MAPS = 160
 
 
 def losses(book: Book) -> Html:
@@ -99,13 +101,15 @@ def maps(book: Book) -> Html:
     words = "first-token mass; all maps of this page are on this one scale"
     lead = "Where the first token is attended to, head by head, at each run's last look. Layers run down, heads across."
     out = [tag("p", lead), ramp(RAMP, "0", f"{top:g}", words)]
+    n_groups = sum(len(book.measured.arms(cell["name"])) for cell in book.cells)
+    most = min(MOST_SEED_MAPS, max(1, MOST_MAPS // max(1, n_groups)))
     for cell in book.cells:
         name = cell["name"]
         arms = {arm: book.measured.of(name, arm) for arm in book.measured.arms(name)}
         means = [_mean_map(book, arm, runs, top) for arm, runs in arms.items()]
         each = []
         for arm, runs in arms.items():
-            shown = _spread(book, runs)
+            shown = _spread(book, runs, most)
             note = (
                 ""
                 if len(shown) == len(runs)
@@ -124,13 +128,13 @@ def maps(book: Book) -> Html:
     return section("maps", "First-token mass by layer and head", out)
 
 
-def _spread(book: Book, runs: list[RunView]) -> list[RunView]:
-    """All runs of an arm; of many those that are evenly spread over the order of their mean masses."""
-    if len(runs) <= MOST_SEED_MAPS:
+def _spread(book: Book, runs: list[RunView], most: int) -> list[RunView]:
+    """All runs of an arm; of more than `most` those that are evenly spread over the order of their mean masses."""
+    if len(runs) <= most:
         return runs
     masses = {r.key: fmean(table.values()) for r in runs if (table := book.measured.heads.get(r.key))}
     ordered = sorted((r for r in runs if r.key in masses), key=lambda r: masses[r.key])
-    last = min(MOST_SEED_MAPS, len(ordered)) - 1
+    last = min(most, len(ordered)) - 1
     return [ordered[round(i * (len(ordered) - 1) / max(1, last))] for i in range(last + 1)]
 
 

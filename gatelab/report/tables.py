@@ -8,7 +8,6 @@ import io
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields
-from functools import cache
 from math import isfinite
 from typing import Any
 
@@ -102,11 +101,23 @@ def pairing_table(pairing: Sequence[dict[str, Any]], words: dict[str, str], labe
     return table(columns, rows, numeric=set(range(1, len(columns))), name="pairing")
 
 
+# Runs up to which the page has a row of each.
+_ROWS = 600
+
+
+def shown_runs(measured: Measured) -> list[RunView]:
+    """The runs that have a row on the page: all, or of many the first of each cell and arm and those that are not done."""
+    if len(measured.runs) <= _ROWS:
+        return measured.runs
+    first = {run.key[:2]: run for run in reversed(measured.runs)}
+    return [run for run in measured.runs if first[run.key[:2]] is run or run.state != "done"]
+
+
 def runs_table(measured: Measured, labels: dict[str, str]) -> Html:
-    """Every planned run, its state, and what reproduces it."""
+    """The runs that are shown, their states, and what reproduces them."""
     columns = ["cell", "arm", "seed", "run", "parameters", "remainder", "state", "step", "last loss", "time", "device"]
     numeric = {2, 4, 5, 7, 8, 9}
-    body = [_run_rows(run, labels, columns, numeric) for run in measured.runs]
+    body = [_run_rows(run, labels, columns, numeric) for run in shown_runs(measured)]
     return scrolling(tag("table", headings(columns, numeric), tag("tbody", body), class_="runs"), "runs")
 
 
@@ -129,7 +140,7 @@ def _run_rows(run: RunView, labels: dict[str, str], columns: list[str], numeric:
         run.environment.get("device", NONE),
     ]
     cells = [tag("td", value, class_="num" if i in numeric else None) for i, value in enumerate(values)]
-    config = _indented(run.config) if run.config else "not written yet, or not readable"
+    config = json.dumps(run.config, indent=1, ensure_ascii=False) if run.config else "not written yet, or not readable"
     details = tag(
         "details",
         tag("summary", f"reproduce {cell}/{arm}/{seed}"),
@@ -139,17 +150,6 @@ def _run_rows(run: RunView, labels: dict[str, str], columns: list[str], numeric:
         tag("pre", config),
     )
     return [tag("tr", cells, class_="entry"), tag("tr", tag("td", details, colspan=len(columns)), class_="more")]
-
-
-def _indented(config: dict[str, Any]) -> str:
-    """A configuration for a reader. To indent is slow, and the runs of an arm differ in their seed alone."""
-    rest = {key: None if key == "seed" else value for key, value in config.items()}
-    return _without_seed(json.dumps(rest)).replace('\n "seed": null', f'\n "seed": {json.dumps(config.get("seed"))}', 1)
-
-
-@cache
-def _without_seed(config: str) -> str:
-    return json.dumps(json.loads(config), indent=1, ensure_ascii=False)
 
 
 def table(columns: list[str], rows: Iterable[list[Any]], *, numeric: set[int], name: str) -> Html:
@@ -204,12 +204,15 @@ def runs_csv(measured: Measured) -> str:
 
 def curves_csv(measured: Measured) -> str:
     """Every point of every curve, nothing thinned."""
-    lines = ["cell,arm,seed,metric,step,value\n"]
-    for key, points in measured.curves.items():
-        place = csv_line(key)
-        # As csv.writer writes numbers, which has no quick way to write the same place before each of many.
-        lines += [f"{place},{step!r},{value!r}\n" for step, value in points]
-    return "".join(lines)
+    lines = ["cell,arm,seed,metric,step,value"]
+    # Numbers as csv.writer writes them, which has no quick way to write one place before each of many.
+    lines += [
+        place + f"\n{place}".join([f",{step},{value}" for step, value in points])
+        for key, points in measured.curves.items()
+        for place in [csv_line(key)]
+        if points
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def csv_line(values: Sequence[Any]) -> str:

@@ -1,6 +1,7 @@
 """A page as a reader has it: the text of its elements, its tables, its chart specifications."""
 
 import json
+from functools import cached_property
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -24,7 +25,7 @@ class Page(HTMLParser):
     def text(self) -> str:
         return "".join(self._words)
 
-    @property
+    @cached_property
     def charts(self) -> list[dict]:
         (data,) = (s for s in self.scripts if s.startswith('{"theme"'))
         return json.loads(data)["charts"]

@@ -8,6 +8,7 @@ import pytest
 from looked import looked
 from reading import Page
 
+from gatelab.report import document as made
 from gatelab.report.book import Book
 from gatelab.report.charts import Arms, Figure
 from gatelab.report.checkpoint import Seen, write_checkpoint_page
@@ -77,3 +78,22 @@ def test_the_key_of_a_line_is_dashed_as_the_line_is(reported):
 @pytest.mark.parametrize("name", ["meta", "link", "br", "input"])
 def test_void_elements_have_no_end(name):
     assert tag(name, class_="x") == f'<{name} class="x">'
+
+
+def test_the_library_is_bundled_once_for_all_pages(tmp_path, monkeypatch):
+    import vl_convert
+
+    bundled = []
+    monkeypatch.setenv("GATELAB_CACHE", str(tmp_path))
+    monkeypatch.setattr(vl_convert, "javascript_bundle", lambda: bundled.append(1) or "let vega = 'é';")
+    for n in range(3):
+        made._library.cache_clear()  # as in a process of its own
+        assert made._library() == "let vega = 'é';" and len(bundled) == 1 + (n == 2)
+        if n == 1:
+            (kept,) = tmp_path.rglob("*.js")
+            kept.unlink()
+    monkeypatch.setenv("GATELAB_CACHE", str(tmp_path / "a file"))
+    (tmp_path / "a file").write_text("")
+    made._library.cache_clear()
+    assert made._library() == "let vega = 'é';", "a cache that cannot be written is no obstacle"
+    made._library.cache_clear()

@@ -4,13 +4,16 @@ import json
 import math
 from itertools import pairwise
 
+import altair as alt
 import pytest
+from jsonschema import ValidationError
 from synthetic import ARMS, CELLS, SEEDS
 
-from gatelab.report.charts import Arms
+from gatelab.report.charts import Arms, Figure, Line, short, shorts
 from gatelab.report.figures import curves, forest, gate_histogram, map_top, mass_map
 from gatelab.report.measured import mean_curve, mean_table, thin
 from gatelab.report.style import RAMP, arm_colours
+from gatelab.report.tasks.figures import depth_chart, depth_map, lengths_chart
 
 NAMES = list(ARMS)
 TEST_ARMS = Arms({name: f"the {name}" for name in NAMES}, arm_colours(NAMES, "none"), "none")
@@ -149,3 +152,49 @@ def test_a_mean_curve_ends_with_the_first_seed_that_ends():
 
 def test_a_mean_table_averages_what_is_there():
     assert mean_table([{0: 1.0, 1: 2.0}, {0: 3.0}]) == {0: 2.0, 1: 2.0}
+
+
+def check(figure: Figure) -> None:
+    """Against the schema of Vega-Lite that Altair has with it."""
+    alt.Chart.from_dict({**json.loads(json.dumps(figure.spec)), "$schema": alt.SCHEMA_URL})
+
+
+def test_a_chart_that_is_no_vega_lite_is_found_out():
+    spec = curves([], {}, TEST_ARMS, alt_text="nothing", y_title="loss").spec
+    spec["layer"][0]["encoding"]["x"]["scale"]["nicer"] = True
+    with pytest.raises(ValidationError, match="nicer"):
+        check(Figure(spec, ""))
+
+
+def test_every_chart_of_the_page_is_vega_lite(reported):
+    for chart in reported.page.charts:
+        check(Figure(chart["spec"], ""))
+
+
+@pytest.mark.parametrize(
+    "arms", [TEST_ARMS, Arms({n: n for n in "abcdefghi"}, arm_colours(list("abcdefghi"), "a"), "a")]
+)
+def test_charts_with_all_their_parts_are_vega_lite(arms):
+    first, second = list(arms.labels)[:2]
+    points = [(1, 0.5), (2, 0.25), (4, 0.9)]
+    lines = [Line(first, 0, points), Line(second, 0, points[:2], "diverged")]
+    means = {first: points, second: []}
+    shares = {first: {0: 0.25, 3: 0.75}}
+    for along in ("step", "log step", "layer"):
+        check(
+            curves(
+                lines, means, arms, alt_text="x", y_title="y", along=along, marks=lines, reference=[(0, 1.0), (4, 1.0)]
+            )
+        )
+    for is_log in (True, False):
+        check(gate_histogram(shares, {first: 0.4}, arms, "x", top=1.0, is_log=is_log))
+    check(lengths_chart(lines, means, {"chance": points, "copying": points, "untrained": points}, arms, "x"))
+    check(depth_chart({first: [0.5] * 11}, {first: [(0.25, 0.75)] * 10 + [(math.nan, math.nan)]}, arms, "x"))
+    check(depth_map({(1, 0): 0.5, (8, 10): 0.9}, "x"))
+    check(mass_map({(0, 0): 0.5, (1, 3): 0.9}, 1.0, "x", side=36))
+
+
+def test_many_numbers_are_shortened_as_one_is():
+    values = [0.0, -0.0, 1.0, 123456.0, 99999.5, 1e-7, -2.34567891, 1e22, 5.0000049, math.nan, math.inf, -math.inf, 3]
+    assert repr(shorts(values)) == repr([short(v) for v in values])
+    assert shorts([]) == []

@@ -1,13 +1,21 @@
 """Tables show the findings' numbers, and numbers are written as a reader wants them."""
 
+import csv
+import html
+import io
+import json
 import math
+import re
 from dataclasses import replace
+from functools import partial
 
 import pytest
 from synthetic import ARMS
 
+from gatelab.report.claims import spans_of
 from gatelab.report.markup import Html, decimal, duration, number, probability, quantity, span, tag
-from gatelab.report.tables import effects_table
+from gatelab.report.measured import Measured, measure
+from gatelab.report.tables import curves_csv, effects_table, runs_table, shown_runs
 
 
 def as_number(text):
@@ -91,3 +99,52 @@ def test_quantities_and_times_are_rounded_to_what_one_reads():
 def test_text_is_escaped_and_markup_is_not():
     assert tag("b", "a<b&c", Html("<i></i>"), title='"<') == '<b title="&quot;&lt;">a&lt;b&amp;c<i></i></b>'
     assert tag("td", 0, None, ["x", 1], hidden=True, id=None) == "<td hidden>0x1</td>"
+
+
+def test_curves_are_written_as_the_csv_module_writes_them():
+    points = [(0, 1e-7), (5, -2.0), (7, math.nan), (8, math.inf), (1_000_000, 0.1 + 0.2), (1e6, 1e22)]
+    curves = {
+        ("a, b", 'say "x"', 3, "loss"): points,
+        ("plain", "none", 0, "loss"): [],
+        ("plain", "none", 0, "val_loss"): points,
+    }
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["cell", "arm", "seed", "metric", "step", "value"])
+    writer.writerows([*key, step, value] for key, points in curves.items() for step, value in points)
+    assert curves_csv(Measured({}, [], curves, {}, {}, {})) == out.getvalue()
+    assert curves_csv(Measured({}, [], {}, {}, {}, {})) == "cell,arm,seed,metric,step,value\n"
+
+
+def test_every_runs_configuration_is_told_in_full(reported):
+    measured = measure(reported.folder)
+    odd = replace(measured.runs[0], config={"data": {"name": "é", "seed": None}, "list": []})
+    runs = [run for run in (*measured.runs, odd) if run.config]
+    text = runs_table(replace(measured, runs=runs), {})
+    told = [html.unescape(each) for each in re.findall(r"<pre>(.*?)</pre>", text, re.DOTALL)]
+    assert told == [json.dumps(run.config, indent=1, ensure_ascii=False) for run in runs]
+    assert len({run.config.get("seed") for run in runs}) > 2
+
+
+def test_of_many_runs_the_first_of_each_cell_and_arm_and_what_is_not_done_are_shown(reported):
+    run = measure(reported.folder).runs[0]
+    many = [
+        replace(
+            run,
+            entry={**run.entry, "cell": "c", "arm": arm, "seed": seed},
+            state="failed" if (arm, seed) == ("b", 5) else "done",
+        )
+        for arm in ("a", "b")
+        for seed in range(400)
+    ]
+    of = partial(replace, measure(reported.folder))
+    assert [r.key for r in shown_runs(of(runs=many))] == [("c", "a", 0), ("c", "b", 0), ("c", "b", 5)]
+    assert shown_runs(of(runs=many[:600])) == many[:600]
+
+
+@pytest.mark.parametrize(
+    ("seeds", "said"),
+    [([0, 1, 2], "0, 1, 2"), ([*range(64)], "0 to 63"), ([*range(7), 9, *range(64, 66)], "0 to 6, 9, 64 to 65")],
+)
+def test_many_seeds_are_told_in_spans(seeds: list[int], said: str) -> None:
+    assert spans_of(seeds) == said
