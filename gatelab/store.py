@@ -14,6 +14,7 @@
                            rows.parquet  derived from the rows of a finished run
                            done.json     written last: the result is complete
     OUT/report.html  *.csv             derived, rewritten at will
+    OUT/digest-<state>.parquet         derived from the rows of a finished study: what its page reads (analysis/digest.py)
 
 Two processes never write one file: a run folder belongs to the holder of its lease. Every other file is written under
 a temporary name, flushed to the disk and renamed, so a reader or a crash never sees half of one.

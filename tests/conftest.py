@@ -1,5 +1,6 @@
 """Every test computes with one torch thread, from the same seed. Code that comes with a model is copied by transformers to one
-folder a session, not into the user's cache."""
+folder a session, not into the user's cache. Files are written and not forced to the disk: no test cuts the power, and those that
+make studies would wait for it thousands of times."""
 
 import atexit
 import os
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+os.fsync = lambda fd: None
 # Read when transformers is imported; its package of copied modules is imported once.
 os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="gatelab-modules-")
 atexit.register(shutil.rmtree, os.environ["HF_MODULES_CACHE"], ignore_errors=True)

@@ -40,25 +40,25 @@ WRITTEN = {"plain": "llama", "window": "mistral", "qk-norm": "qwen3", "gated": "
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
-    """Finished runs on bytes of a text, and one on a BPE, by arm."""
+    """Finished runs on bytes of a text and on a BPE, by arm and tokenizer."""
     place = tmp_path_factory.mktemp("runs")
     (place / "text.txt").write_text(TEXT, encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GATELAB_CACHE", str(place / "cache"))
-        made = {}
-        for tokenizer in ("byte", "bpe:300"):
-            base = Run(
+        cells = {
+            tokenizer: Run(
                 model=ModelConfig(d_model=16, n_layers=2, n_heads=4, n_kv_heads=2, gate="none"),
                 data=Text(paths=(str(place / "text.txt"),), val_share=0.3, tokenizer=tokenizer),
                 optim=OptimConfig(lr=1e-2),
                 train=TrainConfig(tokens=12 * 2 * 16, batch_size=2, seq_len=16),
                 probe=ProbeConfig(times=1, sequences=2, eval_sequences=2),
             )
-            arms = ARMS if tokenizer == "byte" else ARMS[:1]
-            study = Study(name=tokenizer[:3], question="?", cells={"": base}, arms=arms, seeds=(0,), match=None)
-            folder, _ = lab.run(study, place / tokenizer[:3])
-            made |= {f"{entry['arm']} {tokenizer}": run.path for entry, run in folder.planned()}
-        yield made
+            for tokenizer in ("byte", "bpe:300")
+        }
+        folder, _ = lab.run(
+            Study(name="text", question="?", cells=cells, arms=ARMS, seeds=(0,), match=None), place / "study"
+        )
+        yield {f"{entry['arm']} {entry['cell']}": run.path for entry, run in folder.planned()}
 
 
 def gatelab(*words: object) -> tuple[int, str]:

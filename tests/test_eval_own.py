@@ -48,18 +48,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     yield place
 
 
-def trained(place: Path, name: str, data: Tasks | Text) -> Path:
-    base = Run(
+def run_on(data: Tasks | Text) -> Run:
+    return Run(
         model=ModelConfig(d_model=16, n_layers=2, n_heads=2, gate="sdpa-headwise", max_seq_len=1024),
         data=data,
         train=TrainConfig(tokens=64 * 4, batch_size=2, seq_len=64),
         probe=ProbeConfig(times=1, sequences=1, eval_sequences=1),
         ask=AskConfig(items=0),
     )
-    study = Study(name="one", question="?", cells={"": base}, arms=(Arm("gated", {}),), seeds=(0,), match=None)
-    folder, _ = lab.run(study, place / name)
-    ((_, found),) = folder.planned()
-    return found.path
 
 
 @pytest.fixture(scope="module")
@@ -67,12 +63,12 @@ def runs(place: Path) -> dict[str, Path]:
     """Finished runs, on the bytes of a text and on the ids of tasks."""
     (place / "text.txt").write_text("a gate may close and a sink may stay. " * 60)
     text = Text(paths=(str(place / "text.txt"),), val_share=0.3, tokenizer="byte")
+    cells = {"text": run_on(text), "ids": run_on(Tasks(names=("bracket", "needle"), hardness=2))}
+    study = Study(name="two", question="?", cells=cells, arms=(Arm("gated", {}),), seeds=(0,), match=None)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GATELAB_CACHE", str(place / "cache"))
-        return {
-            "text": trained(place, "on-text", text),
-            "ids": trained(place, "on-ids", Tasks(names=("bracket", "needle"), hardness=2)),
-        }
+        folder, _ = lab.run(study, place / "study")
+    return {entry["cell"]: run.path for entry, run in folder.planned()}
 
 
 def test_ours_and_theirs_score_alike(place: Path):

@@ -1,6 +1,7 @@
 """gatelab find on folders with planted rows: anomalies, registration, confirmation, causes, and what is refused."""
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -73,10 +74,16 @@ def find(capsys, *words) -> tuple[int, str, str]:
 CELLS = ("a", "b", "shut", "d")
 
 
+@pytest.fixture(scope="module")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = planned(tmp_path_factory.mktemp("once") / "out", cells=CELLS)
+    return fill(folder, {"a": -1.0, "b": -1.0, "d": 1.0, "shut": -1.0}).path
+
+
 @pytest.fixture
-def finished(tmp_path: Path) -> StudyFolder:
-    folder = planned(tmp_path / "out", cells=CELLS)
-    return fill(folder, {"a": -1.0, "b": -1.0, "d": 1.0, "shut": -1.0})
+def finished(once: Path, tmp_path: Path) -> StudyFolder:
+    """A copy to be changed."""
+    return StudyFolder.open(Path(shutil.copytree(once, tmp_path / "out")))
 
 
 def test_find_names_planted_anomalies_with_their_q(finished, capsys):

@@ -1,4 +1,4 @@
-"""The rows of a study that its analysis and its page look at, taken once: of a thousand runs one row in seven.
+"""The rows of a study that its analysis and its page look at, taken once: a small part of the millions that a thousand runs have.
 
 Of a study whose runs have all ended they are kept beside its page as `digest-<state>.parquet`. `state` stands for the plan, for
 every file that the rows come from (name, size, times) and for what is taken of them, so what is kept never speaks of another
@@ -10,7 +10,9 @@ import json
 import os
 import time
 import uuid
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -20,88 +22,146 @@ from ..store import StudyFolder, quoted
 from ..study.metrics import MAIN_ROWS, STUDY_METRICS
 from .anomalies.readings import NAMED
 
-CURVES = ("loss", "val_loss", "first_token_mass", "first_token_uniform")  # of these every step is told
-LAYERS = ("massive_max", "massive_ratio", "gate_mean")
-HISTOGRAM = "gate_histogram"
 # A file changed this recently could change again without a new time (file systems count in ticks).
 _SETTLED_NS = 2_000_000_000
 
+
+@dataclass(frozen=True)
+class Table:
+    """Values of a run by their places, of the rows that fulfil `where`; at the last step of a run and metric, unless the step is
+    a place. A run and metric is one record of lists, a list a place."""
+
+    metrics: tuple[str, ...]
+    places: tuple[str, ...]
+    where: str
+
+    def sql(self, name: str) -> str:
+        """The query that makes it of `found`, in order; of two values in one place the larger comes last."""
+        order = ", ".join((*self.places, "value"))
+        last = "" if "step" in self.places else "QUALIFY step = max(step) OVER (PARTITION BY cell, arm, seed, metric)"
+        return f"""
+            SELECT '{name}' AS part, cell, arm, seed, metric, list(value ORDER BY {order}) AS heights,
+                {", ".join(f"list({place} ORDER BY {order}) AS {place}s" for place in self.places)}
+            FROM (SELECT DISTINCT cell, arm, seed, metric, step, {order} FROM found WHERE metric IN ({_quoted(self.metrics)})
+                AND domain IS NULL AND intervention IS NULL AND threshold IS NULL AND {self.where} {last}) GROUP BY ALL
+        """
+
+
+def _quoted(names: Iterable[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names)
+
+
+TABLES = {
+    "curves": Table(
+        ("loss", "val_loss", "first_token_mass", "first_token_uniform"), ("step",),
+        "layer IS NULL AND head IS NULL AND bin IS NULL",
+    ),
+    # Of the probe: a training may have rows of its own, step by step.
+    "heads": Table(("first_token_mass",), ("layer", "head"), "head IS NOT NULL AND source = 'sinks'"),
+    "layers": Table(("massive_max", "massive_ratio", "gate_mean"), ("layer",), "layer IS NOT NULL AND head IS NULL"),
+    "histograms": Table(("gate_histogram",), ("layer", "bin"), "layer IS NOT NULL AND bin IS NOT NULL"),
+}  # fmt: skip
+
+_JUDGED = {*STUDY_METRICS, *NAMED}
+_FOUND = sorted(_JUDGED.union(*(table.metrics for table in TABLES.values())))
 _PLACE = "cell, arm, seed, run, step, source, metric, value"
 _COORDINATES = "layer, head, site, stage, bin, threshold, length, domain, task, intervention"
-# What the queries over a digest tell rows apart by, besides the step. Of rows that are alike in it all or none are taken by a
+# What the queries over `main_rows` tell rows apart by, besides the step. Of rows that are alike in it all or none are taken by a
 # query, so the last step of those that it takes is the last step of one such kind.
 _KIND = (
     "run, metric, source, site, stage, layer IS NULL, head IS NULL, bin IS NULL, threshold IS NULL, domain IS NULL,"
     " intervention IS NULL"
 )
-
-
-_METRICS = tuple(sorted({*STUDY_METRICS, *NAMED, *CURVES, *LAYERS, HISTOGRAM}))
 _TAKEN = f"""
-    CREATE TEMP TABLE found AS SELECT {_PLACE}, {_COORDINATES} FROM main_rows
-        WHERE metric IN {_METRICS};
+    CREATE TEMP TABLE found AS SELECT {_PLACE}, {_COORDINATES} FROM main_rows WHERE metric IN ({_quoted(_FOUND)});
     CREATE TABLE digest AS
-        SELECT 'main' AS part, * FROM found QUALIFY step = max(step) OVER (PARTITION BY {_KIND})
-        UNION ALL BY NAME SELECT 'curve' AS part, cell, arm, seed, metric,
-            list(step ORDER BY step, value) AS steps, list(value ORDER BY step, value) AS heights
-            FROM (SELECT DISTINCT cell, arm, seed, metric, step, value FROM found
-                WHERE metric IN {CURVES} AND layer IS NULL AND head IS NULL AND bin IS NULL AND threshold IS NULL
-                AND domain IS NULL AND intervention IS NULL) GROUP BY ALL
+        SELECT 'main' AS part, * FROM found WHERE metric IN ({_quoted(sorted(_JUDGED))})
+            QUALIFY step = max(step) OVER (PARTITION BY {_KIND})
+        UNION ALL BY NAME {" UNION ALL BY NAME ".join(table.sql(name) for name, table in TABLES.items())}
         UNION ALL BY NAME SELECT 'tasks' AS part, {_PLACE}, {_COORDINATES} FROM rows WHERE source = 'tasks'
         UNION ALL BY NAME SELECT 'reached' AS part, cell, arm, seed, run, max(step) AS step FROM rows GROUP BY ALL;
     DROP TABLE found
 """
-
+_LISTS = "heights, steps, layers, heads, bins"
 _PARTS = f"""
     CREATE TEMP VIEW main_rows AS SELECT {_PLACE}, {_COORDINATES} FROM digest WHERE part = 'main';
     CREATE TEMP VIEW task_rows AS SELECT {_PLACE}, {_COORDINATES} FROM digest WHERE part = 'tasks';
-    CREATE TEMP VIEW curves AS SELECT cell, arm, seed, metric, steps, heights FROM digest WHERE part = 'curve';
+    CREATE TEMP VIEW tables AS SELECT part AS name, cell, arm, seed, metric, {_LISTS} FROM digest
+        WHERE part IN ({_quoted(TABLES)});
     CREATE TEMP VIEW reached AS SELECT cell, arm, seed, run, step FROM digest WHERE part = 'reached'
 """
 
-_open: WeakKeyDictionary[StudyFolder, tuple[str, Any]] = WeakKeyDictionary()
+Stamp = tuple[int, int, int]
+Stamps = dict[str, Stamp | None]
+
+_open: WeakKeyDictionary[StudyFolder, tuple[Stamps, Any]] = WeakKeyDictionary()
 
 
 def digest(folder: StudyFolder) -> Any:
     """A DuckDB connection with four views, each with the cell, arm and seed of a run: `main_rows`, of the one stack and site that
-    it is judged by; `curves`, of `CURVES`, with `steps` and `heights` as lists; `task_rows`, of source `tasks`; and `reached`,
-    the last step of a run.
+    it is judged by; `tables`, of what its page shows (see `table`); `task_rows`, of source `tasks`; and `reached`, the last step
+    of a run.
 
-    Of `main_rows` only the metrics that are looked at are there, and of them the last step at which rows of their kind were
-    written. What the page shows of a curve is the whole model's, without thresholds, domains and interventions.
+    Of `main_rows` only the metrics that are judged are there, and of them the last step at which rows of their kind were written.
 
     Raises:
         StoreError: rows that cannot be read.
     """
-    state, may_be_kept = _state(folder)
-    known, connection = _open.get(folder, ("", None))
-    if known != state:
+    stamps, connection = _open.get(folder, ({}, None))
+    if not stamps or any(_stamp(path) != stamp for path, stamp in stamps.items()):
+        stamps = _stamps(folder)
+        state = _state(folder, stamps)
         connection = _kept(folder, state)
         if connection is None:
             connection = _made(folder)
-            if may_be_kept:
+            if _may_be_kept(stamps):
                 _keep(connection, folder, state)
-        _open[folder] = (state, connection)
+        _open[folder] = (stamps, connection)
     own = connection.cursor()
     own.execute(_PARTS)
     return own
 
 
-def _state(folder: StudyFolder) -> tuple[str, bool]:
-    """What a digest is of, as a word, and whether it may be kept: all runs have ended, and no file was written just now."""
-    facts: list[Any] = [SCHEMA, MAIN_ROWS, _TAKEN]
-    has_ended, newest = True, 0
-    for entry, run in folder.planned():
-        stats = []
-        for name in ("rows.jsonl", "done.json"):
-            with suppress(FileNotFoundError):
-                s = os.stat(f"{run.path}/{name}")
-                stats.append([name, s.st_size, s.st_mtime_ns, s.st_ctime_ns])
-                newest = max(newest, s.st_mtime_ns)
-        has_ended = has_ended and any(name == "done.json" for name, *_ in stats)
-        facts.append([entry["cell"], entry["arm"], entry["seed"], entry["fingerprint"], stats])
-    is_settled = time.time_ns() - newest > _SETTLED_NS
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16], has_ended and is_settled
+def table(connection: Any, name: str) -> Iterator[tuple[tuple[str, str, int, str], list[tuple]]]:
+    """A table of `TABLES`, by run: (cell, arm, seed, metric) and (place, …, value) of each value, in order."""
+    lists = ", ".join((*(f"{place}s" for place in TABLES[name].places), "heights"))
+    records = connection.execute(
+        f"SELECT cell, arm, seed, metric, {lists} FROM tables WHERE name = $1 ORDER BY cell, arm, seed, metric", [name]
+    )
+    for cell, arm, seed, metric, *columns in records.fetchall():
+        yield (cell, arm, seed, metric), list(zip(*columns, strict=True))
+
+
+def _stamps(folder: StudyFolder) -> Stamps:
+    """{path: size and times} of every file that a digest comes from, None of one that is not there."""
+    runs = [str(run.path) for _, run in folder.planned()]
+    paths = [
+        str(folder.path / "study.json"),
+        *(f"{run}/{name}" for run in runs for name in ("rows.jsonl", "done.json")),
+    ]
+    return {path: _stamp(path) for path in paths}
+
+
+def _stamp(path: str) -> Stamp | None:
+    try:
+        s = os.stat(path)
+    except FileNotFoundError:
+        return None
+    return s.st_size, s.st_mtime_ns, s.st_ctime_ns
+
+
+def _state(folder: StudyFolder, stamps: Stamps) -> str:
+    """What a digest is of, as a word. Of study.json only the plan counts, which every `gatelab run` writes anew."""
+    plan = [[e["cell"], e["arm"], e["seed"], e["fingerprint"]] for e, _ in folder.planned()]
+    facts = [SCHEMA, MAIN_ROWS, _TAKEN, plan, list(stamps.values())[1:]]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+
+
+def _may_be_kept(stamps: Stamps) -> bool:
+    """Whether all runs have ended, and none of their files was written just now."""
+    newest = max((stamp[1] for stamp in list(stamps.values())[1:] if stamp), default=0)
+    has_ended = all(stamp for path, stamp in stamps.items() if path.endswith("done.json"))
+    return has_ended and time.time_ns() - newest > _SETTLED_NS
 
 
 def _made(folder: StudyFolder) -> Any:
@@ -125,7 +185,7 @@ def _kept(folder: StudyFolder, state: str) -> Any | None:
     connection = duckdb.connect()
     with suppress(OSError, duckdb.Error):
         connection.execute(f"CREATE TABLE digest AS FROM read_parquet({quoted(path)}, hive_partitioning=false)")
-        connection.execute(f"SELECT part, {_PLACE}, {_COORDINATES}, steps, heights FROM digest LIMIT 0")
+        connection.execute(f"SELECT part, {_PLACE}, {_COORDINATES}, {_LISTS} FROM digest LIMIT 0")
         return connection
     return None
 

@@ -182,13 +182,19 @@ def _degrees(sigma: float, n: int, alpha: float, df: float | None) -> float:
 
 @cache
 def _shift(alpha: float, power: float, df: float) -> float:
-    """The true effect, in standard errors, that is seen with `power`: tests of as many pairs share it."""
-    from scipy.optimize import brentq
+    """The true effect, in standard errors, that is seen with `power`: tests of as many pairs share it.
 
-    upper = 1.0
-    while _power(upper, alpha, df) < power:
-        upper *= 2
-    return brentq(lambda shift: _power(shift, alpha, df) - power, 0, upper)
+    By halving, to the last bit: importing scipy.optimize for its root finders takes as long as ten of these or more.
+    """
+    low, high = 0.0, 1.0
+    while _power(high, alpha, df) < power:
+        low, high = high, 2 * high
+    while low < (middle := (low + high) / 2) < high:
+        if _power(middle, alpha, df) < power:
+            low = middle
+        else:
+            high = middle
+    return high
 
 
 def _power(shift: float, alpha: float, df: float) -> float:

@@ -26,6 +26,7 @@ def recipe(
     *,
     short: int,
     tokens: tuple[int, int],
+    lengths: tuple[int, int] = (8, 32),
     batch_tokens: int = 65_536,
     lr: tuple[float, float] = (1e-3, 1e-4),
     name: str = "long-context",
@@ -35,12 +36,14 @@ def recipe(
 
     Args:
         model: without max_seq_len and scaling, which the cells state.
-        short: tokens of a sequence at first; then 8 times, then 32 times as many.
+        short: tokens of a sequence at first.
+        lengths: how many times as many then, and how many with YaRN.
         tokens: of the first training and of the continuation.
         batch_tokens: of a step, in both.
         lr: the highest rate of the first training and that of the continuation.
     """
-    lengths = (short, 8 * short, 32 * short)
+    first, then, stretched_to = short, lengths[0] * short, lengths[1] * short
+    factor = lengths[1] / lengths[0]
     base = Run(
         model=model.model_copy(update={"max_seq_len": None}),
         data=data,
@@ -54,18 +57,18 @@ def recipe(
             "model.rope_theta": LONG_THETA,
             "optim.lr": lr[1],
             "train.tokens": tokens[1],
-            "train.batch_size": max(1, batch_tokens // lengths[1]),
-            "train.seq_len": lengths[1],
+            "train.batch_size": max(1, batch_tokens // then),
+            "train.seq_len": then,
         },
     )
-    yarn = {"kind": "yarn", "factor": 4.0, "original_seq_len": lengths[1]}
+    yarn = {"kind": "yarn", "factor": factor, "original_seq_len": then}
     stretched = override(
         long,
         {
             "model.rope_scaling": yarn,
             "train.tokens": 0,
             "train.batch_size": 1,
-            "train.seq_len": lengths[2],
+            "train.seq_len": stretched_to,
             "probe.times": 1,
             "probe.sequences": 2,
             "probe.eval_sequences": 8,
@@ -76,9 +79,9 @@ def recipe(
         question="After a change of its positions, which model loses less: the one with or without an elementwise gate?",
         cells={"short": base, "long": long, "stretched": stretched},
         about={
-            "short": f"Trained at {lengths[0]:,} tokens.",
-            "long": f"Gone on from the short one: {lengths[1]:,} tokens, RoPE base 1,000,000.",
-            "stretched": f"The long one's weights with YaRN by 4, looked at with {lengths[2]:,} tokens; not trained.",
+            "short": f"Trained at {first:,} tokens.",
+            "long": f"Gone on from the short one: {then:,} tokens, RoPE base 1,000,000.",
+            "stretched": f"The long one's weights with YaRN by {factor:g}, looked at with {stretched_to:,} tokens; not trained.",
         },
         arms=(
             Arm("none", {"model.gate": "none"}, "no gate"),

@@ -234,6 +234,8 @@ class Slot:
 
     async def carry(self, task: dict[str, Any]) -> tuple[int | None, str | None]:
         """Carry out a task; its exit code and signal."""
+        import asyncio  # only an actor needs it, and it is slow to import
+
         self._local.submit(Task(**{**task, "fingerprints": tuple(task["fingerprints"])}))
         while not (ended := self._local.poll(0.0)):
             await asyncio.sleep(_POLL_S)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from gatelab.analysis import Outcome, exact_interval, shares
+from gatelab.analysis.shares import p_changes
 from gatelab.record import Metric
 
 SINK = Metric("first_token_mass", "fraction", "neutral", "first-token mass", bimodal=True, threshold=0.5)
@@ -50,3 +51,12 @@ def test_shares_count_finished_runs_above_the_threshold_in_every_arm():
         ("gated", "first_token_mass", 1, 3),
     ]
     assert (rows[1].low, rows[1].high) == exact_interval(1, 3)
+
+
+def test_changes_have_the_p_of_scipys_exact_binomial_test():
+    from scipy.stats import binomtest
+
+    for n in range(1, 41):
+        for k in range(n + 1):
+            assert p_changes(k, n - k) == pytest.approx(binomtest(k, n).pvalue, rel=1e-12)
+    assert p_changes(0, 0) == 1.0

@@ -19,6 +19,7 @@ from gatelab.analysis.student import (
     p_equivalent,
     p_two_sided,
     power,
+    q_values,
 )
 
 
@@ -189,3 +190,14 @@ def test_a_test_is_a_discovery_exactly_when_its_p_is_within_its_level():
             p = rng.uniform(size=m) ** 3
             within = p <= np.array(discovery_levels(p, 0.1))
             assert (within == (false_discovery_control(p) <= 0.1)).all()
+
+
+def test_q_values_are_scipys_to_the_last_bit():
+    from scipy.stats import false_discovery_control
+
+    rng = np.random.default_rng(3)
+    for n in (1, 2, 5, 40, 333):
+        p = rng.uniform(size=n) ** 3
+        assert list(q_values(p)) == list(false_discovery_control(p))
+    tied = [0.5, 0.01, 0.5, 1.0, 0.0, 0.01]
+    assert list(q_values(tied)) == list(false_discovery_control(tied))

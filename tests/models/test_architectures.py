@@ -6,6 +6,7 @@ and backward, and the same bytes kept in between.
 
 import re
 from collections import Counter
+from collections.abc import Iterator
 from functools import cache
 from math import prod
 from pathlib import Path
@@ -63,7 +64,7 @@ of_every_pair = pytest.mark.parametrize(
 )
 
 
-def model(arch: str, preset: str, *, seed: int = 0) -> Model:
+def drawn(arch: str, preset: str, *, seed: int) -> Model:
     """With weights that are nowhere at a special value."""
     built = build_model(config(arch, preset), seed=seed)
     torch.manual_seed(seed)
@@ -71,6 +72,25 @@ def model(arch: str, preset: str, *, seed: int = 0) -> Model:
         for parameter in built.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.2)
     return built
+
+
+@cache
+def kept(arch: str, preset: str) -> Model:
+    return drawn(arch, preset, seed=0)
+
+
+def model(arch: str, preset: str) -> Model:
+    """The same one for every test, which leaves its weights alone; what is drawn next is the same whoever comes first."""
+    net = kept(arch, preset)
+    net.zero_grad()
+    torch.manual_seed(1)
+    return net
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forgotten() -> Iterator[None]:
+    yield
+    kept.cache_clear()
 
 
 def tokens(*shape: int) -> Tensor:
@@ -123,7 +143,7 @@ def test_its_shapes_are_known_beforehand(arch: str, preset: str) -> None:
 
 @of_every_point
 def test_it_is_saved_and_loaded_bit_for_bit(arch: str, preset: str, tmp_path: Path) -> None:
-    one, other, given = model(arch, preset), model(arch, preset, seed=1), inputs(arch)
+    one, other, given = model(arch, preset), drawn(arch, preset, seed=1), inputs(arch)
     write_tensors(tmp_path / "weights.safetensors", dict(one.named_parameters()), {"step": 3})
     with torch.no_grad():
         expected = one(*given)
@@ -178,10 +198,10 @@ def test_documents_in_one_row_are_as_they_are_alone(arch: str, preset: str) -> N
 def test_the_encoder_is_run_once(arch: str, preset: str) -> None:
     net, (source_BS, ids_BT) = model(arch, preset), inputs(arch)
     calls: list[int] = []
-    net.encoder_blocks[0].register_forward_hook(lambda *_: calls.append(1))
     kv = net.new_cache(2)
-    for piece in ids_BT.split(3, dim=1):
-        net(source_BS, piece, cache=kv)
+    with net.encoder_blocks[0].register_forward_hook(lambda *_: calls.append(1)):
+        for piece in ids_BT.split(3, dim=1):
+            net(source_BS, piece, cache=kv)
     assert len(calls) == 1 and set(kv.context) == {0, 1}
 
 

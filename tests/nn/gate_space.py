@@ -4,6 +4,7 @@ Notable: numbers take one value each besides their absence, one that some activa
 that most need a bias for (`around`). The selection holds every pair of values of two axes that any gate has.
 """
 
+from collections.abc import Callable
 from functools import cache
 from itertools import combinations, product
 from typing import Any
@@ -73,14 +74,30 @@ def pairs(spec: GateSpec) -> set[tuple[str, Any, str, Any]]:
     return {(a, getattr(spec, a), b, getattr(spec, b)) for a, b in combinations(AXES, 2)}
 
 
+def values(spec: GateSpec) -> set[tuple[str, Any]]:
+    """The value of every axis."""
+    return {(axis, getattr(spec, axis)) for axis in AXES}
+
+
 @cache
 def pairwise(gates: tuple[GateSpec, ...]) -> tuple[GateSpec, ...]:
-    """A few of the gates that have every pair that any of them has; greedy, the first of equals, hence always the same."""
-    has = [pairs(g) for g in gates]
-    column = {pair: i for i, pair in enumerate(sorted(set().union(*has), key=repr))}
+    """A few of the gates that have every pair that any of them has."""
+    return _cover(gates, pairs)
+
+
+@cache
+def one_of_each(gates: tuple[GateSpec, ...]) -> tuple[GateSpec, ...]:
+    """Fewer still, that have every value that any of them has."""
+    return _cover(gates, values)
+
+
+def _cover(gates: tuple[GateSpec, ...], of: Callable[[GateSpec], set[Any]]) -> tuple[GateSpec, ...]:
+    """Greedy, the first of equals, hence always the same."""
+    has = [of(g) for g in gates]
+    column = {one: i for i, one in enumerate(sorted(set().union(*has), key=repr))}
     is_there = np.zeros((len(gates), len(column)), dtype=np.float32)
     for row, own in enumerate(has):
-        is_there[row, [column[pair] for pair in own]] = 1
+        is_there[row, [column[one] for one in own]] = 1
     missing, chosen = np.ones(len(column), dtype=np.float32), []
     while missing.any():
         best = int((is_there @ missing).argmax())

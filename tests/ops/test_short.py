@@ -2,8 +2,6 @@
 
 import importlib.util
 import math
-import subprocess
-import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -356,11 +354,6 @@ def test_what_it_does_not_serve_it_says_in_a_sentence(monkeypatch: pytest.Monkey
     assert why(a_call()) == "needs Triton: pip install triton"
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     assert why(a_call()) == "needs a CUDA device of capability 8.0 or later"
-
-
-def test_triton_is_not_imported_by_those_who_do_not_call_it() -> None:
-    code = "import sys, gatelab.ops.gated_attention.short; assert not {'triton', 'torch._dynamo'} & set(sys.modules)"
-    assert subprocess.run([sys.executable, "-P", "-c", code], check=False).returncode == 0
 
 
 LARGE = [

@@ -1,6 +1,6 @@
 """Readings: the numbers of a run that rules look at, and the SQL that takes them from a study's rows.
 
-Each query runs over `main_rows` as `final`, one step a run and metric, its last, without interventions; it gives (run,
+Each query runs over a digest's `main_rows` as `final`, one step a run and metric, its last, without interventions; it gives (run,
 part, value). A `part` names a domain or a task: readings with parts are families, `new_tokens:code`. docs/metrics.md has
 the definitions.
 """
@@ -117,12 +117,13 @@ _ALL = (
 
 READINGS: dict[str, Reading] = {r.metric.name: r for r in _ALL}
 
-# What the queries above name. A table of it alone is made once: thousands of runs hold millions of rows of their training.
+# What the queries above name. A table of it alone is made once: thousands of runs hold millions of rows of their training. It is
+# in the order of its metrics, so that a query reads the part that it asks for.
 NAMED = sorted({name for r in _ALL for name in re.findall(r"metric = '(\w+)'", r.sql)})
 FINAL = f"""
     CREATE OR REPLACE TEMP TABLE final AS SELECT run, metric, value, layer, head, bin, stage, task, domain, threshold, length,
     layer IS NULL AND head IS NULL AS is_model FROM main_rows WHERE intervention IS NULL AND metric IN {tuple(NAMED)}
-    QUALIFY step = max(step) OVER (PARTITION BY run, metric)
+    QUALIFY step = max(step) OVER (PARTITION BY run, metric) ORDER BY metric
 """
 
 # Not a row: 1 of a run that diverged or has a robust spike, 0 of one that has neither.

@@ -1,0 +1,33 @@
+"""Does the gate's effect on natural text depend on the learning rate, on q/k-norm, and on prose or code? 33 million weights.
+
+The setting is that of `sinks-on-text`; a run is about 3 minutes of one H200, all of it some hours. In parts:
+
+    gatelab run text-rates 'cell=prose*' seed=0 data.paths=a.bin.xz,b.bin.xz data.val_paths=val.bin
+    gatelab run text-rates 'cell=code*' data.paths=code.bin.xz data.val_paths=val_code.bin
+"""
+
+from gatelab import Arm, Study, override
+from gatelab.studies.gates_on_text import study as pilot
+
+RATES = (3e-4, 1e-3, 3e-3)
+_short = pilot.cells["text"]
+POINTS = {
+    **{f"prose lr{rate:g}": {"optim.lr": rate} for rate in RATES},
+    **{f"prose qk-norm lr{rate:g}": {"optim.lr": rate, "model.qk_norm": "rms"} for rate in RATES},
+    "code lr0.001": {"optim.lr": 1e-3},
+}
+
+study = Study(
+    name="text-rates",
+    question="On real text, at which learning rates does a gate after attention lower the held-out loss, is each arm's best rate "
+    "inside the range, and do q/k-norm or code change that?",
+    cells={name: override(_short, changes) for name, changes in POINTS.items()},
+    about={name: f"33 million weights, 262 million tokens; {name}." for name in POINTS},
+    arms=(
+        Arm("none", {"model.gate": "none"}, "no gate"),
+        Arm("g1-headwise", {"model.gate": "paper/g1-headwise"}, "G1, headwise"),
+        Arm("g1-elementwise", {"model.gate": "paper/g1-elementwise"}, "G1, elementwise"),
+    ),
+    seeds=3,
+    match_unit=8,
+)
