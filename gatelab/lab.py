@@ -351,11 +351,11 @@ def outcomes(folder: StudyFolder) -> list[Outcome]:
 
 
 def analyse(folder: StudyFolder, *, fdr: float = FDR, confidence: float = 0.95) -> Analysis:
-    """Effects, shares and the pairing check of a study's finished runs. Seeds that a confirmation keeps to itself are left out: only
-    what looked odd was run on them.
+    """Effects, shares and the pairing check of a study's finished runs. Seeds that a confirmation keeps to itself are left
+    out: only what looked odd was run on them.
 
     Raises:
-        StoreError: when the folder holds no study, or one that was edited.
+        StoreError: when the folder holds no study, or one that was edited, or a confirmation that was.
     """
     study, kept = checked(folder), _registration(folder)
     metrics = [Metric(**m) for m in study["metrics"]]
