@@ -86,6 +86,19 @@ def finished(once: Path, tmp_path: Path) -> StudyFolder:
     return StudyFolder.open(Path(shutil.copytree(once, tmp_path / "out")))
 
 
+@pytest.fixture(scope="module")
+def registered_once(once: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = StudyFolder.open(Path(shutil.copytree(once, tmp_path_factory.mktemp("registered") / "out")))
+    lab.register(folder)
+    return folder.path
+
+
+@pytest.fixture
+def with_claims(registered_once: Path, tmp_path: Path) -> StudyFolder:
+    """A copy, with all its claims registered, to be changed."""
+    return StudyFolder.open(Path(shutil.copytree(registered_once, tmp_path / "claims")))
+
+
 def test_find_names_planted_anomalies_with_their_q(finished, capsys):
     status, out, err = find(capsys, finished.path)
     assert status == 0 and not err
@@ -236,10 +249,9 @@ def test_seeds_that_were_added_are_said_to_be(finished, capsys):
         {"x": 1},
     ],
 )
-def test_a_registration_that_cannot_be_is_refused(finished, change, capsys):
-    lab.register(finished)
-    write_json(finished.path / "confirmation.json", read_json(finished.path / "confirmation.json") | change)
-    status, _, err = find(capsys, finished.path, "--confirm")
+def test_a_registration_that_cannot_be_is_refused(with_claims, change, capsys):
+    write_json(with_claims.path / "confirmation.json", read_json(with_claims.path / "confirmation.json") | change)
+    status, _, err = find(capsys, with_claims.path, "--confirm")
     assert status == 1 and "was it edited?" in err and len(err.splitlines()) == 1
 
 
@@ -274,7 +286,9 @@ def test_the_page_shows_the_screen_the_confirmation_and_the_causes(finished, cap
     assert not looked.verdicts and {c.hypothesis for c in looked.cards} >= {"no-op"}
     fill(finished, {"shut": -1.0}, first=5)
     assert [v.verdict for v in lab.look_for_anomalies(finished).verdicts] == ["confirmed"]
-    page = lab.report(finished, lab.analyse(finished)).read_text(encoding="utf-8")
+    analysis = lab.analyse(finished)
+    assert {s for f in analysis.findings for s in f.seeds} == set(range(5))  # those of the claims alone are no effects'
+    page = lab.report(finished, analysis).read_text(encoding="utf-8")
     assert (
         'id="anomalies"' in page and "Registered, and confirmed on fresh seeds" in page and "Atlas of effects" in page
     )
@@ -312,11 +326,10 @@ def test_nothing_is_registered_where_nothing_was_found(tmp_path, capsys):
     assert status == 1 and "no claims are registered" in err
 
 
-def test_an_edited_registration_is_refused(finished, capsys):
-    lab.register(finished)
-    write_json(finished.path / "confirmation.json", {"claims": []})
+def test_an_edited_registration_is_refused(with_claims, capsys):
+    write_json(with_claims.path / "confirmation.json", {"claims": []})
     for words in (["--confirm"], []):
-        status, _, err = find(capsys, finished.path, *words)
+        status, _, err = find(capsys, with_claims.path, *words)
         assert "confirmation.json" in err and "was it edited" in err and status == 1
 
 

@@ -62,9 +62,11 @@ def share_with_sink(arm: str, *, among: str = "", lost: bool = False, cell: str 
     Clopper and Pearson's interval. `cell`: of several that the file has."""
 
     def test(folder: Path) -> Measured:
-        runs = _by_seed(folder, "seeds.csv", "first_token_mass", cell)
-        asked = [s for s, mass in runs[among or arm].items() if not among or mass > SINK]
-        k = sum((runs[arm][s] > SINK) is not lost for s in asked if s in runs[arm])
+        runs = _by_seed(folder, "seeds.csv", "first_token_mass", (arm, among or arm), cell)
+        asked = [s for s, mass in runs[among or arm].items() if s in runs[arm] and (not among or mass > SINK)]
+        if not asked:
+            return Measured(nan, nan, nan, f"no seed in which {among} has a sink")
+        k = sum((runs[arm][s] > SINK) is not lost for s in asked)
         return Measured(k / len(asked), *exact_interval(k, len(asked)), f"{k} of {len(asked)} seeds")
 
     return test
@@ -74,7 +76,7 @@ def difference(column: str, arm: str, than: str, unit: str = "") -> Test:
     """The mean over seeds of arm minus `than`, Student's t."""
 
     def test(folder: Path) -> Measured:
-        runs = _by_seed(folder, "seeds.csv", column)
+        runs = _by_seed(folder, "seeds.csv", column, (arm, than))
         e = estimate([value - runs[than][s] for s, value in runs[arm].items() if s in runs[than]])
         return Measured(e.mean, *interval(e, 0.95), f"{e.n} seeds", unit)
 
@@ -88,7 +90,7 @@ def between(column: str, arm: str, than: str, pairs: Sequence[tuple[str, str]], 
     def test(folder: Path) -> Measured:
         groups: dict[str, dict[int, float]] = {}
         for there, here in pairs:
-            one, other = (_by_seed(folder, "seeds.csv", column, cell) for cell in (there, here))
+            one, other = (_by_seed(folder, "seeds.csv", column, (arm, than), cell) for cell in (there, here))
             seeds = set.intersection(*(set(runs[a]) for runs in (one, other) for a in (arm, than)))
             groups[there] = {s: one[arm][s] - one[than][s] - other[arm][s] + other[than][s] for s in sorted(seeds)}
         e = over_cells_and_seeds(groups, scale=1.0)
@@ -165,13 +167,22 @@ def quotient(file: str, where: Row, than: Row) -> Test:
     return test
 
 
-def _by_seed(folder: Path, file: str, column: str, cell: str = "") -> dict[str, dict[int, float]]:
+def _by_seed(folder: Path, file: str, column: str, arms: Sequence[str], cell: str = "") -> dict[str, dict[int, float]]:
+    """{arm: {seed: value}} of these arms, in a cell or of a file that has one."""
     out: dict[str, dict[int, float]] = {}
     for row in _rows(folder, file, {"cell": cell} if cell else {}):
         if column not in row:
             raise StoreError(f"{folder / file}: has no column {column}; the claims of `--claims` read it")
-        if row[column]:
-            out.setdefault(row["arm"], {})[int(row["seed"])] = float(row[column])
+        if not row[column] or row["arm"] not in arms:
+            continue
+        of_arm, seed = out.setdefault(row["arm"], {}), int(row["seed"])
+        if seed in of_arm:
+            raise StoreError(
+                f"{folder / file}: has {row['arm']}, seed {seed} twice; name one of its cells in the claim"
+            )
+        of_arm[seed] = float(row[column])
+    if missing := [arm for arm in arms if arm not in out]:
+        raise StoreError(f"{folder / file}: has no row of arm={missing[0]}; the claims of `--claims` read it")
     return out
 
 

@@ -120,8 +120,8 @@ def eval_(
     }
     wrong += [f"{word} {n}: expected {low} or more" for word, (n, low) in least.items() if n is not None and n < low]
     shortest, why = (_SHORTEST, "; the harness's generators may not come to an end below") if others else (1, "")
-    sizes = (lengths or "4096").split(",")
-    if not all(size.strip().isdigit() and int(size) >= shortest for size in sizes):
+    sizes = [size.strip() for size in (lengths or "4096").split(",")]
+    if not all(size.isdecimal() and int(size) >= shortest for size in sizes):
         wrong.append(
             f"--lengths {lengths}: expected numbers of tokens from {shortest} joined by commas, as in 4096,8192{why}"
         )
@@ -133,6 +133,8 @@ def eval_(
         "--haystack": haystack is not None,
         f"--layout {layout}": layout != "spread",
     }
+    if keys is not None and limit is not None and set(names) <= set(_TEXTS):
+        wrong.append(f"--limit {limit}: --keys has its own documents, and all are read; leave one out")
     of_texts = {"--text": (text, _TEXTS), "--window": (window, _TEXTS[:1]), "--keys": (keys, _TEXTS[:1])}
     theirs = {"--shots": shots is not None, "--run-code": run_code}
     wrong += [f"{word}: is for tasks named {_OWN}…; leave it out" for word, given in ours.items() if given and not own]
@@ -146,7 +148,7 @@ def eval_(
     ]
     if wrong:
         raise ConfigError(wrong)
-    stated = tuple(map(int, sizes)) if lengths else None
+    stated = tuple(dict.fromkeys(map(int, sizes))) if lengths else None
     asking = None
     if own:
         from ..evals.own_asking import OwnAsking
@@ -227,7 +229,7 @@ def _depths(depths: str | None, wrong: list[str]) -> tuple[float | None, ...]:
         places = (-1.0,)
     if not all(0 <= d <= 1 for d in places):
         wrong.append(f"--depths {depths}: expected numbers from 0 to 1 joined by commas, as in 0,0.5,1")
-    return places
+    return tuple(dict.fromkeys(places))
 
 
 def _keep_off_the_hub() -> None:

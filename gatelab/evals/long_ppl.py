@@ -171,7 +171,7 @@ class LongPPL:
     @property
     def value(self) -> float:
         """LongPPL."""
-        return math.exp(self.loss)
+        return perplexity(self.loss)
 
     def rows(self, run: str = "", step: int = 0) -> list[Row]:
         """Rows of source `long-ppl`; docs/metrics.md defines them."""
@@ -187,12 +187,20 @@ class LongPPL:
                 ("long_loss", self.loss, "nats"),
                 ("long_loss_low", low, "nats"),
                 ("long_loss_high", high, "nats"),
-                ("plain_ppl", math.exp(sum(sums) / sum(n_predicted)), "1"),
-                ("plain_ppl_low", math.exp(plain_low), "1"),
-                ("plain_ppl_high", math.exp(plain_high), "1"),
+                ("plain_ppl", perplexity(sum(sums) / sum(n_predicted)), "1"),
+                ("plain_ppl_low", perplexity(plain_low), "1"),
+                ("plain_ppl_high", perplexity(plain_high), "1"),
                 ("key_share", sum(self.n_keys) / sum(n_predicted), "share"),
             )
         ]
+
+
+def perplexity(loss: float) -> float:
+    """exp of a loss in nats; infinity where no float is as large."""
+    try:
+        return math.exp(loss)
+    except OverflowError:
+        return math.inf
 
 
 def _ratio_interval(sums: Sequence[float], n: Sequence[int]) -> tuple[float, float]:

@@ -86,6 +86,11 @@ def prepare(asking: OwnAsking) -> Prepared:
     needs_essay = any(task.needs == "essay" for task in prompts.values())
     essay = sentences(asking.haystack) if asking.haystack is not None and needs_essay else ()
     settings, problems = {}, _of_texts(asking, [name for name in names if name in TEXTS])
+    # What would change nothing is refused.
+    if asking.haystack is not None and not needs_essay:
+        problems.append(f"{', '.join(names)}: no haystack of essays; leave --haystack out")
+    if asking.layout != "spread" and not set(names) & set(RULER):
+        problems.append(f"{', '.join(names)}: --layout {asking.layout} is of RULER's tasks alone; leave it out")
     for knob, value in (("distractors", asking.distractors), ("hardness", asking.hardness)):
         if value is not None and prompts:
             named = f", {PREFIX}".join(prompts)

@@ -88,9 +88,12 @@ class Attended:
                     low, high = (of[f"{metric}_{end}", stage, form] for end in ("low", "high"))
                     chance = recall.chance() if stage else None
                     what = f"recall@{K} {stage or 'gain'}, {form}"
+                    value, lost = of[metric, stage, form], of["document_recall_nan", None, form]
                     out.lines.append(
-                        place.line(what, of[metric, stage, form], self.posed, low=low, high=high, chance=chance)
+                        place.line(what, value, self.posed, low=low, high=high, chance=chance, not_finite=lost)
                     )
+        if not out.lines:
+            out.lines.append(place.line("none", None, self.posed, not_finite=of["document_recall_nan", None, "mass"]))
         self._add_use(place, out)
         for found, used in zip(self.found, self.used, strict=True):
             out.items.append(_found_item(place, found, used))
@@ -98,7 +101,7 @@ class Attended:
 
     def _forms(self) -> list[str]:
         """Those to be shown: of a model without gates at the output, `gated` is `mass`."""
-        is_same = all(np.array_equal(f.raw_LD["gated"], f.raw_LD["mass"]) for f in self.found)
+        is_same = all(np.array_equal(f.raw_LD["gated"], f.raw_LD["mass"], equal_nan=True) for f in self.found)
         return [form for form in FORMS if not (is_same and form == "gated")]
 
     def _add_use(self, place: Place, out: Measured) -> None:

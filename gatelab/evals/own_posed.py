@@ -7,7 +7,7 @@ our tasks, which say nothing of any question.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from math import nan
+from math import isfinite, nan
 from typing import Any
 
 from ..record import Item, Row
@@ -71,7 +71,9 @@ class Place:
     def item(self, index: int, score: float, factors: dict[str, Any], *, is_right: bool | None = None) -> Item:
         """A record of an item."""
         of = {"length": self.length, "asked_depth": self.depth}
-        return Item(self.run, 0, self.task, index, is_right, score, "", "", of | factors)
+        # JSON has no number for a model that went to infinity.
+        said = {k: str(v) if isinstance(v, float) and not isfinite(v) else v for k, v in factors.items()}
+        return Item(self.run, 0, self.task, index, is_right, score, "", "", of | said)
 
     def refused(self, posed: Sequence[Posed]) -> list[Item]:
         """Records of what was not asked, with the reason."""

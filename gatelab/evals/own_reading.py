@@ -8,7 +8,7 @@ one that has more is said to be cut.
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from math import exp, log
+from math import isfinite, log
 from pathlib import Path
 
 from ..config.base import canonical
@@ -17,7 +17,7 @@ from ..data.files import NotText, documents, find, label
 from ..record import Item, Row
 from .found import Found
 from .harness.tokens import Tokens
-from .long_ppl import WINDOW, KeyTokens, key_tokens, long_ppl
+from .long_ppl import WINDOW, KeyTokens, key_tokens, long_ppl, perplexity
 from .next_token import NextToken
 from .own_asking import LENGTH, OwnAsking
 from .own_lines import line
@@ -25,7 +25,7 @@ from .own_posed import Measured
 from .own_text import Progress, check_length
 from .position_loss import position_rows, token_losses
 
-_LETTERS = 64  # a token has fewer, so that of a large file no more is tokenized
+_LETTERS = 64  # a token has fewer on the whole, so that of a large file no more is tokenized
 _SHARE = 8  # of a length, LongPPL's short context where none is stated
 
 
@@ -68,6 +68,9 @@ def texts_of(source: str, n: int, length: int, tokens: Tokens, max_tokens: int |
     found: list[Text] = []
     for index, (name, text) in enumerate(_documents(source)):
         ids = tokens.encode([text[: _LETTERS * length]])[0]
+        if len(ids) < length and len(text) > _LETTERS * length:
+            # A run of blanks may be one token.
+            ids = tokens.encode([text])[0]
         if len(ids) < length:
             found.append(Text(index, name, problem=f"{name} has {len(ids)} tokens, and {length} are read"))
             continue
@@ -118,6 +121,11 @@ def by_reading(
     for length in asking.lengths or (LENGTH,):
         n, length = (asking.limit, length) if given is None else (len(given.documents), given.documents[0].n_tokens)
         reading = texts_of(asking.text, n, length, tokens, language.max_tokens)
+        if given is not None and len(reading.ids) < n:
+            raise DataError(
+                f"--text {asking.text}: {len(reading.ids)} documents of {length} tokens, and --keys {asking.keys} was chosen on "
+                f"{n}; read the same texts"
+            )
         found.notes.append(f"texts: {len(reading.ids)} documents of {length} tokens of {reading.of}")
         made = []
         if "long_ppl" in names:
@@ -174,8 +182,8 @@ def long(language: NextToken, reading: Reading, keys: KeyTokens, *, run: str) ->
     of = {r.metric: r.value for r in rows}
     lines = [
         line(
-            "long_ppl", "long_ppl", reading.length, None, of["long_ppl"], low=exp(of["long_loss_low"]),
-            high=exp(of["long_loss_high"]), chance=float(language.n_ids), **counted,
+            "long_ppl", "long_ppl", reading.length, None, of["long_ppl"], low=perplexity(of["long_loss_low"]),
+            high=perplexity(of["long_loss_high"]), chance=float(language.n_ids), **counted,
         ),
         line(
             "long_ppl", "plain_ppl", reading.length, None, of["plain_ppl"], low=of["plain_ppl_low"],
@@ -192,7 +200,8 @@ def by_position(language: NextToken, reading: Reading, *, run: str, progress: Pr
     read, losses = [i for i in items if "refused" not in i.factors], []
     for number, ids in enumerate(reading.ids, 1):
         losses += token_losses(language, [ids])
-        read[number - 1].factors["loss"] = float(losses[-1].mean())
+        loss = float(losses[-1].mean())
+        read[number - 1].factors["loss"] = loss if isfinite(loss) else str(loss)
         progress("reading texts", number, len(reading.ids))
     rows = [_at(r, "position_loss", reading, run) for r in position_rows(losses)]
     of = {(r.metric, r.bin): r.value for r in rows}

@@ -249,7 +249,9 @@ def rows_of_said(said: Sequence[Said], task: PromptTask, setting: Setting, *, ru
 
 def _citation_rows(asked: Sequence[Said], setting: Setting, run: str) -> list[Row]:
     """Of source `citations`, with intervals."""
-    texts, task = [judged(s.prompt, s.written[0]) for s in asked], asked[0].prompt.task
+    # The first of tied tokens is not to have known the right one.
+    texts = [judged(s.prompt, "" if s.is_tied else s.written[0]) for s in asked]
+    task = asked[0].prompt.task
     rows = rows_of_citations(texts, task=task, run=run, step=0, length=setting.length)
     for metric, scores in (
         ("answer_exact", [float(t.is_answer_right) for t in texts]),

@@ -92,7 +92,7 @@ def _facts(name: str, setting: Setting, index: int, size: int, n_gold: int) -> P
     script.say_all(documents, "\n")
     script.say(f"\n\nQuestion: What is the code of {word(asked)}?\nAnswer:", "kept")
     wrong = [p for p in order if p < size and p not in places][: N_OPTIONS - 1]
-    cited = [[p + 1 for p in places], *([p + 1 for p in places[:-1]] + [w + 1] for w in wrong)]
+    cited = [[p + 1 for p in places], *(sorted([p + 1 for p in places[:-1]] + [w + 1]) for w in wrong)]
     said = [f" {word(value)} " + "".join(f"[{n}]" for n in numbers) for numbers in cited]
     return _prompt(
         name, index, script, said, (word(value),), cited[0], size, None if n_gold > 1 else places[0] / (size - 1)
@@ -120,8 +120,10 @@ def _prompt(
     size: int,
     depth: float | None,
 ) -> Prompt:
-    # Who cites one document blindly: it is gold once in size / gold, and then all that is cited is right.
-    floor = len(gold) / size * 2 / (1 + len(gold))
+    def blind(n: int) -> float:
+        """Mean F1 of who cites n documents blindly: of those right, 2 × how many / (cited + gold)."""
+        return n * len(gold) / size * 2 / (n + len(gold))
+
     return Prompt(
         task=name,
         index=index,
@@ -133,8 +135,8 @@ def _prompt(
         evidence=tuple(script.spans["evidence"]),
         distractors=tuple(script.spans["distractor"]),
         depth=depth,
-        chance=floor,
-        floor=floor,
+        chance=blind(1),
+        floor=blind(min(_MOST, size)),
         factors={"n_documents": size, "gold": gold},
         kept=tuple(script.spans["kept"]),
     )

@@ -161,9 +161,13 @@ def _strangers(setting: Setting, index: int) -> list[tuple[str, str]]:
 
 
 def questions_of(rows: list[dict[str, Any]]) -> tuple[Question, ...]:
-    """Raises TaskError: a row without a gold document."""
+    """Raises TaskError: a row without a gold document, or whose answers are no list of texts."""
     questions = []
     for number, row in enumerate(rows, 1):
+        answers = row["answers"]
+        # The letters of one text would be answers that stand everywhere.
+        if not isinstance(answers, list) or not answers or not all(isinstance(a, str) and a.strip() for a in answers):
+            raise TaskError(f"row {number}: answers={answers!r}: expected a list of texts, none empty")
         gold = next((c for c in row["ctxs"] if c.get("isgold")), None)
         if gold is None:
             raise TaskError(
@@ -171,7 +175,7 @@ def questions_of(rows: list[dict[str, Any]]) -> tuple[Question, ...]:
             )
         others = tuple((c["title"], c["text"]) for c in row["ctxs"] if not c.get("isgold"))
         best = gold["title"], gold["text"]
-        questions.append(Question(row["question"], tuple(row["answers"]), best, normalised(" ".join(best)), others))
+        questions.append(Question(row["question"], tuple(answers), best, normalised(" ".join(best)), others))
     return tuple(questions)
 
 

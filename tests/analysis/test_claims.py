@@ -50,6 +50,21 @@ def test_sinks_are_counted_by_seed(folder):
     assert share_with_sink("none")(folder).value == 0.75
 
 
+def test_a_seed_without_the_arm_or_in_two_cells_is_never_counted(folder):
+    rows = folder / "seeds.csv"
+    rows.write_text(SEEDS.replace("gated,0,0.1,1.2\n", ""), encoding="utf-8")
+    assert share_with_sink("gated", among="none", lost=True)(folder).over == "1 of 2 seeds"
+    none = share_with_sink("none", among="gated", lost=True)(folder)
+    assert none.over == "0 of 1 seeds"
+    rows.write_text(SEEDS.replace("gated,1,0.6", "gated,1,0.2"), encoding="utf-8")
+    assert str(share_with_sink("none", among="gated")(folder)) == "no seed in which gated has a sink"
+    with pytest.raises(StoreError, match="no row of arm=other"):
+        share_with_sink("other", among="none")(folder)
+    rows.write_text(SEEDS + "none,0,0.2,1.0\n", encoding="utf-8")
+    with pytest.raises(StoreError, match="none, seed 0 twice; name one of its cells"):
+        difference("val_loss", "gated", "none")(folder)
+
+
 def test_a_difference_is_paired_by_seed(folder):
     found = difference("val_loss", "gated", "none", "nats")(folder)
     assert found.value == pytest.approx(0.25) and found.low == pytest.approx(0.25 - 3.18245 * 0.057735 / 2, abs=1e-5)

@@ -49,6 +49,20 @@ def test_rows_of_steps_may_be_kept_now_and_then(tmp_path: Path) -> None:
         assert [r["step"] for r in rows(run) if r["metric"] == metric] == [3, 6, 7]
 
 
+def test_a_stack_that_was_stopped_keeps_the_same_steps(tmp_path: Path) -> None:
+    probe = ProbeConfig(times=1, sequences=1, eval_sequences=1, every=3)
+    optims = (tiny.run().optim, WILD)  # the second diverges between two steps that are kept
+    at_once, stopped = (
+        [folder(tmp_path / name, tiny.run(steps=11, probe=probe, optim=optim)) for optim in optims] for name in "ab"
+    )
+    carry_out(at_once, Execution(), should_stop=never)
+    while not stopped[0].done():
+        calls = iter((False, True))
+        carry_out(stopped, Execution(), should_stop=lambda calls=calls: next(calls))
+    assert [rows(run) for run in stopped] == [rows(run) for run in at_once]
+    assert [[r["step"] for r in rows(run) if r["metric"] == "loss"] for run in at_once] == [[3, 6, 9, 11], [2]]
+
+
 def test_a_divergence_is_a_result(tmp_path: Path) -> None:
     runs = [folder(tmp_path, LONG.model_copy(update={"optim": WILD})), folder(tmp_path, LONG)]
     carry_out(runs, Execution(), should_stop=never)

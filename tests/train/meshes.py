@@ -5,7 +5,7 @@ from typing import Any
 import kinds
 import tiny
 
-from gatelab.config import ModelConfig, OptimConfig, ParallelConfig, ProbeConfig, Run
+from gatelab.config import ModelConfig, OptimConfig, ParallelConfig, ProbeConfig, Run, TrainConfig
 
 SHARED = {**kinds.EXPERTS, "n_shared": 1, "shared_weight": "sigmoid", "router_bias": True}
 BIASED = {**kinds.EXPERTS, "bias": True}
@@ -46,6 +46,11 @@ def run_of(name: str, **changes: Any) -> Run:
         return tiny.run(**({**fields, "model": ModelConfig(**SHAPE, moe=SHARED, gate="sdpa-headwise")} | changes))
     if name == "biased-experts":
         return tiny.run(**({**fields, "model": ModelConfig(**SHAPE, moe=BIASED, gate="sdpa-headwise")} | changes))
+    if name == "odd-tokens":
+        # 21 of a step, 7 of a sequence: tensor ranks get unequal numbers of them, and the head's weight is the embedding's.
+        model = ModelConfig(**SHAPE, **WITHOUT_EXPERTS, gate="sdpa-headwise", tied_embeddings=True)
+        fields |= {"model": model, "train": TrainConfig(tokens=63, batch_size=3, seq_len=7)}
+        return tiny.run(**(fields | changes))
     if name == "qk-clip":
         return kinds.run("experts", **({**fields, "optim": OptimConfig(lr=1e-2, qk_clip=1.0)} | changes))
     if name in kinds.KINDS:

@@ -37,8 +37,13 @@ TWO = [
     "shared: tp=2",
     "from-value: tp=2",
     "all-heads-norm: tp=2",
+    "odd-tokens: tp=2",
+    "odd-tokens: tp=2 micro",
 ]
 MORE_OF_TWO = [
+    "sdpa-headwise: tp=2 compiled",
+    "sdpa-headwise: shard=zero2 compiled",
+    "odd-tokens: tp=2 micro compiled",
     "sink-logit: shard=zero3 micro",
     "shared-experts: ep=2 shard=zero2",
     "biased-experts: ep=2 micro",
@@ -55,6 +60,7 @@ FOUR = [
     "encoder-decoder-experts: dp=2 tp=2 shard=zero3 micro",
     "biased-experts: dp=2 tp=2 shard=zero2",
     "qk-clip: dp=2 tp=2 shard=zero3",
+    "odd-tokens: tp=4 micro",
     "encoder: tp=4",
     "encoder-decoder: tp=4",
     "sdpa-headwise: shard=zero3",

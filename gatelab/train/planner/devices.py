@@ -1,8 +1,8 @@
 """What a GPU does in a second, as measured or as published, and the three constants that measured steps have set.
 
 Notable: the rates of a product, a copy and attention on H100 and H200 are measurements of this project; an A100's are what its
-maker states times an H100's share of what its maker states. Links are the makers' numbers: nothing over several GPUs has been
-timed, so that what they give is the least that communication can take.
+maker states times an H100's share of what its maker states. Links are the makers' numbers, so that what they give is the least
+that communication can take; of steps over several GPUs one was timed (benchmarks/results/meshes_h200_2026-11.md).
 """
 
 from dataclasses import dataclass
