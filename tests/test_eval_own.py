@@ -206,6 +206,10 @@ def test_texts_are_read_and_a_key_set_serves_another_model(place: Path, tmp_path
     assert status == 0, err
     of = {r["metric"]: r["value"] for r in map(json.loads, out.splitlines()) if r["task"] == "long_ppl"}
     assert of["key_share"] == pytest.approx(4 / 318) and of["plain_ppl_low"] < of["plain_ppl"] < of["plain_ppl_high"]
+    (tmp_path / "texts" / "2.txt").unlink()
+    status, _, err = gatelab("eval", place / "ours", *words, "--keys", tmp_path / "keys.json")
+    assert status == 1 and "1 documents of 160 tokens, and --keys" in err and "was chosen on 2" in err
+    (tmp_path / "texts" / "2.txt").write_text("a third text, as long as it needs to be, " * 40)
     (tmp_path / "texts" / "1.txt").write_text("another text, as long as it needs to be, " * 40)
     status, _, err = gatelab("eval", place / "ours", *words, "--keys", tmp_path / "keys.json")
     assert status == 1 and "is not the one of 160 that the key set was made of" in err
@@ -288,6 +292,10 @@ def test_files_and_essays_of_the_user_are_asked(place: Path, tmp_path: Path):
         (("--tasks", "gatelab/long_ppl", "--window", "0"), 2, "--window 0: expected 1 or more"),
         (("--tasks", "gatelab/long_ppl", "--window", "90", "--lengths", "100"), 2, "--window 90 of texts of 100 tokens"),
         (("--tasks", "gatelab/long_ppl", "--keys", "k.json", "--lengths", "9"), 2, "--keys has its own length"),
+        (("--tasks", "gatelab/long_ppl", "--keys", "k.json", "--limit", "9"), 2, "--keys has its own documents"),
+        (("--tasks", "gatelab/needle", "--lengths", "²"), 2, "--lengths ²: expected numbers of tokens"),
+        (("--tasks", "gatelab/found/kv", "--haystack", "nowhere"), 2, "no haystack of essays; leave --haystack out"),
+        (("--tasks", "gatelab/needle", "--layout", "original"), 2, "--layout original is of RULER's tasks alone"),
         (("--tasks", "gatelab/long_ppl", "--keys", "nowhere.json"), 2, "nowhere.json is no key set"),
         (("--tasks", "gatelab/position_loss", "--text", "nowhere"), 1, "'nowhere': no such file or folder"),
         (("--tasks", "gatelab/middle/qa_aware", "--data-dir", "nowhere"), 2, "no file nowhere/middle/qa.jsonl"),
@@ -317,7 +325,12 @@ def test_models_that_cannot_be_asked(place: Path, runs: dict[str, Path]):
 
 
 def test_rows_of_a_file_that_are_not_as_described_are_said_with_the_file(place: Path, tmp_path: Path):
-    for name, row in (("ruler/qa_1", {"question": "?"}), ("middle/qa", {"question": "?", "answers": [], "ctxs": 3})):
+    for name, row in (
+        ("ruler/qa_1", {"question": "?"}),
+        ("middle/qa", {"question": "?", "answers": [], "ctxs": 3}),
+        ("ruler/qa_1", {"question": "?", "answers": "Paris", "context": "Paris."}),
+        ("middle/qa", {"question": "?", "answers": "Paris", "ctxs": [{"title": "", "text": "Paris.", "isgold": True}]}),
+    ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / f"{name}.jsonl").write_text(json.dumps(row))
         status, _, err = gatelab("eval", place / "model", "--tasks", f"gatelab/{name}", "--data-dir", tmp_path)

@@ -111,7 +111,8 @@ def interval(changes: Sequence[float]) -> tuple[float, float]:
 
 def share_interval(scores: Sequence[float]) -> tuple[float, float]:
     """The 95% interval of the mean of scores from 0 to 1 over items: exact (Clopper and Pearson, Biometrika 26, 1934) where each
-    is 0 or 1, which all being alike does not shrink to a point; as `interval` otherwise, and no end outside of 0 to 1, as Student's t of few may have."""
+    is 0 or 1, which all being alike does not shrink to a point; as `interval` otherwise, cut at 0 and 1, beyond which Student's t
+    of few may go."""
     if not len(scores) or not set(scores) <= {0, 1}:
         low, high = interval(scores)
         return (max(0.0, low), min(1.0, high)) if isfinite(low) else (low, high)

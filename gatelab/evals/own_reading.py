@@ -68,8 +68,8 @@ def texts_of(source: str, n: int, length: int, tokens: Tokens, max_tokens: int |
     found: list[Text] = []
     for index, (name, text) in enumerate(_documents(source)):
         ids = tokens.encode([text[: _LETTERS * length]])[0]
-        if len(ids) < length and len(text) > _LETTERS * length:
-            # A run of blanks may be one token.
+        if len(ids) < 2 * length and len(text) > _LETTERS * length:
+            # Long runs of blanks may be one token, and where the text was cut one may be another.
             ids = tokens.encode([text])[0]
         if len(ids) < length:
             found.append(Text(index, name, problem=f"{name} has {len(ids)} tokens, and {length} are read"))

@@ -7,6 +7,7 @@ of the difference, so that a small cost is seen beside a large one.
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
+from .best_rates import best_rates
 from .book import Book
 from .charts import Figure, channel, short, stepped
 from .markup import NONE, Html, decimal, number, places, tag
@@ -67,6 +68,7 @@ def phases_section(book: Book, found: "Phases") -> Html:
         tag("h3", f"What the gate costs against {control}"),
         ramp(_DIVERGING, f"−{end}", end, "held-out loss, nats a token; in brackets where its 95% interval includes zero"),
         tag("div", costs, class_="row"),
+        best_rates(book, found, axis_words(found.across)),
         tag("h3", "The numbers"), _tables(book, found, arms),
     )  # fmt: skip
 

@@ -1,5 +1,6 @@
 """Measures of evidence and of texts: what they add to the library's own numbers is nothing, and nothing is left out unsaid."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,17 +10,20 @@ import torch
 from fake_passes import Fake, OfBytes, V
 
 from gatelab.analysis.shares import exact_interval
+from gatelab.cli.scores import write
 from gatelab.data import DataError
 from gatelab.evals.changes import interval, share_interval
 from gatelab.evals.deletion import TASK_NOISE, faithfulness
 from gatelab.evals.found import Found
 from gatelab.evals.harness.passes import Written
 from gatelab.evals.harness.tokens import Tokens
+from gatelab.evals.long_ppl import perplexity
 from gatelab.evals.middle import DocumentRecall, document_attention, reweighting_effect
+from gatelab.evals.next_token import next_token
 from gatelab.evals.own_evidence import by_evidence
 from gatelab.evals.own_lines import abstention_rows
 from gatelab.evals.own_posed import posed_in_ids, posed_in_words
-from gatelab.evals.own_reading import texts_of, window_of
+from gatelab.evals.own_reading import Reading, Text, by_position, texts_of, window_of
 from gatelab.evals.own_text import ask_prompts, rows_of_said
 from gatelab.evals.question import of_item, of_prompt
 from gatelab.models import build_model
@@ -108,6 +112,26 @@ def test_deletion_is_the_librarys_numbers_and_what_has_no_room_is_refused(decode
     assert item.score == pytest.approx(one.evidence_drop - one.control_drop)
 
 
+def test_a_model_that_is_no_number_is_said_and_written_and_never_right(tmp_path: Path):
+    broken = build_model(tiny.model(vocab_size=VOCAB_SIZE, max_seq_len=64), seed=1)
+    for parameter in broken.parameters():
+        parameter.data.fill_(float("nan"))
+    found = Found([], [], [])
+    for name in ("found/needle", "deletion/needle"):
+        posed = {0.5: posed_in_ids(open_task("needle"), Knobs(64, 0.5, 4), 2)}
+        by_evidence(found, broken, TASK_NOISE, posed, "mine", name, 64, silent)
+    reading = Reading("texts", 40, tuple(Text(i, f"{i}", tuple(range(1 + i, 41 + i))) for i in range(2)), None)
+    made = by_position(next_token(broken), reading, run="mine", progress=silent)
+    found.rows, found.items = found.rows + made.rows, found.items + made.items
+    (of_found,) = (one for one in found.records if one["task"] == "gatelab/found/needle")
+    assert (of_found["metric"], of_found["value"], of_found["not finite"]) == ("none", None, 1)
+    assert not any(item.correct for item in found.items)
+    write(tmp_path, [found], {})
+    said = [json.loads(line)["factors"] for line in (tmp_path / "items.jsonl").read_text().splitlines()]
+    assert {f["log_p"] for f in said if "log_p" in f} == {f["loss"] for f in said if "loss" in f} == {"nan"}
+    assert perplexity(1e3) == float("inf")
+
+
 def test_items_that_do_not_fit_or_have_one_document_are_refused_with_their_reason():
     tokens = Tokens(OfBytes(), V)
     posed = posed_in_words(tokens, None, words("needle", 300), Setting(length=300), 2, chat=False, progress=silent)
@@ -121,7 +145,9 @@ def test_items_that_do_not_fit_or_have_one_document_are_refused_with_their_reaso
 def test_shares_have_exact_intervals_and_other_scores_those_over_items():
     for k, n in ((0, 4), (3, 7), (9, 9)):
         assert share_interval([True] * k + [False] * (n - k)) == pytest.approx(exact_interval(k, n))
-    assert share_interval([0.25, 0.5, 1.0]) == interval([0.25, 0.5, 1.0])
+    few, many = [0.0, 0.5], [0.25, 0.5, 0.5, 0.75, 0.25, 0.5]
+    assert share_interval(many) == interval(many)
+    assert interval(few)[0] < 0 and interval(few)[1] > 1 and share_interval(few) == (0, 1)
 
 
 def test_blind_copying_chooses_among_what_was_said():
@@ -195,4 +221,14 @@ def test_documents_are_beginnings_of_files_and_short_ones_are_refused(tmp_path: 
         texts_of(str(tmp_path), 2, 600, tokens, None)
     with pytest.raises(ValueError, match="positions for 50 tokens"):
         texts_of(str(tmp_path), 2, 60, tokens, 50)
+
+    class Blanks(OfBytes):
+        """A run of blanks is one token."""
+
+        def _ids(self, text: str) -> list[int]:
+            return super()._ids(" ".join(text.split(" " * 500)))
+
+    (tmp_path / "a.txt").write_text("".join(letter + " " * 500 for letter in "abcdef"))
+    (text,) = texts_of(str(tmp_path / "a.txt"), 1, 8, Tokens(Blanks(), V), None).texts
+    assert bytes(text.ids) == b"a b c d " and text.is_cut
     assert [window_of(n) for n in (4, 1024, 65536)] == [1, 128, 4096]

@@ -84,3 +84,10 @@ def test_it_draws_and_is_not_wider_than_a_phone(paged, browser):
 def test_a_study_of_cells_that_are_no_grid_has_none(reported):
     assert "phases" not in [a.get("id") for _, a in reported.page.elements]
     assert not (reported.folder.path / "phases.csv").exists()
+
+
+def test_each_arms_best_level_is_told_with_what_is_at_an_end_of_the_range(paged):
+    text = paged.page.text
+    assert "Each arm's best lr" in text and "0.001: 1.9915 (an end of the range)" in text
+    said = [c["spec"]["description"] for c in paged.page.charts]
+    assert sum("Held-out loss by lr" in words and "a <gate> lowest at 0.001" in words for words in said) == 4

@@ -1,5 +1,6 @@
 """Prompts that ask for citations: the gold documents say it, the others do not, and blind citing scores what is said."""
 
+from itertools import combinations
 from statistics import fmean
 
 import pytest
@@ -38,10 +39,12 @@ def test_the_gold_documents_say_it_and_no_other_does(name: str):
 
 
 @pytest.mark.parametrize("name", CITATIONS)
-def test_citing_one_document_blindly_scores_its_floor(name: str):
+def test_citing_one_document_blindly_scores_chance_and_three_the_floor(name: str):
     task, prompt = made(name)
-    assert fmean(task.judge(prompt, (f" 1 [{n}]",)) for n in range(1, 10)) == pytest.approx(prompt.floor)
-    assert prompt.floor == prompt.chance
+    for n, value in ((1, prompt.chance), (3, prompt.floor)):
+        cited = ["".join(f"[{i}]" for i in of) for of in combinations(range(1, 10), n)]
+        assert fmean(task.judge(prompt, (f" 1 {said}",)) for said in cited) == pytest.approx(value)
+    assert prompt.floor > prompt.chance
 
 
 def test_an_item_asks_the_same_at_every_size_and_stands_at_its_depth():
@@ -75,6 +78,8 @@ def test_three_citations_of_the_first_line_count():
 def test_options_differ_in_their_citations_alone_and_items_fit():
     prompt = fitted_prompt(CITATIONS["citations/three"], setting("citations/three", length=1200), 1, len)
     assert prompt.options[0] == prompt.answers and len(set(prompt.options)) == len(prompt.options) > 2
+    numbers = [[int(n) for n in o[0].split()[1].strip("[]").split("][")] for o in prompt.options]
+    assert all(of == sorted(of) for of in numbers)
     assert {o[0].split()[0] for o in prompt.options} == {prompt.references[0]}
     assert prompt.choice_floor == pytest.approx(1 / len(prompt.options))
     assert 1000 < len(prompt.read()) + prompt.n_new <= 1200

@@ -74,6 +74,9 @@ def _read_squad(rows: list[dict[str, Any]]) -> Bank:
     questions = []
     for row in rows:
         answers = row["answers"]["text"] if isinstance(row["answers"], dict) else row["answers"]
+        if isinstance(answers, str):
+            # Its letters would be answers that stand everywhere.
+            raise TaskError(f"answers={answers!r}: expected a list of texts")
         here = number[str(row["context"])]
         near = tuple(i for i in of_article[str(row.get("title", row["context"]))] if i != here)
         if answers:
