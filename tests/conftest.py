@@ -5,12 +5,16 @@ make studies would wait for it thousands of times."""
 import atexit
 import os
 import shutil
+import signal
 import tempfile
 
 import pytest
 import torch
 
 torch.set_num_threads(1)
+# A shell starts what runs in the background deaf to Ctrl-C, which tests send to what they start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 os.fsync = lambda fd: None
 # Read when transformers is imported; its package of copied modules is imported once.
 os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="gatelab-modules-")
