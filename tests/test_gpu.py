@@ -47,6 +47,23 @@ def test_a_gpu_trains_as_a_cpu_does_in_float32(compiled):
     assert max(abs(a - b) for a, b in zip(on_cpu, on_gpu, strict=True)) < 1e-3
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_stack_with_experts_trains_each_run_as_it_is_alone(precision):
+    """By one captured step of all; in bfloat16 experts of all runs are those of one product."""
+    model = {"moe": MoE(n_experts=4, top_k=2, d_expert=64), "d_ff": None, "d_model": 64, "n_heads": 2, "n_layers": 2}
+    small = override(toy, {"train.tokens": 8 * 64 * 40, "train.precision": precision})
+    model = small.model.model_copy(update=model)
+    runs = [small.model_copy(update={"model": model, "seed": seed}) for seed in range(3)]
+    group = Group(runs, Execution(device="cuda"))
+    together = [s.loss for s in train(group)]
+    assert group.is_stacked
+    for m, run in enumerate(runs):
+        alone = [s.loss[0] for s in train(Group([run], Execution(device="cuda", compile="off")))]
+        assert max(abs(a[m] - b) for a, b in zip(together, alone, strict=True)) < (
+            1e-3 if precision == "float32" else 5e-2
+        )
+
+
 @pytest.mark.parametrize("case", expert_cases.CASES, ids=lambda c: c.name)
 @pytest.mark.parametrize("impl", sorted(set(EXPERTS) - {"reference"}))
 def test_every_implementation_of_the_experts_keeps_the_contract_in_bfloat16(case, impl):

@@ -92,8 +92,9 @@ def _losses(sums: "_Sums", m: int, source: Source, run: Run, name: str, step: in
             rows.append(row("val_loss", value, "nats", domain=domain))
     if source.bytes_per_token and run.resolved_objective.kind == "next-token":
         rows.append(row("val_bpb", mean / math.log(2) / source.bytes_per_token, "bits/byte"))
-    if sums.counts_LX is not None:
-        share_LX = sums.counts_LX / sums.counts_LX.sum(dim=1, keepdim=True)
+    if sums.counts_LMX is not None:
+        counts_LX = sums.counts_LMX[:, m]
+        share_LX = counts_LX / counts_LX.sum(dim=1, keepdim=True)
         load = share_LX.amax(dim=1).mean().item() * share_LX.shape[1]
         rows.append(row("expert_load_max", load, "ratio"))
     return rows
@@ -106,7 +107,7 @@ class _Sums:
     def __init__(self, n_models: int, n_domains: int):
         self.loss_MN = torch.zeros(n_models, 1 + n_domains, dtype=torch.float64)
         self.n_targets_MN = torch.zeros(n_models, 1 + n_domains, dtype=torch.float64)
-        self.counts_LX: torch.Tensor | None = None
+        self.counts_LMX: torch.Tensor | None = None
 
     def add(self, loss_MBT: torch.Tensor, targets_MBT: torch.Tensor, domain_MBT: torch.Tensor | None) -> None:
         counted_MBT = targets_MBT != IGNORED
@@ -119,8 +120,9 @@ class _Sums:
         self.n_targets_MN[:, :n_kinds] += selected_NMBT.sum(dim=(2, 3)).T.cpu()
 
     def route(self, routed: list[Routing]) -> None:
-        counts_LX = torch.stack([r.counts_X for r in routed]).double().cpu()
-        self.counts_LX = counts_LX if self.counts_LX is None else self.counts_LX + counts_LX
+        counts_LMX = torch.stack([r.counts_X for r in routed]).double().cpu()
+        counts_LMX = counts_LMX.reshape(len(routed), len(self.loss_MN), -1)
+        self.counts_LMX = counts_LMX if self.counts_LMX is None else self.counts_LMX + counts_LMX
 
 
 def _look(

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ..config.moe import MoE
-from ..ops.expert_ffn import expert_ffn
+from ..ops.expert_ffn import choose, expert_ffn
+from ..ops.expert_ffn.grouped import MOST_EXPERTS
 from .linear import Linear
 from .mlp import MLP
 
@@ -22,7 +23,8 @@ class Routing:
     """What one layer's router did with its tokens: sums over them, float32 at least.
 
     `counts_X`: pairs of a token and a choice that each expert got, without gradient. `probability_X`: sum of the softmax
-    over all experts. `z`: sum of logsumexp(logits)².
+    over all experts. `z`: sum of logsumexp(logits)². Of M stacked models all have an axis of M in front, and `n_tokens` counts
+    those of one.
     """
 
     counts_X: Tensor
@@ -33,7 +35,7 @@ class Routing:
 
 class Experts(nn.Module):
     """One matrix of every expert: `weight` [X, out, in], and `bias` [X, out] or None; `paired_side` as in `Linear`. Multiplied
-    in `expert_ffn`."""
+    in `expert_ffn`. In a stack of M models [M, X, out, in] and [M, X, out]."""
 
     def __init__(
         self, n_experts: int, d_in: int, d_out: int, *, bias: bool = False, paired_side: Literal["in", "out"] = "out"
@@ -83,21 +85,61 @@ class ExpertMLP(nn.Module):
         weight_NE, chosen_NE = probability_NX.topk(self.moe.top_k, dim=-1)
         if self.moe.normalise_top_k:
             weight_NE = weight_NE / weight_NE.sum(dim=-1, keepdim=True)
-        maps = (self.w1, self.w3, self.w2)
-        w1_XFD, w3_XFD, w2_XDF = (w.weight.to(x_ND.dtype) for w in maps)
-        b1_XF, b3_XF, b2_XD = (None if w.bias is None else w.bias.to(x_ND.dtype) for w in maps)
-        y_ND = self.ffn(
-            x_ND, chosen_NE, weight_NE, w1_XFD, w3_XFD, w2_XDF,
-            b1_XF=b1_XF, b3_XF=b3_XF, b2_XD=b2_XD, activation=self.moe.activation, impl=self.impl,
-        )  # fmt: skip
+        y_ND = self._chosen(x_ND, chosen_NE, weight_NE)
         if self.shared is not None:
             shared_ND = self.shared(x_ND)
             if self.shared_router is not None:
                 shared_ND = self.shared_router(x_ND).sigmoid() * shared_ND
             y_ND = y_ND + shared_ND
         if routed is not None:
-            routed.append(_routing(logits_NX, probability_NX, chosen_NE))
+            n_models = None if self._n_models is None else (self._n_models, -1)
+            of_each = (
+                t if n_models is None else t.unflatten(0, n_models) for t in (logits_NX, probability_NX, chosen_NE)
+            )
+            routed.append(_routing(*of_each))
         return y_ND.view_as(x_BTD)
+
+    @property
+    def _n_models(self) -> int | None:
+        """M of a stack; None of a plain model."""
+        return len(self.w1.weight) if self.w1.weight.dim() == 4 else None
+
+    def _chosen(self, x_ND: Tensor, chosen_NE: Tensor, weight_NE: Tensor) -> Tensor:
+        """The weighted sum of the chosen experts, [N, D]."""
+        tokens, maps, dtype = (x_ND, chosen_NE, weight_NE), (self.w1, self.w3, self.w2), x_ND.dtype
+        weights = [w.weight.to(dtype) for w in maps]
+        biases = [None if w.bias is None else w.bias.to(dtype) for w in maps]
+        if self._n_models is None:
+            return self._sum(*tokens, weights, biases)
+        # Experts of several models are experts of one, as many as a grouped product takes; the reference computes every
+        # expert on every token, and is given one model's at a time.
+        M, X, F, D = weights[0].shape
+        name = choose(self.impl, d_model=D, d_expert=F, dtype=dtype, device=x_ND.device)
+        at_once = 1 if name == "reference" else max(1, MOST_EXPERTS // X)
+        tokens_MN = [t.unflatten(0, (M, -1)) for t in tokens]
+        sums = []
+        for first in range(0, M, at_once):
+            own = slice(first, first + at_once)
+            x_mND, chosen_mNE, weight_mNE = (t[own] for t in tokens_MN)
+            chosen_mNE = chosen_mNE + X * torch.arange(len(x_mND), device=x_ND.device)[:, None, None]
+            flat = [t.flatten(0, 1) for t in (x_mND, chosen_mNE, weight_mNE)]
+            of_all = [[t if t is None else t[own].flatten(0, 1) for t in ts] for ts in (weights, biases)]
+            sums.append(self._sum(*flat, *of_all))
+        return sums[0] if len(sums) == 1 else torch.cat(sums)
+
+    def _sum(
+        self,
+        x_ND: Tensor,
+        chosen_NE: Tensor,
+        weight_NE: Tensor,
+        weights: Sequence[Tensor],
+        biases: Sequence[Tensor | None],
+    ) -> Tensor:
+        b1_XF, b3_XF, b2_XD = biases
+        return self.ffn(
+            x_ND, chosen_NE, weight_NE, *weights,
+            b1_XF=b1_XF, b3_XF=b3_XF, b2_XD=b2_XD, activation=self.moe.activation, impl=self.impl,
+        )  # fmt: skip
 
 
 def router_losses(
@@ -106,7 +148,7 @@ def router_losses(
     counts_LX: Tensor | None = None,
     n_tokens_L: Sequence[int] | Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(balance, z), scalars, means over layers, before their coefficients `moe.balance` and `moe.z`.
+    """(balance, z), scalars, or [M] of M stacked models; means over layers, before their coefficients `moe.balance` and `moe.z`.
 
     balance = X Σ_x f_x P_x with f_x the share of the global batch's choices that expert x got (no gradient) and P_x its
     mean probability: 1 for a uniform router, X when all goes to one expert of top_k = 1. z = mean of logsumexp².
@@ -114,7 +156,7 @@ def router_losses(
     Args:
         routed: one a layer, of the whole batch or of a part of it.
         counts_LX, n_tokens_L: choices and tokens of the global batch, for a part; layers may see different numbers of
-            tokens. The losses of all parts, and their gradients, then sum to those of the whole.
+            tokens. The losses of all parts, and their gradients, then sum to those of the whole. [L, M, X] of a stack.
 
     Raises:
         ValueError: no layer, one of counts_LX and n_tokens_L without the other, or of another shape.
@@ -133,18 +175,20 @@ def router_losses(
     tokens_L = torch.as_tensor(n_tokens_L, dtype=probability_LX.dtype, device=probability_LX.device)
     if len(tokens_L) != len(routed):
         raise ValueError(f"n_tokens_L has {len(tokens_L)} entries for {len(routed)} layers; give one a layer")
-    share_LX = counts_LX.to(probability_LX.dtype) / (moe.top_k * tokens_L[:, None])
-    balance_L = moe.n_experts * (share_LX * probability_LX / tokens_L[:, None]).sum(dim=1)
-    z_L = torch.stack([r.z for r in routed]) / tokens_L
-    return balance_L.mean(), z_L.mean()
+    z_L = torch.stack([r.z for r in routed])
+    tokens_L = tokens_L.view(-1, *[1] * (z_L.dim() - 1))
+    share_LX = counts_LX.to(probability_LX.dtype) / (moe.top_k * tokens_L[..., None])
+    balance_L = moe.n_experts * (share_LX * probability_LX / tokens_L[..., None]).sum(dim=-1)
+    return balance_L.mean(dim=0), (z_L / tokens_L).mean(dim=0)
 
 
 def _routing(logits_NX: Tensor, probability_NX: Tensor, chosen_NE: Tensor) -> Routing:
-    N, X = logits_NX.shape
+    """Sums over tokens, the last axis but one; stacked models have theirs before it."""
+    N, X = logits_NX.shape[-2:]
     experts_X = torch.arange(X, device=chosen_NE.device)
     return Routing(
-        counts_X=(chosen_NE[..., None] == experts_X).sum(dim=(0, 1)).float(),
-        probability_X=probability_NX.sum(dim=0),
-        z=logits_NX.logsumexp(dim=-1).square().sum(),
+        counts_X=(chosen_NE[..., None] == experts_X).sum(dim=(-3, -2)).float(),
+        probability_X=probability_NX.sum(dim=-2),
+        z=logits_NX.logsumexp(dim=-1).square().sum(dim=-1),
         n_tokens=N,
     )

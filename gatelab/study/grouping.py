@@ -33,7 +33,7 @@ def group_size(run: Run, *, has_gpus: bool) -> int:
     model, train = run.model, run.train
     if None in (model.vocab_size, model.max_seq_len, model.d_ff, model.head_dim, model.n_kv_heads):
         return 1
-    stacks = model.moe is None and model.positions != "relative" and run.optim.qk_clip is None
+    stacks = model.positions != "relative" and run.optim.qk_clip is None
     if not has_gpus or not stacks:
         return 1
     of_one = training_bytes(model, train.batch_size, train.seq_len, objective=run.objective).total()

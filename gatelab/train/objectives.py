@@ -55,10 +55,11 @@ def target_losses(
     targets_BT: Tensor,
     segment_ids_BT: Tensor | None = None,
     decoder_inputs_BT: Tensor | None = None,
+    routed: list[Routing] | None = None,
     watch: Watch | None = None,
 ) -> Tensor:
     """`target_loss` of each of M stacked models (or of a plain one), [M]; the batch holds their sequences one after the other."""
-    x_BTD = hidden_of(model, inputs_BT, segment_ids_BT, decoder_inputs_BT, watch=watch)
+    x_BTD = hidden_of(model, inputs_BT, segment_ids_BT, decoder_inputs_BT, routed, watch)
     x_MND, targets_MN = x_BTD.reshape(n_models, -1, x_BTD.shape[-1]), targets_BT.reshape(n_models, -1)
     weight_MVD = model.head.weight.view(n_models, -1, x_BTD.shape[-1])
     return linear_cross_entropy(x_MND, weight_MVD, targets_MN, ignored=IGNORED)
@@ -80,7 +81,7 @@ def hidden_of(
 
 @dataclass(frozen=True)
 class Choices:
-    """What the routers chose in the global batch: choices of each expert, and tokens, a layer."""
+    """What the routers chose in the global batch: choices of each expert, and tokens, a layer; of M stacked models [L, M, X]."""
 
     counts_LX: Tensor
     n_tokens_L: tuple[int, ...]
@@ -95,6 +96,7 @@ def choices(passes: list[list[Routing]], ranks: Ranks) -> Choices:
 
 
 def router_loss(routed: list[Routing], moe: MoE, chosen: Choices) -> Tensor:
-    """A micro-batch's part of the load-balancing loss and the z-loss, times their coefficients (arXiv 2501.11873)."""
+    """A micro-batch's part of the load-balancing loss and the z-loss, times their coefficients (arXiv 2501.11873); of stacked
+    models [M]."""
     balance, z = router_losses(routed, moe, chosen.counts_LX, chosen.n_tokens_L)
     return moe.balance * balance + moe.z * z

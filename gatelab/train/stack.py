@@ -12,7 +12,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from ..config.run import OptimConfig
 from ..data import IGNORED, Batch
 from ..models.model import Model
-from .objectives import target_losses
+from ..nn.moe import Routing
+from .objectives import Choices, choices, router_loss, target_losses
 
 if TYPE_CHECKING:
     from .group import Group, Member
@@ -37,8 +38,6 @@ def why_not(group: "Group") -> str | None:
     config = group.run.model
     if group.ranks.world > 1:
         return "several processes share the group"
-    if config.moe is not None:
-        return "experts are computed a model at a time"
     if config.positions == "relative":
         return "a relative position's bias is one for the whole batch"
     if any(m.run.optim.qk_clip is not None for m in group.members):
@@ -61,7 +60,7 @@ class Stack:
 
     def __init__(self, group: "Group"):
         self.members, self.device, self.is_compiled = group.members, group.device, group.is_compiled
-        self.watch = group.watch
+        self.watch, self.ranks = group.watch, group.ranks
         self.n_parts = -(-group.run.train.batch_size // group.micro_batch)
         self.places = _places(self.members[0].model)
         self.weights_MP = _flat([dict(m.model.named_parameters()) for m in self.members], self.places)
@@ -125,11 +124,15 @@ class Stack:
 
     def _step(self, batch: "StackedBatch", hyper: Tensor) -> tuple[Tensor, Tensor | None]:
         total_M, gradients, mass_MLH = None, None, None
-        for part in batch.parts(self.n_parts):
-            watch = self.watch()
-            loss_M = self._losses(self.model, *part, watch) / batch.n_targets_M
-            found = torch.autograd.grad(loss_M.sum(), self.parameters)
+        moe, parts = self.model.config.moe, list(batch.parts(self.n_parts))
+        chosen = self._choices(parts) if moe is not None and len(parts) > 1 else None
+        for part in parts:
+            routed, watch = None if moe is None else [], self.watch()
+            loss_M = self._losses(self.model, *part, routed, watch) / batch.n_targets_M
             total_M = loss_M.detach() if total_M is None else total_M + loss_M.detach()
+            if moe is not None:
+                loss_M = loss_M + router_loss(routed, moe, chosen or choices([routed], self.ranks))
+            found = torch.autograd.grad(loss_M.sum(), self.parameters)
             gradients = found if gradients is None else torch._foreach_add(gradients, found)
             if watch is not None:
                 sums_MLH = watch.sums_MLH(self.size) / batch.n_sequences
@@ -138,6 +141,14 @@ class Stack:
             gradient_MP = _side_by_side(gradients, self.places, self.weights_MP)
             norm_M = self._update(self.weights_MP, gradient_MP, self.first_MP, self.second_MP, self.is_decayed_P, hyper)
         return torch.stack([total_M, norm_M], dim=1), mass_MLH
+
+    @torch.no_grad()
+    def _choices(self, parts: list[tuple[Any, ...]]) -> Choices:
+        """What the routers choose in the whole batch, by a pass of its own; see `loop._backward`."""
+        passes: list[list[Routing]] = [[] for _ in parts]
+        for part, routed in zip(parts, passes, strict=True):
+            self._losses(self.model, *part, routed)
+        return choices(passes, self.ranks)
 
 
 class StackedBatch:

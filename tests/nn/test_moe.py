@@ -447,3 +447,26 @@ def test_a_layer_that_is_computed_again_routes_with_the_same_gradients() -> None
 
     for again, once in zip(gradients(is_again=True), gradients(is_again=False), strict=True):
         torch.testing.assert_close(again, once)
+
+
+@pytest.mark.parametrize("most", [1023, 12, 1])
+def test_a_stack_by_grouped_products_is_each_layer_by_itself(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Experts of all models, of two at a time (6 each), and of one."""
+    monkeypatch.setattr("gatelab.nn.moe.MOST_EXPERTS", most)
+    options = {"bias": True, "router_bias": True, "balance": 0.3, "z": 0.1}
+    alone, stack = [layer(**options) for _ in range(3)], layer(**options)
+    for i, module in enumerate(alone):
+        for p in module.parameters():
+            p.data = torch.randn(p.shape, generator=torch.Generator().manual_seed(i)) * 0.3
+    for name, p in stack.named_parameters():
+        p.data = torch.stack([dict(module.named_parameters())[name].data for module in alone])
+    for module in (stack, *alone):
+        module.impl = "grouped"
+    x_BTD = hidden(3 * B)
+    routed: list[Routing] = []
+    given = [(x, route(module, x)) for module, x in zip(alone, x_BTD.chunk(3), strict=True)]
+    expected = torch.cat([module(x) for module, (x, _) in zip(alone, given, strict=True)])
+    torch.testing.assert_close(stack(x_BTD, routed), expected)
+    both = [router_losses([r], alone[0].moe) for _, r in given]
+    for found, of_each in zip(router_losses(routed, stack.moe), zip(*both, strict=True), strict=True):
+        torch.testing.assert_close(found, torch.stack(of_each))

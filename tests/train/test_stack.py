@@ -33,6 +33,9 @@ MODELS: dict[str, dict[str, Any]] = {
     "sink logit": {"softmax": {"kind": "sink-logit", "init": 0.5}},
     "off by one, routed values": {"softmax": "off-by-one", "kv_experts": "v-4top2"},
     "forgetting": {"gate": "scores-headwise-forget-bias"},
+    "experts": {"moe": kinds.EXPERTS, "d_ff": None},
+    "experts with biases": {"moe": kinds.EXPERTS | {"bias": True, "router_bias": True}, "d_ff": None},
+    "shared experts": {"moe": kinds.EXPERTS | {"n_shared": 1, "shared_weight": "sigmoid"}, "d_ff": None},
 }
 OPTIMS = (
     OptimConfig(lr=1e-2, clip=0.5),
@@ -71,7 +74,7 @@ def test_each_run_of_a_stack_is_as_it_is_alone(name: str) -> None:
     assert_each_is_as_alone(members(MODELS[name]))
 
 
-@pytest.mark.parametrize("kind", ["encoder", "encoder-decoder", "continuation"])
+@pytest.mark.parametrize("kind", ["encoder", "encoder-decoder", "continuation", "encoder-decoder-experts"])
 def test_other_architectures_and_objectives_too(kind: str) -> None:
     assert_each_is_as_alone([kinds.run(kind, seed=i, optim=OPTIMS[i]) for i in range(2)])
 
@@ -80,6 +83,10 @@ def test_packed_projections_and_parts_of_a_batch_change_nothing() -> None:
     runs = members({"gate": "sdpa-elementwise-bias", "bias": True})
     assert_each_is_as_alone(runs, Execution(packed=True))
     assert_each_is_as_alone(runs, Execution(micro_batch=3))
+
+
+def test_experts_of_a_stack_are_chosen_over_the_whole_batch() -> None:
+    assert_each_is_as_alone(members(MODELS["experts"]), Execution(micro_batch=3))
 
 
 def test_runs_may_read_different_texts_with_documents_kept_apart(tmp_path: Path) -> None:
@@ -184,7 +191,7 @@ def test_a_run_saved_in_a_stack_goes_on_alone(tmp_path: Path) -> None:
     assert [s.loss[0] for s in train(alone)] == pytest.approx([s.loss[1] for s in whole[3:]], rel=1e-4)
 
 
-@pytest.mark.parametrize("name", ["constants and slices", "registers, groups, normed keys", "sink logit"])
+@pytest.mark.parametrize("name", ["constants and slices", "registers, groups, normed keys", "sink logit", "experts"])
 def test_a_look_at_a_stack_gives_each_run_its_rows(name: str) -> None:
     _, group = trained(members(MODELS[name], n=2))
     together = look(group, ["a", "b"])
@@ -204,7 +211,6 @@ def _name(row: Any) -> dict[str, Any]:
     [
         ({"positions": "relative"}, OptimConfig(), "relative"),
         ({"softmax": "key-bias", "positions": "learned"}, OptimConfig(), "key-bias"),
-        ({"moe": kinds.EXPERTS, "d_ff": None}, OptimConfig(), "experts"),
         ({}, OptimConfig(qk_clip=100.0), "qk_clip"),
     ],
 )

@@ -17,6 +17,8 @@ from .hidden import hidden
 _TYPES = {"cuda": (torch.bfloat16,), "cpu": (torch.bfloat16, torch.float16, torch.float32)}
 # Every row starts at a multiple of this.
 _ROW_BYTES = 16
+# torch refuses 1,024 groups and more on a GPU.
+MOST_EXPERTS = 1023
 
 
 def obstacle(d_model: int, d_expert: int, dtype: torch.dtype, device: torch.device) -> str | None:
