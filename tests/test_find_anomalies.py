@@ -13,6 +13,7 @@ from gatelab import lab
 from gatelab.analysis import stages
 from gatelab.cli import _status
 from gatelab.config import BigramBackcopy, ModelConfig, ProbeConfig, Run, TrainConfig, override
+from gatelab.lab.declared import registration_of
 from gatelab.record import Row
 from gatelab.store import Appender, StoreError, StudyFolder, read_json, write_json
 from gatelab.study.plan import make_plan
@@ -163,7 +164,7 @@ def test_going_on_in_a_folder_adds_the_runs_that_the_claims_need_and_no_others(f
         planned(finished.path, cells=CELLS, arms=(*ARMS, Arm("late", {"model.gate": "value-headwise"}))), SHUT
     )
     before = folder.study()["plan"]
-    assert lab.confirmation(folder, lab._registration(folder)) == [("shut", "none"), ("shut", "gated")]
+    assert lab.confirmation(folder, registration_of(folder)) == [("shut", "none"), ("shut", "gated")]
     execution = lab.go_on(folder, {"execution.slots": [3]})
     new = [(e["cell"], e["arm"], e["seed"]) for e in folder.study()["plan"][len(before) :]]
     assert execution.slots == 3 and sorted(new) == sorted(("shut", a, s) for a in ("none", "gated") for s in (5, 6, 7))
@@ -180,7 +181,7 @@ def test_fresh_seeds_that_are_planned_and_have_not_begun_can_be_registered_anew(
 def test_a_claim_about_several_cells_needs_them_all(finished, capsys):
     registered(finished, FLIP)
     pairs = [(c, a) for c in ("d", "a", "b", "shut") for a in ("none", "gated")]
-    assert lab.confirmation(finished, lab._registration(finished)) == pairs
+    assert lab.confirmation(finished, registration_of(finished)) == pairs
     lab.go_on(finished)
     fill(finished, {"d": 1.0} | dict.fromkeys(("a", "b", "shut"), -1.0), first=5)
     status, out, _ = find(capsys, finished.path, "--confirm")
@@ -200,7 +201,7 @@ def test_a_confirmation_may_be_the_work_of_another_version_of_the_code(finished,
 
 def test_variances_are_not_shrunk_towards_those_of_another_version(finished):
     lab.go_on(registered(finished, stages.Claim("effect", "a", "gated", "val_loss", -1, 0.001, 0.01)))
-    kept = lab._registration(finished)
+    kept = registration_of(finished)
     write_json(
         finished.path / "confirmation.json", replace(kept, priors=[("gated", "val_loss", 40.0, 1e-12)]).as_json()
     )
@@ -472,7 +473,7 @@ def test_edits_are_made_run_by_run_and_not_twice(finished, capsys, monkeypatch):
         asked.extend((path.name, word) for word in words)
         return type("E", (), {"rows": lambda self, name: [loss_change(name, word) for word in words]})()
 
-    monkeypatch.setattr(lab, "intervene", intervene)
+    monkeypatch.setattr("gatelab.lab.explaining.intervene", intervene)
     status, out, err = find(capsys, finished.path, "--explain", "d", "--edit", "--seeds", "0..1")
     assert status == 0 and "4 runs were edited" in err and "drop-first: not of this model" in err
     names = {e["arm"]: [] for e, _ in finished.planned()}
@@ -495,7 +496,7 @@ def loss_change(name: str, word: str) -> Row:
 
 
 def test_edits_need_scipy_and_say_so(finished, capsys, monkeypatch):
-    monkeypatch.setattr(lab, "find_spec", lambda name: None)
+    monkeypatch.setattr("gatelab.lab.explaining.find_spec", lambda name: None)
     status, _, err = find(capsys, finished.path, "--explain", "d", "--edit")
     assert status == 1 and "SciPy" in err and len(err.splitlines()) == 1
 

@@ -9,6 +9,7 @@ import pytest
 from gatelab import lab
 from gatelab.config import BigramBackcopy, ConfigError, Execution, ModelConfig, ProbeConfig, Run, TrainConfig, canonical
 from gatelab.config.objective import Continuation
+from gatelab.lab.looking import _at_length
 from gatelab.record import Row
 from gatelab.store import Appender, RunFolder, StoreError, StudyFolder, write_json
 from gatelab.study.plan import make_plan
@@ -230,5 +231,5 @@ def test_a_run_from_weights_that_are_not_there_is_refused_before_anything_is_wri
 def test_a_probe_at_a_length_with_more_spans_than_sentinels_is_refused():
     run = Run(model=ModelConfig(arch="encoder-decoder"), train=TrainConfig(seq_len=32, batch_size=2)).resolved(256)
     with pytest.raises(ValueError, match=r"--length 64: 'span-corruption' takes out more spans"):
-        lab._at_length(run, 64)
-    assert lab._at_length(run.model_copy(update={"objective": Continuation()}), 64).train.seq_len == 64
+        _at_length(run, 64)
+    assert _at_length(run.model_copy(update={"objective": Continuation()}), 64).train.seq_len == 64

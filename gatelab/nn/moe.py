@@ -172,9 +172,11 @@ def router_losses(
         raise ValueError(
             f"counts_LX of shape {tuple(counts_LX.shape)}: expected {tuple(probability_LX.shape)}, layers and experts"
         )
-    tokens_L = torch.as_tensor(n_tokens_L, dtype=probability_LX.dtype, device=probability_LX.device)
-    if len(tokens_L) != len(routed):
-        raise ValueError(f"n_tokens_L has {len(tokens_L)} entries for {len(routed)} layers; give one a layer")
+    if len(n_tokens_L) != len(routed):
+        raise ValueError(f"n_tokens_L has {len(n_tokens_L)} entries for {len(routed)} layers; give one a layer")
+    # Filled on the device: while a step is captured nothing is copied to it.
+    numbers = n_tokens_L if isinstance(n_tokens_L, Tensor) else [probability_LX.new_full((), n) for n in n_tokens_L]
+    tokens_L = torch.stack(tuple(numbers)).to(probability_LX)
     z_L = torch.stack([r.z for r in routed])
     tokens_L = tokens_L.view(-1, *[1] * (z_L.dim() - 1))
     share_LX = counts_LX.to(probability_LX.dtype) / (moe.top_k * tokens_L[..., None])

@@ -1,0 +1,69 @@
+"""The main job: plan, run, analyse, report. What the command line does is a plain call here.
+
+from gatelab import lab
+folder, _ = lab.run("quickstart", "runs/quickstart")
+page = lab.report(folder, lab.analyse(folder))
+"""
+
+from ..analysis.cause_tests import FILE
+from ..study.study import load_study
+from .analysing import Analysis, analyse, outcomes
+from .checkpoints import export, import_checkpoint, is_checkpoint, relayout, retrofit, stored_model, task_run
+from .declared import CONFIRMATION, FDR, SCREEN
+from .explaining import edit, explain
+from .finding import confirm, confirmation, confirming, foresight, hunt, out_of_reach, register, screened
+from .looking import final_rows, find_run, flat, intervene, look_at_run, probe, probe_checkpoint, write_look
+from .planning import STEP_TOKENS, plan, save_plan, single, size_job, step_jobs
+from .reporting import look_for_anomalies, report
+from .running import EXECUTORS, check_executor, go_on, is_folder, open_executor, run, submit
+
+__all__ = [
+    "CONFIRMATION",
+    "EXECUTORS",
+    "FDR",
+    "FILE",
+    "SCREEN",
+    "STEP_TOKENS",
+    "Analysis",
+    "analyse",
+    "check_executor",
+    "confirm",
+    "confirmation",
+    "confirming",
+    "edit",
+    "explain",
+    "export",
+    "final_rows",
+    "find_run",
+    "flat",
+    "foresight",
+    "go_on",
+    "hunt",
+    "import_checkpoint",
+    "intervene",
+    "is_checkpoint",
+    "is_folder",
+    "load_study",
+    "look_at_run",
+    "look_for_anomalies",
+    "open_executor",
+    "out_of_reach",
+    "outcomes",
+    "plan",
+    "probe",
+    "probe_checkpoint",
+    "register",
+    "relayout",
+    "report",
+    "retrofit",
+    "run",
+    "save_plan",
+    "screened",
+    "single",
+    "size_job",
+    "step_jobs",
+    "stored_model",
+    "submit",
+    "task_run",
+    "write_look",
+]

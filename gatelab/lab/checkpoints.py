@@ -1,0 +1,158 @@
+"""Models into and out of Gatelab's folders: import, export, another layout, a gate put into a trained model."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+from ..config import Run, validate
+from ..store import read_json
+from .looking import finished_run
+
+if TYPE_CHECKING:
+    from ..config.retrofit import Retrofit
+    from ..models.interop import Exported, Imported, Relaid, Stored
+    from ..retrofit import Arms
+
+
+def is_checkpoint(source: str | Path) -> bool:
+    """Whether somebody's checkpoint is there, not a run: a file, a folder in Hugging Face's layout, or an id of the hub, which
+    is no path of this machine."""
+    from ..models.external import is_hub_id
+
+    path = Path(source)
+    is_folder = (path / "config.json").is_file() or any(path.glob("*.safetensors")) or any(path.glob("*.gguf"))
+    return path.is_file() or (is_folder and not (path / "run.json").exists()) or is_hub_id(source)
+
+
+def import_checkpoint(source: str | Path, out: str | Path, *, allow_pickle: bool = False) -> "Imported":
+    """A checkpoint of transformers as a Gatelab model folder with the same logits; see `gatelab.models.interop`.
+
+    Raises:
+        ValueError: it cannot be opened or expressed exactly, or `out` is there already.
+    """
+    from ..models.interop import import_model
+
+    if (Path(source) / "run.json").is_file() or (Path(source) / "model.json").is_file():
+        raise ValueError(
+            f"{source}: is a model of Gatelab already; `--to hf` makes a checkpoint for transformers of it"
+        )
+    return import_model(source, out, allow_pickle=allow_pickle)
+
+
+def relayout(source: str | Path, out: str | Path, layout: str, *, from_layout: str | None = None) -> "Relaid":
+    """A checkpoint's folder with its gated attention in another layout; see `gatelab.models.interop`.
+
+    Raises:
+        ValueError: it is in no layout, or may be in several, or the other layout cannot say it; `out` is there already.
+    """
+    from ..models.interop import relayout as rewritten
+
+    if (Path(source) / "run.json").is_file() or (Path(source) / "model.json").is_file():
+        raise ValueError(
+            f"{source}: is a model of Gatelab; `--to hf` makes a checkpoint of it, whose layout can be changed"
+        )
+    return rewritten(source, out, layout, from_layout=from_layout)
+
+
+def export(path: str | Path, out: str | Path) -> "Exported":
+    """A finished run, or a Gatelab model folder, as a folder that `AutoModelForCausalLM.from_pretrained` loads.
+
+    Raises:
+        StoreError: no run there, or one that has not finished.
+        ValueError: what its model computes is neither in transformers nor in the code that goes along.
+    """
+    from ..models.interop import export_model
+    from ..models.interop.destination import check_destination
+
+    if is_checkpoint(path) and not (Path(path) / "model.json").is_file():
+        raise ValueError(f"{path}: is a checkpoint of transformers already; `--to gatelab` makes a model of ours of it")
+    check_destination(Path(out), Path(path))
+    with TemporaryDirectory() as companions:
+        return export_model(stored_model(path, Path(companions)), out)
+
+
+def retrofit(
+    source: str | Path,
+    config: "Retrofit",
+    out: str | Path,
+    *,
+    text: str = "self",
+    real: str = "stdlib",
+    device: str = "auto",
+    allow_pickle: bool = False,
+    tell: Callable[[str], None] = lambda _: None,
+) -> "Arms":
+    """A gate put into a trained model, in a new folder: a checkpoint of transformers (which is imported first), a finished run,
+    or a Gatelab model folder; see `gatelab.retrofit`.
+
+    Raises:
+        StoreError: a run that has not finished.
+        ValueError: what `import_checkpoint` and `gatelab.retrofit.retrofit` refuse.
+    """
+    from ..models.interop import import_model, is_model_folder, open_folder
+    from ..models.interop.destination import check_destination
+    from ..retrofit import retrofit as carried_out
+
+    # A checkpoint is imported from elsewhere, in minutes where it is large.
+    check_destination(Path(out), Path(source))
+    with TemporaryDirectory() as place:
+        if is_checkpoint(source) and not is_model_folder(Path(source)):
+            tell(f"importing {source}")
+            import_model(source, Path(place) / "model", allow_pickle=allow_pickle)
+            found = replace(open_folder(Path(place) / "model"), title=str(source))
+        else:
+            found = stored_model(source, Path(place))
+        return carried_out(found, config, Path(out), text=text, real=real, device=device, tell=tell)
+
+
+def stored_model(path: str | Path, companions: Path) -> "Stored":
+    """The model of a Gatelab model folder, or of a finished run, whose tokenizer is written into `companions`.
+
+    Raises:
+        StoreError: no run there, or one that has not finished.
+    """
+    from ..models.interop import is_model_folder, open_folder, stored_run
+
+    if is_model_folder(Path(path)):
+        return open_folder(Path(path))
+    folder = finished_run(path)
+    run_config = validate(Run, folder.config())
+    has_tokenizer, tokenizer = _tokenizer_of(run_config)
+    return stored_run(run_config, folder.path, companions, tokenizer=tokenizer, has_tokenizer=has_tokenizer)
+
+
+def task_run(path: str | Path) -> Run | None:
+    """The configuration of a run that was trained on the tasks' ids, to be asked in them; None of anything else.
+
+    Raises:
+        StoreError: a run that has not finished.
+    """
+    if not (Path(path) / "run.json").is_file():
+        return None
+    run_config = validate(Run, finished_run(path).config())
+    return run_config if run_config.data.kind == "tasks" else None
+
+
+def _tokenizer_of(run_config: Run) -> tuple[bool, Path | None]:
+    """Whether a run's tokenizer is to be had, and its tokenizer.json; None: bytes."""
+    from ..data import DataError, default_cache, open_source
+
+    data = run_config.data
+    if data.kind != "text" or data.vocab_size is not None:
+        return False, None
+    if data.tokenizer == "byte":
+        return True, None
+    if not data.tokenizer.startswith("bpe:"):
+        path = Path(data.tokenizer).expanduser()
+        return path.is_file(), path
+    try:
+        digest = open_source(data).digest
+    except DataError:
+        return False, None
+    # Trained on the text, it lies beside the text's tokens.
+    for meta in default_cache().glob("corpora/*/meta.json"):
+        if read_json(meta).get("digest") == digest:
+            return True, meta.with_name("tokenizer.json")
+    return False, None

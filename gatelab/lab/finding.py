@@ -1,0 +1,147 @@
+"""The anomalies of a study, from the screen to the verdicts of a confirmation on fresh seeds."""
+
+import shlex
+from dataclasses import replace
+
+from ..analysis import Outcome, stages
+from ..analysis.anomalies import RULES
+from ..analysis.anomalies.gather import Gathered, gather
+from ..analysis.foresight import SEEDS, Foresight, foresee
+from ..analysis.hunt import READINGS, Hunt
+from ..analysis.hunt import hunt as hunted
+from ..store import StoreError, StudyFolder, read_json, write_json
+from ..study.fresh import with_sources
+from ..study.ledger import state_of
+from ..study.plan import Plan
+from .analysing import outcomes
+from .declared import CONFIRMATION, FDR, SCREEN, registration_of
+
+
+def screened(folder: StudyFolder, found: list[Outcome] | None = None) -> Gathered:
+    """The evidence of a study without the seeds that a confirmation keeps to itself; `found` are its outcomes where they have
+    been read. What follows takes it too: of thousands of runs the reading is the longer part.
+
+    Raises:
+        StoreError: a study that was edited, without an ungated baseline, or without a gate.
+    """
+    kept = registration_of(folder)
+    read = outcomes(folder) if found is None else found
+    return gather(folder, read, without=() if kept is None else kept.seeds)
+
+
+def hunt(folder: StudyFolder, gathered: Gathered | None = None) -> Hunt:
+    """The anomalies of a study's finished runs, and what its effects depend on; runs of a registered confirmation are not
+    looked at.
+
+    Raises:
+        StoreError: as `screened` does.
+    """
+    gathered = gathered or screened(folder)
+    declared, study = folder.path / SCREEN, folder.study()
+    kept = registration_of(folder)
+    if kept is not None:
+        study["seeds"] = [s for s in study["seeds"] if s not in kept.seeds]
+    now, notes = stages.declaration(RULES, study, FDR), []
+    if declared.exists():
+        there = read_json(declared)
+        if not isinstance(there, dict) or any(type(there.get(k, [])) is not type(v) for k, v in now.items()):
+            raise StoreError(f"{declared}: is not what was declared with the plan; was it edited?")
+        notes = stages.departures(there, now)
+    return hunted(gathered, RULES, fdr=FDR, notes=notes)
+
+
+def foresight(
+    folder: StudyFolder, *, of: Plan | None = None, n_claims: int = 5, gathered: Gathered | None = None
+) -> list[Foresight]:
+    """What how many seeds could see, by the pairs that the study has; where it is a pilot, in the cells and seeds `of` a plan.
+    A confirmation is taken to be of `n_claims`.
+
+    Raises:
+        StoreError: as `hunt` does.
+    """
+    gathered = gathered or screened(folder)
+    readings = [r for r in READINGS if r in gathered.primary] or READINGS
+    if of is None:
+        return foresee(gathered.evidence, readings, n_claims=n_claims)
+    seeds = sorted({*SEEDS, max(2, len(of.study.seed_values))})
+    return foresee(gathered.evidence, readings, seeds=seeds, n_cells=len(of.study.cells))
+
+
+def register(
+    folder: StudyFolder,
+    seeds: list[int] | None = None,
+    *,
+    choose: dict[str, list[str]] | None = None,
+    gathered: Gathered | None = None,
+) -> stages.Registration:
+    """Write down what the screen found, to be confirmed on fresh seeds (five more unless given), before they are run; of all
+    claims those that `choose` (rules, cells, arms; see `stages.chosen`).
+
+    Raises:
+        StoreError: nothing found; a seed that was in the screen; a confirmation whose runs have begun; as `hunt` does.
+    """
+    there = registration_of(folder)
+    if there is not None and any(e["seed"] in there.seeds and state_of(r) != "planned" for e, r in folder.planned()):
+        raise StoreError(
+            f"{folder.path / CONFIRMATION}: its runs have begun; `gatelab find {folder.path} --confirm` reads it"
+        )
+    gathered = gathered or screened(folder)
+    used = {o.seed for o in gathered.evidence.outcomes if o.status != "planned"}
+    fresh = seeds or [max(used, default=-1) + 1 + i for i in range(5)]
+    try:
+        claims = stages.chosen(hunt(folder, gathered).claims, **(choose or {}))
+        registration = stages.register(gathered.evidence, claims, fresh, fdr=FDR)
+        needs = stages.comparisons_needed(registration, gathered.evidence, RULES)
+        registration = replace(registration, needs=needs)
+    except ValueError as error:
+        raise StoreError(f"{folder.path}: {error}") from None
+    write_json(folder.path / CONFIRMATION, registration.as_json())
+    return registration
+
+
+def confirm(folder: StudyFolder, found: list[Outcome] | None = None) -> list[stages.Verdict]:
+    """The verdict on every registered claim, once all runs of its seeds have ended; `found` are the study's outcomes.
+
+    Raises:
+        StoreError: nothing was registered; runs that have not ended, since a confirmation is read once.
+    """
+    registration = registration_of(folder)
+    if registration is None:
+        raise StoreError(
+            f"{folder.path}: no claims are registered; `gatelab find {folder.path} --register` writes them down"
+        )
+    states = {(e["cell"], e["arm"], e["seed"]): state_of(r) for e, r in folder.planned()}
+    found = outcomes(folder) if found is None else found
+    before = gather(folder, found, without=registration.seeds)
+    pairs = registration.needs or stages.comparisons_needed(registration, before.evidence, RULES)
+    wanted = [(*where, seed) for where in pairs for seed in registration.seeds]
+    open_ = [w for w in wanted if states.get(w, "planned") not in ("done", "diverged")]
+    if open_:
+        raise StoreError(
+            f"{folder.path}: {len(open_)} of the {len(wanted)} runs of this confirmation have not ended (such as"
+            f" {'/'.join(map(str, open_[0]))}), and it is read once; first {confirming(folder)}"
+        )
+    fresh = gather(folder, found, only=registration.seeds)
+    if fresh.versions != before.versions:
+        # The spread that another version's pairs had says nothing of these.
+        registration = replace(registration, priors=[])
+    return stages.confirm(registration, fresh.evidence, RULES)
+
+
+def confirming(folder: StudyFolder) -> str:
+    """The command that carries out a confirmation's runs, and no others."""
+    return f"gatelab run {shlex.quote(str(folder.path))}"
+
+
+def confirmation(folder: StudyFolder, registration: stages.Registration) -> list[tuple[str, str]]:
+    """(cell, arm) that a confirmation needs runs of: the claims', the baseline, the cells that a rule compares them with, and
+    what their runs start from."""
+    needs = registration.needs or stages.comparisons_needed(registration, screened(folder).evidence, RULES)
+    return with_sources(folder, needs)
+
+
+def out_of_reach(
+    folder: StudyFolder, registration: stages.Registration, gathered: Gathered | None = None
+) -> list[tuple[stages.Claim, int]]:
+    """The claims that the registered seeds cannot confirm whatever they show, each with how many could."""
+    return stages.out_of_reach(registration, (gathered or screened(folder)).evidence)

@@ -1,0 +1,197 @@
+"""The runs of a study, their training steps before there are data, and the folder that a plan is written into."""
+
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..analysis import stages
+from ..analysis.anomalies import RULES
+from ..bench.plan import size
+from ..config import Change, ConfigError, Run, canonical, fingerprint, override, validate
+from ..models.sizes import count_parameters, match_d_ff
+from ..store import RunFolder, StoreError, StudyFolder, read_json, read_stored, write_json
+from ..study.ledger import check_place
+from ..study.plan import Plan, make_plan
+from ..study.study import Arm, Study, load_study
+from ..train.planner import Job
+from .declared import FDR, SCREEN
+
+STEP_TOKENS = 1 << 22  # of a step on many GPUs, where none are stated
+
+
+def plan(study: str | Study, assignments: dict[str, list[Any]] | None = None) -> Plan:
+    """The runs of a study (a name, a file, or a Study) with `key=value` words applied.
+
+    Raises:
+        ConfigError, DataError: listing every mistake.
+    """
+    loaded = load_study(study) if isinstance(study, str) else study
+    return make_plan(loaded.changed(assignments or {}))
+
+
+def single(assignments: dict[str, list[Any]], config: Path | None = None) -> Study:
+    """A study of one run: the defaults, or the configuration in a run.json, with `key=value` words applied.
+
+    Raises:
+        ConfigError: several values for a key; every mistake in the configuration.
+    """
+    many = [path for path, values in assignments.items() if len(values) > 1]
+    if many:
+        raise ConfigError([f"{path}: one run takes one value; for a grid write a study file" for path in many])
+    base = Run() if config is None else _run_in(config)
+    study = Study(
+        name="train", question="One run.", cells={"": base}, arms=(Arm("", {}),), seeds=(base.seed,), match=None
+    ).changed(assignments)
+    run_config = study.cells[""]
+    gate = run_config.model.model_dump()["gate"]
+    return replace(study, cells={run_config.data.kind: run_config}, arms=(Arm(gate, {}),))
+
+
+def _run_in(path: Path) -> Run:
+    """The run of a run.json, or of a file that holds nothing but a configuration."""
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise ConfigError([f"--config {path}: holds a {type(content).__name__}; expected a run.json"])
+    return validate(Run, read_stored(path)["run"] if "run" in content else content)
+
+
+def step_jobs(study: str | Study, assignments: dict[str, list[Any]] | None = None) -> dict[str, Job]:
+    """A training step of each cell and arm of a study that trains, by their names, narrowed as its runs are. The data are not
+    opened, so a model must say its own vocabulary.
+
+    Raises:
+        ConfigError: listing every mistake.
+    """
+    loaded = (load_study(study) if isinstance(study, str) else study).changed(assignments or {})
+    jobs, silent = {}, []
+    for cell, base in loaded.cells.items():
+        if base.model.vocab_size is None:
+            silent.append(
+                f"cell {cell}: its vocabulary is its data's, which planning GPUs does not read; state model.vocab_size"
+            )
+            continue
+        target = None
+        for arm in loaded.arms:
+            run = override(base, arm.changes)
+            model = run.resolved(run.model.vocab_size - run.resolved_objective.extra_ids(run.train.seq_len)).model
+            target = target or count_parameters(model)
+            if loaded.match is not None and loaded.match not in arm.changes:
+                model = match_d_ff(model, target, loaded.match_unit)
+            if run.train.steps:
+                jobs[f"{cell} / {arm.name}"] = Job(model, run.train.tokens_per_step, run.train.seq_len, run.objective)
+    if silent or not jobs:
+        raise ConfigError(silent or [f"{loaded.name}: none of its cells trains, so there is no step to plan"])
+    return jobs
+
+
+def size_job(word: str, change: Change | None = None, *, tokens: int = STEP_TOKENS, context: int | None = None) -> Job:
+    """A training step of a size of the ladder, or of width x layers x heads x vocabulary, with changes of its model; `tokens` of
+    all GPUs in sequences of `context` (None: the size's, at most 4,096).
+
+    Raises:
+        ConfigError: no such size, with the nearest; every mistake of the change.
+    """
+    try:
+        base = size(word)
+    except ValueError as error:
+        raise ConfigError([str(error)]) from None
+    context = min(4096, base.max_seq_len) if context is None else context
+    change = {path.removeprefix("model."): value for path, value in (change or {}).items()}
+    # A mixture's d_ff is resolved to the width of an expert, which the change may be about.
+    given = {"max_seq_len": max(context, base.max_seq_len)} | ({"d_ff": None} if base.moe or "moe" in change else {})
+    model = override(base.model_copy(update=given), change)
+    return Job(model.resolved(base.vocab_size, context), tokens, context)
+
+
+def save_plan(planned: Plan, out: str | Path, *, beside: Path | None = None) -> StudyFolder:
+    """Write study.json and the configuration of every run; runs of an earlier, smaller plan of the study stay.
+
+    Args:
+        beside: a folder of runs; finished ones that planned runs start from are copied from there.
+
+    Raises:
+        StoreError: when `out` holds something else, or finished runs that are not in the new plan, or not the run that
+            one starts from; or lies where leases cannot be taken.
+    """
+    out = Path(out)
+    check_place(out)
+    content = planned.as_json(out)
+    is_new = not (out / "study.json").is_file()
+    if not is_new:
+        kept = _kept(StudyFolder.open(out), planned)
+        _refuse_to_drop(StudyFolder(out), planned, kept)
+        content["plan"] += kept
+        content["seeds"] = sorted({*content["seeds"], *(entry["seed"] for entry in kept)})
+        for run_folder in (StudyFolder(out).run(p.fingerprint) for p in planned.runs):
+            # Before anything is written: a run of another version refuses the whole plan.
+            if (run_folder.path / "run.json").exists():
+                run_folder.config()
+    missing = [f for f in _sources(planned) if StudyFolder(out).run(f).done() is None]
+    copied = [f for f in missing if beside is not None and RunFolder(beside / f).done() is not None]
+    _refuse_no_source(out, [f for f in missing if f not in copied])
+    folder = StudyFolder.create(out, content)
+    if is_new:
+        write_json(folder.path / SCREEN, stages.declaration(RULES, content, FDR))
+    for source in copied:
+        shutil.copytree(beside / source, folder.run(source).path)
+    with ThreadPoolExecutor(16) as pool:  # of thousands of small files the disk takes many at once
+        list(pool.map(lambda p: folder.run(p.fingerprint).create(canonical(p.run)), planned.runs))
+    return folder
+
+
+def _kept(folder: StudyFolder, planned: Plan) -> list[dict[str, Any]]:
+    """The old plan's finished runs with seeds that are not planned now: more seeds were asked for before. Only those
+    that the new plan would make the same."""
+    there = folder.study()
+    if there["name"] != planned.study.name:
+        return []  # `create` refuses, in its own words
+    planned_seeds = {(p.cell, p.arm, p.seed) for p in planned.runs}
+    example = {(p.cell, p.arm): p for p in planned.runs}
+
+    def would_be_the_same(entry: dict[str, Any]) -> bool:
+        like = example.get((entry["cell"], entry["arm"]))
+        if like is None:
+            return False
+        run = like.run.model_copy(update={"seed": entry["seed"]})
+        return fingerprint(run, planned.sources[like.cell].digest) == entry["fingerprint"]
+
+    return [
+        entry
+        for entry in there["plan"]
+        if (entry["cell"], entry["arm"], entry["seed"]) not in planned_seeds
+        and would_be_the_same(entry)
+        and folder.run(entry["fingerprint"]).done() is not None
+    ]
+
+
+def _sources(planned: Plan) -> list[str]:
+    """The runs, not planned themselves, that planned ones start from."""
+    own = {p.fingerprint for p in planned.runs}
+    return list(dict.fromkeys(p.run.init_from for p in planned.runs if p.run.init_from not in {None, *own}))
+
+
+def _refuse_no_source(out: Path, missing: list[str]) -> None:
+    for source in missing:
+        raise StoreError(
+            f"init_from={source}: {out} holds no finished run of this name; name the --out that holds it, or copy that "
+            f"run's folder into {out / 'runs'}"
+        )
+
+
+def _refuse_to_drop(folder: StudyFolder, planned: Plan, kept: list[dict[str, Any]]) -> None:
+    """A page must not lose runs without a word: what is finished stays in the plan, or the plan goes elsewhere."""
+    there = folder.study()
+    if there["name"] != planned.study.name:
+        return  # `create` refuses, in its own words
+    stay = {p.fingerprint for p in planned.runs} | {entry["fingerprint"] for entry in kept}
+    lost = [
+        e for e in there["plan"] if e["fingerprint"] not in stay and folder.run(e["fingerprint"]).done() is not None
+    ]
+    if lost:
+        e = lost[0]
+        raise StoreError(
+            f"--out {folder.path}: holds {len(lost)} finished runs of another configuration (such as"
+            f" {e['cell']}/{e['arm']}/{e['seed']}), which this plan would drop from its page; name another --out"
+        )

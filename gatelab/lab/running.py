@@ -1,0 +1,142 @@
+"""Carry out what is planned: here, with Ray, or by Slurm; and the runs that a confirmation asks for."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ..config import ConfigError, Execution, canonical, nearest, validate
+from ..store import StudyFolder
+from ..study.drive import Event, Summary, drive
+from ..study.executor import Executor
+from ..study.fresh import fresh_runs
+from ..study.local import local_executor
+from ..study.ray import check_ray, ray_executor
+from ..study.slurm import Allocation, script, write_script
+from ..study.slurm import submit as hand_in
+from ..study.study import Study, built_in, changed_execution
+from .declared import registration_of
+from .finding import confirmation
+from .planning import plan, save_plan
+
+EXECUTORS = ("local", "ray")
+
+
+def run(
+    study: str | Study,
+    out: str | Path,
+    *,
+    assignments: dict[str, list[Any]] | None = None,
+    executor: str = "local",
+    ray_address: str | None = None,
+    on_event: Callable[[Event], None] | None = None,
+) -> tuple[StudyFolder, Summary]:
+    """Plan and carry out everything of the study that is not done; started again, it continues.
+
+    Args:
+        executor: one of EXECUTORS.
+        ray_address: of a cluster's head, as host:port, or auto; None embeds Ray in this process.
+
+    Raises:
+        ConfigError, DataError, StoreError: before anything is started.
+        KeyboardInterrupt: after Ctrl-C, when the workers have saved and left.
+    """
+    check_executor(executor, ray_address)
+    planned = plan(study, assignments)
+    folder = save_plan(planned, out)
+    execution = planned.study.execution
+    with open_executor(execution, executor, folder=folder, ray_address=ray_address) as workers:
+        return folder, drive(folder, workers, execution, entries=planned.entries(folder.path), on_event=on_event)
+
+
+def check_executor(name: str, ray_address: str | None = None) -> None:
+    """Whether there is an executor of this name, and what it needs to begin with.
+
+    Raises:
+        ConfigError: when there is none; no Ray, or no cluster at `ray_address`.
+    """
+    if name == "slurm":
+        raise ConfigError(["--executor slurm: Slurm's jobs are handed in with `gatelab submit STUDY --to slurm`"])
+    if name not in EXECUTORS:
+        raise ConfigError(
+            [f"--executor {name}: expected one of {', '.join(EXECUTORS)}{nearest(name, list(EXECUTORS))}"]
+        )
+    if name == "ray":
+        check_ray(ray_address)
+    elif ray_address is not None:
+        raise ConfigError([f"--ray-address {ray_address} is for --executor ray; add it, or leave the address out"])
+
+
+@contextmanager
+def open_executor(
+    execution: Execution, name: str = "local", *, folder: StudyFolder | None = None, ray_address: str | None = None
+) -> Iterator[Executor]:
+    """The executor of a name, for the study in `folder`; closed, with all its processes gone, when the block is left.
+
+    Raises:
+        ConfigError: when it cannot do what is asked for.
+    """
+    check_executor(name, ray_address)
+    workers = (
+        ray_executor(execution, ray_address, folder and folder.path) if name == "ray" else local_executor(execution)
+    )
+    try:
+        yield workers
+    finally:
+        workers.close()
+
+
+def submit(
+    study: str | Study,
+    out: str | Path,
+    allocation: Allocation,
+    *,
+    assignments: dict[str, list[Any]] | None = None,
+    is_dry: bool = False,
+) -> tuple[Path, str | None]:
+    """Plan a study and hand it in to Slurm; returns the batch script and the job's number, None when `is_dry`.
+
+    Raises:
+        ConfigError, DataError, StoreError: before anything is handed in.
+    """
+    planned = plan(study, assignments)
+    allocation.check(planned.study.execution)
+    folder = save_plan(planned, out)
+    path = write_script(folder, script(folder, planned.study.execution, allocation))
+    return path, None if is_dry else hand_in(path)
+
+
+def is_folder(study: str) -> bool:
+    """Whether the word names a study's folder, and no study that comes with Gatelab."""
+    return study not in built_in() and (Path(study) / "study.json").is_file()
+
+
+def go_on(folder: StudyFolder, assignments: dict[str, list[Any]] | None = None) -> Execution:
+    """Add the runs of a registered confirmation to the plan of a study's folder, where they are not in it; returns how they
+    are to be carried out.
+
+    Raises:
+        ConfigError: assignments other than of `execution`: the folder says what its runs are.
+        StoreError: as `fresh_runs` does.
+    """
+    assignments = assignments or {}
+    other = [key for key in assignments if not key.startswith("execution.")]
+    if other:
+        raise ConfigError(
+            [
+                f"{', '.join(other)}: {folder.path} says what its runs are; only execution.* may be set, or name the study"
+            ]
+        )
+    study, registration = folder.study(), registration_of(folder)
+    stated = validate(Execution, study.get("execution", {}))
+    execution = changed_execution(stated, assignments)
+    if registration is not None:
+        planned = {entry["fingerprint"] for entry in study["plan"]}
+        runs = fresh_runs(folder, confirmation(folder, registration), registration.seeds)
+        new = [p for p in runs if p.fingerprint not in planned]
+        study["plan"] += [p.entry(folder.path) for p in new]
+        study["seeds"] = sorted({*study["seeds"], *registration.seeds})
+        StudyFolder.create(folder.path, {k: v for k, v in study.items() if k != "schema"})
+        for p in new:
+            folder.run(p.fingerprint).create(canonical(p.run))
+    return execution
