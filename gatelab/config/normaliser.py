@@ -135,6 +135,7 @@ class KeyBias(Normaliser):
     formula = "eˣ / (eˢ + Σ eˣ), s = q·k*/√K, k* learned"
     source = "arXiv 2410.10781"
     has_slot = True
+    may_differ = True
 
     kind: Literal["key-bias"] = "key-bias"
 
@@ -143,9 +144,9 @@ class KeyBias(Normaliser):
 
     def slot_logits(self, q_BTHK: Tensor, learned: dict[str, Tensor]) -> Tensor | None:
         H, K = q_BTHK.shape[2:]
-        key_GK = _wide(learned["key_bias_GK"])
-        key_HK = key_GK.repeat_interleave(H // key_GK.shape[0], dim=0)
-        return ((_wide(q_BTHK) * key_HK).sum(dim=-1, keepdim=True) / math.sqrt(K)).transpose(1, 2)
+        key_GK = _wide(learned["key_bias_GK"])  # or one a sequence, [B, G, K]
+        key_B1HK = key_GK.repeat_interleave(H // key_GK.shape[-2], dim=-2).view(-1, 1, H, K)
+        return ((_wide(q_BTHK) * key_B1HK).sum(dim=-1, keepdim=True) / math.sqrt(K)).transpose(1, 2)
 
 
 class Clipped(Normaliser):

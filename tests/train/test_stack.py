@@ -31,6 +31,7 @@ MODELS: dict[str, dict[str, Any]] = {
         "n_kv_heads": 2,
     },
     "sink logit": {"softmax": {"kind": "sink-logit", "init": 0.5}},
+    "learned key, groups": {"softmax": "key-bias", "positions": "learned", "n_heads": 4, "n_kv_heads": 2},
     "off by one, routed values": {"softmax": "off-by-one", "kv_experts": "v-4top2"},
     "forgetting": {"gate": "scores-headwise-forget-bias"},
     "experts": {"moe": kinds.EXPERTS, "d_ff": None},
@@ -191,7 +192,7 @@ def test_a_run_saved_in_a_stack_goes_on_alone(tmp_path: Path) -> None:
     assert [s.loss[0] for s in train(alone)] == pytest.approx([s.loss[1] for s in whole[3:]], rel=1e-4)
 
 
-@pytest.mark.parametrize("name", ["constants and slices", "registers, groups, normed keys", "sink logit", "experts"])
+@pytest.mark.parametrize("name", ["constants and slices", "registers, groups, normed keys", "sink logit", "learned key, groups", "experts"])
 def test_a_look_at_a_stack_gives_each_run_its_rows(name: str) -> None:
     _, group = trained(members(MODELS[name], n=2))
     together = look(group, ["a", "b"])
@@ -210,7 +211,7 @@ def _name(row: Any) -> dict[str, Any]:
     ("fields", "optim", "why"),
     [
         ({"positions": "relative"}, OptimConfig(), "relative"),
-        ({"softmax": "key-bias", "positions": "learned"}, OptimConfig(), "key-bias"),
+        ({"softmax": "differential"}, OptimConfig(), "differential"),
         ({}, OptimConfig(qk_clip=100.0), "qk_clip"),
     ],
 )
