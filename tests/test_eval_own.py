@@ -197,7 +197,7 @@ def test_texts_are_read_and_a_key_set_serves_another_model(place: Path, tmp_path
     items = [json.loads(line) for line in (tmp_path / "first" / "items.jsonl").read_text().splitlines()]
     assert [i["factors"].get("cut") for i in items if i["task"] == "position_loss"] == [None, True, True]
     assert "0.txt has" in items[0]["factors"]["refused"]
-    assert "1 items refused, as in: 0.txt has" in " ".join(out.split())
+    assert "1 item refused, as in: 0.txt has" in " ".join(out.split())
     # An untrained model is sure of nothing: no token is key, which is said and not an error.
     assert sum(len(d["positions"]) for d in keys["documents"]) == 0 and "0 key tokens" in out
     keys["documents"] = [d | {"positions": [40, 90]} for d in keys["documents"]]

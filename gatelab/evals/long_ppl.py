@@ -34,11 +34,13 @@ GAIN, FLOOR = 2.0, -2.0
 
 
 class KeyDocument(Config):
-    """Of one document: a digest of its ids, how many there are, and the key tokens' positions, in order."""
+    """Of one document: a digest of its ids, how many there are, the key tokens' positions, in order, and how many tokens could
+    not be judged, for what the reference says of them is no number."""
 
     digest: str
     n_tokens: Annotated[int, Field(ge=2)]
     positions: tuple[Annotated[int, Field(ge=1)], ...]
+    not_finite: Annotated[int, Field(ge=0)] = 0
 
     @model_validator(mode="after")
     def _in_order(self) -> "KeyDocument":
@@ -65,6 +67,11 @@ class KeyTokens(Config):
     def n(self) -> int:
         """How many tokens are key."""
         return sum(len(d.positions) for d in self.documents)
+
+    @property
+    def not_finite(self) -> float:
+        """The share of all tokens but each document's first that could not be judged."""
+        return sum(d.not_finite for d in self.documents) / sum(d.n_tokens - 1 for d in self.documents)
 
     def write(self, path: Path) -> None:
         """As JSON, under a temporary name until it is whole."""
@@ -128,9 +135,11 @@ def key_tokens(
     with _as_evaluated(language.model):
         for ids, loss_T in zip(documents, whole, strict=True):
             short_T = _short_losses(language, list(ids), loss_T, window, stride, bos_id)
-            is_key_T = (short_T - loss_T > gain) & (-loss_T > floor)
-            positions = tuple((1 + np.flatnonzero(is_key_T)).tolist())
-            chosen.append(KeyDocument(digest=_digest(ids), n_tokens=len(ids), positions=positions))
+            with np.errstate(invalid="ignore"):  # of two infinities
+                gain_T = short_T - loss_T
+            positions = tuple((1 + np.flatnonzero((gain_T > gain) & (-loss_T > floor))).tolist())
+            lost = int(np.isnan(gain_T).sum())
+            chosen.append(KeyDocument(digest=_digest(ids), n_tokens=len(ids), positions=positions, not_finite=lost))
     return KeyTokens(
         reference=name, window=window, stride=stride, gain=gain, floor=floor, bos_id=bos_id,
         documents=tuple(chosen),
@@ -226,7 +235,8 @@ def long_ppl(model: nn.Module | NextToken, documents: Sequence[Sequence[int]], k
                 "texts in the tokens of the same tokenizer"
             )
     if not keys.n:
-        raise ValueError("the key set has no token; choose one from longer documents, or with a lower gain")
+        why = f", and of {keys.not_finite:.0%} of the texts its reference said no number" if keys.not_finite else ""
+        raise ValueError(f"the key set has no token{why}; choose one from longer documents, or with a lower gain")
     losses = token_losses(model, documents)
     of_keys = [loss_T[np.array(d.positions, dtype=int) - 1] for loss_T, d in zip(losses, keys.documents, strict=True)]
     return LongPPL(

@@ -24,6 +24,7 @@ from .middle import (
 )
 from .middle.recall import STAGES
 from .next_token import next_token
+from .own_lines import PREFIX
 from .own_posed import Measured, Place, Posed, asked, factors_of
 from .own_text import Progress
 
@@ -92,7 +93,10 @@ class Attended:
                     out.lines.append(
                         place.line(what, value, self.posed, low=low, high=high, chance=chance, not_finite=lost)
                     )
-        if not out.lines:
+        if not recall.telling:
+            # Whatever is attended, it is among the K.
+            out.lines.append(place.line(f"recall@{K}: no question", None, self.posed))
+        elif not out.lines:
             out.lines.append(place.line("none", None, self.posed, not_finite=of["document_recall_nan", None, "mass"]))
         self._add_use(place, out)
         for found, used in zip(self.found, self.used, strict=True):
@@ -105,9 +109,9 @@ class Attended:
         return [form for form in FORMS if not (is_same and form == "gated")]
 
     def _add_use(self, place: Place, out: Measured) -> None:
-        """What is answered, untouched and reweighted."""
-        forms = [form for form in RELEVANCES if all(form in used for used in self.used)]
-        if not forms:
+        """What is answered, untouched and reweighted, by relevances that are a number for a question at least."""
+        forms = [form for form in RELEVANCES if any(_is_told(found, form) for found in self.found)]
+        if not forms or not all(self.used):
             return
         chance = float(np.mean([p.chance for p in asked(self.posed)]))
         floors = [p.floor for p in asked(self.posed) if p.floor is not None]
@@ -126,16 +130,23 @@ class Attended:
                 ("reweighting_gain", None, f"reweighting_gain by {form}, nats"),
             ):
                 beside = {"chance": chance, "copying": copying} if stage else {}
-                low, high = (of[f"{metric}_{end}", stage] for end in ("low", "high"))
-                lines.append(place.line(what, of[metric, stage], self.posed, low=low, high=high, **beside))
+                value, low, high = (of.get((f"{metric}{end}", stage)) for end in ("", "_low", "_high"))
+                lost = of["reweighting_nan", None] if stage != "raw" else None
+                lines.append(place.line(what, value, self.posed, low=low, high=high, not_finite=lost, **beside))
         # Untouched, an answer is the same whatever is taken for relevance.
         out.lines += [one for i, one in enumerate(lines) if one not in lines[:i]]
 
 
 def _reweighted(model: Decoder, found: DocumentAttention, noise: Sequence[int]) -> dict[str, Reweighted]:
-    """By relevance, where every layer tells it."""
-    forms = [form for form in RELEVANCES if np.isfinite(found.of("calibrated", form)).all()]
-    return {form: reweighting_effect(model, [found.question], dummy=noise, form=form, found=[found]) for form in forms}
+    """By relevance; of one that is no number, what the untouched model answers alone."""
+    return {
+        form: reweighting_effect(model, [found.question], dummy=noise, form=form, found=[found]) for form in RELEVANCES
+    }
+
+
+def _is_told(found: DocumentAttention, form: str) -> bool:
+    """Whether every layer tells a relevance, as a number."""
+    return bool(np.isfinite(found.of("calibrated", form)).all())
 
 
 @dataclass(frozen=True)
@@ -203,8 +214,10 @@ def by_evidence(
     """
     measure, _ = EVIDENCE[name]
     kind, parts = LOOKS[measure], []
-    if measure == "found" and (reason := why_not_reweighted(model)) and reason not in found.notes:
-        found.notes.append(reason)
+    if measure == "found":
+        if (reason := why_not_reweighted(model)) and reason not in found.notes:
+            found.notes.append(reason)
+        _note_few(found, [one for of_one in posed.values() for one in asked(of_one)], name)
     n_before, n_all = 0, sum(map(len, posed.values()))
     for depth, of_one in posed.items():
 
@@ -224,6 +237,16 @@ def by_evidence(
         found.records += [one | {"depth": "all", "low": None, "high": None} for one in made.lines]
 
 
+def _note_few(found: Found, posed: Sequence[Posed], name: str) -> None:
+    """A sentence where recall says nothing of some questions."""
+    n = sum(len(one.question.documents) <= K for one in posed)
+    if n:
+        found.notes.append(
+            f"{PREFIX}{name}: {n} of {len(posed)} question{'s' * (len(posed) > 1)} left out of recall@{K}, with {K} documents "
+            f"or fewer, which are all among {K} whatever is attended; ask for more with --distractors, or for longer items"
+        )
+
+
 def _found_item(place: Place, found: DocumentAttention, used: dict[str, Reweighted]) -> Item:
     question = found.question
     factors: dict[str, Any] = factors_of(question) | {
@@ -234,7 +257,9 @@ def _found_item(place: Place, found: DocumentAttention, used: dict[str, Reweight
     gain, was_right = nan, None
     for form, one in used.items():
         (before, after), (was_right, is_right) = one.log_p[0], one.is_right[0]
-        factors |= {"log_p": before, f"log_p_by_{form}": after, f"right_by_{form}": is_right}
+        factors["log_p"] = before
+        if _is_told(found, form):
+            factors |= {f"log_p_by_{form}": after, f"right_by_{form}": is_right}
         gain = after - before if form == RELEVANCES[0] else gain
     return place.item(question.index, gain, factors, is_right=was_right)
 

@@ -126,14 +126,20 @@ def by_reading(
                 f"--text {asking.text}: {len(reading.ids)} documents of {length} tokens, and --keys {asking.keys} was chosen on "
                 f"{n}; read the same texts"
             )
-        found.notes.append(f"texts: {len(reading.ids)} documents of {length} tokens of {reading.of}")
+        found.notes.append(f"texts: {_counted(len(reading.ids), 'document')} of {length} tokens of {reading.of}")
         made = []
         if "long_ppl" in names:
             keys = given or choose_keys(language, reading, name=run, window=asking.window, progress=progress)
+            reference = keys.reference or "another model"
             found.notes.append(
-                f"{keys.n} key tokens of {keys.reference or 'another model'}, short contexts of {keys.window} to "
+                f"{_counted(keys.n, 'key token')} of {reference}, short contexts of {keys.window} to "
                 f"{keys.window + keys.stride - 1} tokens"
             )
+            if keys.not_finite:
+                found.notes.append(
+                    f"long_ppl: {keys.not_finite:.1%} of the tokens are no key tokens because what {reference} says of them is "
+                    "no number; choose the key tokens by a model whose losses are finite"
+                )
             if given is None:
                 found.files[f"keys-{length}.json"] = as_json(keys)
             made.append(long(language, reading, keys, run=run))
@@ -177,7 +183,8 @@ def long(language: NextToken, reading: Reading, keys: KeyTokens, *, run: str) ->
     for item, own in zip((i for i in items if "refused" not in i.factors), keys.documents, strict=True):
         item.factors["key_tokens"] = len(own.positions)
     if not keys.n:
-        return Measured(head, items, [line("long_ppl", "none", reading.length, None, None, **counted)])
+        lost = keys.not_finite or None
+        return Measured(head, items, [line("long_ppl", "none", reading.length, None, None, not_finite=lost, **counted)])
     rows = [_at(r, "long_ppl", reading, run) for r in long_ppl(language, reading.ids, keys).rows()]
     of = {r.metric: r.value for r in rows}
     lines = [
@@ -214,6 +221,10 @@ def by_position(language: NextToken, reading: Reading, *, run: str, progress: Pr
         if metric == "position_loss"
     ]  # fmt: skip
     return Measured(head + rows, items, lines)
+
+
+def _counted(n: int, what: str) -> str:
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"
 
 
 def as_json(keys: KeyTokens) -> str:

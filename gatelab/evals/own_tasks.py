@@ -95,7 +95,8 @@ def _note_refused(found: Found) -> None:
         if "refused" in item.factors:
             reasons.setdefault(item.task, []).append(item.factors["refused"])
     for name, said in reasons.items():
-        found.notes.append(f"{PREFIX}{name}: {len(said)} items refused, as in: {said[0]}")
+        n = f"{len(said)} items" if len(said) > 1 else "1 item"
+        found.notes.append(f"{PREFIX}{name}: {n} refused, as in: {said[0]}")
 
 
 def refuse_prompts(prepared: Prepared, title: str) -> None:

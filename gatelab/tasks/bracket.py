@@ -61,28 +61,41 @@ def sample(knobs: Knobs, first: int, n_items: int) -> TaskBatch:
     h, n = knobs.hardness, _n_steps(knobs)
     pages = Pages("bracket", knobs, first, n_items, tail=h)
     begin = pages.cursor - n
-    turns_TB, kinds_TB = (pages.draws.many(n, options).T.copy() for options in (2, N_BRACKETS))
-    tokens_TB = np.empty((n, n_items), np.int64)
-    # One place more than the walk goes deep: what is closed at depth 0 is looked up, and never written.
-    kind_DB, place_DB = np.zeros((2, h + _DEEPER + 1, n_items), np.int64)
-    kind_flat, place_flat = kind_DB.reshape(-1), place_DB.reshape(-1)
-    depth_B, rows = np.zeros(n_items, np.int64), np.arange(n_items)
-    for i in range(n):
-        left = n - i
-        opens_B = turns_TB[i] == 1
-        opens_B |= (depth_B == 0) | (depth_B == h - left)
-        opens_B &= (depth_B < h + _DEEPER) & (depth_B != h + left)
-        depth_B -= ~opens_B
-        top_B = depth_B * n_items + rows
-        kind_B = np.where(opens_B, kinds_TB[i], kind_flat[top_B])
-        kind_flat[top_B], place_flat[top_B] = kind_B, np.where(opens_B, begin + i, place_flat[top_B])
-        tokens_TB[i] = kind_B + np.where(opens_B, OPEN, CLOSE)
-        depth_B += opens_B
-    pages.tokens_BT[:, begin : pages.cursor] = tokens_TB.T
+    turns_BT, kinds_BT = pages.draws.many(n, 2), pages.draws.many(n, N_BRACKETS)
+    depth_TB = _walk(turns_BT.T.copy(), h)
+    before_BT, after_BT = depth_TB[:-1].T, depth_TB[1:].T
+    # By level, each from its first bracket to its last: there every one that closes stands behind the one that it closes.
+    order_BT = np.argsort(np.minimum(before_BT, after_BT), axis=1, kind="stable")
+    at_BT = order_BT + n * np.arange(n_items)[:, None]
+    opens_BT, kinds_BT = (after_BT > before_BT).take(at_BT), kinds_BT.take(at_BT)
+    kinds_BT[:, 1:] = np.where(opens_BT[:, 1:], kinds_BT[:, 1:], kinds_BT[:, :-1])
+    order_BT += begin
+    # What stays open is followed by none that closes: one a level, the outermost first.
+    stays_BT = opens_BT.copy()
+    stays_BT[:, :-1] &= opens_BT[:, 1:]
+    kind_BH, place_BH = (found_BT[stays_BT].reshape(n_items, h)[:, ::-1] for found_BT in (kinds_BT, order_BT))
+    kinds_BT += np.where(opens_BT, OPEN, CLOSE)
+    pages.put(order_BT, kinds_BT)
     pages.ask(ASK)
-    pages.answer(*(CLOSE + kind_DB[d] for d in reversed(range(h))))
+    pages.answer(*(CLOSE + kind_BH.T))
     pages.width = 1
-    return pages.batch(place_DB[:h][::-1].T, np.zeros((n_items, 0), np.int64))
+    return pages.batch(place_BH, np.zeros((n_items, 0), np.int64))
+
+
+def _walk(turns_TB: np.ndarray, h: int) -> np.ndarray:
+    """How many brackets are open before each step and after the last, [T + 1, B]: the only part that goes step by step, each by
+    one look into a table of (step, turn, depth)."""
+    n, deepest = len(turns_TB), h + _DEEPER
+    depth, left_T11 = np.arange(deepest + 1), np.arange(n, 0, -1)[:, None, None]
+    opens = (np.arange(2)[:, None] == 1) | (depth == 0) | (depth == h - left_T11)
+    opens &= (depth < deepest) & (depth != h + left_T11)
+    table = (depth + np.where(opens, 1, -1)).reshape(-1).astype(np.int8)
+    at_TB = (2 * np.arange(n)[:, None] + turns_TB) * len(depth)
+    depth_TB = np.zeros((n + 1, turns_TB.shape[1]), table.dtype)
+    for at_B, before_B, after_B in zip(at_TB, depth_TB[:-1], depth_TB[1:], strict=True):
+        at_B += before_B
+        table.take(at_B, out=after_B, mode="wrap")  # which asks for no check
+    return depth_TB
 
 
 TASK = Task(

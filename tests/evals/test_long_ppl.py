@@ -12,6 +12,7 @@ from torch import nn
 
 from gatelab.config import ConfigError
 from gatelab.evals.long_ppl import KeyTokens, LongPPL, key_tokens, long_ppl
+from gatelab.evals.next_token import next_token
 from gatelab.evals.position_loss import position_rows, token_losses
 from gatelab.models import build_model
 from gatelab.models.decoder import Decoder
@@ -110,6 +111,24 @@ def test_a_model_that_reads_no_context_has_no_key_token():
     assert keys.n == 0
     with pytest.raises(ValueError, match="the key set has no token"):
         long_ppl(net, documents(), keys)
+
+
+def test_tokens_of_which_the_reference_says_no_number_are_counted():
+    net = model()
+    language, whole = next_token(net), token_losses(net, documents())
+    own = language.losses
+
+    def losses(states, at, targets):
+        found, entropy = own(states, at, targets)
+        # Of the first document's whole pass alone, which is longer than any window.
+        return (found.where(torch.arange(len(found)) % 3 != 0, math.nan) if len(at) == T - 1 else found), entropy
+
+    language.losses = losses
+    keys = key_tokens(language, documents(1), window=8, stride=4, gain=0.1, floor=-4.0)
+    (one,) = keys.documents
+    assert one.not_finite == len(range(0, T - 1, 3)) and keys.not_finite == one.not_finite / (T - 1)
+    wanted = key_tokens(net, documents(1), window=8, stride=4, gain=0.1, floor=-4.0).documents[0].positions
+    assert list(one.positions) == [i for i in wanted if (i - 1) % 3] and len(whole[0]) == T - 1
 
 
 def test_a_key_set_is_of_its_own_documents_alone():

@@ -20,15 +20,17 @@ from gatelab.evals.harness.tokens import Tokens
 from gatelab.evals.long_ppl import perplexity
 from gatelab.evals.middle import DocumentRecall, document_attention, reweighting_effect
 from gatelab.evals.next_token import next_token
+from gatelab.evals.own_asking import OwnAsking
 from gatelab.evals.own_evidence import by_evidence
 from gatelab.evals.own_lines import abstention_rows
 from gatelab.evals.own_posed import posed_in_ids, posed_in_words
-from gatelab.evals.own_reading import Reading, Text, by_position, texts_of, window_of
+from gatelab.evals.own_reading import Reading, Text, by_position, by_reading, texts_of, window_of
+from gatelab.evals.own_tasks import _note_refused
 from gatelab.evals.own_text import ask_prompts, rows_of_said
 from gatelab.evals.question import of_item, of_prompt
 from gatelab.models import build_model
 from gatelab.models.decoder import Decoder
-from gatelab.record import Row
+from gatelab.record import Item, Row
 from gatelab.tasks import VOCAB_SIZE, Knobs, TaskError, open_task
 from gatelab.tasks.middle import MIDDLE
 from gatelab.tasks.options import copied_choice
@@ -130,6 +132,97 @@ def test_a_model_that_is_no_number_is_said_and_written_and_never_right(tmp_path:
     said = [json.loads(line)["factors"] for line in (tmp_path / "items.jsonl").read_text().splitlines()]
     assert {f["log_p"] for f in said if "log_p" in f} == {f["loss"] for f in said if "loss" in f} == {"nan"}
     assert perplexity(1e3) == float("inf")
+
+
+def test_a_question_without_a_number_is_counted_and_the_others_are_reweighted(
+    decoder: Decoder, monkeypatch: pytest.MonkeyPatch
+):
+    def broken(model, questions, *, dummy):
+        (seen,) = document_attention(model, questions, dummy=dummy)
+        if questions[0].index == 1:
+            seen.raw_LD["mass"][1, 2] = float("nan")
+        return [seen]
+
+    monkeypatch.setattr("gatelab.evals.own_evidence.document_attention", broken)
+    found, posed = Found([], [], []), posed_in_ids(open_task("needle"), Knobs(64, 0.5, 4), 3)
+    by_evidence(found, decoder, TASK_NOISE, {0.5: posed}, "mine", "found/needle", 64, silent)
+    questions = [p.question for p in posed]
+    whole = {
+        form: reweighting_effect(decoder, questions, dummy=TASK_NOISE, form=form) for form in ("mass", "gated-value")
+    }
+    gain = {form: [after - before for before, after in used.log_p] for form, used in whole.items()}
+    of = {(r.metric, r.stage, r.domain): r.value for r in found.rows if r.source == "middle"}
+    assert of["reweighting_gain", None, "mass"] == pytest.approx((gain["mass"][0] + gain["mass"][2]) / 2)
+    assert of["reweighting_gain", None, "gated-value"] == pytest.approx(sum(gain["gated-value"]) / 3)
+    assert (
+        of["reweighting_nan", None, "mass"] == pytest.approx(1 / 3) and of["reweighting_nan", None, "gated-value"] == 0
+    )
+    # Who is asked untouched answers all the same; what cannot be reweighted is not right.
+    right = [after for _, after in whole["mass"].is_right]
+    assert of["reweighted_answer", "reweighted", "mass"] == pytest.approx((right[0] + right[2]) / 3)
+    lines = {one["metric"]: one for one in found.records}
+    assert lines["reweighting_gain by mass, nats"]["not finite"] == pytest.approx(1 / 3)
+    assert lines["answer, reweighted by mass"]["value"] is not None and lines["answer, untouched"]["not finite"] is None
+    (lost,) = (item for item in found.items if item.item == 1)
+    assert "log_p_by_mass" not in lost.factors and "log_p_by_gated-value" in lost.factors and "log_p" in lost.factors
+
+
+@pytest.mark.parametrize(("others", "n_few"), [((2, 2), 2), ((2, 4), 1), ((4, 4), 0)])
+def test_of_three_documents_recall_at_3_is_no_question(decoder: Decoder, others: tuple[int, int], n_few: int):
+    found = Found([], [], [])
+    posed = [posed_in_ids(open_task("needle"), Knobs(64, 0.5, n), 2)[i] for i, n in enumerate(others)]
+    by_evidence(found, decoder, TASK_NOISE, {0.5: posed}, "mine", "found/needle", 64, silent)
+    of = {(r.metric, r.stage): r.value for r in found.rows if r.domain in (None, "mass") and r.layer is None}
+    assert of["document_recall_few", None] == n_few / 2 and ("reweighting_gain", None) in of
+    recalled = [one["metric"] for one in found.records if one["metric"].startswith("recall@3")]
+    if n_few == 2:
+        assert recalled == ["recall@3: no question"] and not any(m == "document_recall" for m, _ in of)
+    else:
+        assert "recall@3 raw, mass" in recalled and of["document_recall_chance", None] == 3 / 5
+        last = document_attention(decoder, [posed[1].question], dummy=TASK_NOISE)
+        if n_few:
+            assert of["document_recall", "raw"] == DocumentRecall(last).recall("raw")[0]
+    assert [note for note in found.notes if "recall@3" in note] == (
+        [
+            f"gatelab/found/needle: {n_few} of 2 questions left out of recall@3, with 3 documents or fewer, which are all among 3 "
+            "whatever is attended; ask for more with --distractors, or for longer items"
+        ]
+        if n_few
+        else []
+    )
+
+
+def test_a_reference_that_is_no_number_is_named(tmp_path: Path):
+    broken = build_model(tiny.model(vocab_size=V, max_seq_len=64), seed=1)
+    for i in range(2):
+        (tmp_path / f"{i}.txt").write_text("the gate may close, and may open. " * 4)
+    tokens = Tokens(OfBytes(), V)
+    asking = OwnAsking(("long_ppl",), lengths=(40,), limit=2, text=str(tmp_path), window=8)
+
+    def read(asking: OwnAsking) -> Found:
+        found = Found([], [], [])
+        by_reading(found, next_token(broken), tokens, "mine", asking, ["long_ppl"], silent)
+        return found
+
+    assert not any("no number" in note for note in read(asking).notes)
+    broken.head.weight.data.fill_(float("nan"))
+    found = read(asking)
+    wanted = "long_ppl: 100.0% of the tokens are no key tokens because what mine says of them is no number"
+    assert any(note.startswith(wanted) for note in found.notes) and "0 key tokens of mine" in " ".join(found.notes)
+    (line,) = found.records
+    assert (line["metric"], line["value"], line["not finite"]) == ("none", None, 1)
+    # The key set's file says it to who scores another model on it.
+    (tmp_path / "keys.json").write_text(found.files["keys-40.json"])
+    again = read(replace(asking, keys=tmp_path / "keys.json"))
+    assert any(note.startswith(wanted) for note in again.notes)
+
+
+@pytest.mark.parametrize(("n", "said"), [(1, "1 item refused"), (2, "2 items refused")])
+def test_refused_items_are_counted_in_words(n: int, said: str):
+    items = [Item("", 0, "cite", i, None, 0.0, "", "", {"refused": "too long"}) for i in range(n)]
+    found = Found([], items, [])
+    _note_refused(found)
+    assert found.notes == [f"gatelab/cite: {said}, as in: too long"]
 
 
 def test_items_that_do_not_fit_or_have_one_document_are_refused_with_their_reason():

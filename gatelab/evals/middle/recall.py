@@ -1,7 +1,7 @@
 """Attention as a retriever: whether the gold document is among the k that get most, raw and calibrated; rows.
 
 Notable: of documents that get equally much each has its share of the places that are left, so that attention which tells
-nothing apart scores chance.
+nothing apart scores chance. Of k documents or fewer all are among the k, whatever is attended: such questions are left out.
 """
 
 from collections.abc import Callable, Sequence
@@ -54,14 +54,19 @@ class DocumentRecall:
         if len({f.layers for f in self.found}) > 1:
             raise ValueError("the questions were looked at in different layers; give those of one model")
 
+    @property
+    def telling(self) -> "list[DocumentAttention]":
+        """The questions of more than k documents."""
+        return [f for f in self.found if len(f.question.documents) > self.k]
+
     def recall(self, stage: str, form: str = "mass", layers: Sequence[int] | None = None) -> list[float]:
-        """Of each question; `layers` in the place of this value's own."""
+        """Of each that is telling; `layers` in the place of this value's own."""
         layers = self.layers if layers is None else layers
-        return [recall_at(f.of(stage, form, layers), f.question.gold, self.k) for f in self.found]
+        return [recall_at(f.of(stage, form, layers), f.question.gold, self.k) for f in self.telling]
 
     def chance(self) -> float:
-        """What attention that tells no documents apart recalls."""
-        return fmean(min(1.0, self.k / len(f.question.documents)) for f in self.found)
+        """What attention that tells no documents apart recalls; not-a-number where no question is telling."""
+        return fmean([self.k / len(f.question.documents) for f in self.telling] or [float("nan")])
 
     def rows(self, run: str = "", step: int = 0) -> list[Row]:
         """Rows of source `middle`; docs/metrics.md defines them. Forms that no layer tells have none."""
@@ -75,6 +80,10 @@ class DocumentRecall:
             return Row(run, step, "middle", metric, value, unit, length=length, task=task or None, **at)
 
         rows = self._along(row, layers)
+        few = 1 - len(self.telling) / len(self.found)
+        rows.append(row("document_recall_few", few, threshold=self.k))
+        if not self.telling:
+            return rows
         rows.append(row("document_recall_chance", self.chance(), threshold=self.k))
         of_range = {"threshold": self.k, "split": "layers " + ",".join(map(str, layers))}
         for form in FORMS:

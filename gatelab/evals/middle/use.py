@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isfinite, nan
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from .reweight import TEMPERATURE, Focus, reweighted
 @dataclass(frozen=True)
 class Reweighted:
     """By question: the answer's log-probability in nats and whether each of its tokens alone is the likeliest, untouched and
-    reweighted."""
+    reweighted; not-a-number and not right where there is no relevance to reweight by."""
 
     questions: tuple[Question, ...]
     log_p: tuple[tuple[float, float], ...]
@@ -26,18 +27,18 @@ class Reweighted:
 
     def rows(self, run: str = "", step: int = 0) -> list[Row]:
         """Rows of source `middle`; docs/metrics.md defines them."""
-        gain = [after - before for before, after in self.log_p]
-        low, high = interval(gain)
+        gain = [after - before for before, after in self.log_p if isfinite(after) and isfinite(before)]
         tasks = {q.task for q in self.questions}
         task = (next(iter(tasks)) if len(tasks) == 1 else "") or None
 
         def row(metric: str, value: float, unit: str, stage: str | None = None) -> Row:
             return Row(run, step, "middle", metric, float(value), unit, task=task, stage=stage)
 
+        low, high = interval(gain)
+        of_gain = {"": np.mean(gain), "_low": low, "_high": high} if gain else {}
         return [
-            row("reweighting_gain", np.mean(gain), "nats"),
-            row("reweighting_gain_low", low, "nats"),
-            row("reweighting_gain_high", high, "nats"),
+            *(row(f"reweighting_gain{end}", value, "nats") for end, value in of_gain.items()),
+            row("reweighting_nan", 1 - len(gain) / len(self.log_p), "share"),
             *(
                 row(f"reweighted_answer{end}", value, "share", stage)
                 for stage, is_right in zip(("raw", "reweighted"), zip(*self.is_right, strict=True), strict=True)
@@ -62,7 +63,8 @@ def reweighting_effect(
     """Ask each question as it is, and with attention reweighted from the prompt's last token on.
 
     Args:
-        form: which calibrated attention is the relevance; a mean over all layers.
+        form: which calibrated attention is the relevance; a mean over all layers. A question for which it is no number is
+            asked as it is alone.
         layers: those that are changed; None: the latter half.
         found: what `document_attention` gave for these questions; None looks.
 
@@ -76,10 +78,11 @@ def reweighting_effect(
     log_p, is_right = [], []
     for question, attention in zip(questions, found, strict=True):
         relevance = tuple(attention.of("calibrated", form).tolist())
-        focus = Focus(question.documents, relevance, len(question.prompt) - 1)
-        before = _asked(language, question)
-        with reweighted(model, [focus], layers=layers, temperature=temperature):
-            after = _asked(language, question)
+        before, after = _asked(language, question), (nan, False)
+        if np.isfinite(relevance).all():
+            focus = Focus(question.documents, relevance, len(question.prompt) - 1)
+            with reweighted(model, [focus], layers=layers, temperature=temperature):
+                after = _asked(language, question)
         log_p.append((before[0], after[0]))
         is_right.append((before[1], after[1]))
     return Reweighted(tuple(questions), tuple(log_p), tuple(is_right))
