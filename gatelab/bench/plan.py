@@ -165,7 +165,7 @@ _NARROW = {"heads": 4, "kv_heads": 2, "head_dim": 32, "dtype": "float32"}
 DEFAULTS: dict[tuple[str, str], dict[str, Any]] = {
     ("ops", "cuda"): {**_WIDE, "tokens": 32_768, "length": 4096},
     ("ops", "cpu"): {**_NARROW, "tokens": 512, "length": 128},
-    ("train", "cuda"): {"sizes": ("30m",), "context": 1024, "tokens": 65_536, "steps": 5},
+    ("train", "cuda"): {"sizes": ("30m",), "context": 1024, "tokens": 65_536, "steps": 5, "packed": True},
     ("train", "cpu"): {"sizes": ("64x2x4x256",), "context": 64, "tokens": 512, "steps": 2},
     ("decode", "cuda"): {**_WIDE, "batch": (1, 8, 64), "cache": (4096,)},
     ("decode", "cpu"): {**_NARROW, "batch": (1, 4), "cache": (256,)},

@@ -3,7 +3,7 @@
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from cyclopts import App, Parameter
 
@@ -80,7 +80,7 @@ def train(
     steps: int | None = None,
     gates: str | None = None,
     group: int | None = None,
-    packed: Annotated[bool, Parameter(negative="")] = False,
+    packed: bool | None = None,
     attention: str | None = None,
     common: Common = _COMMON,
 ) -> int:
@@ -103,13 +103,13 @@ def train(
     group:
         Also so many runs of one shape in one process, against one after another.
     packed:
-        Queries, keys, values and gate in one product.
+        Queries, keys, values and gate in one product; on a GPU unless --no-packed.
     attention:
         The implementation of attention, as `impl` of GatedAttention; auto unless stated.
     """
     given = {
         "sizes": sizes, "context": context, "tokens": tokens, "micro_batch": micro_batch, "steps": steps,
-        "gates": gates, "group": group, "packed": packed or None, "attention": attention,
+        "gates": gates, "group": group, "packed": packed, "attention": attention,
     }  # fmt: skip
     return _carry_out("train", given, common)
 
