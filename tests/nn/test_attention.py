@@ -311,6 +311,8 @@ def test_shapes_that_do_not_fit_are_told() -> None:
         attention(x_BTD, context_BSD=torch.randn(B, 0, D))
     with pytest.raises(ValueError, match=r"segment_ids_BT of shape \(9,\): expected a document number for each token"):
         attention(x_BTD, segment_ids_BT=torch.zeros(T))
+    with pytest.raises(ValueError, match=r"segment_ids_BT of type torch.bool: expected the numbers of documents"):
+        attention(x_BTD, segment_ids_BT=torch.zeros(len(x_BTD), T, dtype=torch.bool))
     with pytest.raises(ValueError, match=r"keys of \(heads, channels\) = \(2, 6\), and the cache is for \(2, 8\)"):
         attention(x_BTD, cache=new_cache(head_dim=8))
     with pytest.raises(ValueError, match="layer 1 of a cache for 1 layers"):

@@ -59,7 +59,8 @@ def seconds(
     # Tensor ranks share out its tokens.
     own = spoken / mesh.tp
     head = 6 * rank.vocab_size * rank.d_model * spoken
-    again = 1 + (recompute + counts_first(model, n_parts)) / 3
+    counted = counts_first(model, n_parts)
+    again = 1 + (recompute + counted) / 3
     forward, backward = attention_seconds(
         attention * tokens, device, head_dim=model.head_dim, length=min(context, model.window or context)
     )
@@ -73,7 +74,8 @@ def seconds(
         moved += (MOVED_PAIRS - 2 * MOVED) * 2 * rank.moe.top_k * rank.d_model * vectors * sequences
     logits = 2 * own * rank.vocab_size
     chunks = max(n_parts, -(-logits // LOGITS))
-    products = (again * (others * tokens - head) + head / mesh.tp) / (PRODUCTS * device.product)
+    # A pass that counts the experts' choices computes the head too.
+    products = (again * (others * tokens - head) + (1 + counted / 3) * head / mesh.tp) / (PRODUCTS * device.product)
     grouped = again * experts * tokens / (EXPERTS * _filled(rank) * device.product)
     passes = again * moved / device.copy
     blocks = products + grouped + passes + (attended := backward + forward * (3 * again - 2))
