@@ -15,6 +15,7 @@ from .student import Estimate, estimate, interval, p_above, p_equivalent
 
 LEVEL = 0.05
 NOTHING = 0.01  # nats a token that count as nothing: the bound of val_loss, docs/metrics.md
+_OPPOSITE = {"supported": "refuted", "refuted": "supported", "undecided": "undecided"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,8 @@ class Decision:
 class Ledger:
     """What there is to judge from. `edits` are {(fingerprint, word, dose): change in loss} of interventions; `runs`
     {(cell, arm): {seed: fingerprint}} the finished ones; `models` and `bases` the configurations of arms and of cells;
-    `factors` the keys in which cells differ. `folder` and `study` are for commands."""
+    `factors` the keys in which cells differ; `courses` {fingerprint: {event: [(step, value)]}} what was seen while they trained
+    (onsets.py). `folder` and `study` are for commands."""
 
     evidence: Evidence
     factors: Mapping[str, Mapping[str, Any]]
@@ -48,12 +50,13 @@ class Ledger:
     edits: Mapping[tuple[str, str, float], float]
     folder: str
     study: str
+    courses: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Test:
     """A function of (ledger, cell, arm). `edits` are the interventions whose rows it reads, each with whether they are of the
-    gated runs, else of the ungated ones."""
+    gated runs, else of the ungated ones; a word may end in a third of the layers, as in gate-mean:first-third."""
 
     judge: Callable[[Ledger, str, str], Decision]
     edits: tuple[tuple[str, bool], ...] = ()
@@ -64,18 +67,20 @@ class Test:
 
 @dataclass(frozen=True, slots=True)
 class Hypothesis:
-    """`source` is where it was put forward."""
+    """`source` is where it was put forward; `says` what the verdicts of its tests together mean, where that is more than its
+    own verdict."""
 
     name: str
     claim: str
     source: str
     tests: tuple[Test, ...]
+    says: Mapping[tuple[str, ...], str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Card:
     """A hypothesis on one arm of one cell: refuted where any test refutes it, supported where all support it, else
-    undecided."""
+    undecided; and what its tests mean together."""
 
     cell: str
     arm: str
@@ -83,6 +88,7 @@ class Card:
     claim: str
     verdict: str
     decisions: list[Decision]
+    says: str = ""
 
 
 def cards(ledger: Ledger, hypotheses: Sequence[Hypothesis], cell: str, arm: str) -> list[Card]:
@@ -95,7 +101,8 @@ def cards(ledger: Ledger, hypotheses: Sequence[Hypothesis], cell: str, arm: str)
             decisions = [Decision(d.test, d.manipulates, d.predicts, to_do=[refused]) for d in decisions]
         said = {d.verdict for d in decisions}
         verdict = "refuted" if "refuted" in said else "supported" if said == {"supported"} else "undecided"
-        out.append(Card(cell, arm, h.name, f"{h.claim} ({h.source})", verdict, decisions))
+        says = h.says.get(tuple(d.verdict for d in decisions), "")
+        out.append(Card(cell, arm, h.name, f"{h.claim} ({h.source})", verdict, decisions, says))
     return out
 
 
@@ -104,6 +111,16 @@ def near_zero(e: Estimate) -> str:
     if p_equivalent(e, NOTHING) < LEVEL:
         return "supported"
     return "refuted" if p_above(replace(e, mean=abs(e.mean)), NOTHING) < LEVEL / 2 else "undecided"
+
+
+def not_nothing(e: Estimate) -> str:
+    """Supported: |mean| is above `NOTHING`; refuted: it is below (TOST)."""
+    return _OPPOSITE[near_zero(e)]
+
+
+def no_more(e: Estimate) -> str:
+    """Supported: the mean is below `NOTHING`; refuted: it is above."""
+    return _OPPOSITE[above_nothing(e)]
 
 
 def above_nothing(e: Estimate) -> str:

@@ -3,8 +3,12 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from .cause_tests import arm_where, at, cells_by, edit, excess, where_sinks
+from .cause_tests import arm_where, edit, excess, where_sinks
 from .causes import Hypothesis
+from .dependence_tests import arms_by_start, at, cells_by
+from .depth_tests import in_layers, thirds_edited, thirds_trained
+from .mediation import SAYS, gate_moved, sink_moved
+from .onsets import comes_first
 
 
 def _around(key: str) -> Callable[[Mapping[str, Any]], str]:
@@ -48,7 +52,7 @@ HYPOTHESES: tuple[Hypothesis, ...] = (
         "a sink is how a head does nothing: its value matters little, and an off-switch takes its place",
         "arXiv 2306.12929, 2410.10781",
         (
-            where_sinks(edit("zero-value@first", is_harmless=True)),
+            where_sinks(edit("zero-value@first", costs="nothing")),
             where_sinks(
                 arm_where(
                     "a learned sink logit",
@@ -124,6 +128,8 @@ HYPOTHESES: tuple[Hypothesis, ...] = (
             cells_by(
                 "model.n_layers", _around("model.n_layers"), "the effect on the loss depends on the number of layers"
             ),
+            thirds_trained(),
+            thirds_edited("gate-mean"),
         ),
     ),
     Hypothesis(
@@ -145,7 +151,33 @@ HYPOTHESES: tuple[Hypothesis, ...] = (
         (
             cells_by("train.tokens", _around("train.tokens"), "the effect on the loss depends on the tokens"),
             cells_by("optim.lr", _around("optim.lr"), "the effect on the loss depends on the learning rate"),
+            arms_by_start("the effect on the loss depends on the value at which the gate starts"),
         ),
+    ),
+    Hypothesis(
+        "sink-before-drain",
+        "in training the sink comes before the value drain",
+        "ours",
+        (comes_first("sink", "drain"),),
+    ),
+    Hypothesis(
+        "sink-before-massive",
+        "in training the sink comes before the massive activation",
+        "ours",
+        (comes_first("sink", "massive"),),
+    ),
+    Hypothesis(
+        "gate-before-sink",
+        "in training the gate shuts before a sink has formed",
+        "ours",
+        (comes_first("shut", "sink", of_gate=True),),
+    ),
+    Hypothesis(
+        "mediation",
+        "the gate acts on the loss through the sink: at a fixed gate the sink matters, and at a fixed sink the gate does not",
+        "ours",
+        (sink_moved(), gate_moved()),
+        SAYS,
     ),
     Hypothesis(
         "data-domain",
@@ -156,7 +188,8 @@ HYPOTHESES: tuple[Hypothesis, ...] = (
 )
 
 
-def edits_of(*, gated: bool) -> list[str]:
-    """The interventions that the tests ask of the gated runs, or of the ungated ones."""
+def edits_of(model: Mapping[str, Any], *, gated: bool) -> list[str]:
+    """The interventions that the tests ask of the gated runs, or of the ungated ones, with the layers of this model written
+    out."""
     words = (word for h in HYPOTHESES for test in h.tests for word, of_gate in test.edits if of_gate == gated)
-    return list(dict.fromkeys(words))
+    return list(dict.fromkeys(found for word in words if (found := in_layers(word, model)) is not None))

@@ -113,7 +113,7 @@ def explained(cards: Iterable[Card]) -> Iterator[str]:
         if card.arm != arm:
             arm = card.arm
             yield f"\n{card.cell}, {arm}"
-        yield f"  {card.verdict:<10} {card.hypothesis}: {card.claim}"
+        yield f"  {card.verdict:<10} {card.hypothesis}: {card.claim}{': ' + card.says if card.says else ''}"
         for d in card.decisions:
             yield f"    {_MARKS[d.verdict]} {d.test}: {d.predicts}: {d.verdict}{'; ' + d.numbers if d.numbers else ''}"
             for word in d.to_do:

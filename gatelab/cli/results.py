@@ -172,17 +172,26 @@ def _tell(records: list[Any], words: Callable[[list[Any]], Iterable[str]], *, is
     return 0
 
 
-def report(folder: Path) -> int:
-    """Write the study's page (report.html) and its CSV files anew.
+def report(folder: Path, *more: Path, out: Path | None = None) -> int:
+    """Write the study's page (report.html) and its CSV files anew; of several studies their atlas, one page of all.
 
     Parameters
     ----------
     folder:
-        The study's folder.
+        The study's folder; for an atlas an archive of one too (.tar.xz, .tar.gz), or a folder of studies and archives, as
+        docs/results.
+    more:
+        Further ones of the atlas.
+    out:
+        The atlas, atlas.html in the one FOLDER unless stated, and in the current one where there are several; with --out one
+        study has an atlas too.
     """
     from .. import lab
     from ..store import StudyFolder
 
+    if more or out is not None or (folder.exists() and not (folder / "study.json").exists()):
+        print(lab.atlas([folder, *more], out, tell=tell))
+        return 0
     there = StudyFolder.open(folder)
     # What a thousand runs hold is in no cycle, and looking for cycles in it took an eighth of the time.
     gc.disable()

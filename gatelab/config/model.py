@@ -8,6 +8,7 @@ from pydantic import Field, field_serializer, field_validator, model_validator
 from .architecture import ARCHITECTURES, Architecture, Stack
 from .base import Config, nearest
 from .gate import GateSpec, parse_gates
+from .gate_layers import GateLayers, check_layers, gated, parse_layers
 from .kv_experts import KVExperts
 from .moe import MoE
 from .normaliser import Normalisers, Softmax
@@ -25,7 +26,8 @@ class ModelConfig(Config):
     """A model of one architecture. None means: derived from the rest (`resolved` fills it in and says what with).
 
     Widths are in channels. `gate` are the gates of self-attention; `cross_gate` and `encoder_gate` those of an
-    encoder-decoder's cross-attention and encoder, None: the same. `window`: a query sees the last so many keys, except
+    encoder-decoder's cross-attention and encoder, None: the same. `gate_layers`: the layers of each stack that have its gates,
+    all, first-third, last-third or numbers from 0; the others are plain. `window`: a query sees the last so many keys, except
     in every `global_every`-th layer. `registers` learned tokens stand before every sequence (arXiv 2309.16588);
     a window hides them like any other token. `first_hidden_from`: by layer the heads whose queries do not see the key at
     position 0, but where they see no other; (): every head sees it.
@@ -52,6 +54,7 @@ class ModelConfig(Config):
     gate: tuple[GateSpec, ...] = ()
     cross_gate: tuple[GateSpec, ...] | None = None
     encoder_gate: tuple[GateSpec, ...] | None = None
+    gate_layers: GateLayers = "all"
     output_map: str = "none"
     kv_experts: KVExperts | None = None
     softmax: Normalisers = Softmax()
@@ -87,6 +90,11 @@ class ModelConfig(Config):
     @classmethod
     def _other_gates(cls, value: Any) -> Any:
         return None if value is None else parse_gates(value)
+
+    @field_validator("gate_layers", mode="before")
+    @classmethod
+    def _gate_layers(cls, value: Any) -> Any:
+        return parse_layers(value)
 
     @field_serializer("gate")
     def _slugs(self, gates: tuple[GateSpec, ...]) -> str:
@@ -124,8 +132,10 @@ class ModelConfig(Config):
         """Blocks of one of the architecture's stacks."""
         return getattr(self, stack.depth) or self.n_layers
 
-    def gates(self, stack: Stack, *, is_cross: bool = False) -> tuple[GateSpec, ...]:
-        """The gates of a stack's self- or cross-attention."""
+    def gates(self, stack: Stack, layer: int | None = None, *, is_cross: bool = False) -> tuple[GateSpec, ...]:
+        """The gates of a stack's self- or cross-attention; of one layer, none where `gate_layers` leaves it out."""
+        if layer is not None and layer not in gated(self.gate_layers, self.depth(stack)):
+            return ()
         own = self.cross_gate if is_cross else getattr(self, stack.gates)
         return self.gate if own is None else own
 
@@ -160,8 +170,8 @@ class ModelConfig(Config):
                     f"first_hidden_from names the heads of {len(self.first_hidden_from)} layers, and this is arch={self.arch} "
                     f"of {self.n_layers}; it takes a decoder, and a tuple for each layer"
                 )
-            for heads in self.first_hidden_from:
-                check_first_hidden(heads, self.n_heads, self.gate)
+            for layer, heads in enumerate(self.first_hidden_from):
+                check_first_hidden(heads, self.n_heads, self.gates(self.architecture.stacks[0], layer))
         return self
 
     def _gates_fit(self) -> None:
@@ -171,12 +181,16 @@ class ModelConfig(Config):
                     raise ValueError(
                         f"{name} belongs to arch=encoder-decoder, and this is arch={self.arch}; leave it out"
                     )
+        any_gate = any((self.gate, self.cross_gate, self.encoder_gate))
         for stack in self.architecture.stacks:
             check_gates(self.gates(stack), is_causal=stack.is_causal, is_cross=False, output_map=self.output_map)
             if stack.has_cross:
                 gates = self.gates(stack, is_cross=True)
                 check_gates(gates, is_causal=False, is_cross=True, output_map=self.output_map)
-            for spec in {*self.gates(stack), *(self.gates(stack, is_cross=True) if stack.has_cross else ())}:
+            own = {*self.gates(stack), *(self.gates(stack, is_cross=True) if stack.has_cross else ())}
+            name = stack.blocks if len(self.architecture.stacks) > 1 else ""
+            check_layers(self.gate_layers, self.depth(stack), has_gate=any_gate, stack=name)
+            for spec in own:
                 heads = self.n_kv_heads or self.n_heads
                 spec.shape(self.d_model, self.n_heads, heads, self.head_dim or self.d_model // self.n_heads)
 

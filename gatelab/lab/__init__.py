@@ -8,12 +8,14 @@ page = lab.report(folder, lab.analyse(folder))
 from ..analysis.cause_tests import FILE
 from ..study.study import load_study
 from .analysing import Analysis, analyse, outcomes
+from .atlas import atlas
 from .checkpoints import export, import_checkpoint, is_checkpoint, relayout, retrofit, stored_model, task_run
 from .declared import CONFIRMATION, FDR, SCREEN
 from .explaining import edit, explain
 from .finding import confirm, confirmation, confirming, foresight, hunt, out_of_reach, register, screened
 from .looking import final_rows, find_run, flat, intervene, look_at_run, probe, probe_checkpoint, write_look
 from .planning import STEP_TOKENS, plan, save_plan, single, size_job, step_jobs
+from .recommending import recommend
 from .reporting import look_for_anomalies, report
 from .running import EXECUTORS, check_executor, go_on, is_folder, open_executor, run, submit
 
@@ -26,6 +28,7 @@ __all__ = [
     "STEP_TOKENS",
     "Analysis",
     "analyse",
+    "atlas",
     "check_executor",
     "confirm",
     "confirmation",
@@ -52,6 +55,7 @@ __all__ = [
     "plan",
     "probe",
     "probe_checkpoint",
+    "recommend",
     "register",
     "relayout",
     "report",

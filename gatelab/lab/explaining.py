@@ -1,7 +1,7 @@
 """The causes of an anomaly: edits of finished runs, and the verdict cards that their rows and the study's give."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from math import isfinite
 from pathlib import Path
@@ -11,6 +11,7 @@ from ..analysis.anomalies.gather import Gathered, checked
 from ..analysis.cause_tests import FILE
 from ..analysis.causes import Card, Ledger, cards
 from ..analysis.hypotheses import HYPOTHESES, edits_of
+from ..analysis.onsets import courses
 from ..config import nearest
 from ..record import Row
 from ..store import RunFolder, StoreError, StudyFolder
@@ -27,7 +28,7 @@ def explain(folder: StudyFolder, cell: str) -> list[Card]:
         StoreError: no such cell; as `hunt` does.
     """
     _check_cell(folder, cell)
-    return cards_of(folder, screened(folder), cell)
+    return cards_of(folder, screened(folder), [cell])
 
 
 def edit(
@@ -60,7 +61,8 @@ def edit(
         )
     there, n_edited = {(name, word) for name, word, _ in edits_in(path)}, 0
     for i, (e, run) in enumerate(runs, 1):
-        words = [w for w in edits_of(gated=gated[e["arm"]]) if (run.fingerprint, w) not in there]
+        asked = edits_of(run.config()["model"], gated=gated[e["arm"]])
+        words = [w for w in asked if (run.fingerprint, w) not in there]
         if not words:
             continue
         rows, refused = _edited(run, words)
@@ -93,14 +95,14 @@ def _check_cell(folder: StudyFolder, cell: str) -> dict[str, Any]:
     return study
 
 
-def cards_of(folder: StudyFolder, gathered: Gathered, cell: str) -> list[Card]:
-    """The cards of every gated arm of a cell, hypothesis by hypothesis."""
+def cards_of(folder: StudyFolder, gathered: Gathered, cells: Sequence[str]) -> list[Card]:
+    """The cards of every gated arm of these cells, hypothesis by hypothesis."""
     evidence = gathered.evidence
     ledger = Ledger(
         evidence, gathered.factors, gathered.runs, gathered.models, gathered.bases, edits_in(folder.path / FILE),
-        str(folder.path), folder.study()["name"],
+        str(folder.path), folder.study()["name"], courses(folder, cells),
     )  # fmt: skip
-    return [card for arm in evidence.arms for card in cards(ledger, HYPOTHESES, cell, arm)]
+    return [card for cell in cells for arm in evidence.arms for card in cards(ledger, HYPOTHESES, cell, arm)]
 
 
 def edits_in(path: Path) -> dict[tuple[str, str, float], float]:

@@ -14,19 +14,22 @@ from .analysing import Analysis
 from .declared import registration_of
 from .explaining import cards_of, edits_in
 from .finding import confirm, hunt, screened
+from .recommending import try_recommend
 
 
 def report(folder: StudyFolder, analysis: Analysis) -> Path:
     """Write the page and its CSV files; returns the page's path."""
     states = {r.fingerprint: state_of(r) for _, r in folder.planned()}
     done = {(e["cell"], e["arm"], e["seed"]) for e, r in folder.planned() if states[r.fingerprint] == "done"}
+    looked = look_for_anomalies(folder, analysis.outcomes)
     return write_report(
         folder,
         analysis.findings,
         shares=[asdict(s) for s in analysis.shares],
         pairing=[asdict(g) for g in analysis.pairing],
         tasks=task_study(folder, done),
-        looked=look_for_anomalies(folder, analysis.outcomes),
+        looked=looked,
+        advice=try_recommend(folder, analysis, looked),
         state=lambda run: states[run.fingerprint],
     )
 
@@ -50,5 +53,5 @@ def look_for_anomalies(folder: StudyFolder, read: list[Outcome] | None = None) -
         edited = set()
     odd = {a.cell for a in found.screened.anomalies}
     odd |= {cell for (cell, _), seeds in gathered.runs.items() if edited.intersection(seeds.values())}
-    explained = [card for c in gathered.evidence.cells if c in odd and edited for card in cards_of(folder, gathered, c)]
+    explained = cards_of(folder, gathered, [c for c in gathered.evidence.cells if c in odd]) if edited else []
     return Looked(found, registration, verdicts, with_rows(explained))

@@ -96,7 +96,7 @@ def _attention(c: ModelConfig, stack: Stack, layer: int, *, is_cross: bool) -> G
         n_heads=c.n_heads,
         n_kv_heads=c.n_kv_heads,
         head_dim=c.head_dim,
-        gate=c.gates(stack, is_cross=is_cross),
+        gate=c.gates(stack, layer, is_cross=is_cross),
         qk_norm=False if c.qk_norm == "none" else c.qk_norm,
         rope_theta=c.rope_theta if c.positions == "rope" and not is_cross else None,
         rope_fraction=c.rope_fraction,

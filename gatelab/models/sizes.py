@@ -121,9 +121,9 @@ def _with_width(c: ModelConfig, d_ff: int) -> ModelConfig:
 
 
 def _block(c: ModelConfig, stack: Stack, layer: int) -> Shapes:
-    shapes = _attention(c, c.gates(stack), "attention", layer)
+    shapes = _attention(c, c.gates(stack, layer), "attention", layer)
     if stack.has_cross:
-        shapes |= _attention(c, c.gates(stack, is_cross=True), "cross_attention", layer)
+        shapes |= _attention(c, c.gates(stack, layer, is_cross=True), "cross_attention", layer)
     shapes |= _norm("mlp_norm", c) if _before(c) else {}
     if c.moe is None:
         shapes |= _mlp("mlp", c, c.d_ff, c.mlp, c.bias)

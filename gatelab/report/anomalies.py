@@ -178,7 +178,7 @@ def _causes(book: Book, cards: "Iterable[Card]") -> Html | None:
             tag(
                 "div",
                 title,
-                tag("div", who, tag("p", card.claim, class_="about")),
+                tag("div", who, tag("p", f"{card.claim}{': ' + card.says if card.says else ''}", class_="about")),
                 tag("ul", decisions),
                 class_="claim",
             )

@@ -52,8 +52,9 @@ class Charts:
 
 
 def document(title: str, body: Html, charts: Charts, *, plain: str, css: str = "", script: str = "") -> str:
-    """The page. `plain` says what it lacks without JavaScript; `css` follows the common style sheet, `script` runs last."""
-    scripts = [WATCH, _library(), DRAW, *([script] if script else [])]
+    """The page. `plain` says what it lacks without JavaScript; `css` follows the common style sheet, `script` runs last. Without a
+    chart it has no chart library."""
+    scripts = [WATCH, *([_library()] if charts.placed else []), DRAW, *([script] if script else [])]
     hashes = " ".join(f"'sha256-{b64encode(sha256(s.encode()).digest()).decode()}'" for s in scripts)
     policy = (
         f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data:;"

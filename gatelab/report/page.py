@@ -15,6 +15,7 @@ from .markup import Html, join, tag
 from .measured import measure, state_of
 from .parts import contents, footer, glossary, section
 from .phases import found_phases, phases_csv, phases_section
+from .recommend import recommendations_csv, which_section
 from .style import VERDICTS, arm_colours
 from .tables import badge, curves_csv, effects_csv, pairing_table, runs_csv, runs_table, shares_table, shown_runs
 from .tasks import task_sections, tasks_csv
@@ -22,6 +23,7 @@ from .tasks import task_sections, tasks_csv
 if TYPE_CHECKING:
     from ..analysis.looked import Looked
     from ..analysis.phases import Phases
+    from ..analysis.recommend import Advice
     from ..analysis.task_study import TaskStudy
 
 _NONE = tag("p", "None to report.", class_="about")
@@ -54,11 +56,13 @@ def write_report(
     pairing: Sequence[dict[str, Any]],
     tasks: "TaskStudy | None" = None,
     looked: "Looked | None" = None,
+    advice: "Advice | str | None" = None,
     note: str = "",
     state: Callable[[RunFolder], str] = state_of,
 ) -> Path:
     """Write report.html, effects.csv, runs.csv, curves.csv, tasks.csv of a study on tasks, phases.csv of one whose cells are a
-    grid, and anomalies.csv of one that was screened into the study's folder; returns the page's path.
+    grid, anomalies.csv of one that was screened and recommendations.csv of one that recommends into the study's folder; returns
+    the page's path.
 
     Same folder and findings in, same bytes out. Runs that are missing, unfinished or diverged are named with their
     state. Each file is replaced at once or not at all.
@@ -68,6 +72,7 @@ def write_report(
         pairing: what pairing bought; each with cell, arm, metric, n, correlation, gain (unpaired over paired variance).
         tasks: what `gatelab.analysis.task_study` makes of the folder; None: the page has no sections of tasks.
         looked: what the search for anomalies found; None: the page has no section of them.
+        advice: which arm for which use, or why nothing is recommended; None: the page has no section of it.
         note: a paragraph of the reporter's own, above the verdicts.
         state: a run folder's state in a word; 'done' is the one that counts as finished.
 
@@ -80,7 +85,7 @@ def write_report(
     arms = Arms(labels, arm_colours(list(labels), study["baseline"]), study["baseline"])
     book = Book(measured, list(findings), arms, {m["name"]: m for m in study["metrics"]})
     grid = found_phases(book, shares)
-    body = _body(book, shares, pairing, tasks, looked, grid, note)
+    body = _body(book, shares, pairing, tasks, looked, advice, grid, note)
     page = folder.path / "report.html"
     write_text(folder.path / "effects.csv", effects_csv(findings))
     write_text(folder.path / "runs.csv", runs_csv(measured))
@@ -91,6 +96,8 @@ def write_report(
         write_text(folder.path / "phases.csv", phases_csv(grid))
     if looked is not None:
         write_text(folder.path / "anomalies.csv", anomalies_csv(looked))
+    if advice is not None and not isinstance(advice, str):
+        write_text(folder.path / "recommendations.csv", recommendations_csv(advice))
     write_text(page, document(study["name"], body, book.charts, plain=_PLAIN))
     return page
 
@@ -101,12 +108,14 @@ def _body(
     pairing: Sequence[dict],
     tasks: "TaskStudy | None",
     looked: "Looked | None",
+    advice: "Advice | str | None",
     grid: "Phases | None",
     note: str,
 ) -> Html:
     study = book.measured.study
     parts = {
         "verdicts": ("Verdicts", claims.verdicts(book)),
+        **({} if advice is None else {"which": ("Which for what", which_section(book, advice))}),
         **({} if tasks is None else task_sections(book, tasks)),
         **({} if grid is None else {"phases": ("Phases", phases_section(book, grid))}),
         **({} if looked is None else {"anomalies": ("Anomalies", anomalies_section(book, looked))}),
@@ -132,9 +141,11 @@ def _body(
     )
     more = [
         name
-        for name, part in (("tasks.csv", tasks), ("phases.csv", grid), ("anomalies.csv", looked))
-        if part is not None
-    ]
+        for name, part in (
+            ("tasks.csv", tasks), ("phases.csv", grid), ("anomalies.csv", looked), ("recommendations.csv", advice),
+        )
+        if part is not None and not isinstance(part, str)
+    ]  # fmt: skip
     end = footer(study["version"], ", ".join(["effects.csv", "runs.csv", "curves.csv", *more]))
     return join([header, claims.legend(book), tag("main", [part for _, part in parts.values()]), end])
 

@@ -100,6 +100,11 @@ tbody th { font-weight: 400; }
 .effects tbody th { white-space: nowrap; }
 td.num, th.num { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 tbody tr.group th { font-weight: 600; padding-top: 1.1rem; }
+ul.plain { list-style: none; margin: 0; padding: 0; }
+ul.plain li { margin: 0 0 .3rem; }
+.which tbody { border-bottom: 1px solid var(--line); }
+.which th, .which td { border-bottom: 0; }
+.which td code { white-space: nowrap; }
 .runs td { white-space: nowrap; }
 .runs pre { white-space: pre-wrap; }
 tr.entry > td { border-bottom: 0; padding-bottom: 0; }

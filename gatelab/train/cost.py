@@ -125,12 +125,12 @@ def training_bytes(
     kept = recomputed = largest = 0
     for stack in model.architecture.stacks:
         tokens = lengths[stack.blocks]
-        block = _block_bytes(model, stack, lengths, element)
+        blocks = [_block_bytes(model, stack, layer, lengths, element) for layer in range(model.depth(stack))]
         # The last hidden state, and what the head reads: its norm, or itself after a post-norm.
         ends = (1 if model.norm_position == "post" else 2) * tokens * model.d_model * element
-        kept += model.depth(stack) * block + ends
+        kept += sum(blocks) + ends
         recomputed += model.depth(stack) * tokens * model.d_model * element + ends
-        largest = max(largest, block)
+        largest = max(largest, *blocks)
     spoken = lengths[model.architecture.stacks[-1].blocks] - model.registers
     return TrainingBytes(
         weights=4 * n,
@@ -200,15 +200,16 @@ def _pairs(model: ModelConfig, stack: Stack, lengths: dict[str, int]) -> float:
     return pairs + depth * n * read
 
 
-def _block_bytes(c: ModelConfig, stack: Stack, lengths: dict[str, int], element: int) -> int:
+def _block_bytes(c: ModelConfig, stack: Stack, layer: int, lengths: dict[str, int], element: int) -> int:
     """What one block keeps of one sequence."""
     n = lengths[stack.blocks]
     is_whole = not c.softmax.is_softmax
-    kept = _norm_bytes(c, n, element) + _attention_bytes(c, c.gates(stack), n, n, element)
+    kept = _norm_bytes(c, n, element) + _attention_bytes(c, c.gates(stack, layer), n, n, element)
     kept += c.n_heads * n * n * (8 if is_whole else 4 if c.positions == "relative" else 0)
     if stack.has_cross:
         read = lengths[c.architecture.stacks[0].blocks] - c.registers
-        kept += _norm_bytes(c, n, element) + _attention_bytes(c, c.gates(stack, is_cross=True), n, read, element)
+        gates = c.gates(stack, layer, is_cross=True)
+        kept += _norm_bytes(c, n, element) + _attention_bytes(c, gates, n, read, element)
         kept += 8 * c.n_heads * n * read if is_whole else 0
     return kept + _norm_bytes(c, n, element) + n * _ffn_bytes(c, element)
 

@@ -5,6 +5,7 @@ import sys
 import numpy as np
 from simulated import evidence
 from test_anomaly_rules import RULES, alarms, names_one, rule_p
+from test_best_rate import false_alarms
 from test_dispersion import over_seeds
 from test_heterogeneity import SIZES, dependences, pooled
 from test_heterogeneity import study as sizes_study
@@ -78,7 +79,16 @@ def stages():
         print(f"two stages, nu0 = {nu0}: " + ", ".join(f"{x:.1%}" for x in found))
 
 
-PARTS = (rules, screens, regimes, cells, spreads, stages)
+def rates():
+    for gap in (0, 1, 4):
+        for n_seeds in (3, 5, 16):
+            best, cost, mean = false_alarms(np.random.default_rng([gap, n_seeds]), n_seeds, gap, 4000)
+            print(
+                f"best of three rates {gap} apart, {n_seeds} seeds: {best:.1%}; cost of the largest {cost:.1%}, by {mean:.2f}"
+            )
+
+
+PARTS = (rules, screens, regimes, cells, spreads, stages, rates)
 
 if __name__ == "__main__":
     for part in PARTS:

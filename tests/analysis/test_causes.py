@@ -90,16 +90,17 @@ def test_cells_of_several_depths_decide_and_a_flat_slope_refutes():
         cells = {c: ([0.0] * 3, [slope * i + w for w in wiggle]) for i, c in enumerate(layers)}
         # Seeds wiggle alike in every cell, as their blocks do; one cell stands a little off, else nothing is left over.
         cells["c2"] = ([0.0] * 3, [slope * 2 + 2 * w + 0.0005 for w in wiggle])
-        return card("depth", ledger(study=evidence({"val_loss": cells}), factors={"model.n_layers": layers}))
+        found = ledger(study=evidence({"val_loss": cells}), factors={"model.n_layers": layers})
+        return card("depth", found).decisions[0]
 
-    assert depth(0.1).verdict == "supported" and "nats a doubling" in depth(0.1).decisions[0].numbers
+    assert depth(0.1).verdict == "supported" and "nats a doubling" in depth(0.1).numbers
     assert depth(0.0).verdict == "refuted"
 
 
 def test_factors_that_differ_alike_are_undecided_and_named():
     cells = {c: ([0.0, 0.1, 0.3], [i, i + 0.2 * i, i + 0.3]) for i, c in enumerate(("c0", "c1"))}
     both = {"model.n_layers": {"c0": 1, "c1": 2}, "model.d_model": {"c0": 64, "c1": 128}}
-    (decision,) = card("depth", ledger(study=evidence({"val_loss": cells}), factors=both)).decisions
+    decision = card("depth", ledger(study=evidence({"val_loss": cells}), factors=both)).decisions[0]
     assert decision.verdict == "undecided" and "differ alike in model.n_layers = model.d_model" in decision.numbers
 
 
@@ -124,8 +125,9 @@ def test_the_words_of_the_table_are_interventions_and_arms_that_exist():
         for word in (w for d in c.decisions for w in d.to_do):
             if found := re.search(r"--intervene (\S+)", word):
                 assert parse(found[1]).at_dose(1).word == found[1]
-            if found := re.search(r"add (Arm\(.*?\)) to the arms", word):
-                assert override(Run(model=ModelConfig()), eval(found[1], {"Arm": Arm}).changes) != Run()
+            if found := re.search(r"add (Arm\(.*\)) to the arms", word):
+                for arm in eval(f"[{found[1]}]", {"Arm": Arm}):
+                    assert override(Run(model=ModelConfig()), arm.changes) != Run()
 
 
 def test_without_a_sink_doing_nothing_to_it_says_nothing():
@@ -164,7 +166,13 @@ def test_one_run_cannot_decide():
 def test_many_missing_edits_are_one_command():
     runs = {("c0", "none"): {s: f"m{s}" for s in range(9)}, ("c0", "gated"): {s: f"g{s}" for s in range(9)}}
     decision = card("no-op", replace(ledger(), runs=runs, edits={})).decisions[0]
-    assert decision.to_do == ["gatelab find runs/x --explain c0 --edit    # 9 runs lack it; --seeds 0..7 makes some"]
+    command = "gatelab find runs/x --explain c0 --edit    #"
+    assert decision.to_do == [f"{command} 9 runs lack it; --seeds 0,1,2,3,4 makes some"]
+    # Of seeds that were edited, or are not there, none would be made.
+    runs = {key: {s + 10: name for s, name in of_arm.items()} for key, of_arm in runs.items()}
+    edits = {("m2", f"{of}zero-value@first", 1.0): 0.0 for of in ("", "control of ")}
+    decision = card("no-op", replace(ledger(), runs=runs, edits=edits)).decisions[0]
+    assert decision.to_do == [f"{command} 8 runs lack it; --seeds 10,11,13,14,15 makes some"]
 
 
 def test_a_bigram_cell_is_asked_for_another_process():

@@ -192,7 +192,10 @@ def test_a_run_saved_in_a_stack_goes_on_alone(tmp_path: Path) -> None:
     assert [s.loss[0] for s in train(alone)] == pytest.approx([s.loss[1] for s in whole[3:]], rel=1e-4)
 
 
-@pytest.mark.parametrize("name", ["constants and slices", "registers, groups, normed keys", "sink logit", "learned key, groups", "experts"])
+@pytest.mark.parametrize(
+    "name",
+    ["constants and slices", "registers, groups, normed keys", "sink logit", "learned key, groups", "experts"],
+)
 def test_a_look_at_a_stack_gives_each_run_its_rows(name: str) -> None:
     _, group = trained(members(MODELS[name], n=2))
     together = look(group, ["a", "b"])

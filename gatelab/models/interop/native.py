@@ -34,7 +34,8 @@ CLASSES = {
 # What they all have in common, as fields of ours.
 _COMMON: dict[str, Any] = {
     "arch": "decoder", "output_map": "none", "kv_experts": None, "softmax": Softmax(), "registers": 0,
-    "first_hidden_from": (), "residual_clip": None, "norm": "rms", "embedding_norm": "none", "positions": "rope", "mlp": "swiglu",
+    "first_hidden_from": (), "gate_layers": "all", "residual_clip": None, "norm": "rms", "embedding_norm": "none",
+    "positions": "rope", "mlp": "swiglu",
 }  # fmt: skip
 _QKV = {"q_proj", "k_proj", "v_proj"}
 

@@ -14,7 +14,7 @@ FILES = ("configuration_gatelab.py", "modeling_gatelab.py")
 # Fields with the values that the shipped code computes.
 _COMPUTED: dict[str, tuple[Any, ...]] = {
     "arch": ("decoder",), "output_map": ("none",), "kv_experts": (None,), "softmax": (Softmax(),), "registers": (0,),
-    "residual_clip": (None,), "norm": ("rms", "layer"), "embedding_norm": ("none",),
+    "gate_layers": ("all",), "residual_clip": (None,), "norm": ("rms", "layer"), "embedding_norm": ("none",),
     "positions": ("rope", "learned", "none"), "moe": (None,),
 }  # fmt: skip
 

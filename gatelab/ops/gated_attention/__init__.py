@@ -85,9 +85,10 @@ def chosen_for(
     c, names = config, []
     extras = (("segment_ids_BT",) if has_mask else ()) + (("bias_BHTS",) if c.positions == "relative" else ())
     for stack in c.architecture.stacks:
-        layers = [(False, None if c.is_global(layer) else c.window) for layer in range(c.depth(stack))]
-        for is_cross, window in [*layers, *([(True, None)] if stack.has_cross else [])]:
-            gates = {g.site: g for g in c.gates(stack, is_cross=is_cross)}
+        layers = [(layer, False, None if c.is_global(layer) else c.window) for layer in range(c.depth(stack))]
+        layers += [(layer, True, None) for layer in range(c.depth(stack)) if stack.has_cross]
+        for layer, is_cross, window in layers:
+            gates = {g.site: g for g in c.gates(stack, layer, is_cross=is_cross)}
             gate = gates.get("sdpa")
             # A gate that reads the output, or follows a map of it, comes after the op.
             if gate is not None and (c.output_map != "none" or gate.source in ("output", "hybrid")):

@@ -84,7 +84,9 @@ def scoring(
             f"each token's document, {(B, S)}, and as many queries as keys"
         )
     if segment_ids_BT is not None and (segment_ids_BT.is_floating_point() or segment_ids_BT.dtype == torch.bool):
-        raise ValueError(f"segment_ids_BT of type {segment_ids_BT.dtype}: expected the numbers of documents, torch.int64")
+        raise ValueError(
+            f"segment_ids_BT of type {segment_ids_BT.dtype}: expected the numbers of documents, torch.int64"
+        )
     _broadcasts("bias_BHTS", bias_BHTS, (B, H, T, S))
     _broadcasts("score_logits_BSH", score_logits_BSH, (B, S, H))
     if (score_gate is None) != (score_logits_BSH is None):

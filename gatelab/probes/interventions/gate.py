@@ -12,18 +12,19 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from ...config.gate import GateSpec
+from ...config.gate import SITES, GateSpec
 from ...nn.attention import GatedAttention
 from ...ops.gate_apply import gate_scores
 from ..external.gates import FAMILIES
 from ..external.interpose import Attend, interposed
 from .anatomy import Anatomy
+from .frozen import FROZEN, Change, patterns_held, patterns_kept, put_scores
 from .intervention import Given, Intervention, Kind, Recording, same_norm, shuffled
 
-# (layer, site, spec, logits [B, T, H, K or 1]) -> the scores to put there.
-Change = Callable[[int, str, GateSpec, Tensor], Tensor]
 # Of gates with one score, or one a channel, for each query head.
 _OF_HEADS = ("sdpa", "query", "scores")
+# Of gates that an attention pattern does not depend on within its layer.
+_BESIDE = ("sdpa", "value", "out")
 
 
 class GateEdit(Intervention):
@@ -39,12 +40,15 @@ class GateEdit(Intervention):
         "gate-shuffle": Kind("gives tokens one another's gates", at="site"),
         "gate-scale": Kind("multiplies gates' logits", at="site", value="factor"),
         "gate-transplant": Kind("sets gates to those of another text, or run", at="site"),
+        f"gate{FROZEN}": Kind("sets gates to a score and keeps the attention pattern", at="site", value="score"),
+        f"gate-mean{FROZEN}": Kind("sets gates to their mean and keeps the attention pattern", at="site"),
+        f"gate-shuffle{FROZEN}": Kind("gives tokens one another's gates and keeps the attention pattern", at="site"),
     }
     has_like: ClassVar[bool] = True
 
     @property
-    def needs(self) -> Literal["", "gates"]:
-        return "gates" if self.kind == "gate-transplant" else ""
+    def needs(self) -> Literal["", "gates", "pattern"]:
+        return "gates" if self.kind == "gate-transplant" else "pattern" if self._is_frozen else ""
 
     def control(self) -> "GateEdit":
         """A random direction of the same norm, added to the attention layer's output."""
@@ -55,7 +59,7 @@ class GateEdit(Intervention):
     @contextmanager
     def applied(self, anatomy: Anatomy, given: Given) -> Iterator[None]:
         """By the gates' taps, or by hooks before the output projections of known families."""
-        if self.needs and (given.recorded is None or not given.recorded.gates):
+        if self.needs == "gates" and (given.recorded is None or not given.recorded.gates):
             raise ValueError(
                 f"{self.word} takes the gates of another pass; run that inside `recorded` and hand it over"
             )
@@ -65,6 +69,8 @@ class GateEdit(Intervention):
 
         layers = [(a, layer) for a, layer in _gated(anatomy, self).items() if self.acts_in(layer)]
         with ExitStack() as stack:
+            if self._is_frozen:
+                stack.enter_context(patterns_held(anatomy, self.word, given))
             seen = None if anatomy.is_own else stack.enter_context(_outputs_kept(anatomy))
             for attention, layer in layers:
                 if self.is_like:
@@ -76,9 +82,13 @@ class GateEdit(Intervention):
 
     @contextmanager
     def recording(self, anatomy: Anatomy) -> Iterator[Recording]:
-        """Keeps the scores of every gate that the edit is to change."""
+        """Keeps the scores of every gate that the edit is to change, or every layer's attention pattern."""
         if not self.needs:
             raise ValueError(f"{self.word} needs no recording; run it as it is")
+        if self._is_frozen:
+            with patterns_kept(anatomy, self.word) as recording:
+                yield recording
+            return
         recording = Recording()
 
         def keep(layer: int, site: str, spec: GateSpec, logits_BTHK: Tensor) -> Tensor:
@@ -95,7 +105,7 @@ class GateEdit(Intervention):
     def sites(self, attention: nn.Module) -> list[str]:
         """The sites of a layer's gates that are edited."""
         sites = list(attention.gates) if isinstance(attention, GatedAttention) else ["sdpa"]
-        return [site for site in sites if self.at in (None, site)]
+        return [site for site in sites if self.at in (None, site) and (site in _BESIDE or not self._is_frozen)]
 
     def check(self, layer: int, spec: GateSpec) -> None:
         """Refuses what cannot be done to a gate.
@@ -106,9 +116,9 @@ class GateEdit(Intervention):
         why = None
         if self.value == "open" and spec.form == "add":
             why = "its scores are added, and none of them is open; take gate=0, which adds nothing"
-        elif self.kind == "gate" and spec.form == "forget" and self.score <= 0:
+        elif self._does == "gate" and spec.form == "forget" and self.score <= 0:
             why = "its scores are shares that are kept, and the logarithm of one is taken; take a score above 0"
-        elif spec.source == "lse" and (self.kind != "gate" or self.dose < 1 or self._by_head):
+        elif spec.source == "lse" and (self._does != "gate" or self.dose < 1 or self._by_head):
             why = "its logits are not known before attention is computed; take gate=<score> at dose 1, in whole layers"
         elif self._by_head and spec.site not in _OF_HEADS:
             why = f"gates at the site {spec.site} are not of query heads; name whole layers"
@@ -119,6 +129,20 @@ class GateEdit(Intervention):
     def score(self) -> float:
         """The constant of the kind `gate`."""
         return 1.0 if self.value == "open" else float(self.value)
+
+    @property
+    def _is_frozen(self) -> bool:
+        return self.kind.endswith(FROZEN)
+
+    @property
+    def _does(self) -> str:
+        """What is done to the gates, whatever is kept."""
+        return self.kind.removesuffix(FROZEN)
+
+    def _wrong_parts(self) -> str | None:
+        if self._is_frozen and self.at is not None and self.at not in _BESIDE and self.at in SITES:
+            return f"a gate at {self.at} makes the pattern that is kept; take one of {', '.join(_BESIDE)}"
+        return super()._wrong_parts()
 
     @property
     def _by_head(self) -> bool:
@@ -140,11 +164,11 @@ class GateEdit(Intervention):
         return torch.where(heads_H[:, None], edited, scores_BTHK)
 
     def _target(self, layer: int, site: str, scores_BTHK: Tensor, given: Given) -> Tensor:
-        if self.kind == "gate":
+        if self._does == "gate":
             return torch.full_like(scores_BTHK, self.score)
-        if self.kind == "gate-mean":
+        if self._does == "gate-mean":
             return scores_BTHK.mean(dim=1, keepdim=True)
-        if self.kind == "gate-shuffle":
+        if self._does == "gate-shuffle":
             return scores_BTHK[:, shuffled(scores_BTHK.shape[1], given.seed, layer)]
         recorded = given.recorded.gates.get((layer, site))
         if recorded is None or recorded.shape[1:] != scores_BTHK.shape[1:]:
@@ -225,20 +249,8 @@ def _edited(attention: nn.Module, layer: int, edit: GateEdit, change: Change, se
             stack.callback(attention.o_proj.register_forward_pre_hook(multiply, prepend=True).remove)
         else:
             for site in edit.sites(attention):
-                _edit_own(stack, attention.gates[site], layer, change)
+                put_scores(stack, attention.gates[site], layer, change)
         yield
-
-
-def _edit_own(stack: ExitStack, gate: nn.Module, layer: int, change: Change) -> None:
-    """The gate's logits become scores, and its activation the identity, until the stack is left."""
-    spec = gate.spec
-    stack.callback(setattr, gate, "spec", spec)
-    source = "static" if spec.source == "lse" else spec.source  # so that nothing is added to the scores
-    gate.spec = spec.model_copy(update={"activation": "identity", "sharing": "specific", "source": source})
-    hook = gate.tap_logits.register_forward_hook(
-        lambda _m, _i, logits: change(layer, spec.site, spec, logits), prepend=True
-    )
-    stack.callback(hook.remove)
 
 
 def _like_hook(

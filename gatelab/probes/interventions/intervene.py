@@ -99,7 +99,8 @@ def intervened(
 @contextmanager
 def recorded(model: nn.Module, intervention: Intervention) -> Iterator[Recording]:
     """Keep of the forward pass in this block what an intervention takes from it: the gates' scores of the text, or the run,
-    that `gate-transplant` takes them from; the norms of the same text for `clip-massive-frozen`.
+    that `gate-transplant` takes them from; of the same text the norms for `clip-massive-frozen`, the gates for
+    `mask-key-frozen`, the attention patterns for `gate-shuffle-frozen`.
 
     Raises:
         ValueError: an intervention that needs none.

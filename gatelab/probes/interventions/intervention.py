@@ -51,11 +51,12 @@ class Kind:
 
 @dataclass
 class Recording:
-    """What an edit takes from another forward pass: gates' scores [B, T, H, K or 1] by (layer, site), or norms' roots of
-    the mean square [B, T, 1] by the module's name."""
+    """What an edit takes from another forward pass: gates' scores [B, T, H, K or 1] by (layer, site), norms' roots of the
+    mean square [B, T, 1] by the module's name, or what makes attention patterns by (layer, name)."""
 
     gates: dict[tuple[int, str], Tensor] = field(default_factory=dict)
     norms: dict[str, Tensor] = field(default_factory=dict)
+    patterns: dict[tuple[int, str], Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -116,8 +117,8 @@ class Intervention(Config, ABC):
         return self.kinds[self.kind]
 
     @property
-    def needs(self) -> Literal["", "gates", "norms"]:
-        """What has to be recorded in another pass beforehand."""
+    def needs(self) -> Literal["", "gates", "norms", "own gates", "pattern"]:
+        """What has to be recorded in another pass beforehand: `gates` of another text or run, the rest of this very text."""
         return ""
 
     @property

@@ -29,7 +29,7 @@ def edited_layer(edit: Intervention, attention: GatedAttention, layer: int, give
     """
     H, G = attention.n_heads, attention.n_kv_heads
     edit.heads(layer, H, given.seed)
-    is_masking = edit.kind == "mask-key"
+    is_masking = edit.kind.startswith("mask-key")
     is_repeated = not is_masking and G != H and differs_by_head(edit)
     if is_repeated and (isinstance(attention.normaliser, KeyBias) or attention.output_map.needs_value):
         raise ValueError(

@@ -1,17 +1,19 @@
 """Edits of a key: its value made zero, the mean or c times itself; or the key masked, and the softmax taken over the rest.
 
 Notable: of y = Σ p v an edit of a value changes one summand; masking changes every weight of the row. A dose d of masking
-leaves the key (1 − d) times its weight before the row is normalised anew. A query that sees no other key keeps it.
+leaves the key (1 − d) times its weight before the row is normalised anew. A query that sees no other key keeps it. Frozen, the
+sink moves at a fixed gate: later gates would else answer to what the edit does to the hidden state that they read.
 """
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from typing import ClassVar
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import ClassVar, Literal
 
 from ..external.interpose import interposed
 from .anatomy import Anatomy, met_layers
 from .around import Around
-from .intervention import Given, Intervention, Kind
+from .frozen import FROZEN, gates_held, gates_kept
+from .intervention import Given, Intervention, Kind, Recording
 from .taps import edited_layer
 
 
@@ -26,7 +28,15 @@ class KeyEdit(Intervention):
         "mean-value": Kind("makes a key's value the mean of the head's values in the text", at="key"),
         "value": Kind("multiplies a key's value", at="key", value="factor"),
         "mask-key": Kind("takes a key out of the softmax", at="key", doses=(0.5, 0.9, 1.0)),
+        f"zero-value{FROZEN}": Kind("makes a key's value zero and keeps the gates", at="key"),
+        f"mask-key{FROZEN}": Kind(
+            "takes a key out of the softmax and keeps the gates", at="key", doses=(0.5, 0.9, 1.0)
+        ),
     }
+
+    @property
+    def needs(self) -> Literal["", "own gates"]:
+        return "own gates" if self.kind.endswith(FROZEN) else ""
 
     def control(self) -> "KeyEdit":
         """Other heads, drawn for each seed, or another key of the middle half of the text."""
@@ -40,6 +50,8 @@ class KeyEdit(Intervention):
     def applied(self, anatomy: Anatomy, given: Given) -> Iterator[None]:
         """By taps, or by standing around the attention functions of transformers."""
         with ExitStack() as stack:
+            if self.needs:
+                stack.enter_context(gates_held(anatomy, self.word, given))
             if anatomy.is_own:
                 for attention, layer in anatomy.attention.items():
                     if self.acts_in(layer):
@@ -48,3 +60,7 @@ class KeyEdit(Intervention):
                 met = stack.enter_context(met_layers(anatomy, {layer for layer, _ in self.places}, self.word))
                 stack.enter_context(interposed(anatomy.model, Around(self, anatomy, given, met)))
             yield
+
+    def recording(self, anatomy: Anatomy) -> AbstractContextManager[Recording]:
+        """Keeps the scores of every gate."""
+        return gates_kept(anatomy, self.word) if self.needs else super().recording(anatomy)

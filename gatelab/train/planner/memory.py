@@ -79,13 +79,17 @@ def activations(model: ModelConfig, context: int, objective: Objective | None) -
     more, largest = 0, 0
     read = lengths(model, context, objective)
     for stack, n in zip(model.architecture.stacks, read, strict=True):
-        gates = [(g, n) for g in model.gates(stack)]
-        if stack.has_cross:
-            gates += [(g, n if SITES[g.site].side == "query" else read[0]) for g in model.gates(stack, is_cross=True)]
-        block = sum((length + model.registers) * _gate_bytes(model, g) for g, length in gates)
-        if model.moe is not None:
-            block -= (n + model.registers) * 2 * model.moe.top_k * model.d_model
-        more, largest = more + model.depth(stack) * block, max(largest, block, key=abs)
+        blocks = []
+        for layer in range(model.depth(stack)):
+            gates = [(g, n) for g in model.gates(stack, layer)]
+            if stack.has_cross:
+                crossing = model.gates(stack, layer, is_cross=True)
+                gates += [(g, n if SITES[g.site].side == "query" else read[0]) for g in crossing]
+            block = sum((length + model.registers) * _gate_bytes(model, g) for g, length in gates)
+            if model.moe is not None:
+                block -= (n + model.registers) * 2 * model.moe.top_k * model.d_model
+            blocks.append(block)
+        more, largest = more + sum(blocks), max(largest, max(blocks), key=abs)
     return bare.activations + more, bare.recomputed + largest
 
 

@@ -1,0 +1,116 @@
+"""Settings: cells that differ in the learning rate alone are one, and each arm stands in it at its own best rate.
+
+An arm that is judged at a rate which suits another is judged by the rate. The best is chosen by the mean held-out loss of the very
+seeds that are compared, for arm and baseline alike; docs/statistics.md has the false alarms that this makes.
+"""
+
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import nan
+from statistics import fmean
+
+from .paired import Outcome
+from .uses import RATE_COST
+
+LOSS = "val_loss"
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """`cells` {learning rate: cell}, in order of the rate; of a cell that stands alone its one rate, or nan."""
+
+    name: str
+    cells: dict[float, str]
+
+
+@dataclass(frozen=True, slots=True)
+class AtBest:
+    """`outcomes` have the setting in the place of the cell, those of `rate_cost` among them; `best` {(setting, arm): the cell
+    whose runs they are}; `notes` say which arm has no best rate, and why."""
+
+    settings: list[Setting]
+    outcomes: list[Outcome]
+    best: dict[tuple[str, str], str]
+    notes: list[str]
+
+
+def settings(cells: Sequence[str], rates: Mapping[str, tuple[str, float]]) -> list[Setting]:
+    """The cells by what they are besides their rate; `rates` {cell: (what else it is, rate)}. A cell without an entry, and two
+    cells of one kind and rate, stand alone."""
+    kinds: dict[str, dict[float, list[str]]] = {}
+    for cell in cells:
+        kind, rate = rates.get(cell, (f"\0{cell}", nan))
+        kinds.setdefault(kind, {}).setdefault(rate, []).append(cell)
+    out = []
+    for by_rate in kinds.values():
+        if len(by_rate) > 1 and all(len(c) == 1 for c in by_rate.values()):
+            ordered = {rate: by_rate[rate][0] for rate in sorted(by_rate)}
+            out.append(Setting(_name(ordered), ordered))
+        else:
+            out += [Setting(cell, {rate: cell}) for rate, held in by_rate.items() for cell in held]
+    names = [s.name for s in out]
+    return [s if names.count(s.name) == 1 else replace(s, name=next(iter(s.cells.values()))) for s in out]
+
+
+def _name(cells: Mapping[float, str]) -> str:
+    """What the names of the cells have in common when the rate is taken out; else the first's."""
+    bare = {re.sub(r"[\s_/-]*(lr)?[\s_=-]*$", "", cell.replace(f"{rate:g}", "")) for rate, cell in cells.items()}
+    return bare.pop() if len(bare) == 1 and all(bare) else next(iter(cells.values()))
+
+
+def at_best(
+    outcomes: Iterable[Outcome], found: Sequence[Setting], *, baseline: str, refused: Collection[tuple[str, str]] = ()
+) -> AtBest:
+    """Every arm of every setting at its best rate, and what the largest rate costs it over the baseline's best. A rate at which a
+    run of the arm is not done is no candidate; comparisons (cell, arm) that are `refused` are left out."""
+    held: dict[tuple[str, str], list[Outcome]] = {}
+    for o in outcomes:
+        if (o.cell, o.arm) not in refused:
+            held.setdefault((o.cell, o.arm), []).append(o)
+    arms = dict.fromkeys(arm for _, arm in held)
+    out, best, notes = [], {}, []
+    for setting in found:
+        for arm in arms:
+            there = [cell for cell in setting.cells.values() if (cell, arm) in held]
+            means = {cell: _mean_loss(held[cell, arm]) for cell in there}
+            judged = {cell: mean for cell, mean in means.items() if mean is not None}
+            chosen = (
+                there[0] if len(setting.cells) == 1 and there else min(judged, key=judged.__getitem__, default=None)
+            )
+            if chosen is None:
+                if there:
+                    notes.append(f"{arm} in {setting.name}: no learning rate at which all its runs are done")
+                continue
+            best[setting.name, arm] = chosen
+            out += [replace(o, cell=setting.name) for o in held[chosen, arm]]
+            if len(judged) < len(setting.cells) > 1:
+                left = ", ".join(f"{rate:g}" for rate, cell in setting.cells.items() if cell not in judged)
+                notes.append(
+                    f"{arm} in {setting.name}: the best of the rates without {left}, where not all its runs are done"
+                )
+        out += _costs(setting, held, best.get((setting.name, baseline)), arms)
+    return AtBest(list(found), out, best, notes)
+
+
+def _mean_loss(outcomes: Sequence[Outcome]) -> float | None:
+    """None where a run has no finished loss, or none was measured."""
+    losses = [o for o in outcomes if o.metric == LOSS]
+    return fmean(o.value for o in losses) if losses and all(o.usable for o in losses) else None
+
+
+def _costs(
+    setting: Setting, held: Mapping[tuple[str, str], Sequence[Outcome]], from_cell: str | None, arms: Iterable[str]
+) -> list[Outcome]:
+    """The held-out loss at the largest rate less that at the baseline's best, by seed; none where that is the largest."""
+    largest = setting.cells[max(setting.cells)]
+    if from_cell is None or from_cell == largest:
+        return []
+    out = []
+    for arm in arms:
+        at = [{o.seed: o for o in held.get((cell, arm), ()) if o.metric == LOSS} for cell in (from_cell, largest)]
+        for seed in sorted(at[0].keys() & at[1].keys()):
+            low, high = at[0][seed], at[1][seed]
+            status = high.status if low.status == "done" else low.status
+            out.append(Outcome(setting.name, arm, seed, RATE_COST.name, high.value - low.value, status))
+    return out

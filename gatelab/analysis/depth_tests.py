@@ -1,0 +1,120 @@
+"""Tests by where in depth the gate is: trained in a third of the layers alone, or at its mean there in finished runs."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from ..config.gate_layers import PLACES
+from .cause_tests import changes_of, more_seeds, to_edit
+from .causes import NOTHING, Decision, Ledger, Test, decided, not_nothing
+from .student import estimate, interval
+
+FIRST, LAST = THIRDS = ("first-third", "last-third")
+
+
+def in_layers(word: str, model: Mapping[str, Any]) -> str | None:
+    """An edit's word with a third of the layers written out; None where the model has no thirds, or no gate in some layer."""
+    kind, _, place = word.partition(":")
+    if place not in THIRDS:
+        return word
+    depth = model.get("n_layers", 1)
+    if depth < 2 or model.get("gate_layers", "all") != "all":
+        return None
+    return f"{kind}:{','.join(f'l{layer}' for layer in PLACES[place](depth))}"
+
+
+def thirds_trained() -> Test:
+    """The arms that have this gate in the first third of the layers alone, and in the last: their losses differ. What each
+    lacks of the gate in every layer is told beside it."""
+    predicts = f"the losses differ by more than {NOTHING} nats"
+
+    def test(ledger: Ledger, cell: str, arm: str) -> Decision:
+        found = Decision("a gate in the first third alone against one in the last", "what is trained", predicts)
+        own = ledger.models.get((cell, arm), {})
+        why = _no_thirds(own)
+        if why:
+            return replace(found, verdict="undecided", numbers=why)
+        alike = {_layers(m): a for (c, a), m in ledger.models.items() if c == cell and _rest(m) == _rest(own)}
+        lacking = [third for third in THIRDS if third not in alike]
+        if lacking:
+            arms = ", ".join(
+                f"Arm('{arm}-{third}', {{'model.gate': '{own.get('gate')}', 'model.gate_layers': '{third}'}}, control=True)"
+                for third in lacking
+            )
+            return replace(
+                found,
+                to_do=[
+                    f"add {arms} to the arms of the study's file, then: gatelab run {ledger.study} --out {ledger.folder}"
+                ],
+            )
+        first, last = alike[FIRST], alike[LAST]
+        refused = [ledger.evidence.refused[cell, a] for a in (first, last) if (cell, a) in ledger.evidence.refused]
+        if refused:
+            return replace(found, to_do=refused)
+        between = _differences(ledger, cell, first, last)
+        found = replace(found, test=f"a gate in a third alone: {first} against {last}")
+        if len(between) < 2:
+            return replace(found, n=len(between), to_do=more_seeds(ledger))
+        found = decided(found, between, not_nothing, "nats")
+        beside = [_said(a, _differences(ledger, cell, a, arm)) for a in (first, last)]
+        return replace(found, numbers="; ".join([found.numbers, *filter(None, beside)]))
+
+    return Test(test)
+
+
+def thirds_edited(kind: str) -> Test:
+    """An edit of the gates in the first third of the layers against the same in the last, each beyond its control, in finished
+    runs."""
+    words = [f"{kind}:{third}" for third in THIRDS]
+
+    def test(ledger: Ledger, cell: str, arm: str) -> Decision:
+        own = ledger.models.get((cell, arm), {})
+        found = Decision(
+            f"{kind} in the first third against the last", "the forward pass of finished runs",
+            f"beyond their controls the costs differ by more than {NOTHING} nats",
+        )  # fmt: skip
+        why = _no_thirds(own)
+        if why:
+            return replace(found, verdict="undecided", numbers=why)
+        edits = [in_layers(word, own) for word in words]
+        parts = [changes_of(ledger, cell, arm, word) for word in edits]
+        (first, _), (last, _) = parts
+        both = [name for name in first if name in last]
+        if len(both) < 2:
+            to_do = [w for word, part in zip(edits, parts, strict=True) for w in to_edit(ledger, cell, word, *part)]
+            return replace(found, n=len(both), to_do=list(dict.fromkeys(to_do)))
+        found = decided(found, [first[name] - last[name] for name in both], not_nothing, "nats")
+        beside = [_said(w, [own[n] for n in both]) for w, own in zip(edits, (first, last), strict=True)]
+        return replace(found, numbers="; ".join([found.numbers, *filter(None, beside)]))
+
+    return Test(test, tuple((word, True) for word in words))
+
+
+def _no_thirds(model: Mapping[str, Any]) -> str:
+    if _layers(model) != "all":
+        return "this gate is in a part of the layers itself; explain the arm that has it in all of them"
+    return "one layer has no thirds" if model.get("n_layers", 1) < 2 else ""
+
+
+def _layers(model: Mapping[str, Any]) -> Any:
+    layers = model.get("gate_layers", "all")
+    return layers if isinstance(layers, str) else tuple(layers)
+
+
+def _rest(model: Mapping[str, Any]) -> dict[str, Any]:
+    """All that two arms must share besides the layers; the feed-forward width follows the gate's weights."""
+    return {k: v for k, v in model.items() if k not in ("gate_layers", "d_ff")}
+
+
+def _differences(ledger: Ledger, cell: str, arm: str, other: str) -> list[float]:
+    """Loss of one arm minus that of another, seed by seed."""
+    ours, theirs = (ledger.evidence.runs("val_loss", cell, a) for a in (arm, other))
+    return [ours[s] - theirs[s] for s in ours if s in theirs]
+
+
+def _said(words: str, values: list[float]) -> str:
+    e = estimate(values, scale=max(map(abs, values))) if len(values) > 1 else None
+    if e is None or not e.sigma > 0:
+        return ""
+    low, high = interval(e, 0.95)
+    return f"{words} {e.mean:+.4g} ({low:+.4g} to {high:+.4g})"

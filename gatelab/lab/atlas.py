@@ -1,0 +1,98 @@
+"""The atlas: several studies, from their folders or archives, on one page."""
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from urllib.parse import quote
+
+from ..analysis.atlas import Atlas, Sheet, shared
+from ..analysis.ledger_of_claims import CLAIMS, Entry, judged
+from ..report.atlas import write_atlas
+from ..store import StoreError
+from .sheet import sheet
+from .sources import Source, opened, sources_in
+
+FILE = "atlas.html"
+
+
+def atlas(
+    paths: Sequence[str | Path], out: str | Path | None = None, *, tell: Callable[[str], None] = lambda _: None
+) -> Path:
+    """Write the page of all studies that `paths` name, and its CSV file; returns the page's path. A study that cannot be read, and
+    one that has the runs of another, is named there, and `tell` is told why. Without `out` it is atlas.html in the one folder that
+    is named, or here where there are several.
+
+    Raises:
+        StoreError: nothing to read, or a study named twice, as `sources_in` says; none that can be read.
+    """
+    sources = sources_in(paths)
+    page = (
+        Path(out)
+        if out is not None
+        else (Path(paths[0]) if len(paths) == 1 and Path(paths[0]).is_dir() else Path()) / FILE
+    )
+    if page.is_dir() or not page.parent.is_dir():
+        what = "is a folder" if page.is_dir() else "its folder does not exist"
+        raise StoreError(f"--out {page}: {what}; name a file in a folder that there is, as in {FILE}")
+    made, refused = read_atlas(sources, page, tell)
+    if not made:
+        raise StoreError(f"{refused[0][0]}: {refused[0][1]}")
+    try:
+        claims = _claims(paths)
+    except StoreError as error:
+        claims = None
+        refused.append(("the ledger of claims", str(error)))
+    return write_atlas(page, Atlas(made, refused, claims))
+
+
+def read_atlas(
+    sources: Sequence[Source], page: Path, tell: Callable[[str], None]
+) -> tuple[list[Sheet], list[tuple[str, str]]]:
+    """A sheet a study, and (what, why) of those that have none."""
+    sheets: list[Sheet] = []
+    plans: list[tuple[str, list[str]]] = []
+    refused = []
+    for source in sources:
+        letter = _letter(len(sheets))
+        try:
+            with opened(source) as folder:
+                study = folder.study()
+                name, plan = f"{letter} {study['name']}", [entry["fingerprint"] for entry in study["plan"]]
+                twins = [twin for twin in shared([*plans, (name, plan)]) if twin[0] == name]
+                if whole := [twin for twin in twins if twin[3]]:
+                    raise StoreError(f"{source.path}: has the runs of {whole[0][1]}, which is here already")
+                tell(f"reading {source.path}")
+                flags = [f"{n} of its runs are those of {earlier}" for _, earlier, n, _ in twins]
+                sheets.append(sheet(folder, letter, flags, _pages(source, page.parent)))
+                plans.append((name, plan))
+        except StoreError as error:
+            why = str(error).removeprefix(f"{source.path}: ")
+            tell(f"{source.path} is not in the atlas: {why}")
+            refused.append((str(source.path), why))
+    return sheets, refused
+
+
+def _letter(i: int) -> str:
+    """A to Z, then AA, AB, …"""
+    return (chr(64 + i // 26) if i >= 26 else "") + chr(65 + i % 26)
+
+
+def _pages(source: Source, beside: Path) -> dict[str, str]:
+    """The study's own page, and a text about it, as links from where the atlas lies."""
+    there = {"page": source.home / "report.html", "text": source.home.with_suffix(".md")}
+    if not source.home.name:
+        there.pop("text")
+    return {
+        word: quote(Path(os.path.relpath(path.resolve(), beside.resolve())).as_posix())
+        for word, path in there.items()
+        if path.is_file()
+    }
+
+
+def _claims(paths: Sequence[str | Path]) -> list[Entry] | None:
+    """The ledger, of the lines whose page lies in one of the folders; None where no page does."""
+    for folder in (Path(p) for p in paths if Path(p).is_dir()):
+        there = [c for c in CLAIMS if (folder / c.page).is_dir()]
+        if there:
+            return judged(folder, there)
+    return None

@@ -1,0 +1,108 @@
+"""A study as a sheet of the atlas: its comparisons, where they lie, what was confirmed, and what is to be flagged."""
+
+from typing import Any
+
+from ..analysis.atlas import Confirmed, Place, Sheet, arm_name, place
+from ..analysis.looked import Looked
+from ..analysis.recommend import Advice
+from ..analysis.stages import EFFECT
+from ..store import RunFolder, StoreError, StudyFolder
+from ..study.ledger import state_of
+from .analysing import Analysis, analyse
+from .declared import registration_of
+from .finding import screened
+from .recommending import try_recommend
+from .reporting import look_for_anomalies
+
+Planned = list[tuple[dict[str, Any], RunFolder, str]]  # a plan's entry, its folder, its state
+
+
+def sheet(folder: StudyFolder, letter: str, flags: list[str], pages: dict[str, str]) -> Sheet:
+    """Of a study; `flags` and `pages` are what its surroundings say.
+
+    Raises:
+        StoreError: a study that was edited, or rows that cannot be read.
+    """
+    analysis = analyse(folder)
+    looked = look_for_anomalies(folder, analysis.outcomes)
+    advice = try_recommend(folder, analysis, looked)
+    study, registration = folder.study(), registration_of(folder)
+    kept = [] if registration is None else registration.seeds
+    planned = [(entry, run, state_of(run)) for entry, run in folder.planned()]
+    arms = _arms(study, planned)
+    own = [a for a in study["arms"] if a["name"] in arms]
+    return Sheet(
+        letter=letter,
+        name=study["name"],
+        question=study.get("question", ""),
+        seeds=[s for s in study["seeds"] if s not in kept],
+        n_runs=len(planned),
+        n_done=sum(state == "done" for *_, state in planned),
+        versions=looked.hunt.gathered.versions if looked else _versions(folder, analysis),
+        arms=arms,
+        labels={arms[a["name"]]: a.get("label", a["name"]) for a in own},
+        controls={arms[a["name"]] for a in own if a["control"]},
+        places=_places(study, planned, advice),
+        runs=_finished(planned, kept),
+        advice=advice,
+        registered=0 if registration is None else len(registration.claims),
+        confirmed=[] if looked is None else _confirmed(looked, arms),
+        flags=[*flags, *_flags(planned, advice), *([] if looked is None else looked.hunt.notes)],
+        pages=pages,
+    )
+
+
+def _arms(study: dict[str, Any], planned: Planned) -> dict[str, str]:
+    """{an arm's name: what it is}, without the baseline; two that are told apart by their names alone keep them."""
+    models: dict[str, dict[str, Any]] = {}
+    for entry, run, _ in planned:
+        if entry["arm"] not in models and (run.path / "run.json").exists():
+            models[entry["arm"]] = run.config()["model"]
+    control = models.get(study["baseline"])
+    named = {
+        a["name"]: arm_name(a.get("changes", {}), models.get(a["name"]), control, a["name"])
+        for a in study["arms"]
+        if a["name"] != study["baseline"]
+    }
+    words = list(named.values())
+    return {name: word if words.count(word) == 1 else f"{word} ({name})" for name, word in named.items()}
+
+
+def _places(study: dict[str, Any], planned: Planned, advice: Advice | str) -> dict[str, Place]:
+    bases = {c["name"]: c.get("base", {}) for c in study["cells"]}
+    sizes = {entry["cell"]: entry["n_parameters"] for entry, *_ in planned if entry["arm"] == study["baseline"]}
+    cells = {c: c for c in bases}
+    if not isinstance(advice, str):
+        cells = {s.name: next(iter(s.cells.values())) for s in advice.at_best.settings}
+    return {name: place(bases[cell], sizes.get(cell, 0)) for name, cell in cells.items()}
+
+
+def _finished(planned: Planned, kept: list[int]) -> dict[tuple[str, str], frozenset[str]]:
+    """{(cell, arm): runs} that are done, without the seeds that a confirmation keeps to itself."""
+    done: dict[tuple[str, str], set[str]] = {}
+    for entry, run, state in planned:
+        if state == "done" and entry["seed"] not in kept:
+            done.setdefault((entry["cell"], entry["arm"]), set()).add(run.fingerprint)
+    return {key: frozenset(names) for key, names in done.items()}
+
+
+def _flags(planned: Planned, advice: Advice | str) -> list[str]:
+    n_open = sum(state != "done" for *_, state in planned)
+    notes = [f"no comparison is made: {advice}"] if isinstance(advice, str) else advice.notes
+    return [*notes, *([f"{n_open} of {len(planned)} runs are not done; they are in no number"] if n_open else [])]
+
+
+def _versions(folder: StudyFolder, analysis: Analysis) -> set[str]:
+    try:
+        return screened(folder, analysis.outcomes).versions
+    except StoreError:
+        return set()
+
+
+def _confirmed(looked: Looked, arms: dict[str, str]) -> list[Confirmed]:
+    said = {(a.rule, a.cell, a.arm, a.reading): a.sentence for a in looked.hunt.screened.alarms}
+    out = []
+    for v in (v for v in looked.verdicts if v.verdict == "confirmed" and v.claim.rule != EFFECT):
+        c = v.claim
+        out.append(Confirmed(v, arms.get(c.arm, c.arm), said.get((c.rule, c.cell, c.arm, c.reading), "")))
+    return out

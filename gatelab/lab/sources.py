@@ -1,0 +1,104 @@
+"""Where studies lie: folders as `gatelab run` writes them, archives of such folders, and folders that hold either."""
+
+import lzma
+import tarfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from ..store import StoreError, StudyFolder
+
+ARCHIVES = (".tar.xz", ".tar.gz", ".tgz")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A study's folder, or an archive of one; `home` is the folder in which its page lies, if it has one."""
+
+    path: Path
+
+    @property
+    def is_archive(self) -> bool:
+        """Whether it has to be unpacked."""
+        return self.path.is_file()
+
+    @property
+    def home(self) -> Path:
+        """Beside an archive, in a folder."""
+        return self.path.parent if self.is_archive else self.path
+
+
+def sources_in(paths: Sequence[str | Path]) -> list[Source]:
+    """The studies that the paths name: each is a study's folder, an archive, or a folder of such, one level down.
+
+    Raises:
+        StoreError: a path that is not there or holds no study; a study that is named twice.
+    """
+    found: dict[Path, tuple[Path, Path]] = {}
+    for path in map(Path, paths):
+        held = _held(path)
+        if not held:
+            raise StoreError(
+                f"{path}: holds no study (no study.json), and neither a folder nor an archive ({', '.join(ARCHIVES)}) of one;"
+                " name what `gatelab run` wrote to"
+            )
+        for source in held:
+            there = found.setdefault(source.resolve(), (source, path))
+            if there[1] is not path:
+                raise StoreError(f"{source}: is named twice, by {there[1]} and by {path}; name each study once")
+    return [Source(source) for source, _ in found.values()]
+
+
+def _held(path: Path) -> list[Path]:
+    if not path.exists():
+        raise StoreError(f"{path}: no such folder or archive; `gatelab run STUDY --out {path}` makes a folder")
+    if path.is_file():
+        return [path] if _is_archive(path) else []
+    if (path / "study.json").is_file():
+        return [path]
+    out = [p for p in sorted(path.iterdir()) if p.is_file() and _is_archive(p)]
+    for folder in sorted(p for p in path.iterdir() if p.is_dir()):
+        own = [p for p in sorted(folder.iterdir()) if p.is_file() and _is_archive(p)]
+        out += [folder] if (folder / "study.json").is_file() else own
+    return out
+
+
+def _is_archive(path: Path) -> bool:
+    return path.name.endswith(ARCHIVES)
+
+
+@contextmanager
+def opened(source: Source) -> Iterator[StudyFolder]:
+    """The study's folder: of an archive a copy that is gone when the block is left.
+
+    Raises:
+        StoreError: an archive that is cut, or holds no study; a folder that holds none, or one of another version. It names the
+            source and not the copy.
+    """
+    if not source.is_archive:
+        yield StudyFolder.open(source.path)
+        return
+    with TemporaryDirectory(prefix="gatelab-study-") as place:
+        try:
+            _unpack(source.path, Path(place))
+            studies = sorted(Path(place).glob("**/study.json"))
+            if len(studies) != 1:
+                raise StoreError(
+                    f"{source.path}: holds {len(studies)} studies (study.json); expected an archive of one"
+                )
+            yield StudyFolder.open(studies[0].parent)
+        except StoreError as error:
+            text = str(error)
+            for folder in [*(s.parent for s in Path(place).glob("**/study.json")), Path(place)]:
+                text = text.replace(str(folder), str(source.path))
+            raise StoreError(text) from None
+
+
+def _unpack(archive: Path, place: Path) -> None:
+    try:
+        with tarfile.open(archive) as tar:
+            tar.extractall(place, filter="data")
+    except (tarfile.TarError, lzma.LZMAError, EOFError) as error:
+        raise StoreError(f"{archive}: cannot be unpacked ({error}); was it cut?") from None

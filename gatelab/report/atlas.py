@@ -1,0 +1,214 @@
+"""The atlas: one offline page over several studies, which begins with what a reader with ten minutes should know.
+
+Notable: it has no chart and so no chart library; maps are tables, coloured by the effect in half-widths of its own interval, and
+the chooser of their metric is a row of radio buttons that needs no script.
+"""
+
+from math import isfinite
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .. import __version__
+from ..config.architecture import ARCHITECTURES
+from ..store import write_text
+from .atlas_guide import guide
+from .atlas_map import MAP_CSS, coverage, maps
+from .claims import spans_of
+from .document import Charts, document
+from .markup import NONE, Html, join, probability, span, tag
+from .parts import contents, footer, glossary, section
+from .recommend import recommendations, silent
+from .tables import csv_text
+from .tables import table as tabulated
+
+if TYPE_CHECKING:
+    from ..analysis.atlas import Atlas, Sheet
+
+_PLAIN = "This page needs no JavaScript."
+_WORDS = {
+    "Study, letter": "Each study has a letter, which stands before its settings and cells everywhere on this page.",
+    "Setting": "A cell of a study, or its cells that differ in the learning rate alone, each arm at its own best rate.",
+    "Effect": "The mean over pairs of one seed of arm minus baseline; its interval is Student's t at 95%.",
+    "Interval, none": "Of one pair there is none; and none where seeds change between two states, which an exact test judges.",
+    "Screen, confirmed": "A screen names candidates at a false-discovery rate; a confirmation tests them on seeds that were"
+    " registered before they were run, by Holm at 5%.",
+}
+
+
+def write_atlas(page: Path, atlas: "Atlas") -> Path:
+    """Write the page, and every comparison as CSV beside it; returns the page's path. Same studies in, same bytes out."""
+    body = _body(atlas, page.with_suffix(".csv").name)
+    write_text(page.with_suffix(".csv"), atlas_csv(atlas))
+    write_text(page, document("Atlas of gates", body, Charts(), plain=_PLAIN, css=MAP_CSS))
+    return page
+
+
+def _body(atlas: "Atlas", csv_name: str) -> Html:
+    parts = {
+        "guide": ("In ten minutes", guide(atlas)),
+        "which": ("Which for what", _which(atlas)),
+        "map": ("Map of effects", maps(atlas)),
+        "anomalies": ("Anomalies", _anomalies(atlas)),
+        **({} if atlas.claims is None else {"claims": ("Claims", _claims(atlas))}),
+        "studies": ("Studies", _studies(atlas)),
+        "flags": ("Refused and flagged", _flags(atlas)),
+        "how": ("How to read this page", glossary(_WORDS.items())),
+    }
+    header = tag(
+        "header",
+        tag("h1", "Atlas of gates"),
+        tag(
+            "p",
+            "What gates on attention do, over every study here: which for which use, where, and how sure.",
+            class_="question",
+        ),
+        _facts(atlas),
+        contents({name: word for name, (word, _) in parts.items()}),
+    )
+    return join([header, tag("main", [part for _, part in parts.values()]), footer(__version__, csv_name)])
+
+
+def _facts(atlas: "Atlas") -> Html:
+    sheets = atlas.sheets
+    pairs = [
+        ("Studies", str(len(sheets))),
+        ("Settings", str(sum(len(s.places) for s in sheets))),
+        ("Arms beside the baseline", str(len(atlas.arms))),
+        ("Runs done", f"{sum(s.n_done for s in sheets):,} of {sum(s.n_runs for s in sheets):,}"),
+        ("Parameters", span(atlas.sizes)),
+        ("Versions of the code", ", ".join(sorted({v for s in sheets for v in (s.versions or {"not recorded"})}))),
+    ]
+    return tag("dl", [tag("div", tag("dt", k), tag("dd", v)) for k, v in pairs], class_="facts")
+
+
+def arm(name: str) -> Html:
+    """An arm by what its configuration says."""
+    return tag("code", name)
+
+
+def _which(atlas: "Atlas") -> Html:
+    every = (
+        "a cell of a study, or its cells that differ in the learning rate alone, in which each arm stands at its own best rate; the"
+        " letter before it is the study's"
+    )
+    told = [t for s in atlas.sheets for t in s.told]
+    named = f"Controls, put beside the gates by their studies: {', '.join(atlas.controls)}."
+    note = tag("p", named, class_="about") if atlas.controls else None
+    table = recommendations(atlas.answers, arm, [u.name for u in silent(told)], every=every)
+    return section("which", "Which arm for which use", table, note)
+
+
+def _anomalies(atlas: "Atlas") -> Html:
+    rows = [
+        [
+            _linked(s),
+            c.verdict.claim.rule,
+            tag("span", c.sentence),
+            arm(c.arm),
+            c.verdict.n_pairs,
+            probability(c.verdict.p_holm),
+        ]
+        for s in atlas.sheets
+        for c in s.confirmed
+    ]
+    n_claims = sum(s.registered for s in atlas.sheets)
+    lead = (
+        "What a gate should not do and did: named by a screen, registered, and held on fresh seeds, by Holm at 5% over all claims"
+        f" of its study. {len(rows)} of {n_claims} registered claims; a study's own page has the others, its curves and its causes."
+    )
+    if not rows:
+        none = tag("p", "No anomaly was confirmed on fresh seeds in any of these studies.")
+        return section("anomalies", "Confirmed anomalies", none)
+    columns = ["study", "rule", "what the screen saw", "arm", "fresh seeds", "p after Holm"]
+    table = tabulated(columns, rows, numeric={4, 5}, name="confirmed anomalies")
+    return section("anomalies", "Confirmed anomalies", tag("p", lead), table)
+
+
+def _claims(atlas: "Atlas") -> Html:
+    order = {"supported": 0, "refuted": 1, "undecided": 2}
+    entries = sorted(atlas.claims or (), key=lambda e: order.get(e.verdict, 3))
+    rows = [[e.claim, e.source, e.asks, e.measured, e.control or NONE, tag("b", e.verdict)] for e in entries]
+    lead = (
+        "What has been said of gates and sinks, and what the results here say to it, at their scale. Supported: the whole interval"
+        " lies where the claim says; refuted: it lies outside; undecided: neither, or no interval. Nothing is corrected for the"
+        " number of lines."
+    )
+    columns = ["claim", "source", "the number, and where it should lie", "measured", "control", "verdict"]
+    return section("claims", "Ledger of claims", tag("p", lead), tabulated(columns, rows, numeric=set(), name="claims"))
+
+
+def _studies(atlas: "Atlas") -> Html:
+    rows = [
+        [tag("b", s.letter), _linked(s, with_letter=False), s.question, len(s.places), len(s.arms), spans_of(s.seeds),
+         f"{s.n_done:,} of {s.n_runs:,}", ", ".join(sorted(s.versions)) or "not recorded"]
+        for s in atlas.sheets
+    ]  # fmt: skip
+    columns = ["", "study", "question", "settings", "arms", "seeds", "runs done", "code"]
+    never = [name for name in ARCHITECTURES if all(p.architecture.partition(",")[0] != name for p in atlas.places)]
+    experts = [] if any("experts" in p.architecture for p in atlas.places) else ["mixture of experts"]
+    unseen = f"Never run here: {', '.join([*never, *experts])}." if never or experts else ""
+    table = tabulated(columns, rows, numeric={3, 4}, name="studies")
+    return section(
+        "studies", "What was run", table, tag("h3", "Where"), coverage(atlas), tag("p", unseen) if unseen else None
+    )
+
+
+def _linked(s: "Sheet", *, with_letter: bool = True) -> Html:
+    """A study by name, with ways to its own page and text where they lie beside the atlas."""
+    words = f"{s.letter} {s.name}" if with_letter else s.name
+    named = tag("a", words, href=s.pages["page"]) if "page" in s.pages else tag("span", words)
+    return tag("span", named, [" (", tag("a", "text", href=s.pages["text"]), ")"] if "text" in s.pages else None)
+
+
+def _flags(atlas: "Atlas") -> Html:
+    refused = [tag("li", tag("b", what), f": left out, {why}") for what, why in atlas.refused]
+    flagged = [tag("li", tag("b", f"{s.letter} {s.name}"), f": {flag}") for s in atlas.sheets for flag in s.flags]
+    flagged += [tag("li", tag("b", "Counted once"), f": {text}") for text in _twice(atlas)]
+    flagged += [tag("li", tag("b", "Versions"), f": {text}") for text in version_flags(atlas)]
+    if not refused and not flagged:
+        return section("flags", "Refused and flagged", tag("p", "Nothing was refused, and nothing is to be flagged."))
+    lead = tag("p", "What is named here enters no number, or is to be read with it in mind.")
+    return section("flags", "Refused and flagged", lead, tag("ul", refused, flagged))
+
+
+def _twice(atlas: "Atlas") -> list[str]:
+    """Which comparisons the recommendations take from one study alone, since another has the very same runs."""
+    held: dict[str, list[str]] = {}
+    for (setting, name), letter in atlas.repeated.items():
+        held.setdefault(letter, []).append(f"{name} in {setting}")
+    return [f"{', '.join(names)}: the runs are among those of {letter}, which counts" for letter, names in held.items()]
+
+
+def version_flags(atlas: "Atlas") -> list[str]:
+    """That studies are of several versions of the code, or do not say; they stand side by side in any case."""
+    silent_ = [s.letter for s in atlas.sheets if not s.versions]
+    named = sorted({v for s in atlas.sheets for v in s.versions})
+    out = [f"the runs were made by {len(named)} versions of the code ({', '.join(named)})"] if len(named) > 1 else []
+    if silent_:
+        out.append(f"the runs of {', '.join(silent_)} do not say which commit made them")
+    if out:
+        out.append("no number is averaged over studies, so each stands for its own version")
+    return out
+
+
+def atlas_csv(atlas: "Atlas") -> str:
+    """Every comparison: a use, setting and arm a line, with its place."""
+    rows = []
+    for s in atlas.sheets:
+        for t in s.told:
+            p, f = s.place(t.setting), t.finding
+            rows.append({
+                "study": s.name, "setting": t.setting, "architecture": p.architecture, "data": p.data,
+                "n_parameters": p.n_parameters, "arm": t.arm, "use": t.use.name, "metric": f.metric, "unit": f.unit,
+                "pairs": f.n_pairs, "effect": f.effect, "low": f.low, "high": f.high, "p": f.p, "q": f.q, "verdict": f.verdict,
+                "side": t.side, "word": t.word, "excluded": _finite(t.excluded),
+            })  # fmt: skip
+    names = (
+        "study", "setting", "architecture", "data", "n_parameters", "arm", "use", "metric", "unit", "pairs", "effect", "low",
+        "high", "p", "q", "verdict", "side", "word", "excluded",
+    )  # fmt: skip
+    return csv_text(list(names), rows)
+
+
+def _finite(x: float) -> float | None:
+    return x if isfinite(x) else None

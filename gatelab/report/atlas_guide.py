@@ -1,0 +1,134 @@
+"""What a reader with ten minutes should know, in sentences that are made from the numbers of the atlas."""
+
+from typing import TYPE_CHECKING, Any
+
+from .markup import Html, quantity, tag
+from .parts import section
+
+if TYPE_CHECKING:
+    from ..analysis.atlas import Atlas
+    from ..analysis.standing import Answer, Standing
+
+SEEDS_NEEDED = 3
+_MOST = 3  # arms that a sentence names
+
+
+def guide(atlas: "Atlas") -> Html:
+    """Sentences in the order of the page, each with the way to what it rests on."""
+    said = [
+        *[("studies", text) for text in (_what(atlas), _thin(atlas)) if text],
+        *[("which", _use(a)) for a in atlas.answers],
+        ("anomalies", _anomalies(atlas)),
+        *([("claims", _claims(atlas))] if atlas.claims is not None else []),
+        ("map", _blank(atlas)),
+        *([("flags", _flags(atlas))] if atlas.refused or any(s.flags for s in atlas.sheets) else []),
+    ]
+    items = [tag("li", text, " ", _way(where)) for where, text in said]
+    return section("guide", "In ten minutes", tag("ol", items))
+
+
+def _way(where: str) -> Html:
+    return tag("a", "↓", href=f"#{where}", title="to what this rests on", aria_label=f"to the section {where}")
+
+
+def _what(atlas: "Atlas") -> str:
+    sizes, n = atlas.sizes, len(atlas.sheets)
+    span = f"{quantity(sizes[0])} to {quantity(sizes[-1])}" if len(sizes) > 1 else quantity(sizes[0]) if sizes else "no"
+    data = ", ".join(dict.fromkeys(p.data for p in atlas.places))
+    kinds = ", ".join(dict.fromkeys(p.architecture for p in atlas.places))
+    runs = sum(s.n_done for s in atlas.sheets)
+    return f"{n} stud{'ies' if n != 1 else 'y'} with {runs:,} finished runs: {kinds} of {span} parameters, on {data}."
+
+
+def _thin(atlas: "Atlas") -> str:
+    pilots = [f"{s.letter} {s.name}" for s in atlas.sheets if len(s.seeds) < SEEDS_NEEDED]
+    if not pilots:
+        return ""
+    told = [p.n_parameters for s in atlas.sheets if len(s.seeds) >= SEEDS_NEEDED for p in s.places.values()]
+    largest = (
+        f" The largest model with {SEEDS_NEEDED} seeds or more has {quantity(max(told))} parameters." if told else ""
+    )
+    are = "has" if len(pilots) == 1 else "have"
+    few = f"{' and '.join(pilots)} {are} fewer than {SEEDS_NEEDED} seeds: pilots, which recommend nothing."
+    return f"{few}{largest}"
+
+
+def _use(a: "Answer") -> Html:
+    """One use: what is favoured, in how many settings, how sure, and what speaks against it."""
+    use = tag("b", a.use.name)
+    if a.favoured:
+        arms = _joined([[tag("code", s.arm), f" ({len(s.on(1))} of {len(s.telling)} settings)"] for s in a.shown], "or")
+        alike = ", which no test tells apart" if len(a.shown) > 1 else ""
+        return tag("span", "For ", use, ": ", arms, f"{alike}; {a.shown[0].strength}. Against: {_against(a.shown)}.")
+    worse = _worse(a)
+    against = ["; worse than the baseline: ", worse] if worse else None
+    if a.shown:
+        where = ", ".join(dict.fromkeys(t.setting for s in a.standings for t in s.on(1)))
+        return tag("span", "For ", use, f": no arm helps in most settings, some do in {where}", against, ".")
+    if worse:
+        return tag("span", "For ", use, ": no arm helps", against, ".")
+    why = {"pilot": "too few seeds", "nothing to tell": "there was no case to help in"}.get(
+        a.word, "no effect was seen"
+    )
+    return tag("span", "For ", use, f": nothing here tells; {why}.")
+
+
+def _against(standings: "list[Standing]") -> str:
+    """What speaks against arms, counted."""
+    n_settings = sum(len(s.on(-1)) for s in standings)
+    n_elsewhere = sum(not a.is_confirmed for s in standings for a in s.against)
+    n_confirmed = sum(a.is_confirmed for s in standings for a in s.against)
+    said = [
+        f"worse in {n_settings} setting{'s' * (n_settings != 1)}" if n_settings else "",
+        f"worse at a learning rate that is not its best in {n_elsewhere} case{'s' * (n_elsewhere != 1)}"
+        if n_elsewhere
+        else "",
+        f"{n_confirmed} confirmed anomal{'ies' if n_confirmed != 1 else 'y'}" if n_confirmed else "",
+    ]
+    return "; ".join(x for x in said if x) or "nothing seen"
+
+
+def _worse(a: "Answer") -> list[Any]:
+    """The arms that are worse in the most settings, and how many more there are."""
+    found = sorted((s for s in a.standings if s.on(-1)), key=lambda s: -len(s.on(-1)))
+    said = [[tag("code", s.arm), f" in {len(s.on(-1))} of {len(s.telling)}"] for s in found[:_MOST]]
+    return _joined([*said, *([[f"{len(found) - _MOST} more"]] if len(found) > _MOST else [])], "and")
+
+
+def _joined(parts: list[list[Any]], word: str) -> list[Any]:
+    """`a, b or c`, of parts that are markup."""
+    between = [", "] * (len(parts) - 2) + [f" {word} "] * (len(parts) > 1) + [""]
+    return [x for part, after in zip(parts, between, strict=False) for x in (*part, after)]
+
+
+def _anomalies(atlas: "Atlas") -> str:
+    by_rule: dict[str, int] = {}
+    for c in (c for s in atlas.sheets for c in s.confirmed):
+        by_rule[c.verdict.claim.rule] = by_rule.get(c.verdict.claim.rule, 0) + 1
+    if not by_rule:
+        return "No anomaly was confirmed on fresh seeds."
+    rules = ", ".join(f"{rule} ({n})" for rule, n in sorted(by_rule.items(), key=lambda x: -x[1]))
+    n, of = sum(by_rule.values()), sum(s.registered for s in atlas.sheets)
+    return f"Gates misbehave: {n} of {of} registered claims were confirmed on fresh seeds: {rules}."
+
+
+def _claims(atlas: "Atlas") -> str:
+    entries = atlas.claims or []
+    counts = ", ".join(f"{sum(e.verdict == v for e in entries)} {v}" for v in ("supported", "refuted", "undecided"))
+    return f"Of {len(entries)} lines on what has been said of gates: {counts}."
+
+
+def _blank(atlas: "Atlas") -> str:
+    rows = {(p.architecture, p.data) for p in atlas.places}
+    n = len(rows) * len(atlas.sizes)
+    m = len(atlas.places)
+    return f"Of {n} fields of data and size {m} were run with some arm; of the {n - m} that are blank nothing is known."
+
+
+def _flags(atlas: "Atlas") -> str:
+    n, m = len(atlas.refused), sum(len(s.flags) for s in atlas.sheets)
+    said = [
+        f"{n} source{'s' * (n != 1)} refused" if n else "",
+        f"{m} thing{'s' * (m != 1)} to be read with care" if m else "",
+    ]
+    return f"{', '.join(x for x in said if x)}."

@@ -1,0 +1,176 @@
+"""The map of the atlas: for each arm its effects by architecture, data and size, study by study; blank where nothing was run."""
+
+from math import isfinite
+from typing import TYPE_CHECKING
+
+from .markup import NONE, Html, decimal, places, quantity, tag
+from .parts import section
+from .style import VERDICTS
+from .tables import headings, scrolling
+
+if TYPE_CHECKING:
+    from ..analysis.atlas import Atlas, Place, Sheet
+    from ..analysis.standing import Told
+
+FAR = 3.0  # half-widths from which a colour is full
+MOST_METRICS = 8
+
+# The panel of the radio button that is chosen is shown; in print all are.
+MAP_CSS = (
+    "".join(
+        f".choose > input:nth-of-type({i}):checked ~ .panels > :nth-child({i})" + " { display: block; }\n"
+        for i in range(1, MOST_METRICS + 1)
+    )
+    + """
+.choose > input { position: absolute; opacity: 0; }
+.choose > label { display: inline-block; padding: .25rem .8rem; margin: 0 .4rem .4rem 0; border: 1px solid var(--line);
+  border-radius: 1rem; font-size: .88rem; cursor: pointer; }
+.choose > input:checked + label { border-color: var(--link); color: var(--link); font-weight: 600; }
+.choose > input:focus-visible + label { outline: 2px solid var(--link); outline-offset: 2px; }
+.panels > div { display: none; }
+.maps { display: flex; flex-wrap: wrap; gap: .6rem 2rem; align-items: flex-start; }
+.maps > div { min-width: 0; max-width: 100%; break-inside: avoid; }
+.map { width: auto; font-size: .78rem; }
+.map caption { font-size: .9rem; color: var(--text); max-width: 30rem; }
+.map th, .map td { padding: .3rem .45rem; border: 1px solid var(--line); }
+.map thead th { text-align: center; font-weight: 400; color: var(--quiet); white-space: nowrap; }
+.map tbody th, .map thead th:first-child { width: 8rem; text-align: left; white-space: normal; }
+.map td { vertical-align: middle; text-align: center; min-width: 2.4rem; font-variant-numeric: tabular-nums; }
+.map td > div { --c: var(--unclear); margin: -.3rem -.45rem; padding: .25rem .35rem;
+  background: color-mix(in srgb, var(--c) calc(var(--r, 0) * 42%), transparent); print-color-adjust: exact; }
+.map td > div + div { margin-top: .3rem; border-top: 1px solid var(--line); }
+.map .less { --c: var(--lower); }
+.map .more { --c: var(--higher); }
+.map small { display: block; font-size: .92em; color: var(--quiet); white-space: nowrap; }
+.key span { display: inline-block; padding: .1rem .6rem; margin-right: .5rem;
+  background: color-mix(in srgb, var(--c) 42%, transparent); print-color-adjust: exact; }
+@media print { .panels > div { display: block; } .choose > input, .choose > label { display: none; } }
+"""
+)
+
+
+def maps(atlas: "Atlas") -> Html:
+    """A panel a metric that was measured, chosen by radio buttons; in each a table an arm."""
+    from ..analysis.atlas import METRICS
+
+    panels = {name: panel for name, words in METRICS.items() if (panel := _panel(atlas, name, words)) is not None}
+    lead = (
+        "An arm's effect against its baseline at each arm's own best learning rate, by data (down) and the parameters of the"
+        " baseline (across). A field has a line a setting, with the letter of its study; a blank field was not run. Nothing is"
+        " pooled; “in” another study are comparisons whose runs that one has too."
+    )
+    if not panels:
+        return section("map", "Map of effects", tag("p", "No pair of runs has finished in any study."))
+    inputs = []
+    for i, name in enumerate(panels):
+        inputs.append(tag("input", type="radio", name="metric", id=f"metric-{i}", checked=i == 0))
+        inputs.append(tag("label", METRICS[name], for_=f"metric-{i}"))
+    key = tag(
+        "p",
+        tag("span", "▼ lower", style="--c:var(--lower)"), tag("span", "▲ higher", style="--c:var(--higher)"),
+        f"the fuller the colour, the further the effect is from zero in half-widths of its 95% interval, full at {FAR:g}; in"
+        " brackets where the interval includes zero or there is none",
+        class_="about key",
+    )  # fmt: skip
+    word = tag("span", "metric: ", class_="quiet", id="metric-word")
+    shown = tag("div", list(panels.values()), class_="panels")
+    chooser = tag("div", word, inputs, shown, class_="choose", role="group", aria_labelledby="metric-word")
+    return section("map", "Map of effects", tag("p", lead), key, chooser)
+
+
+def _panel(atlas: "Atlas", metric: str, words: str) -> Html | None:
+    told: dict[str, dict[tuple[str, str], dict[int, list[Told]]]] = {}
+    for s in atlas.sheets:
+        for t in s.told:
+            if t.finding.metric == metric:
+                p = s.place(t.setting)
+                row = told.setdefault(t.arm, {}).setdefault((p.architecture, p.data), {})
+                row.setdefault(p.n_parameters, []).append(t)
+    if not told:
+        return None
+    unit = next(
+        t.finding.unit for rows in told.values() for fields in rows.values() for of in fields.values() for t in of
+    )
+    twice = atlas.repeated
+    tables = [_table(atlas, name, told[name], words, twice) for name in atlas.arms if name in told]
+    about = f"{words[:1].upper()}{words[1:]}{f', {unit}' if unit not in ('', '1') else ''}: arm minus baseline."
+    shown = tag("div", tables, class_="maps")
+    return tag("div", tag("p", about, class_="about"), shown, role="region", aria_label=f"maps of {words}")
+
+
+def _table(
+    atlas: "Atlas",
+    name: str,
+    rows: dict[tuple[str, str], dict[int, list["Told"]]],
+    words: str,
+    twice: dict[tuple[str, str], str],
+) -> Html:
+    columns = ["data", *(quantity(size) for size in atlas.sizes)]
+    several = len({p.architecture for p in atlas.places}) > 1
+    body = []
+    for architecture, data in sorted(rows):
+        of = rows[architecture, data]
+        fields = [tag("td", _fields(of.get(size, []), twice)) for size in atlas.sizes]
+        body.append(tag("tr", tag("th", f"{architecture}: {data}" if several else data, scope="row"), fields))
+    labels = dict.fromkeys(label for s in atlas.sheets for a, label in s.labels.items() if a == name)
+    caption = tag("caption", tag("b", name), tag("span", f" {'; '.join(labels)}", class_="quiet"))
+    table = tag("table", caption, headings(columns, set()), tag("tbody", body), class_="map")
+    return scrolling(table, f"{words} of {name}")
+
+
+def _fields(told: list["Told"], twice: dict[tuple[str, str], str]) -> list[Html]:
+    """A line a setting, named by its study's letter, or in full where the study has several here."""
+    letters = [t.setting.partition(" ")[0] for t in told]
+    names = [a if letters.count(a) == 1 else t.setting for a, t in zip(letters, told, strict=True)]
+    return [_field(t, name, twice.get((t.setting, t.arm))) for t, name in zip(told, names, strict=True)]
+
+
+def _field(t: "Told", name: str, among: str | None) -> Html:
+    """An effect, where it was seen, and its interval or what there is in its place; `among` whose runs its own are."""
+    f = t.finding
+    half = (f.high - f.low) / 2
+    reach = min(abs(f.effect) / half / FAR, 1.0) if isfinite(half) and half > 0 else 1.0 if t.side else 0.0
+    digits = places(max((abs(x) for x in (f.effect, f.low, f.high) if isfinite(x)), default=1.0), 2)
+    is_seen = f.verdict in ("lower", "higher") and t.word != "pilot"
+    sign = tag("b", VERDICTS[f.verdict][0], aria_hidden="true") if is_seen else None
+    number = decimal(f.effect, digits)
+    interval = f"{decimal(f.low, digits)} to {decimal(f.high, digits)}" if isfinite(half) else _without(t)
+    side = "less" if f.effect < 0 else "more"
+    title = f"{t.setting}: {f.n_pairs} pair{'s' * (f.n_pairs != 1)}, {t.word}"
+    letter = tag("span", f"{name}{f' (in {among})' if among else ''} ", class_="quiet")
+    value = [sign, " ", tag("b", number)] if is_seen else f"({number})"
+    return tag("div", letter, value, tag("small", interval), class_=side, title=title, style=f"--r:{reach:.2f}")
+
+
+def _without(t: "Told") -> str:
+    """What stands in the place of an interval: the number of pairs, or how many seeds changed."""
+    if t.word == "pilot":
+        return f"{t.finding.n_pairs} seed{'s' * (t.finding.n_pairs != 1)}"
+    if t.changed is not None and t.changed[1]:
+        return f"{t.changed[0]} of {t.changed[1]} change"
+    return "all seeds alike"
+
+
+def coverage(atlas: "Atlas") -> Html:
+    """Which studies lie where, with their seeds: what is blank was not run."""
+    held: dict[Place, list[Sheet]] = {}
+    for s in atlas.sheets:
+        for p in dict.fromkeys(s.places.values()):
+            held.setdefault(p, []).append(s)
+    rows = []
+    for architecture, data in dict.fromkeys((p.architecture, p.data) for p in atlas.places):
+        fields = []
+        for size in atlas.sizes:
+            here = [
+                of for p, of in held.items() if (p.architecture, p.data, p.n_parameters) == (architecture, data, size)
+            ]
+            there = [s for of in here for s in of]
+            fields.append(tag("td", [tag("div", f"{s.letter}: {len(s.arms)} arms, {_seeds(s)}") for s in there]))
+        rows.append(tag("tr", tag("th", f"{architecture}: {data}", scope="row"), fields))
+    columns = ["architecture, data", *(f"{quantity(size)} parameters" for size in atlas.sizes)]
+    table = tag("table", headings(columns, set()), tag("tbody", rows), class_="map")
+    return scrolling(table, "what was run where")
+
+
+def _seeds(s: "Sheet") -> str:
+    return f"{len(s.seeds)} seed{'s' * (len(s.seeds) != 1)}" if s.seeds else NONE
