@@ -2,7 +2,8 @@
 
 Both take turns with one group in one process, so that they run the same kernels and a hot device slows both. The batch of a step
 is made while the device computes the one before; where making takes longer than that, the device waits. The wait is what a step
-takes beyond one whose batch is there already, 0 at least, by the median over rounds; transfer to the device is in both.
+takes beyond one whose batch is there already, 0 at least, by the median over rounds; transfer to the device is in both. Batches of
+one run are not all made in the same time: the worst step is the longest single one, as trained and with the batch there.
 
     python benchmarks/waiting.py                                              # all cases, on a GPU where there is one
     python benchmarks/waiting.py --cases bracket-128 mixture-512 --seconds 30 --out waiting.json
@@ -102,12 +103,14 @@ class Items:
 def measure(name: str, case: Case, given: argparse.Namespace) -> dict[str, object]:
     """One case: medians over rounds, with least and most; or why there are none."""
     runs, items = case.runs(given.batch or case.batch_size), Items()
-    steps = _steps(runs, given.device)
+    steps, single = _steps(runs, given.device), {False: [], True: []}
 
     def take(is_again: bool) -> None:
         items.is_again = is_again
         for _ in range(given.steps):
+            start = time.perf_counter()
             step = next(steps)
+            single[is_again].append(1e3 * (time.perf_counter() - start))
         if any(step.diverged):
             raise ValueError(f"a loss is no longer finite after {step.step} steps")
 
@@ -124,6 +127,7 @@ def measure(name: str, case: Case, given: argparse.Namespace) -> dict[str, objec
         except Exception as error:
             return found | {"failed": why_not(error)}
         n_warm = len(items.ms)
+        single[False].clear()
         turns = take_turns(works, device, budget=Budget.of(given.seconds), measure=wall_clock(device))
     if turns.failed:
         return found | {"failed": "; ".join(f"{side}: {why}" for side, why in turns.failed.items())}
@@ -134,6 +138,8 @@ def measure(name: str, case: Case, given: argparse.Namespace) -> dict[str, objec
         "rounds": turns.rounds,
         "anew_ms": _spread(anew),
         "again_ms": _spread(again),
+        "anew_step_ms": _spread(single[False]),
+        "again_step_ms": _spread(single[True]),
         "make_ms": _spread(making),
         "difference_ms": _spread(waits),
         "wait_ms": wait,
@@ -158,7 +164,8 @@ def _shown(found: dict[str, object]) -> str:
     spreads = (found[name].values() for name in ("anew_ms", "again_ms", "make_ms", "difference_ms"))
     cells = ("{:.3f} ({:.3f} to {:.3f})".format(*spread).ljust(30) for spread in spreads)
     longer = "yes" if found["is_making_longer"] else "no"
-    return f"{head}{''.join(cells)}{found['wait_ms']:>8.3f}{found['wait_share']:>8.1%}  {longer}"
+    worst = " / ".join(f"{found[name]['most']:.3f}" for name in ("anew_step_ms", "again_step_ms"))
+    return f"{head}{''.join(cells)}{found['wait_ms']:>8.3f}{found['wait_share']:>8.1%}  {worst:18}{longer}"
 
 
 def _number(word: str) -> int:
@@ -192,7 +199,7 @@ def main() -> None:
         f"{where}, torch {torch.__version__}, {utc} UTC; ms a step, median (least to most) over rounds of {given.steps} steps"
     )
     columns = "".join(f"{name:30}" for name in (ANEW, AGAIN, "making a batch", "difference of steps"))
-    print(f"{'case':14}{'runs':>5}  {'a run':12}{columns}{'wait':>8}{'share':>8}  making longer")
+    print(f"{'case':14}{'runs':>5}  {'a run':12}{columns}{'wait':>8}{'share':>8}  {'worst step':18}making longer")
     if given.device == "cpu":
         print("A CPU makes its batches itself between its steps: its wait is the making, and says nothing of a GPU's.")
     found = []

@@ -1,7 +1,7 @@
 """Batch and Source: what every run reads, whichever kind of data it is. NumPy only.
 
-Notable: a source keeps no state. Sequence number `step · batch_size + row` of a seed is a pure function of both, so
-resuming, comparing arms and cutting a batch into micro-batches need nothing but the step's number.
+Notable: a batch depends on no state of its source. Sequence number `step · batch_size + row` of a seed is a pure function of both,
+so resuming, comparing arms and cutting a batch into micro-batches need nothing but the step's number.
 """
 
 from dataclasses import dataclass, fields

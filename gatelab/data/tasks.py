@@ -1,8 +1,11 @@
 """Items of tasks as an unlimited stream: each sequence is one item, and its targets are what is asked.
 
 Notable: held-out sequence i of a task is its item i, the one that evaluation asks; training has a stream of its own for
-each seed, so no item of it is held out.
+each seed, so no item of it is held out. Of several tasks each step makes many items of one, those of as many steps as there are
+tasks: a call for a few takes more than half as long as one for many, and a device waits for a long step, whatever the mean.
 """
+
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -12,9 +15,34 @@ from gatelab.tasks.vocabulary import BOS
 
 from .batch import IGNORED, Batch, DataError, joined
 
+_ROOM = 2**24  # bytes of a source's items that are made ahead, those of all seeds together
+_KEPT = np.int16  # holds every id, and IGNORED
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """Items of one task: tokens and targets, a row each."""
+
+    knobs: Knobs
+    items: range
+    tokens_NT: np.ndarray
+    targets_NT: np.ndarray
+
+    def has(self, knobs: Knobs, items: range) -> bool:
+        return self.items.start <= items.start and items.stop <= self.items.stop and self.knobs == knobs
+
+    def of(self, items: range) -> tuple[np.ndarray, np.ndarray]:
+        rows = slice(items.start - self.items.start, items.stop - self.items.start)
+        return self.tokens_NT[rows], self.targets_NT[rows]
+
+    def kept(self) -> "_Made":
+        return replace(self, tokens_NT=self.tokens_NT.astype(_KEPT), targets_NT=self.targets_NT.astype(_KEPT))
+
 
 class TaskSource:
     """Sequence r is item r // n of task r % n, of n; its length is the sequence's, or its stage's on the way there.
+
+    What it keeps of the items to come saves time alone: a batch is a copy, and the same whatever was asked for before.
 
     Raises:
         DataError: no such task, with the nearest; a knob that one of them does not take.
@@ -36,6 +64,8 @@ class TaskSource:
                 task.resolved(self._knobs(2, seed=0, split="eval"))
         except TaskError as error:
             raise DataError(f"data.names={','.join(config.names)}: {error}") from None
+        self._ahead: dict[tuple[int, int], _Made] = {}  # by seed and task
+        self._seeds: set[int] = set()
         self.description = f"items of {', '.join(config.names)}, an unlimited stream of {VOCAB_SIZE:,} ids"
 
     def train_batch(self, seed: int, step: int, batch_size: int, seq_len: int) -> Batch:
@@ -45,13 +75,14 @@ class TaskSource:
             DataError: when `seq_len`, or the shortest length, has no room for an item.
         """
         first, until = step * batch_size, (step + 1) * batch_size
-        lengths = self._lengths(seq_len)
+        lengths, size = self._lengths(seq_len), self._size(seed, batch_size, seq_len)
         parts = []
         while first < until:
             stage = min(first // self.config.stage, len(lengths) - 1)
-            end = until if stage == len(lengths) - 1 else min(until, (stage + 1) * self.config.stage)
+            last = None if stage == len(lengths) - 1 else (stage + 1) * self.config.stage
+            end = until if last is None else min(until, last)
             knobs = self._knobs(lengths[stage], seed=seed, split="train")
-            parts.append(self._batch(knobs, first, end - first, seq_len))
+            parts.append(self._batch(knobs, first, end - first, seq_len, size=size, last=last))
             first = end
         return parts[0] if len(parts) == 1 else joined(parts)
 
@@ -86,25 +117,54 @@ class TaskSource:
             lengths.append(2 * lengths[-1])
         return [*lengths[:-1], seq_len]
 
-    def _batch(self, knobs: Knobs, first: int, n: int, seq_len: int) -> Batch:
-        n_tasks = len(self.tasks)
+    def _size(self, seed: int, batch_size: int, seq_len: int) -> int:
+        """How many items of a task are made at once: as many as a batch has, or as there is room for; 0 where that is no more
+        than a batch has of each task."""
+        if seed not in self._seeds:
+            self._seeds.add(seed)
+            self._ahead.clear()  # the room is shared out anew
+        n_tasks, of_each = len(self.tasks), -(-batch_size // len(self.tasks))
+        room = _ROOM // (2 * _KEPT().itemsize * seq_len * n_tasks * len(self._seeds))
+        size = min(batch_size, room - of_each)
+        return size if size > of_each else 0
+
+    def _batch(
+        self, knobs: Knobs, first: int, n: int, seq_len: int, *, size: int = 0, last: int | None = None
+    ) -> Batch:
+        """Sequences first … first + n − 1; with `size` items are kept for those that follow, but for none from `last` on."""
+        until, n_tasks = first + n, len(self.tasks)
         inputs_BT = np.full((n, seq_len), BOS, np.int64)
         targets_BT = np.full((n, seq_len), IGNORED, np.int64)
         domain_BT = np.empty((n, seq_len), np.int8)
-        for i, task in enumerate(self.tasks):
-            rows = slice((i - first) % n_tasks, n, n_tasks)
-            count = len(range(n)[rows])
-            if not count:
+        for i in range(n_tasks):
+            rows, wanted = slice((i - first) % n_tasks, n, n_tasks), self._items(i, first, until)
+            if not wanted:
                 continue
-            try:
-                items = task.batch(knobs, (first + rows.start) // n_tasks, count)
-            except TaskError as error:
-                knob = "train.seq_len" if knobs.length == seq_len else "data.shortest"
-                raise DataError(f"{knob}={knobs.length}: {error}") from None
-            inputs_BT[rows, : knobs.length] = items.tokens_BT
-            targets_BT[rows, : knobs.length] = self._targets(items)
+            made = self._ahead.get((knobs.seed, i))
+            if made is None or not made.has(knobs, wanted):
+                end = until
+                if size:
+                    # Tasks take turns: each has enough until a sequence of its own, `size` items apart.
+                    end += (i * size - until) % (n_tasks * size)
+                made = self._made(i, knobs, self._items(i, first, end if last is None else min(end, last)), seq_len)
+                if size:
+                    self._ahead[knobs.seed, i] = made.kept()
+            inputs_BT[rows, : knobs.length], targets_BT[rows, : knobs.length] = made.of(wanted)
             domain_BT[rows] = i
         return Batch(inputs_BT, targets_BT, domain_BT=domain_BT)
+
+    def _items(self, i: int, first: int, until: int) -> range:
+        """Those of task i that are sequences first … until − 1."""
+        n_tasks = len(self.tasks)
+        return range((first + n_tasks - 1 - i) // n_tasks, (until + n_tasks - 1 - i) // n_tasks)
+
+    def _made(self, i: int, knobs: Knobs, items: range, seq_len: int) -> _Made:
+        try:
+            batch = self.tasks[i].batch(knobs, items.start, len(items))
+        except TaskError as error:
+            knob = "train.seq_len" if knobs.length == seq_len else "data.shortest"
+            raise DataError(f"{knob}={knobs.length}: {error}") from None
+        return _Made(knobs, items, batch.tokens_BT, self._targets(batch))
 
     def _targets(self, items: TaskBatch) -> np.ndarray:
         if self.config.targets == "all":

@@ -1,6 +1,7 @@
 """The benchmark of waiting trains what the trainer trains, and hands out the first batch again when it says so."""
 
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,14 @@ def test_anew_it_is_the_trainer_and_again_the_first_batch(name: str, monkeypatch
         next(steps)
     next(steps)
     assert len(items.ms) == 5 and len({batch.tobytes() for batch in fetched[5:]}) == len(fetched) - 5 == 3
+
+
+def test_the_longest_single_step_of_either_side_is_told_and_shown():
+    given = Namespace(batch=2, steps=2, seconds=1, device="cpu")
+    found = waiting.measure("find", TINY["alone"], given)
+    for side in ("anew_step_ms", "again_step_ms"):
+        assert 0 < found[side]["least"] <= found[side]["median"] <= found[side]["most"]
+    assert f"{found['anew_step_ms']['most']:.3f} / {found['again_step_ms']['most']:.3f}" in waiting._shown(found)
 
 
 def test_every_case_has_room_for_its_items():
