@@ -44,6 +44,11 @@ def gated(layers: GateLayers, depth: int) -> tuple[int, ...]:
     return tuple(PLACES[layers](depth)) if isinstance(layers, str) else layers
 
 
+def shown(layers: GateLayers) -> str:
+    """As it is written on the command line."""
+    return layers if isinstance(layers, str) else f"({','.join(map(str, layers))})"
+
+
 def check_layers(layers: GateLayers, depth: int, *, has_gate: bool, stack: str = "") -> None:
     """Refuses layers that are not there, all of them under another name than `all`, and a place for gates that are not.
 
@@ -52,12 +57,13 @@ def check_layers(layers: GateLayers, depth: int, *, has_gate: bool, stack: str =
     """
     if layers == "all":
         return
-    shown = layers if isinstance(layers, str) else f"({','.join(map(str, layers))})"
     of = f"{depth} layer{'s' if depth > 1 else ''}{f' of {stack}' if stack else ''}"
     if not has_gate:
-        raise ValueError(f"gate_layers={shown} says where gates are, and there is none; leave it out, or state a gate")
+        raise ValueError(
+            f"gate_layers={shown(layers)} says where gates are, and there is none; leave it out, or state a gate"
+        )
     there = gated(layers, depth)
     if there[-1] >= depth:
-        raise ValueError(f"gate_layers={shown}: there are {of}, 0 to {depth - 1}; name some of these")
+        raise ValueError(f"gate_layers={shown(layers)}: there are {of}, 0 to {depth - 1}; name some of these")
     if len(there) == depth:
-        raise ValueError(f"gate_layers={shown} of {of} are all; leave it out, or take more layers")
+        raise ValueError(f"gate_layers={shown(layers)} of {of} are all; leave it out, or take more layers")

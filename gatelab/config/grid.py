@@ -111,7 +111,8 @@ def _scalar(text: str) -> Any:
     if text.lower() in words:
         return words[text.lower()]
     if len(text) > 2 and text[0] + text[-1] in ("()", "[]") and len(parts := _split(text[1:-1])) > 1:
-        return tuple(_scalar(part.strip()) for part in parts)
+        # A comma behind the last part is Python's, as in (0,).
+        return tuple(_scalar(part.strip()) for part in (parts if parts[-1].strip() else parts[:-1]))
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError):

@@ -139,6 +139,12 @@ class ModelConfig(Config):
         own = self.cross_gate if is_cross else getattr(self, stack.gates)
         return self.gate if own is None else own
 
+    @property
+    def all_gates(self) -> set[GateSpec]:
+        """The gates of any attention of the model."""
+        stacks = self.architecture.stacks
+        return {g for s in stacks for is_cross in {False, s.has_cross} for g in self.gates(s, is_cross=is_cross)}
+
     @model_validator(mode="after")
     def _fits(self) -> "ModelConfig":
         if self.n_kv_heads and self.n_heads % self.n_kv_heads:
@@ -181,7 +187,7 @@ class ModelConfig(Config):
                     raise ValueError(
                         f"{name} belongs to arch=encoder-decoder, and this is arch={self.arch}; leave it out"
                     )
-        any_gate = any((self.gate, self.cross_gate, self.encoder_gate))
+        has_gate = bool(self.all_gates)
         for stack in self.architecture.stacks:
             check_gates(self.gates(stack), is_causal=stack.is_causal, is_cross=False, output_map=self.output_map)
             if stack.has_cross:
@@ -189,7 +195,8 @@ class ModelConfig(Config):
                 check_gates(gates, is_causal=False, is_cross=True, output_map=self.output_map)
             own = {*self.gates(stack), *(self.gates(stack, is_cross=True) if stack.has_cross else ())}
             name = stack.blocks if len(self.architecture.stacks) > 1 else ""
-            check_layers(self.gate_layers, self.depth(stack), has_gate=any_gate, stack=name)
+            if own or not has_gate:
+                check_layers(self.gate_layers, self.depth(stack), has_gate=has_gate, stack=name)
             for spec in own:
                 heads = self.n_kv_heads or self.n_heads
                 spec.shape(self.d_model, self.n_heads, heads, self.head_dim or self.d_model // self.n_heads)

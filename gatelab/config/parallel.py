@@ -87,7 +87,7 @@ class ParallelConfig(Config):
         problems += [f"{word} does not divide model.{k}={v}; take a divisor" for k, v in widths.items() if v % tp]
         if isinstance(model.softmax, Differential):
             problems.append(f"{word}: model.softmax=differential pairs heads that other ranks hold; take tp=1")
-        if any(g.source_kind == "lse" and g.sharing == "shared" for g in _gates(model)):
+        if any(g.source_kind == "lse" and g.sharing == "shared" for g in model.all_gates):
             problems.append(
                 f"{word}: a shared gate of source lse needs the logits of heads that others hold; take tp=1"
             )
@@ -112,8 +112,3 @@ def _data(dp: int, batch_size: int) -> list[str]:
     if batch_size % dp:
         return [f"train.batch_size={batch_size} does not divide among {dp} processes; take a divisor"]
     return []
-
-
-def _gates(model: ModelConfig) -> set:
-    stacks = model.architecture.stacks
-    return {g for s in stacks for is_cross in {False, s.has_cross} for g in model.gates(s, is_cross=is_cross)}

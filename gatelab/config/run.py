@@ -13,7 +13,6 @@ from .. import SCHEMA
 from .ask import AskConfig
 from .base import Config, ConfigError, digest, members
 from .data import BigramBackcopy, Data, Tasks, Text
-from .gate import GateSpec
 from .model import Count, ModelConfig
 from .normaliser import KeyBias
 from .objective import Objective
@@ -206,7 +205,7 @@ class Run(Config):
                 f"optim.qk_clip={self.optim.qk_clip:g} scales queries, which model.qk_norm={self.model.qk_norm!r} scales "
                 f"back; leave one of the two out"
             )
-        for gate in _gates(self.model):
+        for gate in self.model.all_gates:
             if gate.site == "query" and gate.form == "add":
                 raise ValueError(
                     f"optim.qk_clip={self.optim.qk_clip:g} scales the query weights, and gate {gate.slug} adds to the "
@@ -329,12 +328,6 @@ def default_objective(model: ModelConfig) -> Objective:
     """What a model is trained with when nothing is stated: the first objective of its architecture."""
     kinds = {m.model_fields["kind"].default: m for m in members(Objective)}
     return kinds[model.architecture.objectives[0]]()
-
-
-def _gates(model: ModelConfig) -> set[GateSpec]:
-    """Every gate of any attention of the model."""
-    stacks = model.architecture.stacks
-    return {g for s in stacks for is_cross in {False, s.has_cross} for g in model.gates(s, is_cross=is_cross)}
 
 
 def _state_kinds(config: Config, content: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from inspect import signature
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -246,7 +247,12 @@ def facts(rows: list[Row], tokens: dict[int, str] | None = None) -> list[str]:
     if "gate_mean" in whole:
         sink = ""
         if "effective_sink" in whole and mass is not None:
-            sink = f"; of the first token's {mass:.1%} of the attention they let {whole['effective_sink']:.1%} through"
+            of_layers = [r for r in of if r.layer is not None and r.head is None]
+            gated = {r.layer for r in of_layers if r.metric == "effective_sink"}
+            by_layer = {r.layer: r.value for r in of_layers if r.metric == "first_token_mass"}
+            there = " in their layers" if gated < by_layer.keys() else ""
+            mass = fmean(by_layer[layer] for layer in gated) if there else mass
+            sink = f"; of the first token's {mass:.1%} of the attention{there} they let {whole['effective_sink']:.1%} through"
         out.append(f"The gates' mean score is {whole['gate_mean']:.2f}, {whole['gate_below']:.0%} are shut{sink}.")
     sinks = [r for r in rows if r.metric == "sink_token" and r.key in (tokens or {})]
     if sinks:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config import Change, Run, override, validate
+from ..config.gate_layers import shown
 from ..data import check_lengths
 from ..record import Row
 from ..store import RunFolder, StoreError, StudyFolder, query
@@ -40,7 +41,8 @@ def look_at_run(path: str | Path, *, length: int | None = None) -> "Look":
     rows = probe(path, length=length)
     loss = next(r for r in rows if r.metric == "val_loss" and r.domain is None)
     model = flat(find_run(path).config()["model"])
-    sizes = f"{model['arch']}, {model['n_layers']} layers, width {model['d_model']}, gate {model['gate']}"
+    there = "" if (layers := model.get("gate_layers", "all")) == "all" else f" in layers {shown(layers)}"
+    sizes = f"{model['arch']}, {model['n_layers']} layers, width {model['d_model']}, gate {model['gate']}{there}"
     description = f"run {loss.run} ({sizes}), step {loss.step}: {loss.length} held-out tokens a sequence"
     notes = (f"its held-out loss is {loss.value:.4f} nats a token",)
     return Look(loss.run, description, facts(rows), notes, [r for r in rows if r.source != "eval"], [])

@@ -111,12 +111,14 @@ class ExpertMLP(nn.Module):
         biases = [None if w.bias is None else w.bias.to(dtype) for w in maps]
         if self._n_models is None:
             return self._sum(*tokens, weights, biases)
-        # Experts of several models are experts of one, as many as a grouped product takes; the reference computes every
-        # expert on every token, and is given one model's at a time.
         M, X, F, D = weights[0].shape
-        name = choose(self.impl, d_model=D, d_expert=F, dtype=dtype, device=x_ND.device)
-        at_once = 1 if name == "reference" else max(1, MOST_EXPERTS // X)
         tokens_MN = [t.unflatten(0, (M, -1)) for t in tokens]
+        if choose(self.impl, d_model=D, d_expert=F, dtype=dtype, device=x_ND.device) == "reference":
+            # It computes every expert on every token: each model's own alone, and those of one number of all models at once.
+            of_biases = None if biases[0] is None else 0
+            return torch.vmap(self._sum, in_dims=(0, 0, 0, 0, of_biases))(*tokens_MN, weights, biases).flatten(0, 1)
+        # Experts of several models are experts of one, as many as a grouped product takes.
+        at_once = max(1, MOST_EXPERTS // X)
         sums = []
         for first in range(0, M, at_once):
             own = slice(first, first + at_once)

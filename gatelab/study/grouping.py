@@ -10,6 +10,7 @@ import struct
 from typing import Any
 
 from ..config import digest
+from ..config.normaliser import Heads
 from ..config.run import Run
 from ..store import RunFolder
 from ..train.checkpoint_folder import steps
@@ -20,6 +21,8 @@ _TOKENS = 2**17
 _MOST_RUNS = 256
 # Bytes of all runs together: most of a GPU of 24 GB.
 _MOST_BYTES = 2**34
+# Widths in bfloat16 whose rows a grouped product takes (`gatelab.ops.expert_ffn.grouped`).
+_EVEN = 8
 # Sources whose batches differ in nothing but their tokens.
 _DRAWN = ("tasks", "bigram-backcopy")
 # As safetensors itself refuses more.
@@ -33,9 +36,14 @@ def group_size(run: Run, *, has_gpus: bool) -> int:
     model, train = run.model, run.train
     if None in (model.vocab_size, model.max_seq_len, model.d_ff, model.head_dim, model.n_kv_heads):
         return 1
-    stacks = model.positions != "relative" and run.optim.qk_clip is None
+    learns = bool(model.softmax.learned(Heads(model.n_heads, model.n_kv_heads, model.head_dim)))
+    stacks = model.positions != "relative" and run.optim.qk_clip is None and (model.softmax.may_differ or not learns)
     if not has_gpus or not stacks:
         return 1
+    moe = model.moe
+    if moe is not None and (model.d_model % _EVEN or moe.d_expert % _EVEN or train.precision == "float32"):
+        # No grouped product takes these on a GPU: every expert reads every token.
+        model = model.model_copy(update={"moe": moe.model_copy(update={"top_k": moe.n_experts})})
     of_one = training_bytes(model, train.batch_size, train.seq_len, objective=run.objective).total()
     wanted = math.ceil(_TOKENS / train.tokens_per_step)
     return max(1, min(wanted, _MOST_RUNS, _MOST_BYTES // of_one))

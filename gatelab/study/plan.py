@@ -116,7 +116,7 @@ def make_plan(study: Study) -> Plan:
                 resolved = _resolved(base, arm, source)
                 # The baseline comes first and keeps its width; so does an arm whose width is what it is about.
                 target = target or count_parameters(resolved.model)
-                if study.match is not None and study.match not in arm.changes:
+                if study.match is not None and not {study.match, "model.moe.d_expert"} & set(arm.changes):
                     resolved = _matched(resolved, target, study.match_unit)
                 study.execution.parallel.check(resolved.model, resolved.train.batch_size, study.execution.processes)
             except ValueError as error:

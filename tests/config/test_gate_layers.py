@@ -59,6 +59,18 @@ def test_what_cannot_be_is_one_sentence(fields, says):
         validate(ModelConfig, {"gate": "sdpa-headwise", **fields})
 
 
+def test_a_stack_without_gates_has_no_say_in_where_they_are():
+    """An encoder of two layers that has none, beside a decoder of four."""
+    fields = {"arch": "encoder-decoder", "n_encoder_layers": 2, "gate": "sdpa-headwise", "encoder_gate": "none"}
+    for layers in ((2, 3), (0, 1)):
+        model = validate(ModelConfig, fields | {"gate_layers": layers})
+        encoder, decoder = model.architecture.stacks
+        assert [i for i in range(4) if model.gates(decoder, i)] == list(layers)
+        assert not any(model.gates(encoder, i) for i in range(2))
+    with pytest.raises(ConfigError, match="there are 2 layers of encoder_blocks"):
+        validate(ModelConfig, fields | {"gate_layers": (2, 3), "encoder_gate": "sdpa-headwise"})
+
+
 def test_all_layers_is_the_default_and_changes_no_name():
     run = Run(model=ModelConfig(gate="sdpa-headwise"), data=BigramBackcopy())
     named = fingerprint(run, "")

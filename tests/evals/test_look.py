@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,27 @@ def test_facts_name_the_planted_sink_and_the_planted_activation() -> None:
     assert "head 1 of layer 3" in sink and "40.0%" in sink and "75% of the sequences the key at position 17" in sink
     assert massive == "The largest activation is 400, after layer 5: 800 times the median there."
     assert facts([]) == []
+
+
+@pytest.mark.parametrize(
+    ("layers", "says"),
+    [
+        ((0, 1, 2), "of the first token's 50.0% of the attention they let 20.0% through"),
+        ((2,), "of the first token's 80.0% of the attention in their layers they let 20.0% through"),
+    ],
+)
+def test_what_gates_let_through_is_told_beside_the_mass_of_their_layers(layers: tuple[int, ...], says: str) -> None:
+    def rows(metric: str, values: dict[int | None, float], **at: Any) -> list[Row]:
+        of_layers = [Row("x", 0, "", metric, v, "", layer=layer, **at) for layer, v in values.items()]
+        return [*of_layers, *(replace(r, head=0, value=1.0) for r in of_layers if r.layer is not None)]
+
+    (said,) = facts([
+        *rows("first_token_mass", {None: 0.5, 0: 0.2, 1: 0.5, 2: 0.8}),
+        *rows("effective_sink", {None: 0.2} | dict.fromkeys(layers, 0.2), site="sdpa"),
+        *rows("gate_mean", {None: 0.4}, site="sdpa"),
+        *rows("gate_below", {None: 0.1}, site="sdpa", threshold=0.1),
+    ])  # fmt: skip
+    assert said == f"The gates' mean score is 0.40, 10% are shut; {says}."
 
 
 def test_the_command_prints_facts_first_or_records(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

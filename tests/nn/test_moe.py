@@ -12,6 +12,8 @@ from gatelab.config import ConfigError, validate
 from gatelab.config.moe import ACTIVATIONS, MoE
 from gatelab.nn.mlp import MLP
 from gatelab.nn.moe import ExpertMLP, Routing, router_losses
+from gatelab.ops.expert_ffn import reference
+from gatelab.ops.expert_ffn.hidden import hidden as hidden_of
 
 B, T, D, F = 2, 7, 16, 8
 
@@ -449,11 +451,13 @@ def test_a_layer_that_is_computed_again_routes_with_the_same_gradients() -> None
         torch.testing.assert_close(again, once)
 
 
-@pytest.mark.parametrize("most", [1023, 12, 1])
-def test_a_stack_by_grouped_products_is_each_layer_by_itself(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Experts of all models, of two at a time (6 each), and of one."""
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("impl", "most"), [("grouped", 1023), ("grouped", 12), ("grouped", 1), ("reference", 1)])
+def test_a_stack_is_each_layer_by_itself(impl: str, most: int, bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By grouped products of the experts of all models, of two at a time (6 each), and of one; and by the reference, whose
+    products are as many as one model's."""
     monkeypatch.setattr("gatelab.nn.moe.MOST_EXPERTS", most)
-    options = {"bias": True, "router_bias": True, "balance": 0.3, "z": 0.1}
+    options = {"bias": bias, "router_bias": True, "balance": 0.3, "z": 0.1}
     alone, stack = [layer(**options) for _ in range(3)], layer(**options)
     for i, module in enumerate(alone):
         for p in module.parameters():
@@ -461,12 +465,20 @@ def test_a_stack_by_grouped_products_is_each_layer_by_itself(most: int, monkeypa
     for name, p in stack.named_parameters():
         p.data = torch.stack([dict(module.named_parameters())[name].data for module in alone])
     for module in (stack, *alone):
-        module.impl = "grouped"
+        module.impl = impl
     x_BTD = hidden(3 * B)
     routed: list[Routing] = []
     given = [(x, route(module, x)) for module, x in zip(alone, x_BTD.chunk(3), strict=True)]
     expected = torch.cat([module(x) for module, (x, _) in zip(alone, given, strict=True)])
-    torch.testing.assert_close(stack(x_BTD, routed), expected)
+    asked: list[Tensor] = []
+    monkeypatch.setattr(reference, "hidden", lambda a, b, kind: asked.append(a) or hidden_of(a, b, kind))
+    found = stack(x_BTD, routed)
+    torch.testing.assert_close(found, expected)
+    assert len(asked) == (6 if impl == "reference" else 0)
+    for p, *own in zip(stack.parameters(), *(module.parameters() for module in alone), strict=True):
+        (found_grad,) = torch.autograd.grad(found.square().sum(), p, retain_graph=True)
+        of_each = torch.autograd.grad(expected.square().sum(), own, retain_graph=True)
+        torch.testing.assert_close(found_grad, torch.stack(of_each), rtol=1e-4, atol=1e-5)
     both = [router_losses([r], alone[0].moe) for _, r in given]
     for found, of_each in zip(router_losses(routed, stack.moe), zip(*both, strict=True), strict=True):
         torch.testing.assert_close(found, torch.stack(of_each))

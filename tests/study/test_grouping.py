@@ -6,7 +6,7 @@ import pytest
 import tiny
 import torch
 
-from gatelab.config import OptimConfig, Run, Tasks, override
+from gatelab.config import OptimConfig, Run, Tasks, TrainConfig, override
 from gatelab.store import RunFolder
 from gatelab.studies.quickstart import toy
 from gatelab.study.grouping import group_size, shape_of, stands_at
@@ -32,8 +32,30 @@ def test_small_runs_fill_a_step_and_large_ones_are_alone() -> None:
     assert group_size(full, has_gpus=True) == 1
 
 
+def test_experts_that_no_grouped_product_takes_need_more_room() -> None:
+    """All 64 of them read every token in the place of 4, so that fewer runs fit."""
+    moe = {"n_experts": 64, "top_k": 4}
+    fields = {"vocab_size": 64, "max_seq_len": 128, "d_model": 64, "n_layers": 12, "d_ff": None}
+    even, odd = (
+        group_size(
+            tiny.run(
+                model=tiny.model(**fields, moe=moe | {"d_expert": width}),
+                train=TrainConfig(tokens=10**6, batch_size=64, seq_len=128),
+            ),
+            has_gpus=True,
+        )
+        for width in (64, 63)
+    )
+    assert even == 16 and 1 <= odd < 4
+
+
 @pytest.mark.parametrize(
-    "changes", [{"optim": OptimConfig(qk_clip=100.0)}, {"model": tiny.model(positions="relative")}]
+    "changes",
+    [
+        {"optim": OptimConfig(qk_clip=100.0)},
+        {"model": tiny.model(positions="relative")},
+        {"model": tiny.model(softmax="differential")},
+    ],
 )
 def test_what_is_not_stacked_is_alone(changes: dict[str, object]) -> None:
     assert group_size(tiny.run(**changes), has_gpus=True) == 1

@@ -84,6 +84,14 @@ def test_an_arm_about_the_width_is_not_narrowed():
     assert wide.run.model.d_ff == 80 and wide.remainder == 40 * 2 * 16
 
 
+def test_an_arm_about_the_width_of_experts_keeps_it():
+    moe = {"n_experts": 4, "top_k": 2, "d_expert": 32}
+    cells = {"toy": TOY.model_copy(update={"model": ModelConfig(d_model=16, n_layers=1, n_heads=2, moe=moe)})}
+    arms = (Arm("none", {}), Arm("gated", {"model.gate": "sdpa-elementwise"}), Arm("wide", {"model.moe.d_expert": 64}))
+    none, gated, wide = (p.run.model.moe.d_expert for p in make_plan(replace(STUDY, cells=cells, arms=arms)).runs[::2])
+    assert (none, wide) == (32, 64) and gated == 31
+
+
 def test_without_matching_the_remainder_is_the_whole_gate():
     plan = make_plan(replace(STUDY, match=None))
     assert arm_of(plan, "elementwise").run.model.d_ff == 40

@@ -130,8 +130,9 @@ def test_runs_of_which_some_keep_documents_apart_take_turns(tmp_path: Path) -> N
     assert [s.loss[1] for s in steps] == [s.loss[0] for s in trained([runs[1]])[0]]
 
 
-def test_one_that_diverges_does_not_touch_its_neighbours() -> None:
-    calm = members({"gate": "sdpa-headwise"})
+@pytest.mark.parametrize("name", ["gated", "experts with biases"])
+def test_one_that_diverges_does_not_touch_its_neighbours(name: str) -> None:
+    calm = members(MODELS[name])
     wild = calm[1].model_copy(update={"optim": OptimConfig(lr=1e30, clip=None, schedule="constant", warmup=0)})
     steps, group = trained([calm[0], wild, calm[2]])
     expected, other = trained(calm)
@@ -178,16 +179,17 @@ def test_a_stack_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(tmp_path: Pa
         assert all(torch.equal(p, q) for p, q in zip(m.model.parameters(), n.model.parameters(), strict=True))
 
 
-def test_a_run_saved_in_a_stack_goes_on_alone(tmp_path: Path) -> None:
-    runs = members({"gate": "sdpa-headwise"})
-    whole, _ = trained(runs)
-    half = Group(runs)
+@pytest.mark.parametrize("name", ["gated", "experts"])
+def test_a_run_saved_in_a_stack_goes_on_alone(name: str, tmp_path: Path) -> None:
+    runs, execution = members(MODELS[name]), Execution(micro_batch=3)
+    whole, _ = trained(runs, execution)
+    half = Group(runs, execution)
     for step in train(half):
         if step.step == 3:
             break
     tensors, state = half.state()
     own = {"0" + name[1:]: t.clone() for name, t in tensors.items() if name.startswith("1.")}
-    alone = Group([runs[1]])
+    alone = Group([runs[1]], execution)
     alone.restore(own, {"step": state["step"], "alive": [True]}, tmp_path / "x")
     assert [s.loss[0] for s in train(alone)] == pytest.approx([s.loss[1] for s in whole[3:]], rel=1e-4)
 
