@@ -209,9 +209,52 @@ def test_a_member_that_leaves_its_archive_is_refused(tmp_path):
     evil = tmp_path / "evil.tar.gz"
     with tarfile.open(evil, "w:gz") as tar:
         tar.add(__file__, arcname="../escaped.json")
-    with pytest.raises(StoreError, match="cannot be unpacked"), opened(Source(evil)):
+    with pytest.raises(StoreError, match="is not unpacked, since it holds what no study does"), opened(Source(evil)):
         pass
     assert not list(tmp_path.rglob("escaped.json"))
+
+
+def test_an_archive_of_more_than_a_disk_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):
+    folder = study(tmp_path / "toy")
+    with tarfile.open(tmp_path / "toy.tar.gz", "w:gz") as tar:
+        tar.add(folder.path, "toy")
+    monkeypatch.setattr("gatelab.lab.sources._MOST", 1000)
+    why = r"toy\.tar\.gz: is not unpacked, since its files have more than 1,000 bytes"
+    with pytest.raises(StoreError, match=why), opened(Source(tmp_path / "toy.tar.gz")):
+        pass
+
+
+def test_an_archive_that_this_disk_cannot_hold_is_left_out_and_the_others_read(tmp_path, capsys):
+    study(tmp_path / "one", "one")
+    with tarfile.open(tmp_path / "odd.tar.gz", "w:gz") as tar:
+        tar.add(__file__, arcname="a")
+        tar.add(__file__, arcname="a/b")
+    with tarfile.open(tmp_path / "long.tar.gz", "w:gz") as tar:
+        tar.add(__file__, arcname="n" * 300)
+    (tmp_path / "text.tar.xz").write_text("no archive", encoding="utf-8")
+    status, _, err = report(capsys, tmp_path)
+    said = [line for line in err.splitlines() if not line.startswith("reading ")]
+    assert status == 0 and len(said) == 3
+    assert all(" is not in the atlas: cannot be unpacked (" in line for line in said), said
+    assert "gatelab-study-" not in err and "3 sources refused" in page_of(tmp_path / "atlas.html")
+
+
+def test_a_page_is_not_written_over_its_own_numbers(tmp_path, capsys):
+    study(tmp_path / "one", "one")
+    status, _, err = report(capsys, tmp_path / "one", "--out", tmp_path / "all.csv")
+    assert status == 1 and "its numbers are written" in err and not (tmp_path / "all.csv").exists()
+
+
+def test_a_refused_comparison_is_flagged_once(tmp_path):
+    folder = study(tmp_path / "one", "one", arms=(*ARMS, Arm("other", {"model.gate": "value-headwise"})))
+    run = next(r for e, r in folder.planned() if e["arm"] == "gated")
+    environment = {"versions": {"gatelab": "2"}, "git": {"commit": "c" * 40, "modified": False}}
+    write_json(run.path / "environment.json", environment)
+    page = page_of(lab.atlas([tmp_path]))
+    assert page.count("refused: its runs were made by 2 versions") == 1
+    own = page_of(lab.report(folder, lab.analyse(folder)))
+    assert "Refused comparisons stand among verdicts and effects as their rows are" in own.partition("Verdicts</h2>")[0]
+    assert "each cell is a setting of its own: the cells were made by 2 versions of the code" in page
 
 
 def test_sources_are_one_level_down_and_in_order(results):

@@ -293,6 +293,11 @@ def test_the_page_shows_the_screen_the_confirmation_and_the_causes(finished, cap
     assert (
         'id="anomalies"' in page and "Registered, and confirmed on fresh seeds" in page and "Atlas of effects" in page
     )
+    assert (
+        "3 of 3 runs with gated have a layer whose gate is shut nearly everywhere: 1.00 (0.29 to 1.00) on 3 fresh"
+        in page
+    )
+    assert len((finished.path / "confirmed.csv").read_text(encoding="utf-8").splitlines()) == 2
     assert (finished.path / "anomalies.csv").read_text(encoding="utf-8").startswith("rule,cell,arm,baseline,reading")
     (finished.path / "causes.jsonl").write_text("garbage\n", encoding="utf-8")
     assert not lab.look_for_anomalies(finished).cards  # the page comes without; `find --explain` says which line

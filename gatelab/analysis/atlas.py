@@ -43,7 +43,8 @@ class Confirmed:
 class Sheet:
     """A study of the atlas. `arms` {its name there: the name here}, without the baseline; `labels` {name here: its words there};
     `places` {setting: place}; `runs` {(cell, its name there): the finished ones of the screen}; `advice` may be why nothing is
-    recommended; `pages` {word: relative address} lie beside the atlas."""
+    recommended; `registered` are the claims of anomalies, of which `n_read` have a verdict on fresh seeds; `pages` {word: relative
+    address} lie beside the atlas."""
 
     letter: str
     name: str
@@ -62,6 +63,7 @@ class Sheet:
     confirmed: list[Confirmed]
     flags: list[str]
     pages: dict[str, str] = field(default_factory=dict)
+    n_read: int = 0
 
     @property
     def told(self) -> list[Told]:
@@ -92,6 +94,12 @@ class Sheet:
             *(self.runs.get((self.advice.at_best.best.get((there, n), ""), n), frozenset()) for n in names)
         )
 
+    @property
+    def compared(self) -> list[frozenset[str]]:
+        """The runs of every cell and arm, of the arms of which something is told."""
+        told = {t.arm for t in self.told}
+        return [runs for (_, name), runs in self.runs.items() if self.arms.get(name) in told]
+
     def place(self, setting: str) -> Place:
         """Of a setting as `told` names it."""
         return self.places[setting.removeprefix(f"{self.letter} ")]
@@ -114,14 +122,14 @@ class Atlas:
 
     @property
     def repeated(self) -> dict[tuple[str, str], str]:
-        """{(setting, arm): letter of the study} of comparisons whose runs are among those of one cell of another study; of two that
-        have the same the later is such."""
-        out = {}
+        """{(setting, arm): letter of the study} of comparisons whose runs are among those of one cell that another study
+        compares; of two that have the same the later is such."""
+        out, compared = {}, [s.compared for s in self.sheets]
         for i, s in enumerate(self.sheets):
             for setting, arm in dict.fromkeys((t.setting, t.arm) for t in s.told):
                 own = s.runs_of(setting, arm)
                 for j, other in enumerate(self.sheets):
-                    if own and any(own < there or (own == there and j < i) for there in other.runs.values()) and i != j:
+                    if own and any(own < there or (own == there and j < i) for there in compared[j]) and i != j:
                         out[setting, arm] = other.letter
         return out
 

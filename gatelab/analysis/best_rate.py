@@ -11,9 +11,10 @@ from math import nan
 from statistics import fmean
 
 from .paired import Outcome
-from .uses import RATE_COST
+from .uses import RATE_COST, USES
 
 LOSS = "val_loss"
+_ASKED = {use.metric for use in USES}
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +28,13 @@ class Setting:
 @dataclass(frozen=True, slots=True)
 class AtBest:
     """`outcomes` have the setting in the place of the cell, those of `rate_cost` among them; `best` {(setting, arm): the cell
-    whose runs they are}; `notes` say which arm has no best rate, and why."""
+    whose runs they are}; `lost` {(setting, arm, metric): seeds} that diverged or ended without a finite number, which flatters
+    the arm; `notes` say which arm has no best rate, and which runs were lost."""
 
     settings: list[Setting]
     outcomes: list[Outcome]
     best: dict[tuple[str, str], str]
+    lost: dict[tuple[str, str, str], list[int]]
     notes: list[str]
 
 
@@ -50,13 +53,21 @@ def settings(cells: Sequence[str], rates: Mapping[str, tuple[str, float]]) -> li
         else:
             out += [Setting(cell, {rate: cell}) for rate, held in by_rate.items() for cell in held]
     names = [s.name for s in out]
-    return [s if names.count(s.name) == 1 else replace(s, name=next(iter(s.cells.values()))) for s in out]
+    return [s if names.count(s.name) == 1 else replace(s, name=_range(s.cells)) for s in out]
 
 
 def _name(cells: Mapping[float, str]) -> str:
-    """What the names of the cells have in common when the rate is taken out; else the first's."""
-    bare = {re.sub(r"[\s_/-]*(lr)?[\s_=-]*$", "", cell.replace(f"{rate:g}", "")) for rate, cell in cells.items()}
-    return bare.pop() if len(bare) == 1 and all(bare) else next(iter(cells.values()))
+    """What the names of the cells have in common when the rate is taken out where it last stands; else the first and the last."""
+    bare = {
+        re.sub(r"[\s_/-]*(lr)?[\s_=-]*$", "", re.sub(rf"^(.*)(?<![\d.]){re.escape(f'{rate:g}')}(?![\d.])", r"\1", cell))
+        for rate, cell in cells.items()
+    }
+    return bare.pop() if len(bare) == 1 and all(bare) else _range(cells)
+
+
+def _range(cells: Mapping[float, str]) -> str:
+    names = list(cells.values())
+    return names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
 
 
 def at_best(
@@ -84,13 +95,32 @@ def at_best(
                 continue
             best[setting.name, arm] = chosen
             out += [replace(o, cell=setting.name) for o in held[chosen, arm]]
-            if len(judged) < len(setting.cells) > 1:
-                left = ", ".join(f"{rate:g}" for rate, cell in setting.cells.items() if cell not in judged)
+            if len(judged) < len(there) and len(setting.cells) > 1:
+                left = ", ".join(
+                    f"{rate:g}" for rate, cell in setting.cells.items() if cell in there and cell not in judged
+                )
                 notes.append(
                     f"{arm} in {setting.name}: the best of the rates without {left}, where not all its runs are done"
                 )
         out += _costs(setting, held, best.get((setting.name, baseline)), arms)
-    return AtBest(list(found), out, best, notes)
+    lost: dict[tuple[str, str, str], list[int]] = {}
+    for o in out:
+        if o.status == "diverged" or (o.status == "done" and not o.usable):
+            lost.setdefault((o.cell, o.arm, o.metric), []).append(o.seed)
+    return AtBest(list(found), out, best, lost, [*notes, *_losses(lost)])
+
+
+def _losses(lost: Mapping[tuple[str, str, str], Sequence[int]]) -> list[str]:
+    """A sentence for each arm and setting with lost runs, and one for those at the largest rate."""
+    seeds: dict[tuple[str, str, bool], set[int]] = {}
+    for (cell, arm, metric), of in lost.items():
+        if metric in _ASKED:
+            seeds.setdefault((cell, arm, metric == RATE_COST.name), set()).update(of)
+    return [
+        f"{arm} in {cell}{' at the largest rate' if is_cost else ''}: seed{'s' * (len(of) > 1)} {', '.join(map(str, sorted(of)))}"
+        " diverged or gave no finite number, which the means of the others do not show"
+        for (cell, arm, is_cost), of in seeds.items()
+    ]
 
 
 def _mean_loss(outcomes: Sequence[Outcome]) -> float | None:

@@ -63,10 +63,8 @@ def _edits(ledger: Ledger, cell: str, word: str, names: Sequence[str]) -> list[s
         of_cell = [run for (c, _), runs in ledger.runs.items() if c == cell for run in runs.items()]
         some = ",".join(map(str, sorted(seed for seed, name in of_cell if name in names)[:MOST_COMMANDS]))
         return [f"{command}    # {len(names)} runs lack it; --seeds {some} makes some"]
-    return [
-        f"gatelab probe {ledger.folder}/runs/{name} --intervene {word} --json >> {ledger.folder}/{FILE}"
-        for name in names
-    ]
+    run, rows = f"{ledger.folder}/runs/", shlex.quote(f"{ledger.folder}/{FILE}")
+    return [f"gatelab probe {shlex.quote(run + name)} --intervene {word} --json >> {rows}" for name in names]
 
 
 def where_sinks(test: Test) -> Test:
@@ -154,4 +152,4 @@ def more_seeds(ledger: Ledger) -> list[str]:
     """Twice as many seeds as there are, three at least."""
     seeds = {s for of_arm in ledger.runs.values() for s in of_arm} or {0}
     last = min(seeds) + max(3, 2 * (max(seeds) - min(seeds) + 1)) - 1
-    return [f"gatelab run {ledger.study} seed={min(seeds)}..{last} --out {ledger.folder}"]
+    return [f"gatelab run {ledger.study} seed={min(seeds)}..{last} --out {shlex.quote(ledger.folder)}"]

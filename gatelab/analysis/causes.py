@@ -106,6 +106,14 @@ def cards(ledger: Ledger, hypotheses: Sequence[Hypothesis], cell: str, arm: str)
     return out
 
 
+def besides(model: Mapping[str, Any], *keys: str) -> dict[str, Any]:
+    """All of a model's configuration that two arms must share which differ in these keys; widths of the feed-forward layer and
+    of experts follow the gate's weights."""
+    rest = {k: v for k, v in sorted(model.items()) if k not in (*keys, "d_ff")}
+    experts = rest.get("moe") or {}
+    return rest | {"moe": {k: v for k, v in experts.items() if k != "d_expert"}}
+
+
 def near_zero(e: Estimate) -> str:
     """Supported: |mean| is below `NOTHING` (TOST); refuted: it is above."""
     if p_equivalent(e, NOTHING) < LEVEL:

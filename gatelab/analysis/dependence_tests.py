@@ -5,8 +5,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..config.gate import GateSpec, parse_gates
-from .causes import LEVEL, NOTHING, Decision, Ledger, Test
-from .heterogeneity import Dependence, dependences, fit
+from ..config.gate_layers import GateLayers
+from .causes import LEVEL, NOTHING, Decision, Ledger, Test, besides
+from .heterogeneity import Dependence, differences, fit
 
 # Values that a start is suggested at, the first two that the activation takes.
 _STARTS = (0.5, 0.95, 0.75, 0.25)
@@ -19,6 +20,7 @@ class Start:
     gate: tuple[str, str]
     value: float | None
     spec: GateSpec
+    layers: GateLayers = "all"
 
     def others(self) -> Iterator[tuple[float, str]]:
         """Two values that it could start at, and the slugs."""
@@ -44,9 +46,12 @@ def started(model: Mapping[str, Any]) -> Start | None:
     is_around = spec.around is not None
     value = spec.around if is_around else spec.init
     plain = spec.model_copy(update={"init": "random", "around": None}).slug
-    rest = {k: v for k, v in sorted(model.items()) if k not in ("gate", "d_ff")}
+    rest, layers = besides(model, "gate"), model.get("gate_layers", "all")
     return Start(
-        (f"{plain} {'around' if is_around else 'init'}", str(rest)), None if value == "random" else float(value), spec
+        (f"{plain} {'around' if is_around else 'init'}", str(rest)),
+        None if value == "random" else float(value),
+        spec,
+        layers if isinstance(layers, str) else tuple(layers),
     )
 
 
@@ -64,8 +69,8 @@ def cells_by(key: str, word: Callable[[Mapping[str, Any]], str], predicts: str) 
             there = f"{ledger.folder}-{key.rpartition('.')[2]}"
             ask = f"gatelab find {there} --explain CELL"
             return replace(found, to_do=[f"gatelab run {ledger.study} {words} --out {there}, then {ask}"])
-        one = replace(ledger.evidence, arms=[arm])
-        of_key = [d for d in dependences(one, ledger.factors, ["val_loss"]) if key in _keys(d.factor)]
+        groups = differences(ledger.evidence, "val_loss", arm)
+        of_key = [d for d in fit(groups, ledger.factors) if key in _keys(d.factor)]
         if not of_key:
             return replace(
                 found, to_do=["no cells with two pairs each of the held-out loss, made by one version of the code"]
@@ -108,7 +113,9 @@ def _other_starts(ledger: Ledger, own: Start | None, there: Container[float]) ->
     arms = [] if own is None else [(value, slug) for value, slug in own.others() if value not in there]
     if not arms:
         return ["an arm with one gate that can start at a value"]
-    words = ", ".join(f"Arm('start-{value:g}', {{'model.gate': '{slug}'}})" for value, slug in arms)
+    where = {} if own.layers == "all" else {"model.gate_layers": own.layers}
+    changes = {value: {"model.gate": slug} | where for value, slug in arms}
+    words = ", ".join(f"Arm('start-{value:g}', {change})" for value, change in changes.items())
     return [f"add {words} to the arms of the study's file, then: gatelab run {ledger.study} --out {ledger.folder}"]
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..config.gate_layers import PLACES
 from .cause_tests import changes_of, more_seeds, to_edit
-from .causes import NOTHING, Decision, Ledger, Test, decided, not_nothing
+from .causes import NOTHING, Decision, Ledger, Test, besides, decided, not_nothing
 from .student import estimate, interval
 
 FIRST, LAST = THIRDS = ("first-third", "last-third")
@@ -34,7 +34,10 @@ def thirds_trained() -> Test:
         why = _no_thirds(own)
         if why:
             return replace(found, verdict="undecided", numbers=why)
-        alike = {_layers(m): a for (c, a), m in ledger.models.items() if c == cell and _rest(m) == _rest(own)}
+        rest = besides(own, "gate_layers")
+        alike = {
+            _layers(m): a for (c, a), m in ledger.models.items() if c == cell and besides(m, "gate_layers") == rest
+        }
         lacking = [third for third in THIRDS if third not in alike]
         if lacking:
             arms = ", ".join(
@@ -99,11 +102,6 @@ def _no_thirds(model: Mapping[str, Any]) -> str:
 def _layers(model: Mapping[str, Any]) -> Any:
     layers = model.get("gate_layers", "all")
     return layers if isinstance(layers, str) else tuple(layers)
-
-
-def _rest(model: Mapping[str, Any]) -> dict[str, Any]:
-    """All that two arms must share besides the layers; the feed-forward width follows the gate's weights."""
-    return {k: v for k, v in model.items() if k not in ("gate_layers", "d_ff")}
 
 
 def _differences(ledger: Ledger, cell: str, arm: str, other: str) -> list[float]:

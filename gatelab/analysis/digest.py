@@ -20,7 +20,7 @@ from weakref import WeakKeyDictionary
 from .. import SCHEMA
 from ..store import StudyFolder, quoted
 from ..study.metrics import MAIN_ROWS, STUDY_METRICS
-from .anomalies.readings import NAMED
+from .anomalies.readings import NAMED, READINGS
 
 # A file changed this recently could change again without a new time (file systems count in ticks).
 _SETTLED_NS = 2_000_000_000
@@ -62,6 +62,13 @@ TABLES = {
     "histograms": Table(("gate_histogram",), ("layer", "bin"), "layer IS NOT NULL AND bin IS NOT NULL"),
 }  # fmt: skip
 
+# Readings that rules look at, over the looks of a run; `curves` has the held-out loss and first-token mass.
+COURSES = ("massive_ratio", "massive_max", "value_drain", "gate_shut", "gate_open", "gate_dead", "sink_elsewhere", "new_places",
+           "new_tokens", "accuracy", "longer")  # fmt: skip
+# The layer that is furthest, over the looks of a run; that of shut scores is a reading.
+FURTHEST = {"first_token_mass": "max", "massive_ratio": "max", "value_drain": "min"}
+_PLACES = {name: table.places for name, table in TABLES.items()} | {"courses": ("step",)}
+
 _JUDGED = {*STUDY_METRICS, *NAMED}
 _FOUND = sorted(_JUDGED.union(*(table.metrics for table in TABLES.values())))
 _PLACE = "cell, arm, seed, run, step, source, metric, value"
@@ -72,22 +79,43 @@ _KIND = (
     "run, metric, source, site, stage, layer IS NULL, head IS NULL, bin IS NULL, threshold IS NULL, domain IS NULL,"
     " intervention IS NULL"
 )
+_EACH = " UNION ALL ".join(
+    [
+        *(f"SELECT '{name}' AS name, look, part::VARCHAR AS part, value FROM ({READINGS[name].sql}) AS one(look, part, value)"
+          for name in COURSES),
+        *(f"SELECT 'furthest', run, '{metric}', {furthest}(value) FROM final WHERE metric = '{metric}' AND layer IS NOT NULL AND"
+          " threshold IS NULL AND domain IS NULL AND bin IS NULL GROUP BY run" for metric, furthest in FURTHEST.items()),
+    ]
+)  # fmt: skip
+# A reading's query takes one value a run and part of `final`: here a look at a run is its `run`.
+_LOOKS = f"""
+    CREATE TEMP TABLE looks AS SELECT row_number() OVER () AS look, * FROM
+        (SELECT DISTINCT cell, arm, seed, step FROM found WHERE source <> 'train' AND metric IN ({_quoted(NAMED)}));
+    CREATE TEMP TABLE final AS SELECT look AS run, metric, value, layer, head, bin, stage, task, domain, threshold, length,
+        layer IS NULL AND head IS NULL AS is_model FROM found JOIN looks USING (cell, arm, seed, step)
+        WHERE intervention IS NULL AND source <> 'train' AND head IS NULL AND metric IN ({_quoted(NAMED)});
+"""
+_COURSES = f"""SELECT 'courses' AS part, cell, arm, seed, metric, list(value ORDER BY step, value) AS heights,
+    list(step ORDER BY step, value) AS steps FROM (SELECT cell, arm, seed, step, name || coalesce(':' || part, '') AS metric, value
+    FROM ({_EACH}) JOIN looks USING (look) WHERE value IS NOT NULL) GROUP BY ALL"""
 _TAKEN = f"""
     CREATE TEMP TABLE found AS SELECT {_PLACE}, {_COORDINATES} FROM main_rows WHERE metric IN ({_quoted(_FOUND)});
+    {_LOOKS}
     CREATE TABLE digest AS
         SELECT 'main' AS part, * FROM found WHERE metric IN ({_quoted(sorted(_JUDGED))})
             QUALIFY step = max(step) OVER (PARTITION BY {_KIND})
         UNION ALL BY NAME {" UNION ALL BY NAME ".join(table.sql(name) for name, table in TABLES.items())}
+        UNION ALL BY NAME {_COURSES}
         UNION ALL BY NAME SELECT 'tasks' AS part, {_PLACE}, {_COORDINATES} FROM rows WHERE source = 'tasks'
         UNION ALL BY NAME SELECT 'reached' AS part, cell, arm, seed, run, max(step) AS step FROM rows GROUP BY ALL;
-    DROP TABLE found
+    DROP TABLE found; DROP TABLE looks; DROP TABLE final
 """
 _LISTS = "heights, steps, layers, heads, bins"
 _PARTS = f"""
     CREATE TEMP VIEW main_rows AS SELECT {_PLACE}, {_COORDINATES} FROM digest WHERE part = 'main';
     CREATE TEMP VIEW task_rows AS SELECT {_PLACE}, {_COORDINATES} FROM digest WHERE part = 'tasks';
     CREATE TEMP VIEW tables AS SELECT part AS name, cell, arm, seed, metric, {_LISTS} FROM digest
-        WHERE part IN ({_quoted(TABLES)});
+        WHERE part IN ({_quoted(_PLACES)});
     CREATE TEMP VIEW reached AS SELECT cell, arm, seed, run, step FROM digest WHERE part = 'reached'
 """
 
@@ -122,11 +150,16 @@ def digest(folder: StudyFolder) -> Any:
     return own
 
 
-def table(connection: Any, name: str) -> Iterator[tuple[tuple[str, str, int, str], list[tuple]]]:
-    """A table of `TABLES`, by run: (cell, arm, seed, metric) and (place, …, value) of each value, in order."""
-    lists = ", ".join((*(f"{place}s" for place in TABLES[name].places), "heights"))
+def table(
+    connection: Any, name: str, cells: Iterable[str] | None = None
+) -> Iterator[tuple[tuple[str, str, int, str], list[tuple]]]:
+    """A table of `TABLES`, or `courses`: the readings of `COURSES` with their parts, and `furthest:METRIC`. By run: (cell, arm,
+    seed, metric) and (place, …, value) of each value, in order; of some `cells`, or all."""
+    lists = ", ".join((*(f"{place}s" for place in _PLACES[name]), "heights"))
     records = connection.execute(
-        f"SELECT cell, arm, seed, metric, {lists} FROM tables WHERE name = $1 ORDER BY cell, arm, seed, metric", [name]
+        f"""SELECT cell, arm, seed, metric, {lists} FROM tables WHERE name = $1 AND ($2 IS NULL OR list_contains($2, cell))
+            ORDER BY cell, arm, seed, metric""",
+        [name, None if cells is None else list(cells)],
     )
     for cell, arm, seed, metric, *columns in records.fetchall():
         yield (cell, arm, seed, metric), list(zip(*columns, strict=True))

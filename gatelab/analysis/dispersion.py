@@ -65,10 +65,10 @@ def dispersions(
 
 
 def over_seeds(
-    groups: Sequence[tuple[np.ndarray, np.ndarray, Sequence[int]]], confidence: float = 0.95
+    groups: Sequence[tuple[np.ndarray, np.ndarray, Sequence[int]]], confidence: float = 0.95, *, is_normal: bool = True
 ) -> Spread | None:
-    """Pitman and Morgan's test over one or more cells of (baseline, arm, seeds), each around its own mean; of several cells
-    the larger p of it and of t over seeds.
+    """Pitman and Morgan's test over one or more cells of (baseline, arm, seeds), each around its own mean; of several cells, and
+    of values that are not trusted to be normal, the larger p of it and of t over seeds of the difference of squares.
 
     The interval holds the ratios that the test would not reject. None of too few pairs, or without spread.
     """
@@ -87,7 +87,7 @@ def over_seeds(
     k = 1 + 2 * _critical(df, confidence) ** 2 * (1 - ab**2 / (aa * bb)) / df
     low, high = (sqrt(bb / aa * (k + side * sqrt(k**2 - 1))) for side in (-1, 1))
     p = _p(df, t)
-    if len(groups) > 1:
+    if len(groups) > 1 or not is_normal:
         seeds = np.concatenate([seeds for *_, seeds in groups])
         low_t, high_t, p_t = _by_seed(a, b, seeds, confidence)
         low, high, p = min(low, low_t), max(high, high_t), max(p, p_t)

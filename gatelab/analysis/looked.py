@@ -1,22 +1,26 @@
-"""What the search for anomalies has to show on a study's page: the screen, what was registered of it, and causes with rows."""
+"""What the search for anomalies has to show on a study's page: the screen, what was registered and confirmed of it, and causes."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from .anomalies.evidence import Evidence
 from .causes import Card
+from .confirmed import Anomaly
 from .hunt import Hunt
 from .stages import Registration, Verdict
 
 
 @dataclass(frozen=True, slots=True)
 class Looked:
-    """`registration` is None where nothing was registered; `verdicts` are empty until all its runs have ended; `cards` are those
-    in which some test has rows."""
+    """`registration` is None where nothing was registered; `verdicts` are empty until all its runs have ended, and `fresh` is the
+    evidence that they rest on; `cards` are those in which some test has rows. `confirmed` is what a page shows a card of."""
 
     hunt: Hunt
     registration: Registration | None
     verdicts: list[Verdict]
     cards: list[Card]
+    fresh: Evidence | None = None
+    confirmed: list[Anomaly] = field(default_factory=list)
 
 
 def with_rows(cards: Iterable[Card]) -> list[Card]:

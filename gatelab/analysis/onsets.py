@@ -16,6 +16,7 @@ from .anomalies.readings import SINK
 from .anomalies.sinks import MASSIVE
 from .cause_tests import more_seeds
 from .causes import LEVEL, Decision, Ledger, Test
+from .digest import digest, table
 from .shares import exact_interval
 
 DRAINED = 0.3  # of value_drain, below which docs/metrics.md calls a value drained
@@ -27,14 +28,13 @@ Course = Sequence[tuple[int, float]]
 
 @dataclass(frozen=True)
 class Event:
-    """A metric of layers (`at` its coordinate `threshold`), of which the layer with the largest value counts, or the least
-    where `is_below`; past when it is above the bound, or below."""
+    """What a digest's `courses` has of the layer with the largest value, or the least where `is_below`; past when that is above
+    the bound, or below."""
 
     what: str
-    metric: str
+    course: str
     bound: float
     is_below: bool = False
-    at: float | None = None
 
     def onset(self, course: Course) -> int | None:
         """The first step past the bound whose next look is past it too; None where there is none."""
@@ -43,34 +43,22 @@ class Event:
 
 
 EVENTS: dict[str, Event] = {
-    "sink": Event(f"the sink (first-token mass above {SINK:g})", "first_token_mass", SINK),
-    "drain": Event(f"the value drain (below {DRAINED:g})", "value_drain", DRAINED, is_below=True),
-    "massive": Event(f"the massive activation (above {MASSIVE:g} medians)", "massive_ratio", MASSIVE),
-    "shut": Event(f"the shut gate (more than {SHUT:g} of a layer's scores below 0.1)", "gate_below", SHUT, at=0.1),
+    "sink": Event(f"the sink (first-token mass above {SINK:g})", "furthest:first_token_mass", SINK),
+    "drain": Event(f"the value drain (below {DRAINED:g})", "furthest:value_drain", DRAINED, is_below=True),
+    "massive": Event(f"the massive activation (above {MASSIVE:g} medians)", "furthest:massive_ratio", MASSIVE),
+    "shut": Event(f"the shut gate (more than {SHUT:g} of a layer's scores below 0.1)", "gate_shut", SHUT),
 }
 
 
 def courses(folder: StudyFolder, cells: Sequence[str]) -> dict[str, dict[str, list[tuple[int, float]]]]:
     """{run: {event: [(step, value of the layer that is furthest)]}} of the probes' looks at the runs of these cells; of the stack
     and the gate that a run is judged by (the decoder's, and the gate at G1 where there is one)."""
-    asked = ", ".join(f"'{e.metric}'" for e in EVENTS.values())
-    found = folder.connect().execute(
-        f"""SELECT run, metric, stack, site, step, max(value), min(value), threshold FROM rows
-            WHERE list_contains($1, cell) AND metric IN ({asked}) AND source <> 'train' AND layer IS NOT NULL AND head IS NULL
-            AND (stack IS NULL OR stack = 'encoder') AND domain IS NULL AND bin IS NULL AND intervention IS NULL
-            GROUP BY ALL ORDER BY ALL""",
-        [list(cells)],
-    )
-    seen: dict[tuple[str, str], dict[tuple[bool, bool, str], list[tuple[int, float]]]] = {}
-    for run, metric, stack, site, step, most, least, threshold in found.fetchall():
-        for name, event in EVENTS.items():
-            if event.metric == metric and event.at == threshold:
-                # In the order of preference: a decoder, a gate at G1.
-                place = (stack is not None, site not in (None, "sdpa"), site or "")
-                seen.setdefault((run, name), {}).setdefault(place, []).append((step, least if event.is_below else most))
+    names = {(e["cell"], e["arm"], e["seed"]): e["fingerprint"] for e, _ in folder.planned() if e["cell"] in cells}
+    events = {event.course: name for name, event in EVENTS.items()}
     out: dict[str, dict[str, list[tuple[int, float]]]] = {}
-    for (run, name), places in seen.items():
-        out.setdefault(run, {})[name] = places[min(places)]
+    for (*run, reading), course in table(digest(folder), "courses", cells):
+        if reading in events and tuple(run) in names:
+            out.setdefault(names[tuple(run)], {})[events[reading]] = course
     return out
 
 

@@ -6,11 +6,11 @@ rule that follows is in standing.py, and in docs/statistics.md, "Which arm for w
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import isfinite, isnan, log, nan
+from math import inf, isfinite, isnan, log, nan
 from typing import Any
 
 from ..record import Finding, Metric
-from .best_rate import AtBest, at_best, settings
+from .best_rate import LOSS, AtBest, at_best, settings
 from .dispersion import over_seeds
 from .effects import effects
 from .paired import Outcome, Outcomes, Pairs
@@ -18,6 +18,7 @@ from .shares import exact_interval
 from .stages import EFFECT, Verdict
 from .standing import (
     CONFIRMED,
+    DIVERGED,
     EXPLORATORY,
     NO_CASE,
     NOTHING,
@@ -89,9 +90,9 @@ def advise(
         for f in compared
         if f.metric == use.metric and use.is_asked(at[f.cell]) and f.n_pairs
     ]
-    told = [_confirmed(t, found, baseline, verdicts) for t in told]
+    told = [_confirmed(_survived(t, found, baseline), found, baseline, verdicts) for t in told]
     # Of a metric that a run shows or not, those in which seeds change it.
-    elsewhere = (f for f in findings if f.metric not in bimodal or isnan(f.low))
+    elsewhere = [f for f in findings if f.metric not in bimodal or isnan(f.low)]
     against = [*_elsewhere(elsewhere, found, bases, refused, told), *_anomalies(verdicts, found, bases, told)]
     notes = [f"{arm} in {cell} is {why}" for (cell, arm), why in refused.items()]
     return Advice(told, against, found, [*notes, *found.notes], fdr)
@@ -119,12 +120,21 @@ def _bimodal(use: Use, f: Finding, pairs: Pairs) -> Told:
     is_seen = f.verdict in ("lower", "higher") and n_won != n_lost
     side = 0 if not is_seen else 1 if n_won > n_lost else -1
     word = _word(f, side) if n_open or n_lost else NO_CASE
-    excluded = exact_interval(n_won, n_open)[1] if n_open else nan
+    excluded = exact_interval(n_won, n_open)[1] if n_won < n_open else nan
     return Told(use, f.cell, f.arm, f, side, word, bool(n_open or n_lost), excluded, (n_won, n_open, n_lost))
 
 
 def _word(f: Finding, side: int) -> str:
     return NOTHING if side == 0 else SCREEN if f.primary else EXPLORATORY
+
+
+def _survived(t: Told, found: AtBest, baseline: str) -> Told:
+    """Never for an arm that lost runs which the baseline did not lose: those that are left flatter it."""
+    metric = LOSS if t.use.metric == LOSS_SPREAD.name else t.use.metric
+    ours, theirs = (found.lost.get((t.setting, arm, metric), ()) for arm in (t.arm, baseline))
+    if not t.is_telling or t.side < 0 or {*ours} <= {*theirs}:
+        return t
+    return replace(t, side=0, word=DIVERGED, excluded=nan)
 
 
 def _confirmed(t: Told, found: AtBest, baseline: str, verdicts: Iterable[Verdict]) -> Told:
@@ -159,7 +169,7 @@ def _anomalies(
 
 
 def _elsewhere(
-    findings: Iterable[Finding],
+    findings: Sequence[Finding],
     found: AtBest,
     bases: Mapping[str, Mapping[str, Any]],
     refused: Collection[tuple[str, str]],
@@ -180,18 +190,20 @@ def _elsewhere(
 
 
 def _spreads(found: AtBest, baseline: str, arms: Sequence[str], names: Sequence[str]) -> list[Finding]:
-    """ln of the arm's standard deviation over seeds over the baseline's, by Pitman and Morgan's test, at best rates."""
+    """ln of the arm's standard deviation over seeds over the baseline's at best rates; losses are skewed over seeds, so Pitman and
+    Morgan's test alone would not do."""
     table, loss = Outcomes(found.outcomes), Metric("val_loss", "nats", "lower-is-better", "held-out loss")
     out = []
     for cell in names:
         for arm in arms:
             pairs = table.pairs(cell, arm, baseline, loss)
             n = len(pairs.seeds)
-            spread = over_seeds([(pairs.baseline_values, pairs.arm_values, pairs.seeds)]) if n >= 2 else None
+            values = (pairs.baseline_values, pairs.arm_values, pairs.seeds)
+            spread = over_seeds([values], is_normal=False) if n >= 2 else None
             if spread is None:
                 continue
             deviations = [float(v.std(ddof=1)) for v in (pairs.baseline_values, pairs.arm_values)]
-            effect, low, high = (log(x) for x in (spread.ratio, spread.low, spread.high))
+            effect, low, high = (log(x) if x > 0 else -inf for x in (spread.ratio, spread.low, spread.high))
             verdict = "unclear" if spread.p >= 0.05 else "lower" if effect < 0 else "higher"
             said = f"{cell}: {arm} has {compact(spread.ratio)} times the standard deviation over seeds of {baseline}."
             out.append(

@@ -9,13 +9,13 @@ that any confirmed claim is false is 5% at most. Few seeds are enough because va
 where one version of the code made both.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
 from math import ceil, isfinite, log, nan
 from typing import Any
 
-from .anomalies.alarm import Rule
+from .anomalies.alarm import Alarm, Rule
 from .anomalies.evidence import LUCK, Evidence
 from .anomalies.screen import Screened
 from .shares import p_more_often
@@ -202,8 +202,7 @@ def chosen(
 
 def confirm(registration: Registration, evidence: Evidence, rules: Sequence[Rule]) -> list[Verdict]:
     """Each claim's test on the registered seeds, by Holm."""
-    priors = {(arm, reading): Prior(df, variance) for arm, reading, df, variance in registration.priors}
-    fresh, by_name = evidence.only(registration.seeds, priors), {r.name: r for r in rules}
+    fresh, by_name = on_fresh(registration, evidence), {r.name: r for r in rules}
     tested = [_again(claim, fresh, by_name) for claim in registration.claims]
     holm = _holm([p for p, _ in tested])
     return [
@@ -214,6 +213,12 @@ def confirm(registration: Registration, evidence: Evidence, rules: Sequence[Rule
         )
         for claim, (p, n), adjusted in zip(registration.claims, tested, holm, strict=True)
     ]  # fmt: skip
+
+
+def on_fresh(registration: Registration, evidence: Evidence) -> Evidence:
+    """The evidence of the registered seeds, with what the screen knew of the variances."""
+    priors = {(arm, reading): Prior(df, variance) for arm, reading, df, variance in registration.priors}
+    return evidence.only(registration.seeds, priors)
 
 
 def _notes(claim: Claim, fresh: Evidence, rules: dict[str, Rule]) -> list[str]:
@@ -269,11 +274,14 @@ def _again(claim: Claim, fresh: Evidence, rules: dict[str, Rule]) -> tuple[float
         p, direction = _effect(fresh, claim.reading, claim.cell, claim.arm)
         n = len(fresh.pairs(claim.reading, claim.cell, claim.arm).seeds)
         return _one_sided(fresh, claim, p, direction), n
-    alarms = rules[claim.rule].test(fresh, claim.cell, claim.arm) if claim.rule in rules else ()
-    for alarm in alarms:
-        if alarm.reading == claim.reading:
-            return alarm.p, alarm.n_pairs
-    return nan, 0
+    alarm = alarm_of(claim, fresh, rules)
+    return (nan, 0) if alarm is None else (alarm.p, alarm.n_pairs)
+
+
+def alarm_of(claim: Claim, evidence: Evidence, rules: Mapping[str, Rule]) -> Alarm | None:
+    """What the rule of a claim says of this evidence; None where it says nothing of the claim's reading."""
+    alarms = rules[claim.rule].test(evidence, claim.cell, claim.arm) if claim.rule in rules else ()
+    return next((alarm for alarm in alarms if alarm.reading == claim.reading), None)
 
 
 def _effect(evidence: Evidence, reading: str, cell: str, arm: str) -> tuple[float, int]:

@@ -17,6 +17,7 @@ SEEDS_NEEDED = 3
 CONFIRMED, SCREEN, EXPLORATORY = "confirmed on fresh seeds", "screen", "exploratory"
 PILOT, NOTHING = "pilot", "nothing seen"
 NO_CASE = "nothing to tell"
+DIVERGED = "runs diverged"
 STRENGTHS = (CONFIRMED, SCREEN, EXPLORATORY)  # from the strongest on
 
 
@@ -24,7 +25,8 @@ STRENGTHS = (CONFIRMED, SCREEN, EXPLORATORY)  # from the strongest on
 class Told:
     """What one setting says of an arm: `finding` is at each arm's own best rate, its cell the setting; `side` 1 for it, −1 against,
     0 neither; `word` one of STRENGTHS where a side is taken, else `nothing seen`, `nothing to tell` (no spread, or all runs of both
-    on the better side already) or `pilot`. It `is_telling` with three pairs and something to test.
+    on the better side already), `runs diverged` (of the arm and not of the baseline: the others are never for it) or `pilot`. It
+    `is_telling` with three pairs and something to test.
 
     `excluded` is the smallest gain that the data exclude; nan where nothing is. Of a metric that a seed shows or not it is a share
     of the seeds that could change for the better, and `changed` has how many did, of how many, and how many did for the worse.
@@ -81,7 +83,9 @@ class Standing:
         """The strongest word of a setting for it; where there is none, why."""
         words = {t.word for t in self.on(1)}
         alone = PILOT if all(t.word == PILOT for t in self.told) else NO_CASE
-        return next((w for w in STRENGTHS if w in words), NOTHING if self.telling else alone)
+        neither = {t.word for t in self.on(0)}
+        seen = DIVERGED if neither == {DIVERGED} else NOTHING
+        return next((w for w in STRENGTHS if w in words), seen if self.telling else alone)
 
     @property
     def is_favoured(self) -> bool:
@@ -108,14 +112,14 @@ class Answer:
 
     @property
     def word(self) -> str:
-        """`favoured`; `in places`, where some arm helps in some setting and none in most; `nothing seen`; `nothing to tell`;
-        or `pilot`."""
+        """`favoured`; `in places`, where some arm helps in some setting and none in most; `nothing seen`; `runs
+        diverged`; `nothing to tell`; or `pilot`."""
         if self.favoured:
             return "favoured"
         if any(s.on(1) for s in self.standings):
             return "in places"
         words = {s.strength for s in self.standings}
-        return next(w for w in (NOTHING, NO_CASE, PILOT) if w in words)
+        return next(w for w in (NOTHING, DIVERGED, NO_CASE, PILOT) if w in words)
 
     @property
     def shown(self) -> list[Standing]:

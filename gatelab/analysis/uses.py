@@ -40,7 +40,7 @@ USES: tuple[Use, ...] = (
     Use("lower peaks of activations", "massive_max", -1, "all", ("massive_max", "massive_ratio")),
     Use("a larger learning rate", "rate_cost", -1, "all", ("val_loss", "unstable")),
     Use("a training without loss spikes", "loss_spikes", -1, "all", ("loss_spikes", "unstable")),
-    Use("seeds that end alike", "loss_spread", -1),
+    Use("seeds that end alike", "loss_spread", -1, "other"),  # a task that some seeds solve has losses of two kinds
     Use("a lower loss on tasks", "val_loss", -1, "tasks", ("val_loss",)),
     Use("tasks that are learnt", "task_accuracy@1x", 1, "tasks", ("accuracy",)),
     Use("reach to eight times the length of training", "task_accuracy@8x", 1, "tasks", ("longer",)),

@@ -31,8 +31,9 @@ def atlas(
         if out is not None
         else (Path(paths[0]) if len(paths) == 1 and Path(paths[0]).is_dir() else Path()) / FILE
     )
-    if page.is_dir() or not page.parent.is_dir():
-        what = "is a folder" if page.is_dir() else "its folder does not exist"
+    if page.is_dir() or not page.parent.is_dir() or page.suffix == ".csv":
+        missing = "its folder does not exist" if not page.parent.is_dir() else "its numbers are written there"
+        what = "is a folder" if page.is_dir() else missing
         raise StoreError(f"--out {page}: {what}; name a file in a folder that there is, as in {FILE}")
     made, refused = read_atlas(sources, page, tell)
     if not made:

@@ -7,6 +7,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from ..analysis.anomalies.evidence import Comparison
 from ..analysis.anomalies.gather import Gathered, checked
 from ..analysis.cause_tests import FILE
 from ..analysis.causes import Card, Ledger, cards
@@ -28,7 +29,8 @@ def explain(folder: StudyFolder, cell: str) -> list[Card]:
         StoreError: no such cell; as `hunt` does.
     """
     _check_cell(folder, cell)
-    return cards_of(folder, screened(folder), [cell])
+    gathered = screened(folder)
+    return cards_of(folder, gathered, [(cell, arm) for arm in gathered.evidence.arms])
 
 
 def edit(
@@ -95,14 +97,14 @@ def _check_cell(folder: StudyFolder, cell: str) -> dict[str, Any]:
     return study
 
 
-def cards_of(folder: StudyFolder, gathered: Gathered, cells: Sequence[str]) -> list[Card]:
-    """The cards of every gated arm of these cells, hypothesis by hypothesis."""
-    evidence = gathered.evidence
+def cards_of(folder: StudyFolder, gathered: Gathered, of: Sequence[Comparison]) -> list[Card]:
+    """The cards of these cells' gated arms, hypothesis by hypothesis."""
+    evidence, cells = gathered.evidence, list(dict.fromkeys(cell for cell, _ in of))
     ledger = Ledger(
         evidence, gathered.factors, gathered.runs, gathered.models, gathered.bases, edits_in(folder.path / FILE),
         str(folder.path), folder.study()["name"], courses(folder, cells),
     )  # fmt: skip
-    return [card for cell in cells for arm in evidence.arms for card in cards(ledger, HYPOTHESES, cell, arm)]
+    return [card for cell, arm in of for card in cards(ledger, HYPOTHESES, cell, arm)]
 
 
 def edits_in(path: Path) -> dict[tuple[str, str, float], float]:

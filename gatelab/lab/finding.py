@@ -4,7 +4,7 @@ import shlex
 from dataclasses import replace
 
 from ..analysis import Outcome, stages
-from ..analysis.anomalies import RULES
+from ..analysis.anomalies import RULES, Evidence
 from ..analysis.anomalies.gather import Gathered, gather
 from ..analysis.foresight import SEEDS, Foresight, foresee
 from ..analysis.hunt import READINGS, Hunt
@@ -105,6 +105,17 @@ def confirm(folder: StudyFolder, found: list[Outcome] | None = None) -> list[sta
     Raises:
         StoreError: nothing was registered; runs that have not ended, since a confirmation is read once.
     """
+    return confirm_with(folder, found)[0]
+
+
+def confirm_with(
+    folder: StudyFolder, found: list[Outcome] | None = None, before: Gathered | None = None
+) -> tuple[list[stages.Verdict], Evidence]:
+    """The same and the evidence of the fresh seeds, of what the screen gathered `before`, where it has been.
+
+    Raises:
+        StoreError: as `confirm` does.
+    """
     registration = registration_of(folder)
     if registration is None:
         raise StoreError(
@@ -112,7 +123,7 @@ def confirm(folder: StudyFolder, found: list[Outcome] | None = None) -> list[sta
         )
     states = {(e["cell"], e["arm"], e["seed"]): state_of(r) for e, r in folder.planned()}
     found = outcomes(folder) if found is None else found
-    before = gather(folder, found, without=registration.seeds)
+    before = before or gather(folder, found, without=registration.seeds)
     pairs = registration.needs or stages.comparisons_needed(registration, before.evidence, RULES)
     wanted = [(*where, seed) for where in pairs for seed in registration.seeds]
     open_ = [w for w in wanted if states.get(w, "planned") not in ("done", "diverged")]
@@ -125,7 +136,7 @@ def confirm(folder: StudyFolder, found: list[Outcome] | None = None) -> list[sta
     if fresh.versions != before.versions:
         # The spread that another version's pairs had says nothing of these.
         registration = replace(registration, priors=[])
-    return stages.confirm(registration, fresh.evidence, RULES)
+    return stages.confirm(registration, fresh.evidence, RULES), stages.on_fresh(registration, fresh.evidence)
 
 
 def confirming(folder: StudyFolder) -> str:

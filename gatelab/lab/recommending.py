@@ -1,5 +1,7 @@
 """What a study's rows recommend for which use."""
 
+from dataclasses import replace
+
 from ..analysis.anomalies.gather import Gathered
 from ..analysis.looked import Looked
 from ..analysis.recommend import Advice, advise
@@ -20,7 +22,7 @@ def recommend(folder: StudyFolder, analysis: Analysis, looked: Looked | None = N
     gathered: Gathered = screened(folder, analysis.outcomes) if looked is None else looked.hunt.gathered
     study, kept, evidence = folder.study(), registration_of(folder), gathered.evidence
     seeds = () if kept is None else kept.seeds
-    return advise(
+    told = advise(
         [o for o in analysis.outcomes if o.seed not in seeds],
         analysis.findings,
         [Metric(**m) for m in study["metrics"]],
@@ -33,6 +35,8 @@ def recommend(folder: StudyFolder, analysis: Analysis, looked: Looked | None = N
         verdicts=() if looked is None else looked.verdicts,
         fdr=analysis.fdr,
     )
+    alone = [f"each cell is a setting of its own: {evidence.not_pooled}"] if evidence.not_pooled else []
+    return replace(told, notes=[*told.notes, *alone])
 
 
 def try_recommend(folder: StudyFolder, analysis: Analysis, looked: Looked | None) -> Advice | str:

@@ -1,20 +1,25 @@
 """The page of a study, and what it shows of anomalies."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from ..analysis import Outcome
+from ..analysis.anomalies import RULES
 from ..analysis.cause_tests import FILE
+from ..analysis.confirmed import Seen, anomalies, seen_in
 from ..analysis.looked import Looked, with_rows
+from ..analysis.recommend import Advice
 from ..analysis.task_study import task_study
 from ..report import write_report
+from ..report.anomaly_cards import MOST_CARDS
 from ..store import StoreError, StudyFolder
 from ..study.ledger import state_of
 from .analysing import Analysis
 from .declared import registration_of
 from .explaining import cards_of, edits_in
-from .finding import confirm, hunt, screened
+from .finding import confirm_with, hunt, screened
 from .recommending import try_recommend
+from .reproducing import again
 
 
 def report(folder: StudyFolder, analysis: Analysis) -> Path:
@@ -22,6 +27,8 @@ def report(folder: StudyFolder, analysis: Analysis) -> Path:
     states = {r.fingerprint: state_of(r) for _, r in folder.planned()}
     done = {(e["cell"], e["arm"], e["seed"]) for e, r in folder.planned() if states[r.fingerprint] == "done"}
     looked = look_for_anomalies(folder, analysis.outcomes)
+    looked = None if looked is None else with_anomalies(folder, looked)
+    advice = try_recommend(folder, analysis, looked)
     return write_report(
         folder,
         analysis.findings,
@@ -29,9 +36,17 @@ def report(folder: StudyFolder, analysis: Analysis) -> Path:
         pairing=[asdict(g) for g in analysis.pairing],
         tasks=task_study(folder, done),
         looked=looked,
-        advice=try_recommend(folder, analysis, looked),
+        advice=advice,
+        note=_refused(advice),
         state=lambda run: states[run.fingerprint],
     )
+
+
+def _refused(advice: Advice | str) -> str:
+    """What a reader of verdicts must know of comparisons that should not be made; empty where there are none."""
+    found = [] if isinstance(advice, str) else [note for note in advice.notes if " is refused: " in note]
+    words = "Refused comparisons stand among verdicts and effects as their rows are, and in no anomaly and no recommendation"
+    return f"{words}: {'; '.join(found)}." if found else ""
 
 
 def look_for_anomalies(folder: StudyFolder, read: list[Outcome] | None = None) -> Looked | None:
@@ -44,14 +59,36 @@ def look_for_anomalies(folder: StudyFolder, read: list[Outcome] | None = None) -
     if not found.screened.alarms:
         return None
     try:
-        verdicts = [] if registration is None else confirm(folder, read)
+        verdicts, fresh = ([], None) if registration is None else confirm_with(folder, read, gathered)
     except StoreError:
-        verdicts = []  # its runs have not ended
+        verdicts, fresh = [], None  # its runs have not ended
     try:
         edited = {name for name, *_ in edits_in(folder.path / FILE)}
     except StoreError:
         edited = set()
     odd = {a.cell for a in found.screened.anomalies}
     odd |= {cell for (cell, _), seeds in gathered.runs.items() if edited.intersection(seeds.values())}
-    explained = cards_of(folder, gathered, [c for c in gathered.evidence.cells if c in odd]) if edited else []
-    return Looked(found, registration, verdicts, with_rows(explained))
+    of = [(cell, arm) for cell in gathered.evidence.cells if cell in odd for arm in gathered.evidence.arms]
+    explained = cards_of(folder, gathered, of) if edited else []
+    return Looked(found, registration, verdicts, with_rows(explained), fresh)
+
+
+def with_anomalies(folder: StudyFolder, looked: Looked) -> Looked:
+    """The same with what a page shows of each confirmed anomaly, causes of those that have a card."""
+    if looked.fresh is None or all(v.verdict != "confirmed" for v in looked.verdicts):
+        return looked
+    hunt, study, seeds = looked.hunt, folder.study(), looked.registration.seeds
+    gathered = hunt.gathered
+    found = anomalies(looked.verdicts, gathered.evidence, hunt.screened.alarms, looked.fresh, RULES, gathered.factors)
+    seen = seen_in(folder, {a.cell for a in found[:MOST_CARDS]})
+    try:
+        causes = with_rows(cards_of(folder, gathered, [(a.cell, a.arm) for a in found[:MOST_CARDS]]))
+    except StoreError:
+        causes = []  # `gatelab find --explain` says which line is wrong
+    return replace(looked, confirmed=[
+        replace(
+            a, seen=seen.get(a.cell, Seen()), causes=[c for c in causes if (c.cell, c.arm) == (a.cell, a.arm)],
+            commands=again(study, a.cell, a.arm, seeds),
+        )
+        for a in found
+    ])  # fmt: skip

@@ -45,10 +45,11 @@ def sheet(folder: StudyFolder, letter: str, flags: list[str], pages: dict[str, s
         places=_places(study, planned, advice),
         runs=_finished(planned, kept),
         advice=advice,
-        registered=0 if registration is None else len(registration.claims),
+        registered=0 if registration is None else sum(c.rule != EFFECT for c in registration.claims),
         confirmed=[] if looked is None else _confirmed(looked, arms),
-        flags=[*flags, *_flags(planned, advice), *([] if looked is None else looked.hunt.notes)],
+        flags=[*flags, *_flags(planned, advice, [] if looked is None else looked.hunt.notes)],
         pages=pages,
+        n_read=0 if looked is None else sum(v.claim.rule != EFFECT for v in looked.verdicts),
     )
 
 
@@ -86,10 +87,16 @@ def _finished(planned: Planned, kept: list[int]) -> dict[tuple[str, str], frozen
     return {key: frozenset(names) for key, names in done.items()}
 
 
-def _flags(planned: Planned, advice: Advice | str) -> list[str]:
+def _flags(planned: Planned, advice: Advice | str, notes: list[str]) -> list[str]:
+    """`notes` are those of the search for anomalies; the comparisons that it refuses are among those of the advice."""
     n_open = sum(state != "done" for *_, state in planned)
-    notes = [f"no comparison is made: {advice}"] if isinstance(advice, str) else advice.notes
-    return [*notes, *([f"{n_open} of {len(planned)} runs are not done; they are in no number"] if n_open else [])]
+    own = [f"no comparison is made: {advice}"] if isinstance(advice, str) else advice.notes
+    others = notes if isinstance(advice, str) else [n for n in notes if ": refused: " not in n]
+    return [
+        *own,
+        *([f"{n_open} of {len(planned)} runs are not done; they are in no number"] if n_open else []),
+        *others,
+    ]
 
 
 def _versions(folder: StudyFolder, analysis: Analysis) -> set[str]:

@@ -2,6 +2,7 @@
 
 import lzma
 import tarfile
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ from tempfile import TemporaryDirectory
 from ..store import StoreError, StudyFolder
 
 ARCHIVES = (".tar.xz", ".tar.gz", ".tgz")
+# Bytes of an archive's files together: fifty times those of the largest study here, and less than most disks have.
+_MOST = 8 * 2**30
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +77,8 @@ def opened(source: Source) -> Iterator[StudyFolder]:
     """The study's folder: of an archive a copy that is gone when the block is left.
 
     Raises:
-        StoreError: an archive that is cut, or holds no study; a folder that holds none, or one of another version. It names the
-            source and not the copy.
+        StoreError: an archive that is cut, holds no study, or what leaves it; a folder that holds none, or one of another
+            version. It names the source and not the copy.
     """
     if not source.is_archive:
         yield StudyFolder.open(source.path)
@@ -83,7 +86,7 @@ def opened(source: Source) -> Iterator[StudyFolder]:
     with TemporaryDirectory(prefix="gatelab-study-") as place:
         try:
             _unpack(source.path, Path(place))
-            studies = sorted(Path(place).glob("**/study.json"))
+            studies = sorted(p for p in Path(place).glob("**/study.json") if p.is_file())
             if len(studies) != 1:
                 raise StoreError(
                     f"{source.path}: holds {len(studies)} studies (study.json); expected an archive of one"
@@ -97,8 +100,24 @@ def opened(source: Source) -> Iterator[StudyFolder]:
 
 
 def _unpack(archive: Path, place: Path) -> None:
+    room = _MOST
+
+    def checked(member: tarfile.TarInfo, path: str) -> tarfile.TarInfo | None:
+        nonlocal room
+        room -= member.size
+        if room < 0:
+            raise StoreError(
+                f"{archive}: is not unpacked, since its files have more than {_MOST:,} bytes; unpack it yourself"
+            )
+        return tarfile.data_filter(member, path)
+
     try:
         with tarfile.open(archive) as tar:
-            tar.extractall(place, filter="data")
-    except (tarfile.TarError, lzma.LZMAError, EOFError) as error:
-        raise StoreError(f"{archive}: cannot be unpacked ({error}); was it cut?") from None
+            tar.extractall(place, filter=checked)
+    except tarfile.FilterError as error:
+        raise StoreError(f"{archive}: is not unpacked, since it holds what no study does ({error})") from None
+    except OSError as error:  # a disk that is full, a name that this one cannot have, a checksum that is wrong
+        raise StoreError(f"{archive}: cannot be unpacked ({error.strerror or error})") from None
+    except (tarfile.TarError, lzma.LZMAError, zlib.error, EOFError) as error:
+        why = str(error).partition("\n")[0].rstrip(":")
+        raise StoreError(f"{archive}: cannot be unpacked ({why}); was it cut?") from None

@@ -10,6 +10,7 @@ from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from ..record import Finding
+from .anomaly_cards import MOST_CARDS, anomaly_cards
 from .book import Book
 from .charts import Arms, Figure, channel, short, stepped
 from .markup import NONE, Html, decimal, number, places, probability, tag
@@ -45,10 +46,13 @@ def anomalies_section(book: Book, looked: "Looked") -> Html:
     rest = [a for a in tested if a.verdict != "anomaly"]
     words = f"the {min(len(rest), MOST_TESTS)} next of {len(rest)} tests that name none (anomalies.csv has all)"
     fold = tag("details", tag("summary", words), _alarms(book, rest[:MOST_TESTS], "other tests")) if rest else None
+    # An anomaly's own card has its causes.
+    carded = {(a.cell, a.arm) for a in looked.confirmed[:MOST_CARDS]}
     return section(
         "anomalies", "Anomalies", tag("p", lead), notes,
         _alarms(book, named, "anomalies") if named else none, fold,
-        _stages(book, looked), _atlas(book), _causes(book, looked.cards),
+        _stages(book, looked), anomaly_cards(book, looked.confirmed), _atlas(book),
+        _causes(book, [c for c in looked.cards if (c.cell, c.arm) not in carded]),
     )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from .. import __version__
 from ..config.architecture import ARCHITECTURES
 from ..store import write_text
-from .atlas_guide import guide
+from .atlas_guide import guide, registered
 from .atlas_map import MAP_CSS, coverage, maps
 from .claims import spans_of
 from .document import Charts, document
@@ -111,10 +111,9 @@ def _anomalies(atlas: "Atlas") -> Html:
         for s in atlas.sheets
         for c in s.confirmed
     ]
-    n_claims = sum(s.registered for s in atlas.sheets)
     lead = (
         "What a gate should not do and did: named by a screen, registered, and held on fresh seeds, by Holm at 5% over all claims"
-        f" of its study. {len(rows)} of {n_claims} registered claims; a study's own page has the others, its curves and its causes."
+        f" of its study. {registered(atlas)}; a study's own page has the others, its curves and its causes."
     )
     if not rows:
         none = tag("p", "No anomaly was confirmed on fresh seeds in any of these studies.")

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from .atlas_map import sizes
 from .markup import Html, quantity, tag
 from .parts import section
 
@@ -32,8 +33,8 @@ def _way(where: str) -> Html:
 
 
 def _what(atlas: "Atlas") -> str:
-    sizes, n = atlas.sizes, len(atlas.sheets)
-    span = f"{quantity(sizes[0])} to {quantity(sizes[-1])}" if len(sizes) > 1 else quantity(sizes[0]) if sizes else "no"
+    columns, n = sizes(atlas), len(atlas.sheets)
+    span = f"{columns[0]} to {columns[-1]}" if len(columns) > 1 else columns[0] if columns else "no"
     data = ", ".join(dict.fromkeys(p.data for p in atlas.places))
     kinds = ", ".join(dict.fromkeys(p.architecture for p in atlas.places))
     runs = sum(s.n_done for s in atlas.sheets)
@@ -67,9 +68,11 @@ def _use(a: "Answer") -> Html:
         return tag("span", "For ", use, f": no arm helps in most settings, some do in {where}", against, ".")
     if worse:
         return tag("span", "For ", use, ": no arm helps", against, ".")
-    why = {"pilot": "too few seeds", "nothing to tell": "there was no case to help in"}.get(
-        a.word, "no effect was seen"
-    )
+    why = {
+        "pilot": "too few seeds",
+        "nothing to tell": "there was no case to help in",
+        "runs diverged": "runs of the arms diverged",
+    }.get(a.word, "no effect was seen")
     return tag("span", "For ", use, f": nothing here tells; {why}.")
 
 
@@ -108,8 +111,15 @@ def _anomalies(atlas: "Atlas") -> str:
     if not by_rule:
         return "No anomaly was confirmed on fresh seeds."
     rules = ", ".join(f"{rule} ({n})" for rule, n in sorted(by_rule.items(), key=lambda x: -x[1]))
-    n, of = sum(by_rule.values()), sum(s.registered for s in atlas.sheets)
-    return f"Gates misbehave: {n} of {of} registered claims were confirmed on fresh seeds: {rules}."
+    return f"Gates misbehave: {registered(atlas)}: {rules}."
+
+
+def registered(atlas: "Atlas") -> str:
+    """How many of the registered anomalies were confirmed, and of how many the fresh seeds have not been read."""
+    n, read = sum(len(s.confirmed) for s in atlas.sheets), sum(s.n_read for s in atlas.sheets)
+    open_ = sum(s.registered for s in atlas.sheets) - read
+    more = f" ({open_} more wait for their runs)" if open_ else ""
+    return f"{n} of {read} registered anomalies were confirmed on fresh seeds{more}"
 
 
 def _claims(atlas: "Atlas") -> str:
@@ -120,8 +130,8 @@ def _claims(atlas: "Atlas") -> str:
 
 def _blank(atlas: "Atlas") -> str:
     rows = {(p.architecture, p.data) for p in atlas.places}
-    n = len(rows) * len(atlas.sizes)
-    m = len(atlas.places)
+    n = len(rows) * len(sizes(atlas))
+    m = len({(p.architecture, p.data, quantity(p.n_parameters)) for p in atlas.places})
     return f"Of {n} fields of data and size {m} were run with some arm; of the {n - m} that are blank nothing is known."
 
 

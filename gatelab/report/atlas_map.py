@@ -69,7 +69,7 @@ def maps(atlas: "Atlas") -> Html:
         "p",
         tag("span", "▼ lower", style="--c:var(--lower)"), tag("span", "▲ higher", style="--c:var(--higher)"),
         f"the fuller the colour, the further the effect is from zero in half-widths of its 95% interval, full at {FAR:g}; in"
-        " brackets where the interval includes zero or there is none",
+        " brackets where no effect is seen, of fewer than three seeds, and where runs of the arm diverged",
         class_="about key",
     )  # fmt: skip
     word = tag("span", "metric: ", class_="quiet", id="metric-word")
@@ -79,13 +79,13 @@ def maps(atlas: "Atlas") -> Html:
 
 
 def _panel(atlas: "Atlas", metric: str, words: str) -> Html | None:
-    told: dict[str, dict[tuple[str, str], dict[int, list[Told]]]] = {}
+    told: dict[str, dict[tuple[str, str], dict[str, list[Told]]]] = {}
     for s in atlas.sheets:
         for t in s.told:
             if t.finding.metric == metric:
                 p = s.place(t.setting)
                 row = told.setdefault(t.arm, {}).setdefault((p.architecture, p.data), {})
-                row.setdefault(p.n_parameters, []).append(t)
+                row.setdefault(quantity(p.n_parameters), []).append(t)
     if not told:
         return None
     unit = next(
@@ -101,16 +101,16 @@ def _panel(atlas: "Atlas", metric: str, words: str) -> Html | None:
 def _table(
     atlas: "Atlas",
     name: str,
-    rows: dict[tuple[str, str], dict[int, list["Told"]]],
+    rows: dict[tuple[str, str], dict[str, list["Told"]]],
     words: str,
     twice: dict[tuple[str, str], str],
 ) -> Html:
-    columns = ["data", *(quantity(size) for size in atlas.sizes)]
+    columns = ["data", *sizes(atlas)]
     several = len({p.architecture for p in atlas.places}) > 1
     body = []
     for architecture, data in sorted(rows):
         of = rows[architecture, data]
-        fields = [tag("td", _fields(of.get(size, []), twice)) for size in atlas.sizes]
+        fields = [tag("td", _fields(of.get(size, []), twice)) for size in sizes(atlas)]
         body.append(tag("tr", tag("th", f"{architecture}: {data}" if several else data, scope="row"), fields))
     labels = dict.fromkeys(label for s in atlas.sheets for a, label in s.labels.items() if a == name)
     caption = tag("caption", tag("b", name), tag("span", f" {'; '.join(labels)}", class_="quiet"))
@@ -131,7 +131,7 @@ def _field(t: "Told", name: str, among: str | None) -> Html:
     half = (f.high - f.low) / 2
     reach = min(abs(f.effect) / half / FAR, 1.0) if isfinite(half) and half > 0 else 1.0 if t.side else 0.0
     digits = places(max((abs(x) for x in (f.effect, f.low, f.high) if isfinite(x)), default=1.0), 2)
-    is_seen = f.verdict in ("lower", "higher") and t.word != "pilot"
+    is_seen = f.verdict in ("lower", "higher") and t.word not in ("pilot", "runs diverged")
     sign = tag("b", VERDICTS[f.verdict][0], aria_hidden="true") if is_seen else None
     number = decimal(f.effect, digits)
     interval = f"{decimal(f.low, digits)} to {decimal(f.high, digits)}" if isfinite(half) else _without(t)
@@ -151,6 +151,11 @@ def _without(t: "Told") -> str:
     return "all seeds alike"
 
 
+def sizes(atlas: "Atlas") -> list[str]:
+    """The columns: parameters in three digits, so that models a few weights apart share one."""
+    return list(dict.fromkeys(map(quantity, atlas.sizes)))
+
+
 def coverage(atlas: "Atlas") -> Html:
     """Which studies lie where, with their seeds: what is blank was not run."""
     held: dict[Place, list[Sheet]] = {}
@@ -160,14 +165,16 @@ def coverage(atlas: "Atlas") -> Html:
     rows = []
     for architecture, data in dict.fromkeys((p.architecture, p.data) for p in atlas.places):
         fields = []
-        for size in atlas.sizes:
+        for size in sizes(atlas):
             here = [
-                of for p, of in held.items() if (p.architecture, p.data, p.n_parameters) == (architecture, data, size)
+                of
+                for p, of in held.items()
+                if (p.architecture, p.data, quantity(p.n_parameters)) == (architecture, data, size)
             ]
-            there = [s for of in here for s in of]
-            fields.append(tag("td", [tag("div", f"{s.letter}: {len(s.arms)} arms, {_seeds(s)}") for s in there]))
+            there = dict.fromkeys((s.letter, len(s.arms), _seeds(s)) for of in here for s in of)
+            fields.append(tag("td", [tag("div", f"{letter}: {n} arms, {seeds}") for letter, n, seeds in there]))
         rows.append(tag("tr", tag("th", f"{architecture}: {data}", scope="row"), fields))
-    columns = ["architecture, data", *(f"{quantity(size)} parameters" for size in atlas.sizes)]
+    columns = ["architecture, data", *(f"{size} parameters" for size in sizes(atlas))]
     table = tag("table", headings(columns, set()), tag("tbody", rows), class_="map")
     return scrolling(table, "what was run where")
 

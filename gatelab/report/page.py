@@ -8,6 +8,8 @@ from ..record import Finding
 from ..store import RunFolder, StudyFolder, write_text
 from . import claims, sections
 from .anomalies import anomalies_csv, anomalies_section
+from .anomaly_cards import FILE as CONFIRMED
+from .anomaly_cards import confirmed_csv
 from .book import Book
 from .charts import Arms
 from .document import document
@@ -61,8 +63,8 @@ def write_report(
     state: Callable[[RunFolder], str] = state_of,
 ) -> Path:
     """Write report.html, effects.csv, runs.csv, curves.csv, tasks.csv of a study on tasks, phases.csv of one whose cells are a
-    grid, anomalies.csv of one that was screened and recommendations.csv of one that recommends into the study's folder; returns
-    the page's path.
+    grid, anomalies.csv of one that was screened, confirmed.csv of one of which fresh seeds confirmed something and
+    recommendations.csv of one that recommends into the study's folder; returns the page's path.
 
     Same folder and findings in, same bytes out. Runs that are missing, unfinished or diverged are named with their
     state. Each file is replaced at once or not at all.
@@ -96,6 +98,8 @@ def write_report(
         write_text(folder.path / "phases.csv", phases_csv(grid))
     if looked is not None:
         write_text(folder.path / "anomalies.csv", anomalies_csv(looked))
+    if looked is not None and looked.confirmed:
+        write_text(folder.path / CONFIRMED, confirmed_csv(looked.confirmed))
     if advice is not None and not isinstance(advice, str):
         write_text(folder.path / "recommendations.csv", recommendations_csv(advice))
     write_text(page, document(study["name"], body, book.charts, plain=_PLAIN))
@@ -142,7 +146,8 @@ def _body(
     more = [
         name
         for name, part in (
-            ("tasks.csv", tasks), ("phases.csv", grid), ("anomalies.csv", looked), ("recommendations.csv", advice),
+            ("tasks.csv", tasks), ("phases.csv", grid), ("anomalies.csv", looked),
+            (CONFIRMED, (looked.confirmed or None) if looked else None), ("recommendations.csv", advice),
         )
         if part is not None and not isinstance(part, str)
     ]  # fmt: skip

@@ -20,6 +20,7 @@ MEANINGS = {
     "screen": "a primary effect whose q is within the false-discovery rate",
     "exploratory": "an interval without zero, or an exact p below 5%, corrected for nothing",
     "nothing seen": "enough seeds, and no effect among them",
+    "runs diverged": "runs of the arm diverged where the baseline's did not: what the others show is never for it",
     "nothing to tell": "no case to help in: the baseline is there already, or no seed differs",
     "pilot": "fewer than three seeds, from which nothing is recommended",
 }
@@ -58,7 +59,7 @@ def recommendations(answers: Sequence["Answer"], name: Name, silent: Sequence[st
     shown = tag("table", headings(COLUMNS, set()), bodies, class_="cards which")
     out = [tag("p", lead), scrolling(shown, "recommendations")]
     if silent:
-        out.append(tag("p", f"Not measured here, so nothing tells: {'; '.join(silent)}.", class_="about"))
+        out.append(tag("p", f"No pair of runs has it here, so nothing tells: {'; '.join(silent)}.", class_="about"))
     words = tag("dl", [(tag("dt", w), tag("dd", m)) for w, m in MEANINGS.items()], class_="words")
     rows = [row for a in answers for row in _standings(a, name)]
     columns = [

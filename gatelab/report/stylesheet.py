@@ -113,6 +113,11 @@ details { margin: .8rem 0; }
 details > summary { cursor: pointer; font-size: .9rem; color: var(--link); }
 td details { margin: 0; }
 td details > summary { font-size: .78rem; }
+.anomaly { border-top: 1px solid var(--line); padding: .6rem 0; margin: 0; }
+.anomaly > summary { color: inherit; max-width: 52rem; line-height: 1.5; }
+.anomaly h4 { margin: 1.1rem 0 .3rem; }
+.anomaly li { font-size: .88rem; line-height: 1.45; max-width: 60rem; }
+.anomaly .row > .wide { flex: 1 1 18rem; margin-top: 0; }
 .command { display: flex; gap: .7rem; align-items: flex-start; background: var(--panel); padding: .5rem .7rem;
   margin: .5rem 0; }
 .command code { overflow-wrap: anywhere; flex: 1; }

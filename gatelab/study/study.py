@@ -132,8 +132,8 @@ class Study:
     def changed(self, assignments: dict[str, list[Any]]) -> "Study":
         """The study with `key=value` words applied.
 
-        `cell` chooses cells by their names, in which `*` stands for anything; `seed` replaces the seeds; `execution.*` the
-        execution; a key that arms set replaces the arms after the baseline
+        `cell` chooses cells by their names, in which `*` stands for anything, and `arm` arms, of which the baseline stays; `seed`
+        replaces the seeds; `execution.*` the execution; a key that arms set replaces the arms after the baseline
         by one arm a value; any other key changes the cells that have it, several values making several cells.
 
         Raises:
@@ -142,6 +142,9 @@ class Study:
         if "cell" in assignments:
             rest = {path: values for path, values in assignments.items() if path != "cell"}
             return replace(self, **_chosen(self, [str(name) for name in assignments["cell"]])).changed(rest)
+        if "arm" in assignments:
+            rest = {path: values for path, values in assignments.items() if path != "arm"}
+            return replace(self, arms=_chosen_arms(self, [str(name) for name in assignments["arm"]])).changed(rest)
         known = {path for arm in self.arms for path in arm.changes}
         if "model.gate" in known:
             known.add("model.preset")  # a name for what these arms are
@@ -191,6 +194,19 @@ def _chosen(study: Study, names: list[str]) -> dict[str, Any]:
         raise ConfigError(problems)
     kept = {name: {c: v for c, v in getattr(study, name).items() if c in cells} for name in ("about", "follows")}
     return {"cells": cells, **kept}
+
+
+def _chosen_arms(study: Study, names: list[str]) -> tuple[Arm, ...]:
+    """The baseline, and the arms that are named."""
+    there = [a.name for a in study.arms]
+    problems = [
+        f"arm={name}: no such arm; expected some of {', '.join(there)}, as in arm={there[-1]}{nearest(name, there)}"
+        for name in names
+        if not any(fnmatchcase(arm, name) for arm in there)
+    ]
+    if problems:
+        raise ConfigError(problems)
+    return study.arms[:1] + tuple(a for a in study.arms[1:] if any(fnmatchcase(a.name, name) for name in names))
 
 
 @dataclass(frozen=True)

@@ -72,6 +72,22 @@ def spreads():
         print(f"spread, {share:.0%} of the variance shared by cells: {np.mean(np.array(p) < 0.05):.1%}")
 
 
+def skewed():
+    rng = np.random.default_rng(3)
+
+    def alarms(draw, n, *, is_normal):
+        found = [over_seeds([(draw(n), draw(n), range(n))], is_normal=is_normal) for _ in range(2000)]
+        return np.mean([f is not None and f.p < 0.05 for f in found])
+
+    def solved(n):
+        return np.where(rng.random(n) < 0.9, 1e-3 * np.exp(rng.normal(0, 0.5, n)), 1 + 0.1 * rng.normal(size=n))
+
+    for name, draw in (("lognormal", lambda n: np.exp(rng.normal(0, 0.7, n))), ("solved in nine of ten", solved)):
+        for n in (5, 16, 64):
+            alone, together = (alarms(draw, n, is_normal=is_normal) for is_normal in (True, False))
+            print(f"spread of losses, {name}, {n} seeds: {together:.1%}; Pitman and Morgan's alone {alone:.1%}")
+
+
 def stages():
     for nu0 in (4, 8, np.inf):
         rng = np.random.default_rng(1)
@@ -88,7 +104,7 @@ def rates():
             )
 
 
-PARTS = (rules, screens, regimes, cells, spreads, stages, rates)
+PARTS = (rules, screens, regimes, cells, spreads, skewed, stages, rates)
 
 if __name__ == "__main__":
     for part in PARTS:

@@ -72,6 +72,12 @@ def test_a_comparison_whose_runs_another_study_has_is_counted_once():
     assert Atlas([few, many, same, apart], []).repeated == {("A toy", "gate"): "C", ("C toy", "gate"): "B"}
 
 
+def test_a_comparison_counts_where_the_study_that_has_more_runs_makes_none():
+    few, many = sheet("A", "ab"), sheet("B", "abcd")
+    many.advice.told.clear()
+    assert Atlas([few, many], []).repeated == {}
+
+
 def test_a_run_in_common_is_not_the_same_comparison():
     assert Atlas([sheet("A", "abc"), sheet("B", "cde")], []).repeated == {}
 

@@ -41,13 +41,22 @@ def test_cells_that_differ_in_the_rate_alone_are_one_setting_with_a_name_of_thei
 @pytest.mark.parametrize(
     ("cells", "rates", "names"),
     [
-        (["a 0.001", "b 0.002"], {"a 0.001": ("x", 1e-3), "b 0.002": ("x", 2e-3)}, ["a 0.001"]),  # nothing in common
+        (
+            ["a 0.001", "b 0.002"],
+            {"a 0.001": ("x", 1e-3), "b 0.002": ("x", 2e-3)},
+            ["a 0.001 to b 0.002"],
+        ),  # nothing in common
         (["p", "q"], {"p": ("x", 1e-3), "q": ("x", 1e-3)}, ["p", "q"]),  # one rate twice: each stands alone
         (["p", "q"], {}, ["p", "q"]),  # rates that must not be compared
-        (["0.001", "0.002"], {"0.001": ("x", 1e-3), "0.002": ("x", 2e-3)}, ["0.001"]),  # nothing is left of the name
+        (
+            ["0.001", "0.002"],
+            {"0.001": ("x", 1e-3), "0.002": ("x", 2e-3)},
+            ["0.001 to 0.002"],
+        ),  # nothing is left of the name
+        (["s1 lr1", "s1 lr4"], {"s1 lr1": ("x", 1.0), "s1 lr4": ("x", 4.0)}, ["s1"]),  # a rate that stands in it twice
     ],
 )
-def test_names_fall_back_to_the_first_cells(cells, rates, names):
+def test_names_fall_back_to_those_of_the_first_and_the_last_cell(cells, rates, names):
     assert [s.name for s in settings(cells, rates)] == names
 
 
@@ -84,6 +93,13 @@ def test_a_run_that_diverged_at_the_largest_rate_stays_in_the_cost_with_its_stat
     found = at_best(outcomes(lost=[("toy lr0.016", "gate", 0)]), settings(CELLS, RATES), baseline="none")
     (lost,) = [o for o in found.outcomes if o.metric == "rate_cost" and o.status != "done"]
     assert (lost.arm, lost.seed, lost.status) == ("gate", 0, "diverged")
+    assert found.lost["toy", "gate", "rate_cost"] == [0]
+    assert found.notes[-1].startswith("gate in toy at the largest rate: seed 0 diverged")
+
+
+def test_a_rate_that_is_refused_is_not_said_to_lack_runs():
+    found = at_best(outcomes(), settings(CELLS, RATES), baseline="none", refused={("toy lr0.001", "gate")})
+    assert found.best["toy", "gate"] == "toy lr0.004" and found.notes == []
 
 
 def test_refused_comparisons_are_left_out():

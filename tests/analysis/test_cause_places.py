@@ -46,6 +46,23 @@ def test_a_gate_in_a_third_alone(first, last, verdict) -> None:
     assert found.verdict == verdict and found.test == "a gate in a third alone: early against late"
 
 
+def test_arms_with_experts_are_matched_by_the_width_of_these() -> None:
+    def experts(width: int, **changes: object) -> dict[str, object]:
+        return changes | {"d_ff": width, "moe": {"n_experts": 4, "top_k": 2, "d_expert": width}}
+
+    own, first, last = (2.9, 3.01, 3.1), (2.9, 3.01, 3.1), (3.0, 3.11, 3.21)
+    arms = {
+        "early": (experts(31, gate_layers="first-third"), first),
+        "late": (experts(31, gate_layers="last-third"), last),
+        "more": (experts(31, gate_layers="last-third") | {"moe": {"n_experts": 8, "top_k": 2, "d_expert": 15}}, own),
+    }
+    found = card("depth", trained(arms, DEEP | experts(30))).decisions[1]
+    assert (found.verdict, found.test) == ("supported", "a gate in a third alone: early against late")
+    starts = [DEEP | experts(w, gate=f"sdpa-headwise-bias-around={v}") for w, v in ((30, 0.5), (29, 0.95))]
+    found = card("training", trained({"open": (starts[1], (3.5, 3.61, 3.71))}, starts[0])).decisions[2]
+    assert found.test == "the gate's initial value: gated 0.5, open 0.95"
+
+
 def test_what_a_third_lacks_of_the_whole_gate_is_told_beside_it() -> None:
     """early is the whole gate's loss plus 0.01, 0.02, 0.03; late plus 0.11, 0.12, 0.13."""
     found = card("depth", thirds((2.91, 3.03, 3.13), (3.01, 3.13, 3.23))).decisions[1]
@@ -133,6 +150,15 @@ def test_two_starts_are_suggested_that_the_gate_can_have() -> None:
         assert {m.gate[0].around for m in models} == values
     own = DEEP | {"gate": "sdpa-headwise-bias-around=0.5"}
     assert "0.5'" not in card("training", trained({}, own)).decisions[2].to_do[0]
+
+
+@pytest.mark.parametrize("layers", ["last-third", [0, 2]])
+def test_starts_are_suggested_for_the_layers_that_have_the_gate(layers) -> None:
+    found = card("training", trained({}, DEEP | {"gate_layers": layers})).decisions[2]
+    arms = [eval(w, {"Arm": Arm}) for w in re.findall(r"Arm\(.*?\}\)", found.to_do[0])]
+    models = [override(Run(model=ModelConfig(n_layers=6)), arm.changes).model for arm in arms]
+    stated = layers if isinstance(layers, str) else tuple(layers)
+    assert [m.gate_layers for m in models] == [stated, stated]
 
 
 def test_configurations_as_they_are_stored_are_recognised() -> None:

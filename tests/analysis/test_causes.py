@@ -104,6 +104,14 @@ def test_factors_that_differ_alike_are_undecided_and_named():
     assert decision.verdict == "undecided" and "differ alike in model.n_layers = model.d_model" in decision.numbers
 
 
+def test_a_folder_with_a_space_is_quoted_in_commands():
+    found = card("no-op", replace(ledger(), folder="my runs")).decisions[0]
+    assert (
+        found.to_do[0]
+        == "gatelab probe 'my runs/runs/n0' --intervene zero-value@first --json >> 'my runs/causes.jsonl'"
+    )
+
+
 def test_what_is_missing_says_what_makes_it():
     todo = [word for c in cards(ledger(), HYPOTHESES, "c0", "gated") for d in c.decisions for word in d.to_do]
     assert "gatelab probe runs/x/runs/n0 --intervene zero-value@first --json >> runs/x/causes.jsonl" in todo

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from gatelab.analysis import digest as made
-from gatelab.analysis.anomalies.readings import NAMED, READINGS
-from gatelab.analysis.digest import TABLES, digest, table
+from gatelab.analysis.anomalies.readings import FINAL, NAMED, READINGS
+from gatelab.analysis.digest import COURSES, TABLES, digest, table
 from gatelab.record import Row
 from gatelab.store import Appender, StudyFolder
 from gatelab.study.metrics import MAIN_ROWS, STUDY_METRICS
@@ -125,6 +125,25 @@ def test_a_table_has_a_record_a_run_and_metric_in_order(folder, name):
     assert keys == sorted(keys) and {key[:3] for key in keys} == {
         ("a, b", arm, seed) for arm in ARMS for seed in (0, 1)
     }
+
+
+def test_readings_over_the_looks_of_a_run_end_where_the_judged_ones_are(folder):
+    connection = digest(folder)
+    courses, shift = dict(table(connection, "courses")), 1 / 1000
+    run = ("a, b", "none", 1)
+    steps, heights = zip(*courses[*run, "accuracy:mqar"], strict=True)
+    assert steps == (4, 8) and heights == pytest.approx([0.4 + shift, 0.8 + shift])
+    assert courses[*run, "gate_shut"] == [(8, 0.97 + shift)] and courses[*run, "longer:mqar"] == [(4, 0.0), (8, 0.0)]
+    connection.execute(FINAL)
+    judged = {
+        (name, run, f"{name}:{part}" if part else name): value
+        for name in COURSES
+        for run, part, value in connection.execute(READINGS[name].sql).fetchall()
+    }
+    names = {(e["cell"], e["arm"], e["seed"]): e["fingerprint"] for e, _ in folder.planned()}
+    readings = {k: v for k, v in courses.items() if not k[3].startswith("furthest")}
+    assert {(k[3].partition(":")[0], names[k[:3]], k[3]): v[-1][1] for k, v in readings.items()} == judged
+    assert dict(table(connection, "courses", ["b"])) == {}
 
 
 def test_rows_of_tasks_are_of_every_step_and_the_last_step_is_that_of_all_rows(folder):

@@ -10,7 +10,17 @@ from gatelab.analysis.paired import Outcome
 from gatelab.analysis.recommend import advise
 from gatelab.analysis.shares import exact_interval
 from gatelab.analysis.stages import Claim, Verdict
-from gatelab.analysis.standing import CONFIRMED, EXPLORATORY, NO_CASE, NOTHING, PILOT, SCREEN, Against, answers
+from gatelab.analysis.standing import (
+    CONFIRMED,
+    DIVERGED,
+    EXPLORATORY,
+    NO_CASE,
+    NOTHING,
+    PILOT,
+    SCREEN,
+    Against,
+    answers,
+)
 from gatelab.analysis.uses import USES
 from gatelab.record import Metric
 
@@ -149,6 +159,61 @@ def test_what_happens_at_another_rate_is_evidence_against_and_a_large_rate_is_a_
     assert told.side == -1 and told.finding.effect == pytest.approx(0.8, abs=0.05)
 
 
+def test_what_happens_at_another_rate_is_evidence_against_in_every_use():
+    peaks = rows({"r1": {"gate": 0.0}, "r2": {"gate": 30.0}}, "massive_max", base=50)
+    found = advised([*at_rates(), *peaks], dict.fromkeys(RATES, TEXT), rates=RATES)
+    for use in ("a lower held-out loss", "lower peaks of activations"):
+        assert [a.cell for a in answer(found, use).standings[0].against] == ["r2"], use
+
+
+def without(outcomes, lost, status="diverged"):
+    """The outcomes, those of `lost` (cell, arm, seeds) without a number."""
+    cell, arm, seeds = lost
+    return [
+        replace(o, value=float("nan"), status=status) if (o.cell, o.arm) == (cell, arm) and o.seed in seeds else o
+        for o in outcomes
+    ]
+
+
+@pytest.mark.parametrize("status", ["diverged", "done"])
+def test_what_is_left_of_an_arm_that_lost_runs_is_not_for_it(status):
+    outcomes = without(rows({"a": {"gate": -0.3}}), ("a", "gate", (0, 1, 2)), status)
+    advice = advised(outcomes, {"a": TEXT})
+    found = answer(advice, "a lower held-out loss")
+    assert (found.word, found.favoured, found.standings[0].strength) == (DIVERGED, [], DIVERGED)
+    assert advice.notes == [
+        "gate in a: seeds 0, 1, 2 diverged or gave no finite number, which the means of the others do not show"
+    ]
+    worse = without(rows({"a": {"gate": 0.3}}), ("a", "gate", (0, 1, 2)), status)
+    assert answer(advised(worse, {"a": TEXT}), "a lower held-out loss").standings[0].told[0].side == -1
+    both = without(outcomes, ("a", "none", (0, 1, 2)), status)
+    assert answer(advised(both, {"a": TEXT}), "a lower held-out loss").favoured == ["gate"], (
+        "the baseline lost them too"
+    )
+
+
+def test_an_arm_whose_runs_diverge_at_the_largest_rate_does_not_bear_it():
+    planted = {"r1": {"gate": 0.0}, "r2": {"gate": -0.5}}
+    outcomes = [replace(o, value=o.value + 1.0) if o.cell == "r2" else o for o in rows(planted)]
+    bases = dict.fromkeys(RATES, TEXT)
+    assert answer(advised(outcomes, bases, rates=RATES), "a larger learning rate").favoured == ["gate"]
+    lost = advised(without(outcomes, ("r2", "gate", (0, 1))), bases, rates=RATES)
+    assert answer(lost, "a larger learning rate").word == DIVERGED
+
+
+def test_an_arm_that_helps_at_a_rate_and_hurts_at_its_best_is_worse():
+    planted = {"r1": {"gate": 0.3}, "r2": {"gate": -0.5}}
+    outcomes = [replace(o, value=o.value + 1.0) if o.cell == "r2" else o for o in rows(planted)]
+    found = answer(advised(outcomes, dict.fromkeys(RATES, TEXT), rates=RATES), "a lower held-out loss")
+    assert [t.side for t in found.standings[0].told] == [-1] and [s.arm for s in found.worse] == ["gate"]
+
+
+def test_a_bound_that_excludes_nothing_is_not_told():
+    outcomes = rows({"a": {"gate": [0.1] * 4}}, "first_token_mass", seeds=4, baseline=[0.8] * 4)
+    found = answer(advised(outcomes, {"a": TEXT}), "no first-token sink")
+    assert found.word == NOTHING and np.isnan(found.excluded[0]), "all four seeds changed, of which four tell nothing"
+
+
 def verdict(rule, cell, reading, direction=0, word="confirmed"):
     return Verdict(Claim(rule, cell, "gate", reading, direction, 0.01, 0.02), 5, 0.001, 0.002, word)
 
@@ -207,6 +272,25 @@ def test_a_spread_that_shrinks_is_seen_by_pitman_and_morgans_test():
     (told,) = answer(advised(outcomes, {"a": TEXT}), "seeds that end alike").standings[0].told
     assert told.side == 1 and told.word == EXPLORATORY
     assert told.finding.effect == pytest.approx(np.log(narrow.std(ddof=1) / wide.std(ddof=1)))
+
+
+@pytest.mark.parametrize("n", [8, 32])
+def test_skewed_losses_are_no_spread_that_differs(n):
+    rng, seen = np.random.default_rng(n), 0
+    for _ in range(100):
+        values = np.exp(rng.normal(0, 0.7, (2, n)))
+        outcomes = [
+            Outcome("a", arm, s, "val_loss", float(v[s]))
+            for arm, v in zip(("none", "gate"), values, strict=True)
+            for s in range(n)
+        ]
+        seen += answer(advised(outcomes, {"a": TEXT}), "seeds that end alike").standings[0].told[0].side != 0
+    assert seen <= 10, "Pitman and Morgan's test alone sees 19 and 41 of these"
+
+
+def test_losses_of_a_task_that_some_seeds_solve_are_asked_for_no_spread():
+    outcomes = rows({"needle": {"gate": 0.0}})
+    assert not [a for a in advised(outcomes, {"needle": TASKS}).answers if a.use.metric == "loss_spread"]
 
 
 def test_many_settings_of_many_count_for_more_than_few_of_few():

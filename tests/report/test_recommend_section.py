@@ -43,7 +43,7 @@ def test_a_use_has_a_row_with_arm_strength_settings_seeds_and_counter_evidence(s
     assert first[1:4] == second[1:4] == ["screen", "2 of 2", "3"]
     assert second[4].startswith("−0.04") and second[4].endswith("nats")
     assert (first[5], second[5]) == ("nothing seen", "confirmed worse-than-none in stdlib")
-    assert "Not measured here, so nothing tells: " in page.text and "reach to eight times" in page.text
+    assert "No pair of runs has it here, so nothing tells: " in page.text and "reach to eight times" in page.text
     assert "which" in [a.get("id") for tag, a in page.elements if tag == "section"]
 
 

@@ -1,0 +1,178 @@
+"""A card for every cell and arm of which fresh seeds confirmed something: the numbers, and what the rows have to see it by.
+
+Notable: medians and ranges are over all finished seeds, the screen's and the fresh ones; the numbers of the claims are of either
+alone.
+"""
+
+from collections.abc import Sequence
+from math import isfinite
+from typing import TYPE_CHECKING
+
+from .book import Book
+from .card_sights import curves_of, gates_of, maps_of, unit_of, word
+from .figures import map_top
+from .markup import NONE, Html, decimal, places, probability, tag
+from .tables import csv_text
+from .tables import table as tabulated
+
+if TYPE_CHECKING:
+    from ..analysis.anomalies import Alarm
+    from ..analysis.confirmed import Anomaly, Held, Level
+
+MOST_CARDS = 12
+FILE = "confirmed.csv"
+_MARKS = {"supported": "+", "refuted": "−", "undecided": "?", "missing": "·"}
+
+
+def anomaly_cards(book: Book, found: "Sequence[Anomaly]") -> Html | None:
+    """The surest as cards, the first of them open, the others as a table; None where nothing was confirmed."""
+    if not found:
+        return None
+    cards, rest = found[:MOST_CARDS], found[MOST_CARDS:]
+    # The scale of all maps of the page.
+    top = map_top([v for table in book.measured.heads.values() for v in table.values()])
+    lead = (
+        f"A card a cell and gate, {len(found)} in all, by p on fresh seeds. Intervals are of 95%, those of shares exact. Curves,"
+        " maps and gates are over all finished seeds, the screen's and the fresh ones."
+    )
+    return tag(
+        "div", tag("h3", "Confirmed anomalies"), tag("p", lead, f" {len(rest)} more are in the table below." if rest else ""),
+        [_card(book, a, top, is_open=a is cards[0]) for a in cards], _rest(book, rest) if rest else None,
+    )  # fmt: skip
+
+
+def _card(book: Book, a: "Anomaly", top: float, *, is_open: bool) -> Html:
+    more = f" And {len(a.held) - 1} more claim{'s' * (len(a.held) > 2)}." if len(a.held) > 1 else ""
+    words = [book.arm(a.arm), f" in {a.cell}: ", tag("b", a.held[0].claim.rule), f": {headline(a.held[0])}{more}"]
+    return tag(
+        "details", tag("summary", words), _claims(book, a), curves_of(book, a), gates_of(book, a), maps_of(book, a, top),
+        _neighbours(book, a), _causes(a), _again(a), class_="anomaly print", open=is_open,
+    )  # fmt: skip
+
+
+def headline(h: "Held") -> str:
+    """The number that was confirmed beside the screen's, as a sentence; without one the claim's p."""
+    if h.fresh is None or not isfinite(h.fresh.estimate):
+        return f"{h.claim.reading}, confirmed on {h.verdict.n_pairs} fresh seeds (p {probability(h.verdict.p)})."
+    what = h.fresh.sentence.removeprefix(f"{h.claim.cell}: ")
+    screen = "" if h.screen is None else f"; {_size(h.screen)} on the {h.screen.n_pairs} of the screen"
+    return f"{what}: {_size(h.fresh)} on {h.fresh.n_pairs} fresh seeds{screen}."
+
+
+def _size(a: "Alarm | None") -> str:
+    """A number with its unit and interval."""
+    if a is None or not isfinite(a.estimate):
+        return NONE
+    digits = places(max(abs(x) for x in (a.estimate, a.low, a.high) if isfinite(x)))
+    interval = f" ({decimal(a.low, digits)} to {decimal(a.high, digits)})" if isfinite(a.high - a.low) else ""
+    return f"{decimal(a.estimate, digits)}{unit_of(a.unit)}{interval}"
+
+
+def _claims(book: Book, a: "Anomaly") -> Html:
+    rows = []
+    for h in a.held:
+        left_out = tag("span", f" Left out: {', '.join(h.verdict.notes)}.", class_="quiet") if h.verdict.notes else None
+        of_screen = "" if h.screen is None else f"; {h.screen.n_pairs} seeds"
+        rows.append([
+            h.claim.rule, tag("span", word(book, a, h.claim.reading)[0], left_out), _size(h.fresh), h.verdict.n_pairs,
+            probability(h.verdict.p), probability(h.verdict.p_holm), f"{_size(h.screen)}{of_screen}",
+        ])  # fmt: skip
+    columns = ["claim", "of what", "on fresh seeds", "seeds", "p", "after Holm", "on the screen's"]
+    return tabulated(columns, rows, numeric={3, 4, 5}, name=f"claims of {a.cell}, {a.arm}")
+
+
+def _neighbours(book: Book, a: "Anomaly") -> Html:
+    """The same test in the cells that differ in one key."""
+    heading = tag("h4", "In neighbouring cells")
+    if not a.neighbours:
+        words = "No cell of this study differs from this one in one key alone."
+        return tag("div", heading, tag("p", words, class_="about"))
+    labels = [f"{h.claim.rule}: {word(book, a, h.claim.reading)[0]}" for h in a.held]
+    own = [tag("b", f"{a.cell} (this one)"), NONE, *(_of_screen(h.screen) for h in a.held)]
+    rows = [[n.cell, _differs(n.key, n.here, n.there), *map(_of_screen, n.found)] for n in a.neighbours]
+    lead = "The screen's numbers of the same tests with this gate where one key is another. A dash: the rule tests nothing there."
+    table = tabulated(
+        ["cell", "differs in", *labels], [own, *rows], numeric=set(), name=f"neighbours of {a.cell}, {a.arm}"
+    )
+    return tag("div", heading, tag("p", lead, class_="about"), table)
+
+
+def _of_screen(a: "Alarm | None") -> str:
+    return NONE if a is None else f"{_size(a)}, {a.n_pairs} seeds{', an anomaly' if a.verdict == 'anomaly' else ''}"
+
+
+def _differs(key: str, here: "Level", there: "Level") -> str:
+    """The key's name, and its levels where they are numbers."""
+    first, *others = key.split(" = ")
+    levels = f": {there:g} for {here:g}" if all(isinstance(x, int | float) for x in (here, there)) else ""
+    more = f" (and {len(others)} more that go{'es' if len(others) == 1 else ''} with it)" if others else ""
+    return f"{first}{levels}{more}"
+
+
+def _causes(a: "Anomaly") -> Html:
+    heading, ask = tag("h4", "Causes that were tested"), tag("code", a.commands[-1]) if a.commands else None
+    if not a.causes:
+        words = [
+            "No registered explanation has rows yet.",
+            [" This makes what edits of its runs can tell: ", ask, " --edit"],
+        ]
+        return tag("div", heading, tag("p", words[0], words[1] if ask else None, class_="about"))
+    items = []
+    for card in a.causes:
+        tests = [d for d in card.decisions if d.verdict != "missing"]
+        said = "; ".join(f"{d.test}: {d.verdict}{f' ({d.numbers})' if d.numbers else ''}" for d in tests)
+        lacks = f"; {len(card.decisions) - len(tests)} without rows" if len(tests) < len(card.decisions) else ""
+        mark = tag("b", _MARKS[card.verdict], aria_hidden="true")
+        items.append(tag("li", mark, f" {card.hypothesis}: ", tag("b", card.verdict), f", {card.claim}. ",
+                         tag("span", f"{said}{lacks}.", class_="quiet")))  # fmt: skip
+    lead = "Each test at its own 5%, on the screen's seeds; a number in nats is one of the held-out loss."
+    more = tag("p", "What the rows that are missing need: ", ask, class_="about") if ask else None
+    return tag("div", heading, tag("p", lead, class_="about"), tag("ul", items, class_="plain"), more)
+
+
+def _again(a: "Anomaly") -> Html | None:
+    if not a.commands:
+        return None
+    lines = [
+        tag("div", tag("code", c), tag("button", "copy", type="button", data_copy=True), class_="command")
+        for c in a.commands
+    ]
+    return tag("div", tag("h4", "Again"), lines)
+
+
+def _rest(book: Book, rest: "Sequence[Anomaly]") -> Html:
+    link = tag("a", FILE, href=FILE)
+    rows = [
+        [a.cell, book.arm(a.arm), h.claim.rule, word(book, a, h.claim.reading)[0], _size(h.fresh), _size(h.screen),
+         probability(h.verdict.p), probability(h.verdict.p_holm), link]
+        for a in rest
+        for h in a.held
+    ]  # fmt: skip
+    columns = [
+        "cell",
+        "gate",
+        "claim",
+        "of what",
+        "on fresh seeds",
+        "on the screen's",
+        "p",
+        "after Holm",
+        "all numbers",
+    ]
+    return tabulated(columns, rows, numeric={6, 7}, name="more confirmed anomalies")
+
+
+def confirmed_csv(found: "Sequence[Anomaly]") -> str:
+    """Every confirmed claim in full."""
+    rows = []
+    for a in found:
+        for h in a.held:
+            row = {"rule": h.claim.rule, "cell": a.cell, "arm": a.arm, "reading": h.claim.reading}
+            for side, alarm in (("fresh", h.fresh), ("screen", h.screen)):
+                for name in ("estimate", "low", "high", "n_pairs"):
+                    row[f"{side}_{name}"] = None if alarm is None else getattr(alarm, name)
+                row[f"{side}_unit"] = None if alarm is None else alarm.unit
+            row |= {"p": h.verdict.p, "p_holm": h.verdict.p_holm, "q_screen": h.claim.q, "sentence": headline(h),
+                    "left_out": ";".join(h.verdict.notes)}  # fmt: skip
+            rows.append(row)
+    return csv_text(list(rows[0]), rows) if rows else ""
