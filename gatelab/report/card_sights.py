@@ -109,7 +109,9 @@ def gates_of(book: Book, a: "Anomaly") -> Html:
         said = "; ".join(f"layer {n} {decimal(median(means[n]), 2)}" for n in layers if n in means)
         alt_text = f"Gate scores of {book.arms.labels[a.arm]} in {a.cell} by layer; mean gate: {said}"
         figure = book.charts.place(gate_map(shares, alt_text), "Shares of gate scores by layer")
-        note = f"Of {len(pooled)} finished seeds, pooled, the brighter the more; blank: below 0.0001 of a layer's scores."
+        note = (
+            f"Of {len(pooled)} finished seeds, pooled, the brighter the more; blank: below 0.0001 of a layer's scores."
+        )
     shown = layers[:: ceil(len(layers) / _MOST_LAYERS)] if layers else []
     rows = [[n, *(_spread(of.get(n, [])) for of in (means, shut))] for n in shown]
     every = f" One layer in {ceil(len(layers) / _MOST_LAYERS)} is listed." if len(shown) < len(layers) else ""
