@@ -43,6 +43,7 @@ def recipe(
     *,
     with_bos: Sequence[bool] = (True, False),
     seeds: int | tuple[int, ...] = 64,
+    name: str = "backcopy-phases",
 ) -> Study:
     """The study, or the part of its plane that is asked for."""
     cells, about = {}, {}
@@ -56,7 +57,7 @@ def recipe(
                     f"{layers} layer{'s' if layers > 1 else ''} of one head, {first}, AdamW at a constant {rate:g}."
                 )
     return Study(
-        name="backcopy-phases",
+        name=name,
         question="In Bigram-Backcopy, at which learning rates, depths and starting values does a gate after attention end the "
         "attention sink, with a token that always comes first and without one, and where does it cost loss?",
         cells=cells,
