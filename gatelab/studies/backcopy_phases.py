@@ -50,10 +50,10 @@ def recipe(
     for layers in depths:
         for bos in with_bos:
             for rate in rates:
-                name = f"{layers}-layer-{'bos' if bos else 'plain'}-lr{rate:g}"
-                cells[name] = cell(rate, layers, bos=bos)
+                point = f"{layers}-layer-{'bos' if bos else 'plain'}-lr{rate:g}"
+                cells[point] = cell(rate, layers, bos=bos)
                 first = "BOS at position 0" if bos else "an ordinary token at position 0"
-                about[name] = (
+                about[point] = (
                     f"{layers} layer{'s' if layers > 1 else ''} of one head, {first}, AdamW at a constant {rate:g}."
                 )
     return Study(
