@@ -39,6 +39,28 @@ def test_every_implementation_keeps_the_contract_in_bfloat16(case, impl):
     assert not [v for v in found if not v.holds and v.tensor not in exempt(case, torch.bfloat16)]
 
 
+@pytest.mark.parametrize("n_keys", [48, 63, 64, 65, 128, 192, 200, 704])
+@pytest.mark.parametrize("hidden", ["nothing", "later keys", "other documents"])
+@pytest.mark.parametrize("impl", sorted({*IMPLEMENTATIONS, *OPERATORS} - {"reference", "hopper"}))
+def test_rows_of_very_low_logits_have_gradients(impl, hidden, n_keys):
+    """All logits around −120, below −ln of the largest float32: what fills a tile beyond the last key must not count."""
+    if hidden == "other documents" and impl != "sdpa":
+        pytest.skip("takes no mask")
+    random = torch.Generator("cuda").manual_seed(0)
+    q, k, v, dy = (0.1 * torch.randn(2, n_keys, 2, 64, generator=random, device="cuda") for _ in range(4))
+    q[..., 0], k[..., 0] = 1.0, -120 * 8.0
+    documents = None if hidden != "other documents" else torch.arange(n_keys, device="cuda").expand(2, -1) // 40
+    gradients = {}
+    for name, dtype in ((impl, torch.bfloat16), ("reference", torch.float32)):
+        leaves = [t.to(torch.bfloat16).to(dtype).requires_grad_() for t in (q, k, v)]
+        y = gated_attention(*leaves, is_causal=hidden != "nothing", segment_ids_BT=documents, impl=name)
+        gradients[dtype] = torch.autograd.grad(y, leaves, dy.to(y.dtype))
+    assert all(t.isfinite().all() for t in gradients[torch.bfloat16])
+    # The first channel's is a sum of cancelling products of −960.
+    for found, wanted in zip(gradients[torch.bfloat16], gradients[torch.float32], strict=True):
+        assert (found[..., 1:] - wanted[..., 1:]).norm() < 0.05 * wanted[..., 1:].norm()
+
+
 @pytest.mark.parametrize("compiled", ["off", "on"])
 def test_a_gpu_trains_as_a_cpu_does_in_float32(compiled):
     run = override(toy, {"train.tokens": 8 * 64 * 50, "train.precision": "float32"})

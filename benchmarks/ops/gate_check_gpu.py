@@ -102,7 +102,7 @@ def lines(shape: Shape, device: str, *, compiled: bool = False) -> Iterator[tupl
     kernels = {}
     for allows_cudnn in (True, False):
         torch.backends.cuda.enable_cudnn_sdp(allows_cudnn)
-        kernels.setdefault(flash.stock_kernel(upstream, upstream), allows_cudnn)
+        kernels.setdefault(flash.stock_kernel(upstream, upstream, is_causal=shape.is_causal), allows_cudnn)
     for kernel, allows_cudnn in kernels.items():
         torch.backends.cuda.enable_cudnn_sdp(allows_cudnn)
         for impl in flash.KEEPS_OUTPUT:

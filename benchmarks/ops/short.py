@@ -107,7 +107,7 @@ def attend(
     **_: Any,
 ) -> Tensor:
     """`short` with its own way back, or torch's where `is_stock`, whatever it would take by itself."""
-    backward = flash.stock_kernel(q_BTHK, k_BSGK) if is_stock else "own"
+    backward = flash.stock_kernel(q_BTHK, k_BSGK, is_causal=is_causal) if is_stock else "own"
     return torch.ops.gatelab.gated_short(q_BTHK, k_BSGK, v_BSGK, gate_logits_BTHK, is_causal, window, backward)[0]
 
 

@@ -310,14 +310,23 @@ def test_a_device_that_the_kernels_do_not_know_is_told(monkeypatch: pytest.Monke
 
 
 def test_cudnn_is_taken_on_hopper_where_it_fits(monkeypatch: pytest.MonkeyPatch) -> None:
-    def kernel(T: int = 8, K: int = 64, device: str = "meta") -> str:
+    def kernel(T: int = 8, K: int = 64, device: str = "meta", S: int | None = None, is_causal: bool = True) -> str:
         q = torch.empty(1, T, 2, K, dtype=torch.bfloat16, device=device)
-        return flash.stock_kernel(q, q)
+        return flash.stock_kernel(q, q if S is None else q.new_empty(1, S, 2, K), is_causal=is_causal)
 
     monkeypatch.setattr(torch.backends.cudnn, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     assert kernel(device="cpu") == "cpu" and kernel() == kernel(K=128) == "cudnn"
     assert kernel(K=136) == kernel(T=1) == "flash"
+    # Half a pair of its tiles would be empty, and nothing hides it.
+    assert [kernel(S=S, is_causal=False) for S in (63, 64, 65, 128, 192)] == [
+        "cudnn",
+        "flash",
+        "cudnn",
+        "cudnn",
+        "flash",
+    ]
+    assert kernel(T=64) == kernel(T=192) == "cudnn"
     monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
     assert kernel() == "flash"
     monkeypatch.undo()

@@ -4,8 +4,10 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from gatelab.ops.gated_attention import gated_attention, sdpa
 from gatelab.ops.gated_attention.fused import attention_with_lse
 
 B, H, T, K = 2, 3, 6, 5  # K is no multiple of what the kernels like
@@ -96,3 +98,28 @@ def test_empty_inputs_give_empty_outputs(empty: str) -> None:
     q, k, v = (t[:0] for t in drawn()) if empty == "batch" else (drawn()[0][:, :, :0], *drawn()[1:])
     y, lse = attention_with_lse(q, k, v, bias_BHTS=None, is_causal=False, scale=0.3)
     assert y.shape == q.shape and lse.shape == (*q.shape[:3], 1)
+
+
+@pytest.mark.parametrize("name", ["both ways", "documents", "a bias", "grouped heads"])
+def test_sdpa_is_the_same_function_where_torch_is_not_left_to_choose(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    random = torch.Generator().manual_seed(0)
+    heads = {"q_BTHK": 4, "k_BSGK": 2 if name == "grouped heads" else 4, "v_BSGK": 2 if name == "grouped heads" else 4}
+    given = {n: torch.randn(2, 12, h, 8, generator=random).requires_grad_() for n, h in heads.items()}
+    more = {
+        "documents": {"segment_ids_BT": torch.arange(12).expand(2, 12) // 5},
+        "a bias": {"bias_BHTS": torch.randn(2, 4, 12, 12, generator=random), "is_causal": False},
+    }.get(name, {"is_causal": False})
+
+    def found() -> list[torch.Tensor]:
+        y = gated_attention(**given, **more, impl="sdpa")
+        return [y, *torch.autograd.grad(y.square().sum(), [*given.values()])]
+
+    left = found()
+    asked = []
+    monkeypatch.setattr(sdpa, "_avoids_cudnn", lambda q, n_keys, is_bare_causal: not asked.append(n_keys))
+    monkeypatch.setattr(F, "scaled_dot_product_attention", None)
+    for a, b in zip(left, found(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+    assert asked == [12]

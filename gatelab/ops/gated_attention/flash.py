@@ -2,8 +2,8 @@
 
 Notable: beside the gate's logits it keeps no more for the backward pass than attention without a gate does. `flash-lean`
 keeps the gated output z, which the projection after it keeps too, and recovers the output y = z / σ; `flash` keeps y and
-spares that pass. The identities are those of `gate_apply.fused`. No mask is passed to torch's kernels (pytorch issue
-196678: with one, cuDNN's gradients can be not-a-number where a head attends to a sink).
+spares that pass. The identities are those of `gate_apply.fused`. cuDNN's kernel is not taken where its gradients may be
+not-a-number (`fused.cudnn_overflows`).
 """
 
 from collections.abc import Callable
@@ -15,6 +15,7 @@ from torch import Tensor
 from ...config.normaliser import Normaliser
 from ..gate_apply.fused import HAS_TRITON, gate_gradients, gate_output
 from .call import LOW_PRECISION, Call, unserved_inside
+from .fused import cudnn_overflows
 
 aten = torch.ops.aten
 
@@ -82,16 +83,17 @@ def attention(
 
     For calls that `unserved` has nothing against; differentiable once. `keeps_output`: see `KEEPS_OUTPUT`.
     """
-    kernel = stock_kernel(q_BTHK, k_BSGK)
+    kernel = stock_kernel(q_BTHK, k_BSGK, is_causal=is_causal)
     z_BTHK, lse_BHT, *_ = _attend(q_BTHK, k_BSGK, v_BSGK, gate_logits_BTHK, kernel, is_causal, keeps_output)
     return z_BTHK, lse_BHT
 
 
-def stock_kernel(q_BTHK: Tensor, k_BSGK: Tensor) -> str:
+def stock_kernel(q_BTHK: Tensor, k_BSGK: Tensor, *, is_causal: bool) -> str:
     """Which of torch's kernels serves: `cpu`, `cudnn` or `flash`."""
     if q_BTHK.device.type == "cpu":
         return "cpu"
-    fits = q_BTHK.shape[3] <= _WIDEST_CUDNN and q_BTHK.shape[1] > 1 and k_BSGK.shape[1] > 1
+    T, K, S = q_BTHK.shape[1], q_BTHK.shape[3], k_BSGK.shape[1]
+    fits = K <= _WIDEST_CUDNN and T > 1 and S > 1 and not cudnn_overflows(S, is_bare_causal=is_causal)
     return "cudnn" if fits and _has_cudnn(q_BTHK.device) else "flash"
 
 

@@ -38,6 +38,17 @@ def attention_with_lse(
     return y_BHTK, lse_BHT[:, :, : q_BHTK.shape[2], None]
 
 
+def cudnn_overflows(n_keys: int, *, is_bare_causal: bool) -> bool:
+    """Whether cuDNN's backward pass may give a gradient of q that is not a number, with inputs and output that are.
+
+    Its tiles come in pairs of 64 keys, and the half of a pair that no key fills counts as keys of logit 0: exp(0 − lse) is
+    infinite where a row's log-sum-exp is below −88.7, −ln of the largest float32. So of lengths that leave 64 of 128, unless
+    causality alone, no mask, hides what lies behind the last key. pytorch issue 196678 names masks; it is so without one too:
+    an encoder's layer of 64 keys on an H200, whose lowest row stood at −88.97.
+    """
+    return n_keys % 128 == 64 and not is_bare_causal
+
+
 def pieces(values: Tensor, dtype: torch.dtype, n: int) -> list[Tensor]:
     """n tensors of a type that sum to float32 values, 8 bits of each; only the first takes part in differentiation.
 

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ...config.gate import GateSpec
 from ..gate_apply import apply_gate
-from .fused import attention_with_lse, pieces
+from .call import LOW_PRECISION
+from .fused import attention_with_lse, cudnn_overflows, pieces
 from .scoring import Scoring, key_bias, key_scale, visible
 
 
@@ -75,7 +76,7 @@ def _attend(
 
     lse_BHT1: Tensor | None = None
     is_stock = slot_BHT1 is None and (gate is None or gate.source != "lse")
-    if is_stock and not reads_lse:
+    if is_stock and not reads_lse and not _avoids_cudnn(q_BTHK, S, is_causal):
         y_BHTK = F.scaled_dot_product_attention(
             q_BHTK,
             k_BGSK,
@@ -108,6 +109,12 @@ def _attend(
     if gate.source == "lse":
         gate_logits_BTHK = gate_logits_BTHK + lse_BHT1.transpose(1, 2)
     return apply_gate(y_BTHK, gate_logits_BTHK, gate), lse_BHT1
+
+
+def _avoids_cudnn(q_BTHK: Tensor, n_keys: int, is_bare_causal: bool) -> bool:
+    """Whether torch is not left to choose its kernel; the one that gives the log-sum-exp is never cuDNN's."""
+    is_low = q_BTHK.dtype in LOW_PRECISION or torch.is_autocast_enabled("cuda")
+    return q_BTHK.is_cuda and is_low and cudnn_overflows(n_keys, is_bare_causal=is_bare_causal)
 
 
 def _mask(q_BTHK: Tensor, n_keys: int, s: Scoring) -> tuple[Tensor | None, bool]:

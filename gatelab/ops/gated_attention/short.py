@@ -70,7 +70,7 @@ def backward_kernel(q_BTHK: Tensor, k_BSGK: Tensor, *, is_causal: bool, window: 
     T, S, K = q_BTHK.shape[1], k_BSGK.shape[1], q_BTHK.shape[3]
     is_stock = window is None and (T == S or not is_causal) and K % 8 == 0
     longest = next((n for width, n in _OWN_BACK.items() if width >= K), 0)
-    return "own" if not is_stock or longest >= S else stock_kernel(q_BTHK, k_BSGK)
+    return "own" if not is_stock or longest >= S else stock_kernel(q_BTHK, k_BSGK, is_causal=is_causal)
 
 
 @torch.library.custom_op("gatelab::gated_short", mutates_args=())
