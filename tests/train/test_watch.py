@@ -178,7 +178,8 @@ def test_a_captured_step_tells_what_a_cpu_does(name: str, compiled: str, precisi
         list(train(Group(runs, Execution(device=device, compile=on))))
         for device, on in (("cpu", "off"), ("cuda", compiled))
     )
-    # Later steps have weights that rounding has moved apart.
-    torch.testing.assert_close(torch.tensor(there[0].first_mass), torch.tensor(here[0].first_mass), rtol=0, atol=2e-3)
+    # Later steps have weights that rounding has moved apart; compiled code rounds to bfloat16 less often (up to 0.006 on an H200).
+    atol = 1e-2 if (compiled, precision) == ("on", "bfloat16") else 2e-3
+    torch.testing.assert_close(torch.tensor(there[0].first_mass), torch.tensor(here[0].first_mass), rtol=0, atol=atol)
     assert torch.tensor([s.first_mass for s in there]).isfinite().all()
     assert there[-1].first_mass != there[0].first_mass
