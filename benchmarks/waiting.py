@@ -74,17 +74,21 @@ CASES = {
 
 
 class Items:
-    """What makes the batches of a group: each anew, and timed, or the first again. `ms` holds the former's times."""
+    """What makes the batches of a group: each anew, and timed, or the first again. `ms` holds the former's times.
+
+    Those made anew are of steps that follow one another, whatever was handed out again in between: a mixture that is asked
+    for a later step has no items ahead, and makes some of every task.
+    """
 
     def __init__(self) -> None:
         self.is_again, self.ms = False, []
         self._first: Batch | None = None
 
-    def made(self, make: Callable[[], Batch]) -> Batch:
+    def made(self, make: Callable[[int], Batch]) -> Batch:
         if self.is_again:
             return self._first
         start = time.perf_counter()
-        batch = make()
+        batch = make(len(self.ms))
         self.ms.append(1e3 * (time.perf_counter() - start))
         self._first = self._first or batch
         return batch
@@ -94,8 +98,12 @@ class Items:
         """Within it the trainer has its batches from here, those of a stack and, on a CPU, those of a run alone."""
         of_stack, alone = Feed.at, loop.objective_batch
         with (
-            patch.object(Feed, "at", lambda feed, step: self.made(partial(of_stack, feed, step))),
-            patch.object(loop, "objective_batch", lambda *of: self.made(partial(alone, *of))),
+            patch.object(Feed, "at", lambda feed, _step: self.made(partial(of_stack, feed))),
+            patch.object(
+                loop,
+                "objective_batch",
+                lambda source, objective, seed, _step, *of: self.made(lambda n: alone(source, objective, seed, n, *of)),
+            ),
         ):
             yield
 
