@@ -1,9 +1,9 @@
 """Does the gate's effect on natural text depend on the learning rate, on q/k-norm, and on prose or code? 33 million weights.
 
-The setting is that of `sinks-on-text`; a run is about 3 minutes of one H200, all of it some hours. In parts:
+The setting is that of `sinks-on-text`; a run is about 3 minutes of one H200, all of it some hours. In parts, a folder each:
 
     gatelab run text-rates 'cell=prose*' seed=0 data.paths=a.bin.xz,b.bin.xz data.val_paths=val.bin
-    gatelab run text-rates 'cell=code*' data.paths=code.bin.xz data.val_paths=val_code.bin
+    gatelab run text-rates 'cell=code*' data.paths=code.bin.xz data.val_paths=val_code.bin --out runs/text-rates-code
 """
 
 from gatelab import Arm, Study, override
@@ -14,7 +14,7 @@ _short = pilot.cells["text"]
 POINTS = {
     **{f"prose lr{rate:g}": {"optim.lr": rate} for rate in RATES},
     **{f"prose qk-norm lr{rate:g}": {"optim.lr": rate, "model.qk_norm": "rms"} for rate in RATES},
-    "code lr0.001": {"optim.lr": 1e-3},
+    **{f"code lr{rate:g}": {"optim.lr": rate} for rate in RATES},
 }
 
 study = Study(
