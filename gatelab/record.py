@@ -123,7 +123,7 @@ class Finding:
     equivalence: float | None
     p_equivalence: float | None
     detectable: float
-    verdict: str  # lower, higher, equivalent, unclear, untestable
+    verdict: str  # lower, higher, equivalent, unclear, untestable, refused
     sentence: str
     seeds: list[int] = field(default_factory=list)
     differences: list[float] = field(default_factory=list)

@@ -126,8 +126,10 @@ def _grid(table: Any, entries: list[Any], states: dict[str, str]) -> Any:
 
 
 def print_status(folder: StudyFolder) -> dict[str, int]:
-    """The grid as it stands, a legend, and what ended badly; returns the number of runs in each state."""
+    """The grid as it stands, a legend, how runs were grouped, and what ended badly; returns the number of runs in each state."""
     from rich.table import Table
+
+    from .study.grouping import environment_of, grouping
 
     entries = list(folder.planned())
     states = {run.fingerprint: state_of(run) for _, run in entries}
@@ -135,6 +137,8 @@ def print_status(folder: StudyFolder) -> dict[str, int]:
     console = _console()
     console.print(_grid(Table(box=None, pad_edge=False), entries, states))
     console.print("  ".join(f"{STATES[s][0]} {s}: {n}" for s, n in counts.items()), highlight=False)
+    if grouped := grouping([environment_of(run) for _, run in entries]):
+        console.print(grouped, highlight=False)
     for entry, run in entries:
         if states[run.fingerprint] in _WITHOUT_WEIGHTS:
             attempts = run.attempts()

@@ -41,13 +41,50 @@ ROWS = {
 }  # fmt: skip
 ROWS["middle/qa_random"] = [{**row, "ctxs": [c for c in row["ctxs"] if c["isgold"]]} for row in ROWS["middle/qa"]]
 ROWS |= {f"{name}_aware": ROWS[name] for name in ("middle/qa", "middle/qa_random")}
+# A paper of twelve paragraphs in two sections, of which one question's evidence is a table alone.
+ROWS["citations/papers"] = [
+    {
+        "title": f"On gate {n}",
+        "full_text": {
+            "section_name": ["Gates", "Sinks"],
+            "paragraphs": [[f"Part {i} of paper {n}." for i in range(6)], [f"Part {i} of paper {n}." for i in (5, *range(6, 12))]],
+        },
+    }
+    for n in range(4)
+]  # fmt: skip
+ROWS["citations/qasper"] = [
+    {"title": f"On gate {n}", "question": f"Is gate {n} shut? ", "evidence": evidence, "answer": ("Yes", "No", "Half of it")[n % 3]}
+    for n in range(4)
+    for evidence in (
+        [f"Part 3 of paper {n}.", f"Part 9 of paper {n}."], [f"Part 0 of paper {n}.", "FLOAT SELECTED: Table 1."],
+        ["FLOAT SELECTED: Table 2."],
+    )
+]  # fmt: skip
+ROWS["summary/qmsum"] = [
+    {
+        "meeting_transcripts": [{"speaker": f"Keeper {i % 3}", "content": f"Gate {i} of yard {n} stays shut ."} for i in range(20)],
+        "specific_query_list": [
+            {
+                "query": f"What of gate {i}? ", "answer": f"Gate {i} of yard {n} stays shut.",
+                "relevant_text_span": [[f"{i}", f"{i + 1}"]],
+            }
+            for i in (4, 11)
+        ],
+        "general_query_list": [{"query": "What was said?", "answer": f"All gates of yard {n} stay shut."}],
+    }
+    for n in range(3)
+]  # fmt: skip
 TASKS_OF_PROMPTS: dict[str, PromptTask] = {**RULER, **MIDDLE}
 
 
 def setting(name: str, length: int = 4096, **changes: object) -> Setting:
     task = TASKS_OF_PROMPTS[name]
-    held = task.read(ROWS[name]) if task.needs == "rows" else ()
-    return Setting(**{"length": length, "essay": ESSAY, "held": held, **changes})
+    return Setting(**{"length": length, "essay": ESSAY, "held": held(task), **changes})
+
+
+def held(task: PromptTask) -> object:
+    """What it makes of these rows."""
+    return task.read(*(ROWS[source.names[0]] for source in task.sources)) if task.sources else ()
 
 
 def from_evidence(prompt: Prompt) -> str:

@@ -99,7 +99,7 @@ def test_a_run_on_text_is_asked_in_its_bytes_and_chance_and_copying_stand_beside
     status, out, err = gatelab(*words, "--depths", "0,1")
     assert status == 0, err
     shown = [line.split() for line in out.splitlines() if line.startswith("gatelab/")]
-    assert [line[:4] for line in shown if line[1] != "choice"] == [
+    assert [line[:4] for line in shown if line[1] in ("exact_match", "best_subspan_em")] == [
         [f"gatelab/{task}", metric, length, depth]
         for task, metric in (("multikey", "exact_match"), ("middle/kv", "best_subspan_em"))
         for length in ("700", "1,000")
@@ -113,7 +113,7 @@ def test_a_run_on_tasks_is_asked_in_their_ids_at_multiples_of_its_length(runs: d
     status, out, err = gatelab(*words, "--json")
     assert status == 0, err
     rows = [json.loads(line) for line in out.splitlines()]
-    assert {r["length"] for r in rows if r["task"] == "bracket"} == {64, 128, 256, 512}
+    assert {r.get("length") for r in rows if r["task"] == "bracket"} == {None, 64, 128, 256, 512}
     assert {"exact_match", "answer_floor", "answer_chance", "choice", "items"} <= {r["metric"] for r in rows}
     items = [json.loads(line) for line in (tmp_path / "out" / "items.jsonl").read_text().splitlines()]
     # The hardness of training is asked, of what was trained: two brackets are open.
@@ -262,6 +262,98 @@ def test_files_and_essays_of_the_user_are_asked(place: Path, tmp_path: Path):
     assert items["middle/qa_aware"]["answer"] == items["middle/qa"]["answer"]
 
 
+def rows_of(*words: object) -> list[dict]:
+    status, out, err = gatelab("eval", *words, "--json")
+    assert status == 0, err
+    return [json.loads(line) for line in out.splitlines()]
+
+
+def test_three_lengths_have_an_effective_length_and_eleven_depths_their_ends(place: Path, runs: dict[str, Path]):
+    depths = ",".join(str(b / 10) for b in range(11))
+    for model, lengths, kinds in (
+        (place / "model", "500,600", ("exact_match", "choice")),
+        (runs["ids"], "64,128", ("choice",)),
+    ):
+        rows = rows_of(model, "--tasks", "gatelab/needle", "--lengths", lengths, "--depths", depths, "--limit", 2)
+        found = {(r["metric"], r.get("length"), r.get("domain")) for r in rows if "depth" not in r}
+        for metric in ("primacy", "recency_low", "u_index", "worst_depth_high"):
+            assert {(metric, int(n), kind) for n in lengths.split(",") for kind in kinds} <= found
+        assert not [r for r in rows if r["metric"] == "effective_length"]
+    words = (runs["ids"], "--tasks", "gatelab/bracket", "--lengths", "16,32,64", "--limit", 20)
+    rows = rows_of(*words)
+    by_length = {r["length"]: r["value"] for r in rows if r["metric"] == "choice"}
+    (longest,) = [r for r in rows if r["metric"] == "effective_length" and r["domain"] == "choice"]
+    assert longest["value"] == max(n for n, v in by_length.items() if v >= 0.85 * max(by_length.values()))
+    status, out, _ = gatelab("eval", *words)
+    assert status == 0 and "effective length of choice, tokens" in " ".join(out.split())
+
+
+def test_an_untrained_model_stands_beside_a_score(place: Path, runs: dict[str, Path]):
+    words = ("--tasks", "gatelab/multikey,gatelab/ruler/fwe", "--lengths", "900", "--limit", 2, "--new-tokens", 4)
+    for given, metrics in (
+        ((), {"choice_untrained"}), (("--no-untrained",), set()),
+        (("--untrained",), {"choice_untrained", "exact_match_untrained", "found_untrained"}),
+    ):  # fmt: skip
+        rows = rows_of(place / "model", *words, *given)
+        assert {r["metric"] for r in rows if r["metric"].endswith("_untrained")} == metrics
+    # A run of no training to speak of is nearly what it began with, and a run on ids is asked all.
+    rows = {
+        (r["metric"], r["length"]): r["value"]
+        for r in rows_of(runs["ids"], "--tasks", "gatelab/needle", "--lengths", "64")
+    }
+    assert {m for m, _ in rows if m.endswith("_untrained")} == {"choice_untrained", "exact_match_untrained"}
+    status, out, _ = gatelab("eval", runs["ids"], "--tasks", "gatelab/needle", "--lengths", "64", "--limit", 2)
+    assert status == 0 and "untrained: the same model before training, weights drawn from seed 0" in " ".join(
+        out.split()
+    )
+
+
+def test_questions_lie_where_their_publishers_put_them(place: Path, tmp_path: Path):
+    """Files of papers, and those of other tasks under the names of their releases."""
+    names = {
+        "squad_v11_1k/validation_1k": "ruler/qa_1", "lost_in_the_middle/nq-open-oracle": "middle/qa_random",
+        "qasper_yesno/questions": "citations/qasper", "qasper_yesno/papers": "citations/papers",
+    }  # fmt: skip
+    for name, own in names.items():
+        path = tmp_path / f"{name}.jsonl"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("".join(f"{json.dumps(row)}\n" for row in ROWS[own]))
+    asked = "gatelab/ruler/qa_1,gatelab/middle/qa_random,gatelab/citations/qasper"
+    given = ("--lengths", "1024", "--limit", 2, "--new-tokens", 8, "--no-untrained")
+    rows = rows_of(place / "model", "--tasks", asked, "--data-dir", tmp_path, *given)
+    of = {(r["source"], r["task"], r["metric"]): r["value"] for r in rows}
+    assert {of["tasks", n.removeprefix("gatelab/"), "items"] for n in asked.split(",")} == {2}
+    assert ("citations", "citations/qasper", "citation_recall") in of and of[
+        "tasks", "citations/qasper", "choice_chance"
+    ] == 0.5
+    (tmp_path / "qasper_yesno/papers.jsonl").unlink()
+    status, _, err = gatelab("eval", place / "no-model", "--tasks", "gatelab/citations/qasper", "--data-dir", tmp_path)
+    said = f"no file {tmp_path}/citations/papers.jsonl, nor qasper_yesno/papers.jsonl; expected JSON lines with title, full_text"
+    assert status == 2 and said in " ".join(err.split()) and "no-model" not in err
+
+
+def test_summaries_are_scored_by_rouge_beside_guesses_and_ask_for_its_package(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+):
+    import importlib.util
+
+    from gatelab.evals import own_asking
+
+    words = ("--tasks", "gatelab/summary", "--data-dir", place / "files", "--lengths", 260, "--limit", 7)
+    words = (*words, "--new-tokens", 8)
+    plain = importlib.util.find_spec
+    monkeypatch.setattr(own_asking, "find_spec", lambda name: None if name == "rouge_score" else plain(name))
+    status, _, err = gatelab("eval", place / "no-model", *words)
+    assert status == 1 and "gatelab/summary/qmsum needs rouge_score: pip install 'gatelab[eval]'" in " ".join(
+        err.split()
+    )
+    monkeypatch.undo()
+    pytest.importorskip("rouge_score")
+    of = {r["metric"]: r["value"] for r in rows_of(place / "model", *words, "--untrained")}
+    assert of["items"] == 6 and of["items_refused"] == 1 and 0 <= of["rouge_l"] <= of["rouge_l_high"]
+    assert 0 < of["answer_floor"] < of["answer_chance"] < 1 and "rouge_l_untrained" in of
+
+
 @pytest.mark.parametrize(
     ("words", "status", "says"),
     [
@@ -299,6 +391,12 @@ def test_files_and_essays_of_the_user_are_asked(place: Path, tmp_path: Path):
         (("--tasks", "gatelab/long_ppl", "--keys", "nowhere.json"), 2, "nowhere.json is no key set"),
         (("--tasks", "gatelab/position_loss", "--text", "nowhere"), 1, "'nowhere': no such file or folder"),
         (("--tasks", "gatelab/middle/qa_aware", "--data-dir", "nowhere"), 2, "no file nowhere/middle/qa.jsonl"),
+        (("--tasks", "gatelab/summary/qmsum"), 2, "needs a file of JSON lines with meeting_transcripts, specific_query_list"),
+        (("--tasks", "gatelab/citations/qasper", "--data-dir", "nowhere"), 2, "nor qasper_yesno/questions.jsonl; expected"),
+        (("--tasks", "gatelab/summary/qmsum", "--depths", "0"), 2, "its evidence has no one place"),
+        (("--tasks", "piqa", "--untrained"), 2, "--untrained: is for tasks named gatelab/"),
+        (("--tasks", "piqa", "--no-untrained"), 2, "--no-untrained: is for tasks named gatelab/"),
+        (("--tasks", "gatelab/found/kv", "--untrained"), 2, "no score beside which an untrained model stands"),
         (("--tasks", "gatelab/needle", "--shots", "2"), 2, "--shots: is for the harness's tasks"),
         (("--tasks", "piqa", "--depths", "1"), 2, "--depths: is for tasks named gatelab/"),
         (("--tasks", "gatelab/ruler/niah_single_2", "--haystack", "nowhere"), 1, "nowhere"),

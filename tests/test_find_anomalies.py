@@ -66,6 +66,10 @@ def fill(folder: StudyFolder, effect: Mapping[str, float], *, first=0, sigma=0.1
     return folder
 
 
+def made_by(commit: str) -> dict:
+    return {"git": {"commit": commit * 40, "modified": False}, "versions": {}}
+
+
 def find(capsys, *words) -> tuple[int, str, str]:
     status = _status(["find", *map(str, words)])
     said = capsys.readouterr()
@@ -193,10 +197,15 @@ def test_a_confirmation_may_be_the_work_of_another_version_of_the_code(finished,
     fill(finished, {"d": 1.0} | dict.fromkeys(("a", "b", "shut"), -1.0), first=5, commit=lambda entry: "b" * 40)
     assert not any("versions of the code" in note for note in lab.hunt(finished).notes)
     assert {v.verdict for v in lab.confirm(finished)} == {"confirmed"}
-    run = finished.find("shut/none/6")
-    write_json(run.path / "environment.json", {"git": {"commit": "c" * 40, "modified": False}, "versions": {}})
-    shut = lab.confirm(finished)[0]
-    assert shut.verdict == "untestable" and "made by 2 versions of the code" in shut.notes[0]
+    write_json(finished.find("d/none/6").path / "environment.json", made_by("c"))
+    _, flip = lab.confirm(finished)
+    assert flip.n_pairs == 2
+    assert f"seed 6 is of two versions of the code (none: {'c' * 12}; gated: {'b' * 12})" in flip.notes
+    for seed in (5, 7):
+        write_json(finished.find(f"d/none/{seed}").path / "environment.json", made_by("c"))
+    shut, flip = lab.confirm(finished)
+    assert (shut.verdict, flip.verdict) == ("confirmed", "untestable")
+    assert flip.notes[0].startswith("refused: no pair of its runs is of one version (none: cccccccccccc; gated: bbbb")
 
 
 def test_variances_are_not_shrunk_towards_those_of_another_version(finished):
@@ -350,15 +359,27 @@ def test_causes_are_read_from_the_rows_of_interventions(finished, capsys):
     (finished.path / "causes.jsonl").write_text("".join(json.dumps(r.as_dict()) + "\n" for r in rows), encoding="utf-8")
     status, out, _ = find(capsys, finished.path, "--explain", "a")
     assert status == 0
-    assert (
-        "zero-value@first: changes the loss of the ungated runs by less than 0.01 nats: supported; +0.0012 nats" in out
-    )
+    zeroed = "zero-value@first [loss_change]: changes the loss of the ungated runs by less than 0.01 nats"
+    assert f"{zeroed}: supported; +0.0012 nats" in out
     assert f"gatelab probe {finished.path}/runs/{names[0]} --intervene drop-first --json" in out
     records = [json.loads(line) for line in find(capsys, finished.path, "--explain", "a", "--json")[1].splitlines()]
-    assert {r["verdict"] for r in records} <= {"supported", "refuted", "undecided"}
+    assert {r["verdict"] for r in records} <= {"supported", "refuted", "undecided", "not run"}
     (finished.path / "causes.jsonl").write_text("garbage\n", encoding="utf-8")
     status, _, err = find(capsys, finished.path, "--explain", "a")
     assert status == 1 and "causes.jsonl, line 1" in err
+
+
+def test_causes_are_asked_of_what_a_claim_is_about(finished):
+    """The shut gate of cell `shut` is one of all its five runs, and of none elsewhere."""
+    of = {"val_loss", "first_token_mass"}
+    for folder in (finished, registered(finished, SHUT)):
+        found = {(c.hypothesis, c.reading): c for c in lab.explain(folder, "shut")}
+        assert {reading for _, reading in found} == {"", "gate_shut", *of}
+        (decision,) = found["learning-rate", "gate_shut"].decisions
+        assert decision.verdict == "undecided" and decision.reading == "gate_shut > 0.95"
+        assert "0 of 5 at 0.001, 0 of 5 at 0.002, 5 of 5 at 0.003, 0 of 5 at 0.004" in decision.numbers
+        assert {d.verdict for d in found["sparsity", "gate_shut"].decisions} == {"not run"}
+        assert {c.reading for c in lab.explain(folder, "a")} == {"", *of}
 
 
 def test_a_cell_that_is_not_there_and_questions_that_exclude_one_another(finished, capsys):
@@ -397,14 +418,6 @@ def test_a_pair_with_unequal_tokens_is_refused(tmp_path):
     assert {a.arm for a in found.screened.alarms} == {"gated"} and {c.arm for c in found.claims} == {"gated"}
 
 
-def test_two_versions_of_the_code_in_one_comparison_are_refused(tmp_path):
-    folder = planned(tmp_path / "out", cells=("a", "b"))
-    fill(folder, {"a": 9.0, "b": 9.0}, commit=lambda e: ("b" if (e["cell"], e["seed"]) == ("a", 3) else "a") * 40)
-    found = lab.hunt(folder)
-    assert any(n.startswith("a, gated: refused: its runs were made by 2 versions of the code (a") for n in found.notes)
-    assert {a.cell for a in found.screened.alarms} == {"b"}
-
-
 def test_cells_of_two_versions_stand_alone_and_are_not_pooled(tmp_path):
     folder = planned(tmp_path / "out", cells=("a", "b", "c", "d", "e"))
     fill(folder, dict.fromkeys("abcd", -9.0) | {"e": 9.0}, commit=lambda e: ("b" if e["cell"] == "a" else "a") * 40)
@@ -420,6 +433,10 @@ def test_a_run_that_diverged_is_unstable_and_has_no_loss(tmp_path):
         if entry["arm"] == "gated":
             (run.path / "done.json").unlink()
             run.mark_done("diverged", {"steps": 1})
+        else:
+            rows = Appender(run.rows_path)
+            rows.write([Row(run.fingerprint, 1, "train", "loss_spikes", 0.0, "count")])
+            rows.close()
     (alarm,) = (a for a in lab.hunt(folder).screened.alarms if a.rule == "instability")
     assert alarm.p == pytest.approx(0.5**6) and "6 diverge or spike with gated alone" in alarm.sentence
 
@@ -487,7 +504,9 @@ def test_edits_are_made_run_by_run_and_not_twice(finished, capsys, monkeypatch):
             names[e["arm"]].append(run.fingerprint)
     assert {n for n, word in asked if word == "gate-mean"} == {*names["gated"]}
     assert {n for n, word in asked if word == "zero-value@first"} == {*names["none"]}
-    assert "zero-value@first: changes the loss of the ungated runs by less than 0.01 nats: undecided" in out
+    assert (
+        "zero-value@first [loss_change]: changes the loss of the ungated runs by less than 0.01 nats: undecided" in out
+    )
     asked.clear()
     assert find(capsys, finished.path, "--explain", "d", "--edit", "--seeds", "0,1")[0] == 0
     assert not asked  # but for those that cannot be made, which are tried again

@@ -79,8 +79,10 @@ def test_an_outcome_is_the_row_of_the_whole_model_at_the_last_look(folder):
 def test_an_outcome_is_taken_at_its_metrics_threshold(folder):
     rates = [(7, "sink_rate", t, {"threshold": t}) for t in (0.1, 0.3, 0.5)]
     spikes = [(1, "loss_spikes", t, {"threshold": t}) for t in (0.1, 7.0)]
-    write(run_of(folder, "none", 0), *rates, *spikes)
-    assert outcomes_of(folder, "none", 0) == {"sink_rate": (0.3, "done"), "loss_spikes": (0.1, "done")}
+    write(run_of(folder, "none", 0), *rates, *spikes, (1, "loss_spikes", 3.0, {}))
+    write(run_of(folder, "none", 1), *rates, *spikes)
+    assert outcomes_of(folder, "none", 0) == {"sink_rate": (0.3, "done"), "loss_spikes": (3.0, "done")}
+    assert outcomes_of(folder, "none", 1) == {"sink_rate": (0.3, "done")}  # counts of each threshold do not tell
 
 
 def test_a_run_that_is_not_done_is_named_with_its_state(folder):

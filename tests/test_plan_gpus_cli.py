@@ -52,8 +52,21 @@ def test_of_several_numbers_those_that_cannot_be_are_told_and_the_others_shown(c
     assert "on 128 GPUs" in err and "64 has fewer sequences than 128" in err
 
 
+def test_what_fits_with_recompute_alone_does_not_fit_and_says_so(capsys):
+    words = ("--size", "70b", "--gpus", "16,32,64")
+    _, out, _ = plan(capsys, *words)
+    assert "NO: with --recompute 32 GPUs would do, but the trainer does not compute blocks again yet" in out
+    _, out, _ = plan(capsys, *words, "--json")
+    records = [json.loads(line) for line in out.splitlines()]
+    assert [r["fits"] for r in records] == [False, False, True] and not any(r["recompute"] for r in records)
+    _, out, _ = plan(capsys, *words, "--recompute")
+    assert "which the trainer does not do yet" in out and "NO:" not in out
+
+
 BAD = {
     "": "name a study, or a size",
+    "--gpus 8": "name a study, or a size",
+    "--gpus 8 --tp 2": "name a study, or a size",
     "--size 8bb": "no size|expected one of",
     "--size 64x2x4x256 --gpus 3 --tp 3": "tp=3 does not divide model.n_heads=4",
     "--size 64x2x4x256 --gpus 4 --tp 3": "tp=3 does not divide 4 GPUs",

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import PurePath
 from typing import Any
 
+from .atlas_views import Views
 from .ledger_of_claims import Entry
 from .recommend import Advice
 from .stages import Verdict
@@ -31,20 +32,12 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
-class Confirmed:
-    """An anomaly that fresh seeds confirmed, in the words of the screen; `arm` as in the atlas."""
-
-    verdict: Verdict
-    arm: str
-    sentence: str
-
-
-@dataclass(frozen=True, slots=True)
 class Sheet:
     """A study of the atlas. `arms` {its name there: the name here}, without the baseline; `labels` {name here: its words there};
     `places` {setting: place}; `runs` {(cell, its name there): the finished ones of the screen}; `advice` may be why nothing is
-    recommended; `registered` are the claims of anomalies, of which `n_read` have a verdict on fresh seeds; `pages` {word: relative
-    address} lie beside the atlas."""
+    recommended; `registered` are the claims of anomalies, of which `n_read` have a verdict on fresh seeds, where those `confirmed`
+    held; `pages` {word: relative address} lie beside the atlas, `#NAME` being the section of that name of the study's own page;
+    `views` is what is drawn."""
 
     letter: str
     name: str
@@ -60,10 +53,11 @@ class Sheet:
     runs: dict[tuple[str, str], frozenset[str]]
     advice: Advice | str
     registered: int
-    confirmed: list[Confirmed]
+    confirmed: list[Verdict]
     flags: list[str]
     pages: dict[str, str] = field(default_factory=dict)
     n_read: int = 0
+    views: Views | None = None
 
     @property
     def told(self) -> list[Told]:

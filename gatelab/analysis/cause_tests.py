@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from .anomalies.readings import SINK
-from .causes import NOTHING, Decision, Ledger, Test, above_nothing, above_zero, decided, near_zero, no_more
+from .causes import EDITED, NOTHING, Decision, Ledger, Test, above_nothing, above_zero, decided, near_zero, no_more
 
 FILE = "causes.jsonl"
 MOST_COMMANDS = 5  # that a card prints, a run each
@@ -26,7 +26,7 @@ def edit(word: str, *, of_gate: bool = False, costs: Literal["more", "nothing", 
     }[costs]
 
     def test(ledger: Ledger, cell: str, arm: str) -> Decision:
-        found = Decision(word, "the forward pass of finished runs", predicts)
+        found = Decision(word, "the forward pass of finished runs", predicts, reading=EDITED)
         changes, lacks = changes_of(ledger, cell, arm if of_gate else "", word, has_control=costs != "nothing")
         if len(changes) < 2:
             return replace(found, n=len(changes), to_do=to_edit(ledger, cell, word, changes, lacks))
@@ -98,8 +98,9 @@ def excess(word: str, over: str, *, of_gate: bool = False) -> Test:
 
     def test(ledger: Ledger, cell: str, arm: str) -> Decision:
         found = Decision(
-            f"{word} against {over}", "the forward pass of finished runs", f"the first costs {NOTHING} nats more"
-        )
+            f"{word} against {over}", "the forward pass of finished runs", f"the first costs {NOTHING} nats more",
+            reading=EDITED,
+        )  # fmt: skip
         names = ledger.runs.get((cell, arm if of_gate else ledger.evidence.baseline), {}).values()
         values = [tuple(ledger.edits.get((name, w, 1.0)) for w in (word, over)) for name in names]
         d = [a - b for a, b in values if a is not None and b is not None]
@@ -125,7 +126,7 @@ def arm_where(
     zero."""
 
     def test(ledger: Ledger, cell: str, arm: str) -> Decision:
-        found = Decision(words, "what is trained", predicts)
+        found = Decision(words, "what is trained", predicts, reading=reading)
         other = next((a for (c, a), m in ledger.models.items() if c == cell and a != arm and is_it(m)), None)
         if other is None:
             return replace(
@@ -141,6 +142,8 @@ def arm_where(
         ours, theirs = (ledger.evidence.runs(reading, cell, a) for a in (other, than))
         d = [ours[s] - theirs[s] for s in ours if s in theirs]
         found = replace(found, test=f"{words}: {other} against {than}")
+        if reading not in ledger.evidence.readings:
+            return replace(found, to_do=[f"no finished run here has {reading}"])
         if len(d) < 2:
             return replace(found, n=len(d), to_do=more_seeds(ledger))
         return decided(found, d, above_zero, ledger.evidence.readings[reading].unit, sign=sign)

@@ -1,38 +1,42 @@
 """Causes: registered explanations of an anomaly, what would refute each, and how the study's rows stand to it.
 
 A hypothesis of the table (hypotheses.py) is a list of tests. A test says what it manipulates and decides at 5%: supported,
-refuted or undecided, by one-sided t and by equivalence (TOST) within the bound that counts as nothing; or missing, with
-what makes its rows. Nothing is corrected over hypotheses: a card says what each test alone says.
+refuted or undecided, by one-sided t and by equivalence (TOST) within the bound that counts as nothing; or not run, with
+what makes its rows. Nothing is corrected over hypotheses: a card says what each test alone says, and of which reading.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import nan
-from typing import Any
+from typing import Any, Literal
 
 from .anomalies.evidence import Comparison, Evidence
+from .anomalies.readings import READINGS
 from .student import Estimate, estimate, interval, p_above, p_equivalent
 
 LEVEL = 0.05
 NOTHING = 0.01  # nats a token that count as nothing: the bound of val_loss, docs/metrics.md
+LOSS, MASS = "val_loss", "first_token_mass"
+EDITED = "loss_change"  # what the rows of edits hold, and nothing else
 _OPPOSITE = {"supported": "refuted", "refuted": "supported", "undecided": "undecided"}
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """One test: supported, refuted, undecided, or missing without rows; the number it rests on with its 95% interval, and
-    without rows what to do to get them."""
+    """One test: supported, refuted, undecided, or not run without rows; the number it rests on with its 95% interval, and
+    without rows what to do to get them. `reading` is what it read."""
 
     test: str
     manipulates: str
     predicts: str
-    verdict: str = "missing"
+    verdict: str = "not run"
     numbers: str = ""
     estimate: float = nan
     low: float = nan
     high: float = nan
     n: int = 0
     to_do: list[str] = field(default_factory=list)
+    reading: str = ""
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,7 @@ class Ledger:
     """What there is to judge from. `edits` are {(fingerprint, word, dose): change in loss} of interventions; `runs`
     {(cell, arm): {seed: fingerprint}} the finished ones; `models` and `bases` the configurations of arms and of cells;
     `factors` the keys in which cells differ; `courses` {fingerprint: {event: [(step, value)]}} what was seen while they trained
-    (onsets.py). `folder` and `study` are for commands."""
+    (onsets.py). `folder` and `study` are for commands. `reading` is the one that a card asks of: a claim's own."""
 
     evidence: Evidence
     factors: Mapping[str, Mapping[str, Any]]
@@ -51,6 +55,20 @@ class Ledger:
     folder: str
     study: str
     courses: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]] = field(default_factory=dict)
+    reading: str = LOSS
+
+    @property
+    def label(self) -> str:
+        """The reading in words."""
+        known = READINGS.get(self.reading.partition(":")[0])
+        metric = self.evidence.readings.get(self.reading) or (known and known.metric)
+        return metric.label if metric else self.reading
+
+    @property
+    def bound(self) -> float | None:
+        """The difference in the reading that counts as nothing, if one was declared."""
+        metric = self.evidence.readings.get(self.reading)
+        return NOTHING if self.reading == LOSS else metric.equivalence if metric else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,19 +86,21 @@ class Test:
 @dataclass(frozen=True, slots=True)
 class Hypothesis:
     """`source` is where it was put forward; `says` what the verdicts of its tests together mean, where that is more than its
-    own verdict."""
+    own verdict. `of` is what it explains: any reading that a claim is about, the loss alone, or nothing but itself, as an
+    order of events."""
 
     name: str
     claim: str
     source: str
     tests: tuple[Test, ...]
     says: Mapping[tuple[str, ...], str] = field(default_factory=dict)
+    of: Literal["reading", "loss", "itself"] = "itself"
 
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """A hypothesis on one arm of one cell: refuted where any test refutes it, supported where all support it, else
-    undecided; and what its tests mean together."""
+    """A hypothesis on one arm of one cell: refuted where any test refutes it, supported where all support it, not run where
+    none was, else undecided; and what its tests mean together. `reading` is what it was asked of, empty of one about itself."""
 
     cell: str
     arm: str
@@ -89,21 +109,41 @@ class Card:
     verdict: str
     decisions: list[Decision]
     says: str = ""
+    reading: str = ""
 
 
-def cards(ledger: Ledger, hypotheses: Sequence[Hypothesis], cell: str, arm: str) -> list[Card]:
-    """Every hypothesis on this arm of this cell."""
-    out, refused = [], ledger.evidence.refused.get((cell, arm))
-    for h in hypotheses:
+def cards(
+    ledger: Ledger, hypotheses: Sequence[Hypothesis], cell: str, arm: str, readings: Sequence[str] = (LOSS,)
+) -> list[Card]:
+    """Every hypothesis on this arm of this cell; those that explain a reading on each of these."""
+    return [
+        _card(replace(ledger, reading=reading or LOSS), h, cell, arm, reading)
+        for h in hypotheses
+        for reading in (("",) if h.of == "itself" else readings)
+    ]
+
+
+def _card(ledger: Ledger, h: Hypothesis, cell: str, arm: str, reading: str) -> Card:
+    # Of a comparison that is refused not even its own runs are averaged over: they may be of two versions of the code.
+    why_not = ledger.evidence.refused.get((cell, arm), "")
+    readings = ledger.evidence.readings
+    if not why_not and h.of == "reading" and readings and reading not in readings:
+        why_not = f"no finished run of this study has {reading}, and no other reading decides for it"
+    if h.of == "loss" and reading != LOSS:
+        why_not = why_not or f"none of them reads the {ledger.label}"
+        decisions = [Decision("its tests", "", "are of the held-out loss", reading=LOSS)]
+    else:
         decisions = [test(ledger, cell, arm) for test in h.tests]
-        if refused is not None:
-            # Not even its own runs are averaged over: they may be of two versions of the code.
-            decisions = [Decision(d.test, d.manipulates, d.predicts, to_do=[refused]) for d in decisions]
-        said = {d.verdict for d in decisions}
-        verdict = "refuted" if "refuted" in said else "supported" if said == {"supported"} else "undecided"
-        says = h.says.get(tuple(d.verdict for d in decisions), "")
-        out.append(Card(cell, arm, h.name, f"{h.claim} ({h.source})", verdict, decisions, says))
-    return out
+    if why_not:
+        decisions = [Decision(d.test, d.manipulates, d.predicts, to_do=[why_not], reading=d.reading) for d in decisions]
+    said = {d.verdict for d in decisions}
+    verdict = (
+        "refuted" if "refuted" in said
+        else next(iter(said)) if said in ({"supported"}, {"not run"})
+        else "undecided"
+    )  # fmt: skip
+    says = h.says.get(tuple(d.verdict for d in decisions), "")
+    return Card(cell, arm, h.name, f"{h.claim} ({h.source})", verdict, decisions, says, reading)
 
 
 def besides(model: Mapping[str, Any], *keys: str) -> dict[str, Any]:
@@ -114,16 +154,16 @@ def besides(model: Mapping[str, Any], *keys: str) -> dict[str, Any]:
     return rest | {"moe": {k: v for k, v in experts.items() if k != "d_expert"}}
 
 
-def near_zero(e: Estimate) -> str:
-    """Supported: |mean| is below `NOTHING` (TOST); refuted: it is above."""
-    if p_equivalent(e, NOTHING) < LEVEL:
+def near_zero(e: Estimate, bound: float = NOTHING) -> str:
+    """Supported: |mean| is below the bound (TOST); refuted: it is above."""
+    if p_equivalent(e, bound) < LEVEL:
         return "supported"
-    return "refuted" if p_above(replace(e, mean=abs(e.mean)), NOTHING) < LEVEL / 2 else "undecided"
+    return "refuted" if p_above(replace(e, mean=abs(e.mean)), bound) < LEVEL / 2 else "undecided"
 
 
-def not_nothing(e: Estimate) -> str:
-    """Supported: |mean| is above `NOTHING`; refuted: it is below (TOST)."""
-    return _OPPOSITE[near_zero(e)]
+def not_nothing(e: Estimate, bound: float = NOTHING) -> str:
+    """Supported: |mean| is above the bound; refuted: it is below (TOST)."""
+    return _OPPOSITE[near_zero(e, bound)]
 
 
 def no_more(e: Estimate) -> str:

@@ -66,7 +66,7 @@ class Seen:
 @dataclass(frozen=True, slots=True)
 class Anomaly:
     """The confirmed claims of one cell and arm, the surest first; `words` {reading: (its label, its unit)}, `causes` the cards of
-    hypotheses with rows, `commands` what makes the runs again and asks for causes."""
+    hypotheses with rows on what the claims are about, `commands` what makes the runs again and asks for causes."""
 
     cell: str
     arm: str
@@ -140,6 +140,12 @@ def effect_of(claim: Claim, cell: str, evidence: Evidence) -> Alarm | None:
         return None
     text = f"{arm} changes the {metric.label} by {e.mean:+.4g} {metric.unit}".removesuffix(" 1")
     return place.mean(reading, metric.unit, e, text, seeds=pairs.seeds, p=p_two_sided(e))
+
+
+def is_about(card: Card, a: Anomaly) -> bool:
+    """Whether a card is of this cell and gate, and of a reading of its claims, or of itself: what another reading depends on is no
+    cause of these."""
+    return (card.cell, card.arm) == (a.cell, a.arm) and card.reading in ("", *(h.claim.reading for h in a.held))
 
 
 def seen_in(folder: StudyFolder, cells: Iterable[str]) -> dict[str, Seen]:

@@ -2,12 +2,16 @@
 
 from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass, replace
+from math import log2, nan
 from typing import Any
 
 from ..config.gate import GateSpec, parse_gates
 from ..config.gate_layers import GateLayers
-from .causes import LEVEL, NOTHING, Decision, Ledger, Test, besides
-from .heterogeneity import Dependence, differences, fit
+from .anomalies.evidence import LUCK, Comparison
+from .cause_tests import more_seeds
+from .causes import LEVEL, Decision, Ledger, Test, besides
+from .heterogeneity import Dependence, differences, fit, merged
+from .two_states import State, depending_states, mark, state_of
 
 # Values that a start is suggested at, the first two that the activation takes.
 _STARTS = (0.5, 0.95, 0.75, 0.25)
@@ -55,12 +59,13 @@ def started(model: Mapping[str, Any]) -> Start | None:
     )
 
 
-def cells_by(key: str, word: Callable[[Mapping[str, Any]], str], predicts: str) -> Test:
-    """Cells that differ in a key: the gate's effect on the loss depends on it (partial F). Refuted where the whole interval
-    of its slope a doubling counts as nothing. `word` makes such cells of a cell's configuration."""
+def cells_by(key: str, word: Callable[[Mapping[str, Any]], str], what: str) -> Test:
+    """Cells that differ in a key: the gate's effect on the ledger's reading depends on it, by partial F over all cells, or of
+    one with two states by McNemar's exact test on the cells that differ from this one in nothing else. `word` makes such cells
+    of a cell's configuration."""
 
     def test(ledger: Ledger, cell: str, arm: str) -> Decision:
-        found = Decision(key, "cells that differ in it", predicts)
+        found, state = _asked(ledger, key, "cells that differ in it", what)
         if key not in ledger.factors and not any(k.startswith(f"{key}.") for k in ledger.factors):
             try:
                 words = word(ledger.bases[cell])
@@ -69,43 +74,73 @@ def cells_by(key: str, word: Callable[[Mapping[str, Any]], str], predicts: str) 
             there = f"{ledger.folder}-{key.rpartition('.')[2]}"
             ask = f"gatelab find {there} --explain CELL"
             return replace(found, to_do=[f"gatelab run {ledger.study} {words} --out {there}, then {ask}"])
-        groups = differences(ledger.evidence, "val_loss", arm)
+        if ledger.evidence.not_pooled:
+            return replace(found, to_do=[f"cells of one version of the code: {ledger.evidence.not_pooled}"])
+        if state is not None:
+            return _cells_with_states(found, ledger, state, key, (cell, arm))
+        groups = differences(ledger.evidence, ledger.reading, arm)
         of_key = [d for d in fit(groups, ledger.factors) if key in _keys(d.factor)]
         if not of_key:
-            return replace(
-                found, to_do=["no cells with two pairs each of the held-out loss, made by one version of the code"]
-            )
-        return depending(found, of_key[0], len(ledger.factors.get(key, ())))
+            return replace(found, to_do=[f"no cells with two pairs each of the {ledger.label} that differ in {key}"])
+        seeds = {seed for of_cell in groups.values() for seed in of_cell}
+        return depending(found, of_key[0], len(ledger.factors.get(key, ())), _scale(ledger, cell, len(seeds)))
 
     return Test(test)
 
 
-def arms_by_start(predicts: str) -> Test:
-    """Arms of the cell with this gate that start at other values: its effect on the loss depends on the value (partial F), and
-    does not where the whole interval of its slope a doubling counts as nothing."""
+def arms_by_start(what: str) -> Test:
+    """Arms of the cell with this gate that start at other values: its effect on the ledger's reading depends on the value, by
+    partial F, or of one with two states by McNemar's exact test on their runs of one seed."""
 
     def test(ledger: Ledger, cell: str, arm: str) -> Decision:
-        found = Decision("the gate's initial value", "arms that differ in it", predicts)
-        own = started(ledger.models.get((cell, arm), {}))
-        alike = {
-            a: started(m) for (c, a), m in ledger.models.items() if c == cell and (c, a) not in ledger.evidence.refused
-        }
+        found, state = _asked(ledger, "the gate's initial value", "arms that differ in it", what)
+        own, evidence = started(ledger.models.get((cell, arm), {})), ledger.evidence
+        alike = {a: started(m) for (c, a), m in ledger.models.items() if c == cell and (c, a) not in evidence.refused}
         starts = {a: s.value for a, s in alike.items() if s and own and s.value is not None and s.gate == own.gate}
-        pairs = {a: ledger.evidence.pairs("val_loss", cell, a) for a in starts} if _has_loss(ledger) else {}
+        if len(set(starts.values())) < 2:
+            return replace(found, to_do=_other_starts(ledger, own, set(starts.values())))
+        said = ", ".join(f"{a} {starts[a]:g}" for a in sorted(starts, key=lambda a: starts[a]))
+        found = replace(found, test=f"the gate's initial value: {said}")
+        if state is not None:
+            ordered = sorted(starts, key=lambda a: starts[a])
+            return depending_states(found, ledger, state, {starts[a]: (cell, a) for a in ordered})
+        pairs = {a: evidence.pairs(ledger.reading, cell, a) for a in starts if ledger.reading in evidence.readings}
         groups = {
             a: dict(zip(p.seeds, p.differences.tolist(), strict=True)) for a, p in pairs.items() if len(p.seeds) > 1
         }
         if len({starts[a] for a in groups}) < 2:
-            return replace(found, to_do=_other_starts(ledger, own, set(starts.values())))
+            return replace(found, to_do=more_seeds(ledger))
         (dependence,) = fit(groups, {"initial value": {a: starts[a] for a in groups}})
-        said = ", ".join(f"{a} {starts[a]:g}" for a in sorted(groups, key=lambda a: starts[a]))
-        return depending(replace(found, test=f"the gate's initial value: {said}"), dependence, len(groups))
+        seeds = {seed for of_arm in groups.values() for seed in of_arm}
+        return depending(found, dependence, len(groups), _scale(ledger, cell, len(seeds)))
 
     return Test(test)
 
 
-def _has_loss(ledger: Ledger) -> bool:
-    return "val_loss" in ledger.evidence.readings
+def _asked(ledger: Ledger, test: str, manipulates: str, what: str) -> tuple[Decision, State | None]:
+    """What is predicted of the ledger's reading, and its state where it has two."""
+    metric = ledger.evidence.readings.get(ledger.reading)
+    state = state_of(metric) if metric else None
+    asked = f"whether {state.words}" if state else f"the effect on the {ledger.label}"
+    return Decision(test, manipulates, f"{asked} depends on {what}", reading=mark(ledger.reading, state)), state
+
+
+def _cells_with_states(found: Decision, ledger: Ledger, state: State, key: str, where: Comparison) -> Decision:
+    """Of the cells that differ from this one in the key alone."""
+    (cell, arm), refused = where, ledger.evidence.refused
+    cells = [c for c in ledger.evidence.cells if (c, arm) not in refused]
+    factors = merged(ledger.factors, cells)
+    name = next((n for n in factors if key in _keys(n)), "")
+    if " = " in name:
+        why = f"the cells differ alike in {name}: they cannot be told apart"
+        return replace(found, verdict="undecided", numbers=why)
+    others = [of for other, of in factors.items() if other != name]
+    alike = [c for c in cells if all(of[c] == of[cell] for of in others)]
+    if not name or len(alike) < 2:
+        return replace(found, to_do=[f"cells that differ from {cell} in {key} and in nothing else"])
+    levels = {factors[name][c]: (c, arm) for c in alike}
+    ordered = sorted(levels, key=lambda level: (isinstance(level, str), level))
+    return depending_states(found, ledger, state, {level: levels[level] for level in ordered})
 
 
 def _other_starts(ledger: Ledger, own: Start | None, there: Container[float]) -> list[str]:
@@ -119,20 +154,44 @@ def _other_starts(ledger: Ledger, own: Start | None, there: Container[float]) ->
     return [f"add {words} to the arms of the study's file, then: gatelab run {ledger.study} --out {ledger.folder}"]
 
 
-def depending(found: Decision, d: Dependence, n: int) -> Decision:
-    """The verdict of a factor's partial F."""
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """A reading's unit, the difference in it that counts as nothing (None: none was declared), and the least p that its seeds
+    may give: where runs may come in two states, seeds that agree by luck spread too little for F."""
+
+    unit: str
+    bound: float | None
+    least_p: float = 0.0
+
+
+def _scale(ledger: Ledger, cell: str, n_seeds: int) -> Scale:
+    luck = LUCK**n_seeds if ledger.evidence.may_split(ledger.reading, cell) else 0.0
+    return Scale(ledger.evidence.readings[ledger.reading].unit, ledger.bound, luck)
+
+
+def depending(found: Decision, d: Dependence, n: int, scale: Scale) -> Decision:
+    """The verdict of a factor's partial F: supported where it is seen, however small; refuted where it is not, and the whole
+    interval of the change over the range that was tested counts as nothing."""
     if d.notes or " = " in d.factor:
         why = d.notes[0] if d.notes else f"the cells differ alike in {d.label}: they cannot be told apart"
         return replace(found, verdict="undecided", numbers=why)
-    is_slope = d.slope == d.slope
-    is_nothing = is_slope and max(abs(d.slope_low), abs(d.slope_high)) < NOTHING
-    numbers = f"F({d.df:g}, {d.df_error:g}) = {d.f:.3g}, p = {d.p:.2g}, against {d.against}" + (
-        f"; {d.slope:+.3g} nats a doubling ({d.slope_low:+.3g} to {d.slope_high:+.3g})" if is_slope else ""
-    )
-    return replace(
-        found, verdict="refuted" if is_nothing else "supported" if d.p < LEVEL else "undecided", numbers=numbers,
-        estimate=d.slope, low=d.slope_low, high=d.slope_high, n=n,
-    )  # fmt: skip
+    p, is_slope = max(d.p, scale.least_p), d.slope == d.slope
+    numbers = f"F({d.df:g}, {d.df_error:g}) = {d.f:.3g}, p = {p:.2g}, against {d.against}"
+    change = low = high = nan
+    is_nothing = False
+    if is_slope:
+        ends = [float(level.value) for level in d.levels]
+        doublings = log2(max(ends) / min(ends))
+        change, low, high = (doublings * x for x in (d.slope, d.slope_low, d.slope_high))
+        is_nothing = scale.bound is not None and max(abs(low), abs(high)) < scale.bound
+        numbers += (
+            f"; {d.slope:+.3g} {scale.unit} a doubling, {change:+.3g} ({low:+.3g} to {high:+.3g}) from {min(ends):g} to"
+            f" {max(ends):g}"
+        )
+    if is_nothing:
+        numbers += f", within the {scale.bound:g} that count as nothing"
+    verdict = "supported" if p < LEVEL else "refuted" if is_nothing else "undecided"
+    return replace(found, verdict=verdict, numbers=numbers, estimate=change, low=low, high=high, n=n)
 
 
 def _keys(merged: str) -> list[str]:

@@ -6,8 +6,9 @@ from typing import Any
 
 from ..config.gate_layers import PLACES
 from .cause_tests import changes_of, more_seeds, to_edit
-from .causes import NOTHING, Decision, Ledger, Test, besides, decided, not_nothing
+from .causes import EDITED, LOSS, NOTHING, Decision, Ledger, Test, besides, decided, not_nothing
 from .student import estimate, interval
+from .two_states import depending_states, mark, state_of
 
 FIRST, LAST = THIRDS = ("first-third", "last-third")
 
@@ -24,12 +25,20 @@ def in_layers(word: str, model: Mapping[str, Any]) -> str | None:
 
 
 def thirds_trained() -> Test:
-    """The arms that have this gate in the first third of the layers alone, and in the last: their losses differ. What each
-    lacks of the gate in every layer is told beside it."""
-    predicts = f"the losses differ by more than {NOTHING} nats"
+    """The arms that have this gate in the first third of the layers alone, and in the last: they differ in the ledger's reading.
+    What each lacks of the gate in every layer is told beside it."""
 
     def test(ledger: Ledger, cell: str, arm: str) -> Decision:
-        found = Decision("a gate in the first third alone against one in the last", "what is trained", predicts)
+        metric, bound = ledger.evidence.readings.get(ledger.reading), ledger.bound or 0.0
+        state = state_of(metric) if metric else None
+        predicts = (
+            f"they differ in whether {state.words}" if state
+            else f"they differ in the {ledger.label}{f' by more than {bound:g} {metric.unit}' if metric and bound else ''}"
+        )  # fmt: skip
+        found = Decision(
+            "a gate in the first third alone against one in the last", "what is trained", predicts,
+            reading=mark(ledger.reading, state),
+        )  # fmt: skip
         own = ledger.models.get((cell, arm), {})
         why = _no_thirds(own)
         if why:
@@ -54,11 +63,13 @@ def thirds_trained() -> Test:
         refused = [ledger.evidence.refused[cell, a] for a in (first, last) if (cell, a) in ledger.evidence.refused]
         if refused:
             return replace(found, to_do=refused)
-        between = _differences(ledger, cell, first, last)
         found = replace(found, test=f"a gate in a third alone: {first} against {last}")
-        if len(between) < 2:
+        if state is not None:
+            return depending_states(found, ledger, state, {a: (cell, a) for a in (first, last)})
+        between = _differences(ledger, cell, first, last)
+        if metric is None or len(between) < 2:
             return replace(found, n=len(between), to_do=more_seeds(ledger))
-        found = decided(found, between, not_nothing, "nats")
+        found = decided(found, between, lambda e: not_nothing(e, bound), metric.unit)
         beside = [_said(a, _differences(ledger, cell, a, arm)) for a in (first, last)]
         return replace(found, numbers="; ".join([found.numbers, *filter(None, beside)]))
 
@@ -74,8 +85,11 @@ def thirds_edited(kind: str) -> Test:
         own = ledger.models.get((cell, arm), {})
         found = Decision(
             f"{kind} in the first third against the last", "the forward pass of finished runs",
-            f"beyond their controls the costs differ by more than {NOTHING} nats",
+            f"beyond their controls the costs differ by more than {NOTHING} nats", reading=EDITED,
         )  # fmt: skip
+        if ledger.reading != LOSS:
+            why = f"rows of edits hold the change in loss alone, and nothing of the {ledger.label}"
+            return replace(found, to_do=[why])
         why = _no_thirds(own)
         if why:
             return replace(found, verdict="undecided", numbers=why)
@@ -105,8 +119,8 @@ def _layers(model: Mapping[str, Any]) -> Any:
 
 
 def _differences(ledger: Ledger, cell: str, arm: str, other: str) -> list[float]:
-    """Loss of one arm minus that of another, seed by seed."""
-    ours, theirs = (ledger.evidence.runs("val_loss", cell, a) for a in (arm, other))
+    """The reading of one arm minus that of another, seed by seed."""
+    ours, theirs = (ledger.evidence.runs(ledger.reading, cell, a) for a in (arm, other))
     return [ours[s] - theirs[s] for s in ours if s in theirs]
 
 

@@ -7,7 +7,7 @@ primary metrics, all cells and arms as one family. Beside each: equivalence with
 effect that this test could have seen.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import inf, isnan, nan
 
@@ -26,7 +26,7 @@ from .student import (
     p_two_sided,
     q_values,
 )
-from .verdicts import compact, sentence, verdict
+from .verdicts import compact, refusal, sentence, verdict
 
 MODERATION_CELLS = 10
 _POWER = 0.8
@@ -34,17 +34,20 @@ _POWER = 0.8
 
 @dataclass(slots=True)
 class _Test:
-    """One comparison on its way to a finding; `estimate` is None where no t test can be made."""
+    """One comparison on its way to a finding; `estimate` is None where no t test can be made, `refused` why none may be."""
 
     pairs: Pairs
     estimate: Estimate | None
     level: float
     q: float | None
     notes: list[str] = field(default_factory=list)
+    refused: str = ""
 
     @property
     def p(self) -> float:
         """Two-sided; nan where nothing can be tested."""
+        if self.refused:
+            return nan
         if self.pairs.changes is not None and len(self.pairs.seeds) >= 2:
             return p_changes(*self.pairs.changes)
         return p_two_sided(self.estimate) if self.estimate else nan
@@ -59,11 +62,14 @@ def effects(
     cells: Sequence[str],
     confidence: float = 0.95,
     fdr: float = 0.10,
+    refused: Mapping[tuple[str, str], str] | None = None,
 ) -> list[Finding]:
     """One finding a cell, metric and arm, in this order of nesting; none where either side lacks the metric.
 
     `arms` and `cells` choose what is compared and give the order. What cannot be tested (fewer than two pairs,
-    identical differences) is a finding with verdict 'untestable', with nan for what does not exist.
+    identical differences) is a finding with verdict 'untestable', with nan for what does not exist. What may not be compared,
+    `refused` {(cell, arm): why}, is a finding with verdict 'refused', its reason and no number: it has no part in the family, nor
+    in the variance that cells share.
 
     Raises:
         ValueError: when the baseline is not among the arms or has no outcome, a run has two values for a metric, or
@@ -72,9 +78,15 @@ def effects(
     for name, value in (("confidence", confidence), ("fdr", fdr)):
         if not 0 < value < 1:
             raise ValueError(f"{name}={value!r}: expected a number between 0 and 1, as in 0.95")
-    table = Outcomes(outcomes)
+    table, why = Outcomes(outcomes), refused or {}
     tests = [
-        _Test(pairs, _plain(pairs), level=1 - confidence, q=nan if pairs.metric.primary else None)
+        _Test(
+            pairs,
+            None if (pairs.cell, pairs.arm) in why else _plain(pairs),
+            level=1 - confidence,
+            q=nan if pairs.metric.primary else None,
+            refused=why.get((pairs.cell, pairs.arm), ""),
+        )
         for pairs in comparisons(table, metrics, baseline=baseline, arms=arms, cells=cells)
     ]
     for metric in metrics:
@@ -127,7 +139,7 @@ def _finding(test: _Test, table: Outcomes, baseline: str, confidence: float, fdr
     low, high = max(low, -widest), min(high, widest)
     # Seeds that all fell into one group spread little, so the t test would call bimodal arms equivalent by luck.
     bound = None if metric.bimodal else metric.equivalence
-    n = len(pairs.seeds)
+    n = 0 if test.refused else len(pairs.seeds)
     found = Finding(
         cell=pairs.cell,
         arm=pairs.arm,
@@ -152,9 +164,11 @@ def _finding(test: _Test, table: Outcomes, baseline: str, confidence: float, fdr
         else nan,
         verdict="",
         sentence="",
-        seeds=pairs.seeds,
-        differences=pairs.differences.tolist(),
+        seeds=pairs.seeds[:n],
+        differences=pairs.differences[:n].tolist(),
     )
+    if test.refused:
+        return replace(found, verdict="refused", sentence=refusal(found, test.refused), notes=[test.refused])
     found = replace(found, verdict=verdict(found, fdr=fdr))
     both = (
         [share(table, pairs.cell, arm, metric, confidence) for arm in (baseline, pairs.arm)] if metric.bimodal else []

@@ -55,4 +55,4 @@ class Hunt:
 def hunt(gathered: Gathered, rules: Sequence[Rule], *, fdr: float, notes: Sequence[str] = ()) -> Hunt:
     """Screen the evidence."""
     screened = screen(gathered.evidence, rules, fdr=fdr)
-    return Hunt(screened, [*notes, *screened.flags], gathered)
+    return Hunt(screened, [*notes, *gathered.refusals.notes, *screened.flags], gathered)

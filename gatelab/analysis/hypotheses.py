@@ -1,10 +1,11 @@
-"""The registered hypotheses. A new one is one entry of the table: its claim, where it was put forward, its tests."""
+"""The registered hypotheses. A new one is one entry of the table: its claim, where it was put forward, its tests, and what it
+explains. What may be true where another is false is an entry of its own, since a card is refuted where any test is."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from .cause_tests import arm_where, edit, excess, where_sinks
-from .causes import Hypothesis
+from .causes import LOSS, MASS, Hypothesis
 from .dependence_tests import arms_by_start, at, cells_by
 from .depth_tests import in_layers, thirds_edited, thirds_trained
 from .mediation import SAYS, gate_moved, sink_moved
@@ -44,7 +45,6 @@ _SINK_LOGIT = "Arm('sink-logit', {'model.softmax': 'sink-logit'}, control=True)"
 _KEY_BIAS = "Arm('key-bias', {'model.softmax': 'key-bias'}, control=True)"
 _STATIC = "Arm('static', {'model.gate': 'paper/g1-input-independent'}, control=True)"
 _OPEN = "Arm('ns-sigmoid', {'model.gate': 'paper/g1-ns-sigmoid'})"
-_LOSS, _MASS = "val_loss", "first_token_mass"
 
 HYPOTHESES: tuple[Hypothesis, ...] = (
     Hypothesis(
@@ -58,7 +58,7 @@ HYPOTHESES: tuple[Hypothesis, ...] = (
                     "a learned sink logit",
                     _softmax("sink-logit"),
                     _SINK_LOGIT,
-                    _MASS,
+                    MASS,
                     "lowers the first-token mass without a gate",
                     sign=-1,
                     gate=False,
@@ -76,7 +76,7 @@ HYPOTHESES: tuple[Hypothesis, ...] = (
                     "a learned key",
                     _softmax("key-bias"),
                     _KEY_BIAS,
-                    _MASS,
+                    MASS,
                     "lowers the first-token mass without a gate",
                     sign=-1,
                     gate=False,
@@ -110,27 +110,27 @@ HYPOTHESES: tuple[Hypothesis, ...] = (
                 "a gate that is the same for every token",
                 _is_static,
                 _STATIC,
-                _LOSS,
+                LOSS,
                 "has a higher loss than the gate",
                 sign=1,
                 gate=True,
             ),
             arm_where(
-                "a gate that never shuts", _is_open, _OPEN, _LOSS, "has a higher loss than the gate", sign=1, gate=True
+                "a gate that never shuts", _is_open, _OPEN, LOSS, "has a higher loss than the gate", sign=1, gate=True
             ),
         ),
+        of="loss",
     ),
     Hypothesis(
         "depth",
         "the gate's effect depends on depth, as over-mixing does",
         "arXiv 2504.02732",
         (
-            cells_by(
-                "model.n_layers", _around("model.n_layers"), "the effect on the loss depends on the number of layers"
-            ),
+            cells_by("model.n_layers", _around("model.n_layers"), "the number of layers"),
             thirds_trained(),
             thirds_edited("gate-mean"),
         ),
+        of="reading",
     ),
     Hypothesis(
         "norm-placement",
@@ -140,19 +140,31 @@ HYPOTHESES: tuple[Hypothesis, ...] = (
             cells_by(
                 "model.norm_position",
                 lambda _: "model.norm_position=[pre,post,sandwich]",
-                "the effect on the loss depends on where the norms are",
+                "where the norms are",
             ),
         ),
+        of="reading",
     ),
     Hypothesis(
-        "training",
-        "the gate's effect is one of training dynamics",
+        "training-length",
+        "the gate's effect depends on how long models are trained",
         "ours",
-        (
-            cells_by("train.tokens", _around("train.tokens"), "the effect on the loss depends on the tokens"),
-            cells_by("optim.lr", _around("optim.lr"), "the effect on the loss depends on the learning rate"),
-            arms_by_start("the effect on the loss depends on the value at which the gate starts"),
-        ),
+        (cells_by("train.tokens", _around("train.tokens"), "the tokens"),),
+        of="reading",
+    ),
+    Hypothesis(
+        "learning-rate",
+        "the gate's effect depends on the learning rate",
+        "ours",
+        (cells_by("optim.lr", _around("optim.lr"), "the learning rate"),),
+        of="reading",
+    ),
+    Hypothesis(
+        "initial-value",
+        "the gate's effect depends on the value at which the gate starts",
+        "ours",
+        (arms_by_start("the value at which the gate starts"),),
+        of="reading",
     ),
     Hypothesis(
         "sink-before-drain",
@@ -178,12 +190,14 @@ HYPOTHESES: tuple[Hypothesis, ...] = (
         "ours",
         (sink_moved(), gate_moved()),
         SAYS,
+        of="loss",
     ),
     Hypothesis(
         "data-domain",
         "the gate's effect depends on what the data are",
         "ours",
-        (cells_by("data", _other_data, "the effect on the loss depends on the data"),),
+        (cells_by("data", _other_data, "the data"),),
+        of="reading",
     ),
 )
 

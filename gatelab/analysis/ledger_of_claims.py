@@ -2,36 +2,36 @@
 
 A new claim is one entry of the table: its words, its source, how it is tested and against what, the page whose files have the
 rows, and the region in which the number should lie. No number of a result stands here; docs/results/claims.md is written from
-the files by `gatelab find docs/results --claims`.
+the files by `gatelab find docs/results --claims`. What gates are said to be good for (tasks, rates, sizes, costs) is in
+`claims_of_use.py`.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .claim_tests import Measured, Region, Test, between, difference, effect, excess, quotient, share_with_sink, stated
+from .claim_tests import (
+    Claim,
+    Measured,
+    Region,
+    between,
+    difference,
+    effect,
+    elsewhere,
+    excess,
+    quotient,
+    share_with_sink,
+    stated,
+)
+from .claims_of_use import ACCURACY, ELEMENTWISE, HALF, HEADWISE, MOST, NOTHING, PAPER
+from .claims_of_use import CLAIMS as OF_USE
 
-PAPER, TOY, NO_OP = "arXiv 2505.06708", "arXiv 2410.13835", "arXiv 2306.12929, 2410.10781"
-MOST, HALF, NOTHING, ACCURACY = Region(low=0.5), Region(high=0.5), 0.01, 0.05
-HEADWISE, ELEMENTWISE = "sdpa-headwise", "sdpa-elementwise"
-
-
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """`asks` says of what the number is and where it should lie; `beside` names the control and measures it alike."""
-
-    claim: str
-    source: str
-    page: str
-    asks: str
-    test: Test
-    region: Region
-    beside: tuple[str, Test] | None = None
+TOY, NO_OP = "arXiv 2410.13835", "arXiv 2306.12929, 2410.10781"
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A claim with its numbers: supported, refuted or undecided at this scale."""
+    """A claim with its numbers: supported, refuted or undecided at this scale. `is_run`: whether the page has rows."""
 
     claim: str
     source: str
@@ -40,6 +40,7 @@ class Entry:
     measured: str
     control: str
     verdict: str
+    is_run: bool = True
 
 
 def _first(edit: str, arm: str | None = None, dose: str = "1") -> dict[str, str]:
@@ -71,6 +72,10 @@ _FIRST = tuple((f"{n}-layer-bos-lr0.002", f"{n}-layer-plain-lr0.002") for n in (
 _LOST = "of the seeds with an ungated sink, those without one: more than half"
 _KEPT = "of the seeds with an ungated sink, those with one: more than half"
 _POINT = "1-layer-bos-lr0.002"
+_SINK_LOGIT = (
+    "sink logit (of backcopy-causes)",
+    elsewhere("backcopy-causes", difference("val_loss", "sink-logit", "none", "nats", cell=_POINT)),
+)
 
 CLAIMS: tuple[Claim, ...] = (
     Claim("a small model on Bigram-Backcopy forms a sink on the first token", TOY, "sinkless-seeds",
@@ -95,11 +100,11 @@ CLAIMS: tuple[Claim, ...] = (
           ("sink logit", effect("massive_max", "sink-logit", as_ratio=True))),
     Claim("with the sink its value drain ends (headwise)", TOY, "sinkless-seeds",
           "first key's value norm over the median, arm minus no gate: above 0.05", difference("value_drain", HEADWISE, "none"),
-          Region(low=0.05)),
+          Region(low=0.05), ("seeds that keep the sink", difference("value_drain", HEADWISE, "none", keeping=True))),
     Claim(f"{_LOSS} (headwise)", PAPER, "sinkless-seeds", _LOWER, difference("val_loss", HEADWISE, "none", "nats"),
-          Region(high=-NOTHING)),
+          Region(high=-NOTHING), _SINK_LOGIT),
     Claim(f"{_LOSS} (elementwise)", PAPER, "sinkless-seeds", _LOWER, difference("val_loss", ELEMENTWISE, "none", "nats"),
-          Region(high=-NOTHING)),
+          Region(high=-NOTHING), _SINK_LOGIT),
     Claim(f"{_LOSS} (elementwise)", PAPER, "gates-on-text", _LOWER, effect("val_loss", "g1-elementwise", "nats"),
           Region(high=-NOTHING), ("sink logit", effect("val_loss", "sink-logit", "nats"))),
     Claim(f"{_LOSS} (headwise)", PAPER, "gates-on-tasks", _LOWER, effect("val_loss", HEADWISE, "nats"),
@@ -150,7 +155,8 @@ CLAIMS: tuple[Claim, ...] = (
     Claim("which token a gate's scores belong to matters", PAPER, "gated-pair",
           f"loss when scores are shuffled, beyond a random change of the same size: above {NOTHING}",
           excess("interventions.csv", _first("gate-shuffle", "g1-elementwise"), _first("control of gate-shuffle", "g1-elementwise"),
-                 _SEQUENCES), Region(low=NOTHING)),
+                 _SEQUENCES), Region(low=NOTHING),
+          ("the random change", stated("interventions.csv", _first("control of gate-shuffle", "g1-elementwise"), _SEQUENCES))),
     Claim("a sink can be cut out of a trained model and a gate put in its place", "ours", "sink-to-gate-surgery",
           "loss beside an ungated control tuned on as many tokens: at most 0.02 more",
           stated("changes.csv", _surgery("control"), _SEQUENCES), Region(high=0.02),
@@ -167,6 +173,7 @@ CLAIMS: tuple[Claim, ...] = (
                    {"arm": "control", "text": "self", "metric": "first_token_mass"}), HALF,
           ("surgery on all sinks", quotient("arms.csv", {"arm": "surgery, all sinks", "text": "self", "metric": "first_token_mass"},
                                             {"arm": "control", "text": "self", "metric": "first_token_mass"}))),
+    *OF_USE,
 )  # fmt: skip
 
 
@@ -180,6 +187,8 @@ def judged(results: Path, claims: Sequence[Claim] = CLAIMS) -> list[Entry]:
 
 
 def _entry(c: Claim, folder: Path) -> Entry:
+    if c.test is None or (c.planned and not folder.is_dir()):
+        return Entry(c.claim, c.source, c.page, c.asks, f"not run: {c.planned}", "", "undecided", is_run=False)
     found: Measured = c.test(folder)
     control = "" if c.beside is None else f"{c.beside[0]}: {c.beside[1](folder)}"
     return Entry(c.claim, c.source, c.page, c.asks, str(found), control, c.region.verdict(found))
@@ -187,25 +196,35 @@ def _entry(c: Claim, folder: Path) -> Entry:
 
 _HEAD = """\
 Written by `gatelab find docs/results --claims > docs/results/claims.md` from the files beside each page: no number is typed. A
-claim is a line of `gatelab/analysis/ledger_of_claims.py`, with the region in which its number should lie. **Supported**: the
-whole 95% interval lies in it; **refuted**: it lies outside; **undecided**: neither, or no interval: of one run, or of seeds that
-are all alike. All of it at the scale of the page, between a toy and 135 million weights, and nothing is corrected for the number
-of lines. Intervals are Clopper and Pearson's for shares of seeds, Student's t for means over seeds (over cells or the seeds that
-they share, the wider), and those of the page's files over documents or sequences, which say nothing of other models.
+claim is a line of `gatelab/analysis/ledger_of_claims.py` or `claims_of_use.py`, with the region in which its number should lie.
+**Supported**: the whole 95% interval lies in it; **refuted**: it lies outside; **undecided**: neither, or no interval: of one run,
+or of seeds that are all alike; *not run* names what would decide. All of it at the scale of the page, between a toy and 135 million
+weights, and nothing is corrected for the number of lines. Intervals are Clopper and Pearson's for shares of seeds, Student's t for
+means over seeds (over cells or the seeds that they share, the wider), and those of the page's files over documents or sequences,
+which say nothing of other models. That two arms are alike is asked with intervals of 90%: one inside of the bounds is what two
+one-sided tests at 5% ask.
+
+`effects.csv`, `runs.csv` and `seeds.csv` of studies are `gatelab report`'s; what stands in none (gate scores, positions, citations,
+ladders) is read from the runs in a page's archive (`folder.tar.xz`, `folder.tar.gz`), at their last look, by the definitions of
+[metrics](../metrics.md). The stored `seeds.csv` are older than that command's: those of `backcopy-phases` and `backcopy-causes` are
+the last looks of the runs in the archive beside them (a test compares them, to the archive's five digits), that of `sinkless-seeds`
+those of the runs of `gatelab run sinkless-seeds`, whose folder is not kept. Other files are of the commands that their pages name.
 """.splitlines()
 
 
 def page(entries: Sequence[Entry]) -> Iterator[str]:
     """The ledger as Markdown, a line each."""
     counts = ", ".join(f"{sum(e.verdict == v for e in entries)} {v}" for v in ("supported", "refuted", "undecided"))
+    not_run = sum(not e.is_run for e in entries)
     yield "# Claims, and what the results here say to them"
     yield ""
     yield from _HEAD
     yield ""
-    yield f"{len(entries)} lines: {counts}."
+    yield f"{len(entries)} lines: {counts}{f', {not_run} of these not run' if not_run else ''}."
     yield ""
     yield "| claim | source | the number, and where it should lie | measured | control | at this scale |"
     yield "|---|---|---|---|---|---|"
     for e in entries:
-        words = (e.claim, e.source, f"{e.asks} ([{e.page}]({e.page}.md))", e.measured, e.control, f"**{e.verdict}**")
+        where = f"[{e.page}]({e.page}.md)" if e.is_run else e.page
+        words = (e.claim, e.source, f"{e.asks} ({where})", e.measured, e.control, f"**{e.verdict}**")
         yield f"| {' | '.join(words)} |"

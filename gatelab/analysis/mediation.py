@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 
 from .anomalies.readings import SINK
 from .cause_tests import changes_of, edit, masses_of, to_edit
-from .causes import NOTHING, Decision, Ledger, Test, above_nothing, decided
+from .causes import EDITED, NOTHING, Decision, Ledger, Test, above_nothing, decided
 
 HELD_GATE, NO_GATE, HELD_SINK = "mask-key-frozen@first", "mask-key@first", "gate-shuffle-frozen"
 
@@ -40,6 +40,7 @@ def sink_moved() -> Test:
             "the sink moved at a fixed gate",
             "the forward pass of finished runs",
             f"costs {NOTHING} nats more than its control does",
+            reading=EDITED,
         )
         sides = [
             _Side.of(ledger, cell, who, whose, word)

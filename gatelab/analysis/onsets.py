@@ -36,6 +36,10 @@ class Event:
     bound: float
     is_below: bool = False
 
+    @property
+    def reading(self) -> str:
+        return self.course.removeprefix("furthest:")
+
     def onset(self, course: Course) -> int | None:
         """The first step past the bound whose next look is past it too; None where there is none."""
         past = [(step, value < self.bound if self.is_below else value > self.bound) for step, value in sorted(course)]
@@ -72,6 +76,7 @@ def comes_first(one: str, other: str, *, of_gate: bool = False) -> Test:
             f"{a.what} against {b.what}",
             "nothing: looks while training",
             f"the first comes before the other in {whose}",
+            reading=f"{a.reading}, {b.reading}",
         )
         runs = ledger.runs.get((cell, arm if of_gate else ledger.evidence.baseline), {}).values()
         both = [(c[one], c[other]) for name in runs if one in (c := ledger.courses.get(name, {})) and other in c]

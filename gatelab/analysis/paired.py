@@ -1,10 +1,10 @@
 """Outcomes of runs, put into pairs: the same seed in the arm and in the baseline of one cell.
 
-A pair counts when both of its runs are done and gave a finite number. Every other pair is named in `Pairs.excluded`,
-because a run that diverged is a result and must not vanish from a table of means.
+A pair counts when both of its runs are done, gave a finite number and may be compared. Every other pair is named in
+`Pairs.excluded`, because a run that diverged is a result and must not vanish from a table of means.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import isfinite, nan
 
@@ -31,7 +31,8 @@ class Outcome:
     """The value of one metric in one run; `status` is how the run ended ('done', 'diverged', 'failed', 'missing', …).
 
     Only 'done' with a finite value enters a comparison. A run that was planned and has no value should be given too,
-    with its status and value nan, so that it can be named.
+    with its status and value nan, so that it can be named. `unpaired` says why a run of an arm makes no pair with its
+    baseline's, though both are done; empty where it does.
     """
 
     cell: str
@@ -40,6 +41,7 @@ class Outcome:
     metric: str
     value: float
     status: str = "done"
+    unpaired: str = ""
 
     @property
     def usable(self) -> bool:
@@ -138,6 +140,8 @@ class Outcomes:
                 for name, side in ((baseline, theirs), (arm, ours))
                 if seed not in side or not side[seed].usable
             ]
+            if not problems and ours[seed].unpaired:
+                problems = [ours[seed].unpaired]
             excluded += problems
             if not problems:
                 seeds.append(seed)
@@ -196,9 +200,15 @@ class PairingGain:
 
 
 def pairing_gain(
-    outcomes: Iterable[Outcome], metric: Metric, *, baseline: str, arms: Sequence[str], cells: Sequence[str]
+    outcomes: Iterable[Outcome],
+    metric: Metric,
+    *,
+    baseline: str,
+    arms: Sequence[str],
+    cells: Sequence[str],
+    refused: Collection[tuple[str, str]] = (),
 ) -> list[PairingGain]:
-    """One row a cell and arm with two or more pairs.
+    """One row a cell and arm with two or more pairs, without those (cell, arm) that are `refused`.
 
     Raises:
         ValueError: as `comparisons` does, and when a run has two values.
@@ -206,7 +216,7 @@ def pairing_gain(
     return [
         _gain(pairs)
         for pairs in comparisons(Outcomes(outcomes), [metric], baseline=baseline, arms=arms, cells=cells)
-        if len(pairs.seeds) >= 2
+        if len(pairs.seeds) >= 2 and (pairs.cell, pairs.arm) not in refused
     ]
 
 

@@ -7,6 +7,7 @@ their names: a key in which some two cells differ and in nothing else; keys that
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from math import isfinite, isnan
 from typing import Any
 
 from ..record import Finding
@@ -30,7 +31,8 @@ class Axis:
 class Point:
     """An arm in a cell, which is `at` one level of each axis. Of its `n` finished runs `k` have a sink, the true share being
     within `low` to `high` (Clopper and Pearson); `loss` is the finding about its held-out loss against the control's, None of
-    the control and where none finished; `change` that about the sink; `lost` {state: seeds} the runs that are not done."""
+    the control and where none finished; `change` that about the sink, None where all runs of both have one or none has: it is then
+    about the mean mass, and not about the share; `lost` {state: seeds} the runs that are not done."""
 
     cell: str
     at: tuple[Level, ...]
@@ -114,10 +116,15 @@ def phases(
             points.append(
                 Point(
                     cell, tuple(_level(base, axis.keys[0]) for axis in (across, *down)), arm, s["k"], s["n"], s["low"], s["high"],
-                    by_finding.get((cell, arm, LOSS)), by_finding.get((cell, arm, SINK)), lost.get((cell, arm), {}),
+                    by_finding.get((cell, arm, LOSS)), _of_seeds(by_finding.get((cell, arm, SINK))), lost.get((cell, arm), {}),
                 )
             )  # fmt: skip
     return Phases(across, down, points)
+
+
+def _of_seeds(f: Finding | None) -> Finding | None:
+    """Of a bimodal metric a finding has no interval where its p is McNemar's, of the seeds that change sides."""
+    return f if f is not None and isnan(f.low) and isfinite(f.p) else None
 
 
 def _level(base: Any, key: str) -> Level:

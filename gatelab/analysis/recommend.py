@@ -199,7 +199,7 @@ def _spreads(found: AtBest, baseline: str, arms: Sequence[str], names: Sequence[
             pairs = table.pairs(cell, arm, baseline, loss)
             n = len(pairs.seeds)
             values = (pairs.baseline_values, pairs.arm_values, pairs.seeds)
-            spread = over_seeds([values], is_normal=False) if n >= 2 else None
+            spread = over_seeds([values]) if n >= 2 else None
             if spread is None:
                 continue
             deviations = [float(v.std(ddof=1)) for v in (pairs.baseline_values, pairs.arm_values)]

@@ -3,13 +3,15 @@
 from collections.abc import Iterable, Iterator, Sequence
 from math import isfinite
 
+from .architecture import NAME as ARCHITECTURE
 from .causes import Card
 from .foresight import Foresight
+from .heterogeneity import Dependence
 from .hunt import Hunt
 from .stages import Claim, Registration, Verdict
 from .verdicts import SILENT_UNITS, compact
 
-_MARKS = {"supported": "+", "refuted": "−", "undecided": "?", "missing": "·"}
+_MARKS = {"supported": "+", "refuted": "−", "undecided": "?", "not run": "·"}
 
 
 def hunted(hunt: Hunt, *, all_: bool = False) -> Iterator[str]:
@@ -47,20 +49,26 @@ def _over_cells(hunt: Hunt, *, all_: bool) -> Iterator[str]:
             f"  {p.arm}, {p.reading}{_of(p.unit)}: {p.effect:+.4g} ({p.low:+.4g} to {p.high:+.4g}, {p.n_cells} cells, "
             f"{_p('p', p.p)}); cells differ by {compact(p.between)} ({_p('p', p.p_between)}), a pair by {compact(p.within)}"
         )
-    for d in hunt.dependences:
-        if all_ or d.q <= fdr:
-            levels = ", ".join(f"{x.value}: {x.effect:+.4g} ({x.low:+.4g} to {x.high:+.4g})" for x in d.levels)
-            flips = "; the sign flips" if d.flips else ""
-            yield (
-                f"  {d.arm}, {d.reading} by {d.label}: {levels or '; '.join(d.notes)} ({_p('q', d.q)}, "
-                f"{_p('p', d.p)} against {d.against}){flips}"
-            )
+    depending = [d for d in hunt.dependences if all_ or d.q <= fdr]
+    if any(d.factor == ARCHITECTURE for d in depending):
+        yield f"  the architecture stands for what varies with it alone: {', '.join(hunt.gathered.brought)}"
+    yield from map(_depending, depending)
     for s in hunt.spreads:
         if all_ or s.q <= fdr:
             yield (
                 f"  {s.cell}: with {s.arm} the {s.reading} spreads {s.ratio:.3g} times as much over {s.over}"
                 f" ({s.low:.3g} to {s.high:.3g}, {_p('q', s.q)})"
             )
+
+
+def _depending(d: Dependence) -> str:
+    """An arm's effect by a factor: at each level, and the test; or why there is none."""
+    about = f"  {d.arm}, {d.reading} by {d.label}:"
+    if not isfinite(d.p):
+        return f"{about} {'; '.join(d.notes)}"
+    levels = ", ".join(f"{x.value}: {x.effect:+.4g} ({x.low:+.4g} to {x.high:+.4g})" for x in d.levels)
+    test = f"F({d.df:g}, {d.df_error:g}) = {d.f:.3g}, {_p('q', d.q)}, {_p('p', d.p)} against {d.against}"
+    return f"{about} {levels} ({test}){'; the sign flips' if d.flips else ''}"
 
 
 def foreseen(rows: Sequence[Foresight]) -> Iterator[str]:
@@ -107,15 +115,17 @@ def confirmed(verdicts: Iterable[Verdict]) -> Iterator[str]:
 
 
 def explained(cards: Iterable[Card]) -> Iterator[str]:
-    """A verdict card a hypothesis: its tests with their numbers, and what makes the rows that are missing."""
+    """A verdict card a hypothesis: its tests with what each read and their numbers, and what makes the rows that are missing."""
     arm, runs = None, False
     for card in cards:
         if card.arm != arm:
             arm = card.arm
             yield f"\n{card.cell}, {arm}"
-        yield f"  {card.verdict:<10} {card.hypothesis}: {card.claim}{': ' + card.says if card.says else ''}"
+        of = f" of {card.reading}" if card.reading else ""
+        yield f"  {card.verdict:<10} {card.hypothesis}{of}: {card.claim}{': ' + card.says if card.says else ''}"
         for d in card.decisions:
-            yield f"    {_MARKS[d.verdict]} {d.test}: {d.predicts}: {d.verdict}{'; ' + d.numbers if d.numbers else ''}"
+            said = f"{d.verdict}; {d.numbers}" if d.numbers else d.verdict
+            yield f"    {_MARKS[d.verdict]} {d.test} [{d.reading}]: {d.predicts}: {said}"
             for word in d.to_do:
                 runs |= "gatelab run " in word
                 yield f"        {word}"

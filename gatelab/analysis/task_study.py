@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from ..store import StudyFolder
 from ..tasks.metrics import PositionCurve
 from .task_items import Group, Worst, asked_items, citations, depth_curves, worst_items
-from .tasks import Key, Reached, Solved, TaskRow, reached, solved, task_rows
+from .tasks import Key, Reached, Solved, TaskRow, Told, effective_lengths, reached, solved, task_rows
 
 
 @dataclass(frozen=True)
@@ -14,6 +14,7 @@ class TaskStudy:
 
     rows: list[TaskRow]
     solved: list[Solved]
+    effective: dict[Told, dict[int, int | None]]
     reached: list[Reached]
     curves: dict[Group, PositionCurve]
     citations: dict[Group, dict[tuple[bool, bool], float]]
@@ -33,6 +34,7 @@ def task_study(folder: StudyFolder, done: set[Key]) -> TaskStudy | None:
     return TaskStudy(
         rows=rows,
         solved=solved(rows, done=done),
+        effective=effective_lengths(rows, done=done),
         reached=reached(rows, done=done),
         curves=depth_curves(items),
         citations=citations(items),

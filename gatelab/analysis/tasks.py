@@ -12,21 +12,25 @@ from statistics import fmean
 
 from ..store import StudyFolder
 from ..study.metrics import SOLVED, STUDY_METRICS
+from ..tasks.metrics import MIN_LENGTHS, effective_length
 from .digest import digest
 from .shares import exact_interval
 
 N_BINS = 11  # of depth
 _MIDDLE = (4, 5, 6)
-_NAMES = (
-    "exact_match", "answer_margin", "answer_floor", "answer_chance", "answer_ties", "answer_nan",
-    "answer_exact", "citation_f1",
+# What else an answer is worth, on the page beside its accuracy.
+MORE = (
+    "copied_from_start", "edit_similarity", "answer_precision", "answer_recall", "answer_f1", "answer_exact",
+    "citation_precision", "citation_recall", "citation_f1", "context_answers", "memory_answers", "memorization_ratio",
+    "error_neighbour", "error_other_value", "error_elsewhere", "first_error", "sentence_recall",
 )  # fmt: skip
+_NAMES = ("exact_match", "answer_margin", "answer_floor", "answer_chance", "answer_ties", "answer_nan", *MORE)
 
 
 @dataclass(frozen=True, slots=True)
 class TaskRow:
-    """One mean over items. `times` is the length over that of training; `bin` the depth's, None: of all items; `stretch` how
-    positions were stretched."""
+    """One mean over items. `times` is the length over that of training; `bin` the depth's, of `sentence_recall` the sentence's
+    number, None: of all items; `stretch` how positions were stretched."""
 
     cell: str
     arm: str
@@ -126,6 +130,26 @@ def solved(rows: Iterable[TaskRow], *, done: set[Key] | None = None, confidence:
     for key, found in values.items():
         k, n = sum(v >= SOLVED for v in found), len(found)
         out.append(Solved(*key, k, n, *exact_interval(k, n, confidence)))
+    return out
+
+
+Told = tuple[str, str, str, str]  # cell, arm, task, stretch
+
+
+def effective_lengths(rows: Iterable[TaskRow], *, done: set[Key] | None = None) -> dict[Told, dict[int, int | None]]:
+    """{…: {seed: the longest multiple of the length of training at which accuracy is at least 85% of the best at the three
+    shortest}}, None where nothing is right; of runs in `done` (None: of all) that were asked at three lengths or more."""
+    out: dict[Told, dict[int, int | None]] = {}
+    for key, own in last_rows(rows).items():
+        if done is not None and key not in done:
+            continue
+        asked = [r for r in own if r.metric == "exact_match" and r.bin is None]
+        for task, stretch in dict.fromkeys((r.task, r.stretch) for r in asked):
+            # At the length of training there is nothing to stretch.
+            meant = [r for r in asked if r.task == task and (r.stretch == stretch or r.times == 1)]
+            by_times = {r.times: r.value for r in meant}
+            if len(by_times) >= MIN_LENGTHS:
+                out.setdefault((key[0], key[1], task, stretch), {})[key[2]] = effective_length(by_times)
     return out
 
 

@@ -1,7 +1,8 @@
 """What somebody may want of a gate: a literal table of uses, each with the metric that tells it and the direction that is better.
 
 A new use is one entry. Two metrics are no rows but comparisons, made of rows that there are: `rate_cost` and `loss_spread`
-(docs/metrics.md, "In a study").
+(docs/metrics.md, "In a study"). A use is not asked where the rows lack its metric: those of versions that counted loss spikes by
+either threshold alone do not tell which training has none.
 """
 
 from collections.abc import Mapping

@@ -17,7 +17,7 @@ SILENT_UNITS = ("", "1", "fraction", "ratio", "share")
 
 
 def verdict(f: Finding, *, fdr: float) -> str:
-    """'lower', 'higher', 'equivalent', 'unclear' or 'untestable'.
+    """'lower', 'higher', 'equivalent', 'unclear' or 'untestable'; that a comparison is 'refused' is not for its numbers to say.
 
     An effect is seen when q is within the accepted false share (primary) or p below 1 - confidence (secondary); only
     where none is seen may the arms be called equivalent.
@@ -51,6 +51,11 @@ def sentence(
     label = f"mean {metric.label}" if metric.bimodal else metric.label
     after = f" {_capital(_shares(f, metric, shares))}." if any(shares) else ""
     return f"{f.cell}: {say(f, label)}{after}{left_out}"
+
+
+def refusal(f: Finding, why: str) -> str:
+    """The sentence of a comparison that may not be made; `why` begins with 'refused: '."""
+    return f"{f.cell}: {f.arm} is {why}."
 
 
 def _capital(text: str) -> str:

@@ -34,27 +34,37 @@ def benchmark(kind: str, plan: Plan, tell: Callable[[str], None]) -> Benchmark:
     """Time what the plan says; `tell` hears what is being done.
 
     Raises:
-        ConfigError: when what the kind compares with is not installed.
+        ConfigError: when what the kind compares with is not installed, or nothing of what is asked for can be served here.
     """
     # Before the time begins: what a kind needs may take seconds to be imported.
     module = import_module(f".{kind}", __package__)
     budget, device = Budget.of(plan.seconds), torch.device(plan.device)
     dtype = getattr(torch, getattr(plan, "dtype", "bfloat16" if plan.device == "cuda" else "float32"))
-    rates = measure_rates(device, dtype)
+    rates = measure_rates(device, dtype, seconds=min(2.0, plan.seconds / 10))
     rows = module.measure(plan, rates, budget, tell)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU"
+    name = device_name(plan.device)
     facts = {
         "kind": kind,
         "device": name,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "utc": datetime.now(UTC).strftime("%Y-%m-%d %H:%M"),
+        "utc": utc_now(),
         "copy_bytes_per_s": rates.bytes_per_s,
         "product_flops_per_s": rates.flops_per_s,
         "plan": plan.model_dump(mode="json"),
     }
     return Benchmark(kind, name, [*_heading(facts, rates, dtype), module.NOTE], judged(rows, name), facts)
+
+
+def device_name(device: str) -> str:
+    """What results call a device."""
+    return torch.cuda.get_device_name(device) if device == "cuda" else f"{platform.machine()} CPU"
+
+
+def utc_now() -> str:
+    """To the minute."""
+    return datetime.now(UTC).strftime("%Y-%m-%d %H:%M")
 
 
 def pick_device(name: str) -> str:

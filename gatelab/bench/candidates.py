@@ -23,6 +23,7 @@ from ..ops.gated_attention import IMPLEMENTATIONS, OPERATORS, gated_attention
 from ..ops.gated_attention.flash import KEEPS_OUTPUT
 
 Call = Callable[..., Tensor]
+QWEN = "transformers, as Qwen3-Next"
 _LONGEST_MATRIX = 2048  # tokens; the reference keeps whole matrices
 _BACKENDS = {
     "torch cuDNN": SDPBackend.CUDNN_ATTENTION,
@@ -35,13 +36,16 @@ _BACKENDS = {
 class Candidate:
     """A function of (q_BTHK, k_BSGK, v_BSGK, gate_logits_BTHK=None), or for the gate alone of (y_BTHK, logits_BTHK), by
     these names; `more_passes`: how often more than a gate after attention its kernels touch a tensor as large as the output
-    in the backward pass; `without`: what it gives no gradient of."""
+    in the backward pass; `without`: what it gives no gradient of; `is_operator`: whether the gate is inside of it, so that
+    less need be kept; `has_matrices`: whether it makes all weights of attention."""
 
     name: str
     call: Call
     is_own: bool = False
     more_passes: int = 0
     without: tuple[str, ...] = ()
+    is_operator: bool = False
+    has_matrices: bool = False
 
 
 def attention_candidates(spec: GateSpec | None, device: torch.device, *, length: int) -> list[Candidate]:
@@ -53,6 +57,8 @@ def attention_candidates(spec: GateSpec | None, device: torch.device, *, length:
             partial(gated_attention, gate=spec, impl=name),
             is_own=True,
             more_passes=_more_passes(name, spec),
+            is_operator=name in OPERATORS,
+            has_matrices=name == "reference",
         )
         for name in (*IMPLEMENTATIONS, *(OPERATORS if is_cuda else KEEPS_OUTPUT))
         if name != "reference" or length <= _LONGEST_MATRIX
@@ -64,7 +70,7 @@ def attention_candidates(spec: GateSpec | None, device: torch.device, *, length:
     if is_cuda and _has("flash_attn.cute"):
         peers.append(Candidate("FA4", partial(_fa4, spec=spec)))
     if spec is not None and spec.slug == "sdpa-elementwise" and _has("transformers"):
-        peers.append(Candidate("transformers, as Qwen3-Next", _qwen3_next))
+        peers.append(Candidate(QWEN, _qwen3_next))
     return own + peers
 
 
@@ -201,7 +207,8 @@ def _fa4(
 
 
 def _qwen3_next(q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, gate_logits_BTHK: Tensor) -> Tensor:
-    """As Qwen3NextAttention.forward goes on after its projections, norms and rotation (transformers 5)."""
+    """As Qwen3NextAttention.forward goes on after its projections, norms and rotation, and before its output projection, in our
+    reading (transformers 5); a test holds it to that module's own."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     n_groups = q_BTHK.shape[2] // k_BSGK.shape[2]

@@ -20,12 +20,15 @@ from .candidates import Candidate
 from .floors import Rates
 from .ops import held
 from .plan import DecodePlan
-from .timing import Budget, Timing, Work, take_turns
+from .room import no_room
+from .timing import RUNS, Budget, Timing, Work, take_turns
 
 NOTE = (
     "Floor: every weight of the layer and the whole cache, read once. q, k, v and gate are one product. On CUDA a step is timed "
     "as Python launches it and as one captured graph."
 )
+# Random numbers that a cache is filled with, over and over; no multiple of a head's channels.
+_DRAWN = (1 << 22) + 1
 _CHECKED = 1024  # tokens in the contract's cache, at most; the kernels that decode cut so many into several parts
 
 
@@ -44,19 +47,27 @@ def _of_shape(
     plan: DecodePlan, batch: int, length: int, contracts: dict[str, str], rates: Rates, budget: Budget, *, share: float
 ) -> list[Timing]:
     device, dtype = torch.device(plan.device), getattr(torch, plan.dtype)
-    rows, works, floors = {}, {}, {}
+    ways = ("eager", "graph") if plan.device == "cuda" else ("eager",)
+    rows = {(g, way): _row(plan, batch, length, g, way, contracts[g]) for g in plan.gates for way in ways}
+    # Rotary tables, a sine and a cosine a token, are the gates' own; the cache is all gates'.
+    n_bytes = dtype.itemsize * 2 * batch * length * plan.kv_heads * plan.head_dim
+    tables = 2 * 4 * len(plan.gates) * length * plan.head_dim
+    why = no_room(n_bytes + tables + len(plan.gates) * _layer_bytes(plan), plan.device)
+    # Filled once, which is more than a pass.
+    why = why or budget.lacks((RUNS + 2) * rates.ms(n_bytes, 0) / 1e3)
+    if why:
+        return [replace(row, contract=why) if row.contract == "holds" else row for row in rows.values()]
+    works, floors, cache = {}, {}, _filled(plan, batch, length)
     for gate in plan.gates:
+        if contracts[gate] != "holds":
+            continue
         layer = _layer(plan, gate, length + 1)
-        cache = _filled(plan, batch, length)
         x_B1D = torch.randn(batch, 1, plan.heads * plan.head_dim, device=device, dtype=dtype)
         step = partial(_step, layer, x_B1D, cache)
-        n_kept = 2 * batch * length * plan.kv_heads * plan.head_dim
-        n_bytes = dtype.itemsize * (n_kept + sum(p.numel() for p in layer.parameters()))
-        for way in ("eager", "graph") if plan.device == "cuda" else ("eager",):
-            row = _row(plan, batch, length, gate, way, contracts[gate])
-            rows[gate, way], floors[gate, way] = row, rates.ms(n_bytes, 0)
-            if row.contract == "holds":
-                works[f"{gate}, {way}"] = Work(step) if way == "eager" else _captured(step)
+        n_all = n_bytes + dtype.itemsize * sum(p.numel() for p in layer.parameters())
+        for way in ways:
+            floors[gate, way] = rates.ms(n_all, 0)
+            works[f"{gate}, {way}"] = Work(step if way == "eager" else _captured(step), floor_ms=floors[gate, way])
     turns = take_turns(works, device, budget=budget, share=share)
     out = []
     for (gate, way), row in rows.items():
@@ -96,8 +107,10 @@ def _filled(plan: DecodePlan, batch: int, length: int) -> KVCache:
         n_layers=1, batch=batch, max_seq_len=length + 1, n_kv_heads=plan.kv_heads, head_dim=plan.head_dim,
         dtype=getattr(torch, plan.dtype), device=plan.device,
     )  # fmt: skip
-    cache.k_LBSGK.normal_()
-    cache.v_LBSGK.normal_()
+    for kept_N in (cache.k_LBSGK.view(-1), cache.v_LBSGK.view(-1)):
+        drawn_N = kept_N[:_DRAWN].normal_()
+        for part_N in kept_N.split(_DRAWN):
+            part_N.copy_(drawn_N[: len(part_N)])
     cache.length = length
     return cache
 
@@ -108,7 +121,7 @@ def _step(layer: GatedAttention, x_B1D: Tensor, cache: KVCache, _: None = None) 
     return layer(x_B1D, cache=cache)
 
 
-def _captured(step: Callable[[], Tensor]) -> Work:
+def _captured(step: Callable[[], Tensor]) -> Callable[[None], None]:
     """The step as one CUDA graph, captured when it is first run."""
     graphs: list[torch.cuda.CUDAGraph] = []
 
@@ -126,11 +139,20 @@ def _captured(step: Callable[[], Tensor]) -> Work:
             graphs.append(graph)
         graphs[0].replay()
 
-    return Work(replay)
+    return replay
+
+
+def _layer_bytes(plan: DecodePlan) -> int:
+    """Of the weights of q, k, v, gate and output."""
+    width, narrow = plan.heads * plan.head_dim, plan.kv_heads * plan.head_dim
+    return getattr(torch, plan.dtype).itemsize * width * (2 * width + 2 * narrow)
 
 
 def _contract(plan: DecodePlan, gate: str, budget: Budget) -> str:
     length = min(_CHECKED, *plan.cache)
+    # Two layers, a third in float64 and a copy or two to be called with.
+    if why := no_room(6 * _layer_bytes(plan), plan.device):
+        return why
     layer, reference = (_layer(plan, gate, length + 1, impl=impl) for impl in ("auto", "reference"))
     cache = _filled(plan, 2, length)
     x_B1D = torch.randn(2, 1, plan.heads * plan.head_dim, device=plan.device, dtype=cache.k_LBSGK.dtype)

@@ -26,6 +26,16 @@ def _kernels(row: Timing, device: str) -> bool:
     return row.what == "gate" and row.is_own and shape == (32_768, 16, 128, "bfloat16")
 
 
+def _beside_compiled(row: Timing, device: str) -> bool:
+    # What recovers the output does more than the compiled kernels do.
+    is_same = row.against == "torch.compile" and row.at.get("more_passes", 0) <= 0
+    return _kernels(row, device) and is_same
+
+
+def _keeping(row: Timing, device: str) -> bool:
+    return row.what == "ops" and "is_operator" in row.at and row.kept_goal_mib is not None
+
+
 def _op(granularity: str) -> Callable[[Timing, str], bool]:
     def applies(row: Timing, device: str) -> bool:
         is_shape = row.at.get("length", 0) >= 4096 and row.at.get("head_dim") == 128
@@ -68,6 +78,8 @@ def _probing(row: Timing, device: str) -> bool:
 
 GOALS = (
     Goal("at most 1.15 of the floor", _kernels, lambda r: r.of_floor <= 1.15),
+    Goal("within the spread of torch.compile's", _beside_compiled, lambda r: r.median_ms <= r.at["peer_most_ms"]),
+    Goal("keeps at most ungated + gate logits", _keeping, lambda r: r.kept_mib <= r.kept_goal_mib),
     Goal("at most 1.05 of the best ungated", _op("elementwise"), lambda r: r.ratio <= 1.05),
     Goal("at most 1.02 of the best ungated", _op("headwise"), lambda r: r.ratio <= 1.02),
     Goal("at most 1% of a layer", _layer, lambda r: r.of_layer <= 0.01),

@@ -22,15 +22,20 @@ from ..ops.contract import check
 from ..ops.gate_apply import apply_gate
 from ..ops.gated_attention import gated_attention
 from .candidates import Candidate, attention_candidates, gate_candidates
-from .floors import Rates, attention_ms, gate_bytes
+from .floors import Rates
+from .kept import bytes_kept
+from .op_costs import all_bytes, gate_ms, logits_bytes, matrix_bytes, op_ms, ungated_ms
 from .plan import OpsPlan
-from .timing import Budget, Timing, Turns, Work, take_turns, why_not
+from .room import no_room
+from .timing import OVER, Budget, Timing, Turns, Work, take_turns, why_not
 
 NOTE = (
     "Floors: attention at the product's rate, 2 B H T² K operations forward and 2.5 times as many backward, or each tensor "
     "moved once where that takes longer; and the gate's own kernels, 3 passes over a tensor as large as the output forward and "
     "5 backward (elementwise), 2 and 3 (headwise), 1 more where the output is recovered, 1 fewer where a headwise gate goes "
-    "in with the log-sum-exp. Peers that are compiled are timed on CUDA alone."
+    "in with the log-sum-exp. Kept: q, k, v, logits, output and what the forward pass saves, each storage once. Peers that are "
+    "compiled are timed on CUDA alone, and on a CPU no Triton kernel is run: that these hold the contract is what the tests say, "
+    "through Triton's interpreter. The row of Qwen3-Next is our reading of its attention between the projections."
 )
 BOTH = "forward + backward"
 _CHECKED = 256  # tokens of the contract's sequences, at most
@@ -39,31 +44,50 @@ Arguments = dict[str, Any]
 
 def measure(plan: OpsPlan, rates: Rates, budget: Budget, tell: Callable[[str], None]) -> list[Timing]:
     """The rows of both tables. What raises is a row that says why."""
+    if why := no_room(all_bytes(plan), plan.device):
+        return _refused(plan, why)
     with _room_to_compile(plan):
         alone = _gate_alone(plan, rates, budget, tell)
         return [*_attention(plan, rates, budget, tell), *alone]
+
+
+def _refused(plan: OpsPlan, why: str) -> list[Timing]:
+    """The rows of own implementations and peers, none of which is run."""
+    device, rows = torch.device(plan.device), []
+    for word in plan.gates:
+        spec = None if word == "none" else GateSpec.parse(word)
+        for c in attention_candidates(spec, device, length=plan.length):
+            rows += [_row("ops", plan, spec, c, work, why) for work in ("forward", BOTH)]
+        for c in [] if spec is None else gate_candidates(spec, device):
+            rows += [_row("gate", plan, spec, c, work, why) for work in ("forward", "backward")]
+    return rows
 
 
 def _attention(plan: OpsPlan, rates: Rates, budget: Budget, tell: Callable[[str], None]) -> list[Timing]:
     device = torch.device(plan.device)
     rows: list[Timing] = []
     works: dict[str, Work] = {}
+    kept: dict[str, Callable[[], float | None]] = {}
     for word in plan.gates:
         spec = None if word == "none" else GateSpec.parse(word)
         short = drawn(plan, spec, batch=min(plan.batch, 2), length=min(plan.length, _CHECKED))
         long = drawn(plan, spec, batch=plan.batch, length=plan.length)
         for c in attention_candidates(spec, device, length=plan.length):
             tell(f"the contract: {word}, {c.name}")
-            contract = held(c, partial(gated_attention, gate=spec, impl="reference"), short, budget)
+            contract = no_room(matrix_bytes(plan), plan.device) if c.has_matrices else ""
+            contract = contract or held(c, partial(gated_attention, gate=spec, impl="reference"), short, budget)
             for work in ("forward", BOTH):
                 row = _row("ops", plan, spec, c, work, contract)
                 rows.append(row)
                 if contract == "holds":
-                    works[_key(row)] = Work(partial(_run, c.call, long, work))
+                    works[_key(row)] = Work(partial(_run, c.call, long, work), floor_ms=op_ms(plan, rates, row))
+                if contract == "holds" and c.is_own:
+                    kept[_key(row)] = partial(_kept_mib, c.call, long)
     tell(f"timing a layer and {len(works)} passes of attention")
-    layer, layer_work, layer_floor_ms = _layer(plan, rates)
+    layer, layer_work = _layer(plan, rates)
     # The layer first: of it every row needs the time.
     turns = take_turns({_key(layer): layer_work, **works}, device, budget=budget)
+    kept_mib = {key: kept[key]() for key in kept if key in turns.times and key.endswith(BOTH)}
     layer_times = turns.times.get(_key(layer))
     best = {w: _fastest(turns, [r for r in rows if r.work == w and r.gate == "none"]) for w in ("forward", BOTH)}
     own = [r for r in rows if r.is_own and r.work == BOTH]
@@ -71,19 +95,23 @@ def _attention(plan: OpsPlan, rates: Rates, budget: Budget, tell: Callable[[str]
     if layer_times is None:
         out = [replace(layer, contract=turns.failed[_key(layer)])]
     else:
-        out = [layer.timed(layer_times, floor_ms=layer_floor_ms)]
+        out = [layer.timed(layer_times, floor_ms=layer_work.floor_ms)]
     for row in rows:
         if _key(row) not in turns.times:
             out.append(replace(row, contract=turns.failed.get(_key(row), row.contract)))
             continue
         times = turns.times[_key(row)]
-        row = row.timed(times, floor_ms=_attention_ms(plan, rates, row.work) + _gate_ms(plan, rates, row))
+        row = row.timed(times, floor_ms=works[_key(row)].floor_ms)
+        row = replace(row, kept_mib=kept_mib.get(_key(row)))
         base = best[row.work]
         if base is not None:
             row = row.over(times, turns.times[_key(base)], f"ungated, {base.candidate}")
         ungated = turns.times.get(_key(replace(row, gate="none")))
         if row.work == BOTH and row.gate != "none" and layer_times is not None and ungated is not None:
             row = replace(row, of_layer=(times.median - ungated.median) / layer_times.median)
+        ungated_mib = kept_mib.get(_key(replace(row, gate="none")))
+        if row.gate != "none" and row.kept_mib is not None and ungated_mib is not None:
+            row = replace(row, kept_goal_mib=ungated_mib + logits_bytes(plan, row.at["granularity"]) / 2**20)
         out.append(replace(row, at=row.at | ({"fastest_own": True} if _key(row) in fastest_own else {})))
     return out
 
@@ -103,7 +131,7 @@ def _gate_alone(plan: OpsPlan, rates: Rates, budget: Budget, tell: Callable[[str
                 row = _row("gate", plan, spec, c, work, contract)
                 rows.append(row)
                 if contract == "holds":
-                    works[_key(row)] = _gate_work(c.call, long, work)
+                    works[_key(row)] = _gate_work(c.call, long, work, gate_ms(plan, rates, row))
     tell(f"timing {len(works)} passes of the gate alone")
     turns = take_turns(works, device, budget=budget, share=0.25)
     out = []
@@ -111,10 +139,12 @@ def _gate_alone(plan: OpsPlan, rates: Rates, budget: Budget, tell: Callable[[str
         if _key(row) not in turns.times:
             out.append(replace(row, contract=turns.failed.get(_key(row), row.contract)))
             continue
-        row = row.timed(turns.times[_key(row)], floor_ms=_gate_ms(plan, rates, row))
+        row = row.timed(turns.times[_key(row)], floor_ms=works[_key(row)].floor_ms)
         against = next((n for n in ("torch.compile", "eager") if _key(replace(row, candidate=n)) in turns.times), None)
         if against is not None:
-            row = row.over(turns.times[_key(row)], turns.times[_key(replace(row, candidate=against))], against)
+            base = turns.times[_key(replace(row, candidate=against))]
+            row = row.over(turns.times[_key(row)], base, against)
+            row = replace(row, at=row.at | {"peer_most_ms": max(base.ms)})
         out.append(row)
     return out
 
@@ -146,7 +176,7 @@ def drawn(plan: OpsPlan, spec: GateSpec | None, *, batch: int, length: int) -> A
 def held(candidate: Candidate, reference: Callable[..., Tensor], arguments: Arguments, budget: Budget) -> str:
     """`holds`, `FAIL` with the worst tensor, or why it could not be held to the contract."""
     if not budget.left:
-        return "not run: the time was over; give more --seconds"
+        return OVER
     try:
         broken = [v for v in check(candidate.call, reference, arguments) if not v.holds]
     except Exception as error:
@@ -162,6 +192,7 @@ def _row(what: str, plan: OpsPlan, spec: GateSpec | None, c: Candidate, work: st
     at = {name: getattr(plan, name) for name in ("tokens", "length", "heads", "kv_heads", "head_dim", "dtype")}
     at |= {} if spec is None else {"granularity": spec.granularity}
     at |= {"more_passes": c.more_passes} if c.more_passes else {}
+    at |= {"is_operator": True} if c.is_operator else {}
     gate = "none" if spec is None else spec.slug
     shape = f"{plan.batch} × {plan.length:,}, {heads}, {plan.dtype}"
     return Timing(what, shape, gate, c.name, work, contract, is_own=c.is_own, at=at)
@@ -182,14 +213,22 @@ def _run(call: Callable[..., Tensor], arguments: Arguments, work: str, _: None) 
     return z_BTHK if work == "forward" else torch.autograd.grad(z_BTHK, list(inputs.values()), arguments["grad_BTHK"])
 
 
-def _gate_work(call: Callable[..., Tensor], arguments: Arguments, work: str) -> Work:
+def _kept_mib(call: Callable[..., Tensor], arguments: Arguments) -> float | None:
+    try:
+        return bytes_kept(call, {name: t for name, t in arguments.items() if name != "grad_BTHK"}) / 2**20
+    except torch.OutOfMemoryError:  # beside what the timing still holds
+        return None
+
+
+def _gate_work(call: Callable[..., Tensor], arguments: Arguments, work: str, floor_ms: float) -> Work:
     inputs = {name: t for name, t in arguments.items() if name != "grad_BTHK"}
     if work == "forward":
-        return Work(lambda _: call(**inputs))
+        return Work(lambda _: call(**inputs), floor_ms=floor_ms)
     leaves = [t for t in inputs.values() if t.requires_grad]
     return Work(
         lambda z_BTHK: torch.autograd.grad(z_BTHK, leaves, arguments["grad_BTHK"]),
         before=lambda: call(**inputs),
+        floor_ms=floor_ms,
     )
 
 
@@ -199,22 +238,8 @@ def _of_gate(arguments: Arguments, candidate: Candidate) -> Arguments:
     return {name: t.detach() if name in candidate.without else t for name, t in given.items()}
 
 
-def _gate_ms(plan: OpsPlan, rates: Rates, row: Timing) -> float:
-    if row.gate == "none":
-        return 0.0
-    tensor_bytes = plan.tokens * plan.heads * plan.head_dim * getattr(torch, plan.dtype).itemsize
-    moved = gate_bytes(tensor_bytes, row.at["granularity"], row.work, more_passes=row.at.get("more_passes", 0))
-    return rates.ms(moved, 0)
-
-
-def _attention_ms(plan: OpsPlan, rates: Rates, work: str) -> float:
-    itemsize = getattr(torch, plan.dtype).itemsize
-    heads = {"H": plan.heads, "G": plan.kv_heads, "K": plan.head_dim}
-    return attention_ms(rates, B=plan.batch, T=plan.length, **heads, itemsize=itemsize, work=work)
-
-
-def _layer(plan: OpsPlan, rates: Rates) -> tuple[Timing, Work, float]:
-    """The row, the pass and the floor of an ungated decoder layer as wide as the heads together; compiled on CUDA."""
+def _layer(plan: OpsPlan, rates: Rates) -> tuple[Timing, Work]:
+    """The row and the pass of an ungated decoder layer as wide as the heads together; compiled on CUDA."""
     width, is_cuda = plan.heads * plan.head_dim, plan.device == "cuda"
     config = ModelConfig(
         d_model=width, n_layers=1, n_heads=plan.heads, n_kv_heads=plan.kv_heads, head_dim=plan.head_dim
@@ -224,8 +249,8 @@ def _layer(plan: OpsPlan, rates: Rates) -> tuple[Timing, Work, float]:
     dtype = getattr(torch, plan.dtype)
     x_BTD, grad_BTD = torch.randn(2, plan.batch, plan.length, width, device=plan.device).to(dtype)
     leaves = [x_BTD.requires_grad_(), *block.parameters()]
-    work = Work(lambda _: torch.autograd.grad(layer(x_BTD, Pass()), leaves, grad_BTD))
-    candidate = Candidate("a decoder layer, compiled" if is_cuda else "a decoder layer", layer)
     floor_ms = rates.ms(0, 6 * plan.tokens * sum(p.numel() for p in block.parameters() if p.dim() == 2))
-    row = _row("layer", plan, None, candidate, BOTH, "")
-    return row, work, floor_ms + _attention_ms(plan, rates, BOTH)
+    floor_ms += ungated_ms(plan, rates, BOTH)
+    work = Work(lambda _: torch.autograd.grad(layer(x_BTD, Pass()), leaves, grad_BTD), floor_ms=floor_ms)
+    candidate = Candidate("a decoder layer, compiled" if is_cuda else "a decoder layer", layer)
+    return _row("layer", plan, None, candidate, BOTH, ""), work

@@ -149,6 +149,11 @@ class TrainPlan(Plan):
             raise ValueError(
                 f"tokens={self.tokens} is not a number of whole sequences of context={self.context}; take a multiple"
             )
+        if self.micro_batch and (self.tokens // self.context) % self.micro_batch:
+            raise ValueError(
+                f"micro_batch={self.micro_batch} does not divide the {self.tokens // self.context} sequences of a step; take a "
+                "divisor, or 0 for all at a time"
+            )
         return self
 
 

@@ -1,11 +1,10 @@
 """bench probe: the statistics of attention from `observe` against those from all matrices (`output_attentions=True`).
 
 Notable: four layers of a decoder of transformers with random weights; both give first-token mass, every key's share,
-entropy and focus of every head. The probes are first held to the numeric contract by the first-token mass. A length whose
-matrices would not fit is timed without them.
+entropy and focus of every head. The probes are first held to the numeric contract by all four. A length whose matrices would
+not fit is timed without them.
 """
 
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -16,12 +15,18 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..config.base import ConfigError
+from ..probes.anywhere import MIN_QUERIES
 from ..probes.external import observe
 from .candidates import Candidate
 from .floors import Rates
 from .ops import held
 from .plan import ProbePlan
+from .room import no_room
 from .timing import Budget, Timing, Work, take_turns, wall_clock
+
+if find_spec("transformers") is not None:
+    # Seconds of import, which are then not the benchmark's.
+    import transformers.models.llama.modeling_llama  # noqa: F401
 
 NOTE = (
     "Floor: the pass alone at the product's rate. Probes: sinks, anywhere, shape; the matrices' row takes first-token mass, "
@@ -34,6 +39,8 @@ _WIDTHS = {
     "cpu": {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2},
 }
 _MATRICES = "all matrices"
+# What is compared, [L, H] each: as the probes call it. Of every key's share the largest, of keys that enough queries see.
+STATISTICS = ("first_token_mass", "sink_importance", "attention_entropy", "attention_focus")
 
 
 def measure(plan: ProbePlan, rates: Rates, budget: Budget, tell: Callable[[str], None]) -> list[Timing]:
@@ -46,7 +53,7 @@ def measure(plan: ProbePlan, rates: Rates, budget: Budget, tell: Callable[[str],
         raise ConfigError(
             ["bench probe watches a model of transformers, which is not installed; pip install 'gatelab[hf]'"]
         )
-    tell("the contract: first-token mass")
+    tell("the contract: first-token mass, every key's share, entropy, focus")
     model = _model(plan.device)
     contract = _contract(model, budget)
     rows: list[Timing] = []
@@ -60,14 +67,19 @@ def _of_length(
     plan: ProbePlan, model: nn.Module, length: int, contract: str, rates: Rates, budget: Budget, *, share: float
 ) -> list[Timing]:
     device = torch.device(plan.device)
-    ids_BT = torch.randint(0, model.config.vocab_size, (1, length), device=device)
     ways = {"no probes": _plain, "probes": _probed, _MATRICES: _from_matrices}
-    why = {"probes": "" if contract == "holds" else contract, _MATRICES: _no_room(model, length, device)}
-    works = {name: Work(partial(way, model, ids_BT)) for name, way in ways.items() if not why.get(name)}
+    crowded = no_room(_pass_bytes(model, length), plan.device)
+    why = dict.fromkeys(ways, crowded) if crowded else {_MATRICES: no_room(_matrix_bytes(model, length), plan.device)}
+    if contract != "holds":
+        why["probes"] = contract
+    floor_ms = rates.ms(0, _flops(model, length))
+    ids_BT = torch.randint(0, model.config.vocab_size, (1, 1 if crowded else length), device=device)
+    works = {
+        name: Work(partial(way, model, ids_BT), floor_ms=floor_ms) for name, way in ways.items() if not why.get(name)
+    }
     turns = take_turns(works, device, budget=budget, share=share, measure=wall_clock(device))
     heads, layers = model.config.num_attention_heads, model.config.num_hidden_layers
     shape = f"{length:,}, {layers} layers, {heads} heads of {model.config.hidden_size // heads}"
-    floor_ms = rates.ms(0, _flops(model, length))
     rows = []
     for name in ways:
         row = Timing("probe", shape, "none", name, "pass", is_own=name != _MATRICES, at={"length": length})
@@ -122,16 +134,15 @@ def _from_matrices(model: nn.Module, ids_BT: Tensor, _: None) -> list[Tensor]:
     return [x.cpu() for x in out]
 
 
-def _no_room(model: nn.Module, length: int, device: torch.device) -> str:
-    """Why all matrices cannot be had, or nothing; a CPU's process would be killed where a GPU's raises."""
-    if device.type == "cuda":
-        room, itemsize = torch.cuda.mem_get_info(device)[0], 2
-    else:
-        room, itemsize = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES"), 4
-    n_bytes = model.config.num_hidden_layers * model.config.num_attention_heads * length**2 * itemsize
-    if n_bytes < 0.8 * room:
-        return ""
-    return f"not run: the matrices take {n_bytes / 2**30:.0f} GiB of {room / 2**30:.0f}"
+def _matrix_bytes(model: nn.Module, length: int) -> int:
+    """Of all attention matrices."""
+    c = model.config
+    return c.num_hidden_layers * c.num_attention_heads * length**2 * model.dtype.itemsize
+
+
+def _pass_bytes(model: nn.Module, length: int) -> int:
+    """Of the pass alone in its widest place, the MLP."""
+    return length * (2 * model.config.hidden_size + 2 * model.config.intermediate_size) * model.dtype.itemsize
 
 
 def _flops(model: nn.Module, length: int) -> float:
@@ -141,33 +152,50 @@ def _flops(model: nn.Module, length: int) -> float:
 
 
 def _contract(model: nn.Module, budget: Budget) -> str:
+    """The first of the four that fails, or what is said of the last."""
     ids_BT = torch.randint(0, model.config.vocab_size, (1, _CHECKED), device=model.device)
-    arguments = {name: p.detach() for name, p in model.named_parameters()}
     shape = (model.config.num_hidden_layers, model.config.num_attention_heads)
-    arguments |= {"grad_BTHK": torch.zeros(shape, device=model.device, dtype=model.dtype)}
-    watched, whole = partial(_mass_watched, model, ids_BT), partial(_mass_of_matrices, model, ids_BT)
-    return held(Candidate("probes", watched), whole, arguments, budget)
+    said = "holds"
+    for statistic in STATISTICS:
+        arguments = {name: p.detach() for name, p in model.named_parameters()}
+        arguments |= {"grad_BTHK": torch.zeros(shape, device=model.device, dtype=model.dtype)}
+        watched, whole = (partial(way, model, ids_BT, statistic) for way in (_watched, _of_matrices))
+        said = held(Candidate("probes", watched), whole, arguments, budget)
+        if said != "holds":
+            return said.replace("output", statistic, 1)
+    return said
 
 
 @torch.no_grad()
-def _mass_watched(model: nn.Module, ids_BT: Tensor, **weights: Tensor) -> Tensor:
-    """First-token mass of every layer and head, [L, H], from the probe `sinks`."""
-    with observe(model, ["sinks"]) as recorder:
+def _watched(model: nn.Module, ids_BT: Tensor, statistic: str, **weights: Tensor) -> Tensor:
+    """A statistic of every layer and head, [L, H], from the probes."""
+    with observe(model, list(_PROBES)) as recorder:
         functional_call(model, weights, (ids_BT,))
-    mass_LH = torch.zeros(model.config.num_hidden_layers, model.config.num_attention_heads, device=ids_BT.device)
+    found_LH = torch.full(
+        (model.config.num_hidden_layers, model.config.num_attention_heads), torch.nan, device=ids_BT.device
+    )
     for row in recorder.rows():
-        if row.metric == "first_token_mass" and row.layer is not None and row.head is not None:
-            mass_LH[row.layer, row.head] = row.value
-    return mass_LH
+        if row.metric == statistic and row.layer is not None and row.head is not None:
+            found_LH[row.layer, row.head] = row.value
+    return found_LH
 
 
 @torch.no_grad()
-def _mass_of_matrices(model: nn.Module, ids_BT: Tensor, **weights: Tensor) -> Tensor:
-    """The same from the matrices; the first query, which sees nothing else, is left out."""
+def _of_matrices(model: nn.Module, ids_BT: Tensor, statistic: str, **weights: Tensor) -> Tensor:
+    """The same from the matrices; the first query, which sees nothing else, is left out but where a key's share counts it."""
     model.set_attn_implementation("eager")
     try:
         maps = functional_call(model, weights, (ids_BT,), {"output_attentions": True}).attentions
     finally:
         model.set_attn_implementation("sdpa")
-    mass_LH = torch.stack([weights_BHTS[:, :, 1:, 0].mean(dim=(0, 2)) for weights_BHTS in maps])
-    return mass_LH.to(torch.promote_types(mass_LH.dtype, torch.float32))
+    wide = torch.promote_types(maps[0].dtype, torch.float32)
+    weights_LHTS = torch.cat(maps).to(wide)
+    later_LHTS, T = weights_LHTS[:, :, 1:], weights_LHTS.shape[2]
+    if statistic == "first_token_mass":
+        return later_LHTS[..., 0].mean(dim=-1)
+    if statistic == "attention_entropy":
+        return torch.special.entr(later_LHTS).sum(dim=-1).mean(dim=-1)
+    if statistic == "attention_focus":
+        return (1 / later_LHTS.square().sum(dim=-1)).mean(dim=-1)
+    n_seen_S = torch.arange(T, 0, -1, device=ids_BT.device)
+    return (weights_LHTS.sum(dim=2) / n_seen_S)[..., n_seen_S >= max(MIN_QUERIES, T / 2)].amax(dim=-1)

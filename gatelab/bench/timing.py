@@ -14,6 +14,9 @@ from typing import Any
 import torch
 
 _LEAST, _MOST = 3, 50  # rounds
+# How often a work runs at least: to warm up, to be timed for the number of rounds, and in these.
+RUNS = _LEAST + 2
+_NO_MATTER_S = 1.0  # by so much a benchmark may always be longer
 _L2 = 256 << 20  # bytes; larger than the L2 cache of any GPU so far
 # A pause of a few milliseconds: as long as Python takes to launch a work, so that its launches are not timed.
 _PAUSE = 8_000_000  # clock cycles
@@ -25,29 +28,45 @@ def _nothing() -> None:
 
 @dataclass(frozen=True)
 class Work:
-    """What is timed: `run` of what `before` gave, and `before` is not timed."""
+    """What is timed: `run` of what `before` gave, and `before` is not timed. `floor_ms`: the least that it can take."""
 
     run: Callable[[Any], object]
     before: Callable[[], Any] = _nothing
+    floor_ms: float = 0.0
 
 
 Measure = Callable[[Work], float]
+OVER = "not run: the time was over; give more --seconds"
 
 
 @dataclass(frozen=True)
 class Budget:
-    """The time that a benchmark may take, from now on."""
+    """The time that a benchmark may take, from now on: until `end`, `asked` seconds in all."""
 
     end: float
+    asked: float
 
     @classmethod
     def of(cls, seconds: float) -> "Budget":
-        return cls(time.perf_counter() + seconds)
+        return cls(time.perf_counter() + seconds, seconds)
+
+    def share(self, share: float) -> "Budget":
+        """A part of what is left."""
+        return Budget(time.perf_counter() + share * self.left, self.asked)
 
     @property
     def left(self) -> float:
         """Seconds; 0 when it is over."""
         return max(0.0, self.end - time.perf_counter())
+
+    def lacks(self, seconds: float) -> str:
+        """Why what takes so long is not begun, or nothing: it may take what is left, or a tenth of all."""
+        if seconds <= max(self.left, self.asked / 10, _NO_MATTER_S):
+            return ""
+        return (
+            f"not run: takes at least {seconds:.3g} s, and {self.left:.3g} s of the {self.asked:g} asked are left; "
+            "give more --seconds"
+        )
 
 
 @dataclass(frozen=True)
@@ -75,7 +94,8 @@ class Turns:
 class Timing:
     """A row of the results. Times in milliseconds over `rounds`; `floor_ms` is what the device must spend by its measured
     rates; `ratio` is the median over rounds of the time over that of `against`; `of_layer` what it takes beyond its
-    own ungated pass, as a share of a decoder layer's time; `contract` holds, fails or says why there is no time."""
+    own ungated pass, as a share of a decoder layer's time; `kept_mib` what is kept for the backward pass, `kept_goal_mib` what
+    may be; `contract` holds, fails or says why there is no time."""
 
     what: str
     shape: str
@@ -96,6 +116,8 @@ class Timing:
     of_layer: float | None = None
     peak_mib: float | None = None
     peak_ratio: float | None = None
+    kept_mib: float | None = None
+    kept_goal_mib: float | None = None
     tokens_per_s: float | None = None
     mfu: float | None = None
     goal: str | None = None
@@ -175,26 +197,36 @@ def take_turns(
 ) -> Turns:
     """Time all works in every round, for a share of the budget that is left: 3 rounds at least and 50 at most.
 
-    What raises in its warm-up, or is reached only when the time is over, is left out, and `failed` says why.
+    What raises in its warm-up, is reached only when the time is over, or takes longer than what is left of it, by its floor
+    or as it turns out, is left out, and `failed` says why.
     """
-    measure, until = measure or clock(device), Budget.of(share * budget.left)
+    measure, until = measure or clock(device), budget.share(share)
     peaks: dict[str, int | None] = {}
     failed: dict[str, str] = {}
     estimate = 0.0
     for name, work in works.items():
         if peaks and not until.left:
-            failed[name] = "not run: the time was over; give more --seconds"
+            failed[name] = OVER
+            continue
+        if why := until.lacks(RUNS * work.floor_ms / 1e3):
+            failed[name] = why
             continue
         try:
             work.run(work.before())
-            peaks[name] = _peak_bytes(work, device)
+            peak = _peak_bytes(work, device)
             start = time.perf_counter()
             measure(work)
-            estimate += time.perf_counter() - start
+            spent = time.perf_counter() - start
         except Exception as error:
             failed[name] = why_not(error)
+            continue
+        if why := until.lacks(_LEAST * (estimate + spent)):
+            failed[name] = why
+            continue
+        peaks[name] = peak
+        estimate += spent
     rounds = min(_MOST, max(_LEAST, int(until.left / estimate))) if estimate else 0
-    found: dict[str, list[float]] = {name: [] for name in peaks if name not in failed}
+    found: dict[str, list[float]] = {name: [] for name in peaks}
     for _ in range(rounds):
         for name, times in found.items():
             times.append(measure(works[name]))

@@ -1,38 +1,42 @@
 """bench train: steps of the trainer itself, gated and ungated models in one process, alone and many at once.
 
 Notable: every model takes its steps in every round, and a gated one has its FFN narrowed to the ungated one's weights. The
-data are random tokens. MFU counts 6 operations a weight that a token multiplies (the head's, not the embedding's) and
-12 H K a pair of a query and a key that it sees, n²/2 of them in a sequence of n (`train.cost`); it is stated over 989
-TFLOP/s on H100 and H200, and over the measured product elsewhere.
+data are random tokens. A model's first step is held to the numeric contract (`held_training`) before it is timed, and one that
+fails has no time and no ratio. MFU counts 6 operations a weight that a token multiplies (the head's, not the embedding's) and
+12 H K a pair of a query and a key that it sees, n²/2 of them in a sequence of n (`train.cost`); it is stated over 989 TFLOP/s
+on H100 and H200, and over the measured product elsewhere.
 """
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
 import torch
 
-from ..config import override
+from ..config import ConfigError, override
 from ..config.gate import parse_gates
 from ..config.model import ModelConfig
 from ..config.run import Execution, Run, Text, TrainConfig
 from ..data import default_cache
 from ..models.sizes import count_parameters, match_d_ff
+from ..ops.gated_attention import chosen_for
 from ..record import Step
-from ..train.cost import model_flops_per_token
-from ..train.group import Group
+from ..train.cost import model_flops_per_token, training_bytes
+from ..train.group import Group, pick_device, pick_dtype
 from ..train.loop import train
 from .floors import HOPPER_FLOPS, Rates
 from .goals import JUDGED_ON
+from .held_training import first_step, references, verdicts
 from .plan import TrainPlan, size
-from .timing import Budget, Timing, Work, take_turns, wall_clock
+from .room import no_room
+from .timing import OVER, RUNS, Budget, Timing, Work, take_turns, wall_clock, why_not
 
 NOTE = (
     "Floor: all operations at the product's rate. MFU: 6 operations a weight that a token multiplies, the head's with them and "
     "the embedding's not, and 12 H K a pair of a query and a key that it sees, n²/2 of them in a sequence of n; over 989 "
-    "TFLOP/s on H100 and H200, over the product's rate elsewhere. Gated models have their FFN narrowed to equal weights."
+    "TFLOP/s on H100 and H200, over the product's rate elsewhere. Gated models have their FFN narrowed to equal weights. "
+    "Contract: loss, gradient norm and gradient of the first step against attention=reference in a wider type, at most twice the "
+    "error of attention=reference in the same type."
 )
 _TOKENS = 1 << 22
 _UNIT = 8  # channels; a width that is no multiple of it is slow on tensor cores
@@ -48,7 +52,12 @@ class _Arm:
 
 
 def measure(plan: TrainPlan, rates: Rates, budget: Budget, tell: Callable[[str], None]) -> list[Timing]:
-    """A row a size, gate and number of runs at once."""
+    """A row a size, gate and number of runs at once.
+
+    Raises:
+        ConfigError: where `attention` serves none of the models here.
+    """
+    _check_served(plan)
     rows: list[Timing] = []
     for i, word in enumerate(plan.sizes):
         tell(f"{word}: {', '.join(plan.gates)}")
@@ -56,34 +65,77 @@ def measure(plan: TrainPlan, rates: Rates, budget: Budget, tell: Callable[[str],
     return rows
 
 
-def _of_size(plan: TrainPlan, word: str, rates: Rates, budget: Budget, *, share: float) -> list[Timing]:
+def _check_served(plan: TrainPlan) -> None:
     device = torch.device(plan.device)
+    refused = []
+    for word in plan.sizes:
+        for gate in plan.gates:
+            model = _arm(plan, word, gate, 1).model
+            try:
+                chosen_for(model, plan.attention, dtype=pick_dtype("auto", device), device=device)
+            except ValueError as error:
+                refused.append(str(error))
+    if len(refused) == len(plan.sizes) * len(plan.gates):
+        raise ConfigError([f"--attention {plan.attention}: {refused[0]}"])
+
+
+def _of_size(plan: TrainPlan, word: str, rates: Rates, budget: Budget, *, share: float) -> list[Timing]:
+    device, until = torch.device(plan.device), budget.share(share)
     arms = [_arm(plan, word, gate, runs) for gate in plan.gates for runs in dict.fromkeys((1, plan.group))]
-    steps = {arm.row.candidate + arm.row.gate: _Steps(plan, arm) for arm in arms}
-    works = {name: Work(lambda _, s=s: s.take(plan.steps)) for name, s in steps.items()}
-    turns = take_turns(works, device, budget=budget, share=share, measure=wall_clock(device))
-    for s in steps.values():
-        s.close()
+    works, contracts, begun = {}, {}, []
+    for i, arm in enumerate(arms):
+        key, floor_ms = _key(arm.row), rates.ms(0, _flops(plan, arm) * plan.steps * arm.runs)
+        why = no_room(_bytes(plan, arm), plan.device)
+        # Of its own steps one, and two of the reference's, are the contract's.
+        why = why or until.lacks((RUNS + 3 / plan.steps) * floor_ms / 1e3)
+        why = why or (OVER if i and not until.left else "")
+        if why:
+            contracts[key] = why
+            continue
+        steps = _Steps(plan, arm)
+        contracts[key] = steps.contract()
+        if contracts[key].startswith("holds"):
+            works[key] = Work(lambda _, s=steps: s.take(plan.steps), floor_ms=floor_ms)
+            begun.append(steps)
+        else:
+            steps.close()
+    turns = take_turns(works, device, budget=until, measure=wall_clock(device))
+    for steps in begun:
+        steps.close()
     rows = []
     for arm in arms:
-        row, key = arm.row, arm.row.candidate + arm.row.gate
+        row, key = arm.row, _key(arm.row)
         if key not in turns.times:
-            rows.append(replace(row, contract=turns.failed[key]))
+            rows.append(replace(row, contract=turns.failed.get(key, contracts[key])))
             continue
-        flops = model_flops_per_token(arm.model, plan.context) * plan.tokens
+        flops = _flops(plan, arm)
         # A step of one run, also where several took theirs at once.
         scale = 1 / (plan.steps * arm.runs)
-        row = replace(row, contract=_contract(steps[key], steps["alone" + row.gate]) if arm.runs > 1 else "")
+        row = replace(row, contract=contracts[key])
         row = row.timed(turns.times[key], floor_ms=rates.ms(0, flops), scale=scale)
         seconds = row.median_ms / 1e3
         row = replace(row, tokens_per_s=plan.tokens / seconds, mfu=flops / seconds / _peak(device, rates))
         against = "one after another" if arm.runs > 1 else "ungated"
         base = turns.times.get("alone" + (row.gate if arm.runs > 1 else "none"))
-        has_none = base is None or row.contract.startswith("FAIL")
-        row = row if has_none else row.over(turns.times[key], base, against, scale=1 / arm.runs)
+        row = row if base is None else row.over(turns.times[key], base, against, scale=1 / arm.runs)
         # On a GPU a captured step allocates nothing while it is timed: what it holds was there before.
         rows.append(replace(row, peak_mib=None, peak_ratio=None) if device.type == "cuda" else row)
     return rows
+
+
+def _key(row: Timing) -> str:
+    return row.candidate + row.gate
+
+
+def _flops(plan: TrainPlan, arm: _Arm) -> float:
+    return model_flops_per_token(arm.model, plan.context) * plan.tokens
+
+
+def _bytes(plan: TrainPlan, arm: _Arm) -> float:
+    """Of the arm's runs from step to step; on a CPU, which has no other way to say that it is full, with what its blocks keep."""
+    batch = plan.micro_batch or plan.tokens // plan.context
+    needed = training_bytes(arm.model, batch, plan.context, precision="float32")
+    return arm.runs * (needed.states + (needed.activations if plan.device == "cpu" else 0))
 
 
 def _arm(plan: TrainPlan, word: str, gate: str, runs: int) -> _Arm:
@@ -102,13 +154,28 @@ def _arm(plan: TrainPlan, word: str, gate: str, runs: int) -> _Arm:
 
 
 class _Steps:
-    """The steps of a group, which is made when the first is asked for, so that one without room is a row that says so.
-    `first_loss` is its first run's in the first step; `eps` that of the type it computes in."""
+    """The steps of a group, which is made when the first is asked for."""
 
     def __init__(self, plan: TrainPlan, arm: _Arm):
-        self._make = partial(_group, plan, arm)
+        self._plan, self._arm = plan, arm
         self._steps: Iterator[Step] | None = None
-        self.first_loss, self.eps, self.is_stacked = math.nan, math.nan, False
+
+    def contract(self) -> str:
+        """Take the first step and hold it to the contract: `holds`, `FAIL` with what is wrong, or why it could not be."""
+        runs, execution = _runs(self._plan, self._arm)
+        dtype = pick_dtype(runs[0].train.precision, pick_device(execution.device))
+        try:
+            # Before the arm's own model takes room.
+            truth, plain = references(runs[0], execution, dtype, self._plan.device)
+            group = _group(self._plan, self._arm)
+            self._steps = train(group)
+            found = first_step(group, next(self._steps))
+        except Exception as error:
+            return why_not(error)
+        broken = [v for v in verdicts(found, truth, plain, dtype) if not v.holds]
+        if broken:
+            return f"FAIL {broken[0].tensor}: error {broken[0].error:.2g}, allowed {broken[0].allowed:.2g}"
+        return "holds" if group.is_stacked or self._arm.runs == 1 else "holds; not stacked, in turns"
 
     def take(self, n: int) -> None:
         """Train on.
@@ -116,14 +183,8 @@ class _Steps:
         Raises:
             ValueError: when a run has diverged.
         """
-        if self._steps is None:
-            group = self._make()
-            self.eps, self.is_stacked = torch.finfo(group.dtype).eps, group.is_stacked
-            self._steps = train(group)
         for _ in range(n):
             step = next(self._steps)
-            if step.step == 1:
-                self.first_loss = step.loss[0]
         if any(step.diverged):
             raise ValueError(f"a loss is no longer finite after {step.step} steps")
 
@@ -132,15 +193,11 @@ class _Steps:
         self._steps = None
 
 
-def _contract(together: _Steps, alone: _Steps) -> str:
-    """Whether a run among others begins as it does alone: same weights, same batch, same loss but for its rounding."""
-    error = abs(together.first_loss - alone.first_loss) / abs(alone.first_loss)
-    if not error <= together.eps:
-        return f"FAIL first loss {together.first_loss:.6g}, alone {alone.first_loss:.6g}"
-    return "holds" if together.is_stacked else "holds; not stacked, in turns"
-
-
 def _group(plan: TrainPlan, arm: _Arm) -> Group:
+    return Group(*_runs(plan, arm))
+
+
+def _runs(plan: TrainPlan, arm: _Arm) -> tuple[list[Run], Execution]:
     batch = plan.tokens // plan.context
     # More steps than can be taken: the budget ends the benchmark.
     training = TrainConfig(tokens=plan.tokens * 10**6, batch_size=batch, seq_len=plan.context)
@@ -155,7 +212,7 @@ def _group(plan: TrainPlan, arm: _Arm) -> Group:
         packed=plan.packed,
         attention=plan.attention,
     )
-    return Group(runs, execution)
+    return runs, execution
 
 
 def _random_tokens(vocab_size: int) -> Text:

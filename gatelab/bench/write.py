@@ -9,7 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..store import read_json, write_json, write_text
+from ..config.base import ConfigError
+from ..store import StoreError, read_json, write_json, write_text
 from .benchmark import Benchmark
 from .timing import Timing
 
@@ -30,6 +31,8 @@ _COLUMNS: dict[str, Callable[[Timing], Any]] = {
     "to": lambda r: r.against,
     "of a layer": lambda r: None if r.of_layer is None else f"{r.of_layer:.2%}",
     "MiB": lambda r: _rounded(r.peak_mib, 5),
+    "kept MiB": lambda r: _rounded(r.kept_mib, 5),
+    "ungated + logits MiB": lambda r: _rounded(r.kept_goal_mib, 5),
     "tokens/s": lambda r: None if r.tokens_per_s is None else f"{r.tokens_per_s:,.0f}",
     "MFU": lambda r: None if r.mfu is None else f"{r.mfu:.1%}",
     "contract": lambda r: r.contract,
@@ -51,15 +54,47 @@ def records(found: Benchmark) -> list[Record]:
 
 
 def write(found: Benchmark, folder: Path) -> tuple[Path, Path]:
-    """Add the benchmark to <kind>_<device>_<yyyy-mm>.md and .json of a folder, which is made where there is none."""
+    """Add the benchmark to <kind>_<device>_<yyyy-mm>.md and .json of a folder, which is made where there is none.
+
+    Raises:
+        ConfigError: as `read_before`; nothing is written then.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    stem = f"{found.kind}_{slug(found.device)}_{found.facts['utc'][:7]}"
-    page, data = folder / f"{stem}.md", folder / f"{stem}.json"
-    before = page.read_text(encoding="utf-8") if page.exists() else f"# gatelab bench {found.kind}, {found.device}\n"
+    page, data = places(found.kind, found.device, found.facts["utc"], folder)
+    before, earlier = read_before(page, data)
+    before = before or f"# gatelab bench {found.kind}, {found.device}\n"
     write_text(page, f"{before}\n{section(found)}")
-    earlier = read_json(data) if data.exists() else []
     write_json(data, [*earlier, {**found.facts, "rows": [row.as_dict() for row in found.rows]}])
     return page, data
+
+
+def places(kind: str, device: str, utc: str, folder: Path) -> tuple[Path, Path]:
+    """The page and the data of a kind, a device's name and a time that begins with the year and the month."""
+    stem = f"{kind}_{slug(device)}_{utc[:7]}"
+    return folder / f"{stem}.md", folder / f"{stem}.json"
+
+
+def read_before(page: Path, data: Path) -> tuple[str, list[Record]]:
+    """What earlier benchmarks wrote: the page's text and the data's list, each empty where there is no file.
+
+    Raises:
+        ConfigError: for what is no file, cannot be read, or is no list in JSON.
+    """
+    for path in (page, data):
+        if path.exists() and not path.is_file():
+            raise ConfigError(
+                [f"{path}: is no file, and results are added to one of this name; move it, or change --out"]
+            )
+    try:
+        text = page.read_text(encoding="utf-8") if page.exists() else ""
+        earlier = read_json(data) if data.exists() else []
+    except UnicodeDecodeError:
+        raise ConfigError([f"{page}: is no text, and results are added to it; move it, or change --out"]) from None
+    except (OSError, StoreError) as error:
+        raise ConfigError([f"{error} (results are added to it: mend or move it, or change --out)"]) from None
+    if not isinstance(earlier, list):
+        raise ConfigError([f"{data}: is no list of results, to which one could be added; move it, or change --out"])
+    return text, earlier
 
 
 def section(found: Benchmark) -> str:

@@ -165,9 +165,9 @@ def probe(*, length: str | None = None, common: Common = _COMMON) -> int:
 
 
 def _carry_out(kind: str, given: dict[str, Any], common: Common) -> int:
-    from ..bench.benchmark import benchmark, pick_device
+    from ..bench.benchmark import benchmark, device_name, pick_device, utc_now
     from ..bench.plan import plan
-    from ..bench.write import records, table, write
+    from ..bench.write import places, read_before, records, table, write
     from ..config import ConfigError
     from ..terminal import print_records
 
@@ -182,12 +182,16 @@ def _carry_out(kind: str, given: dict[str, Any], common: Common) -> int:
             [f"--out {common.out}: cannot be written to ({error.strerror}); name another folder"]
         ) from None
     planned = plan(kind, pick_device(common.device), {**given, "seconds": common.seconds})
+    read_before(*places(kind, device_name(planned.device), utc_now(), common.out))
     found = benchmark(kind, planned, tell if sys.stderr.isatty() else _silent)
-    page, data = write(found, common.out)
     if common.json_:
         print_json(records(found))
     else:
         print_records(table(found), "\n".join([*found.heading, ""]))
+    if all(row.median_ms is None for row in found.rows):
+        tell("nothing was timed, and nothing was written; the contract's column says why")
+        return 1
+    page, data = write(found, common.out)
     tell(f"added to {page} and {data}")
     return 0
 

@@ -35,6 +35,7 @@ def eval_(
     text: str | None = None,
     window: int | None = None,
     keys: Path | None = None,
+    untrained: bool | None = None,
     chat: Flag = False,
     run_code: Flag = False,
     dtype: Literal["float32", "bfloat16", "auto"] = "float32",
@@ -54,8 +55,8 @@ def eval_(
     tasks:
         Names joined by commas, of tasks, groups or tags: hellaswag,arc_easy,mmlu,blimp,gsm8k,ruler. Ours begin with gatelab/, as in
         gatelab/needle,gatelab/ruler/niah_single_1,gatelab/middle/kv; so do what attention finds and what evidence is worth,
-        citations, and losses in texts: gatelab/found/kv, gatelab/deletion/kv, gatelab/citations/one, gatelab/long_ppl,
-        gatelab/position_loss
+        citations, summaries, and losses in texts: gatelab/found/kv, gatelab/deletion/kv, gatelab/citations/one,
+        gatelab/summary/qmsum, gatelab/long_ppl, gatelab/position_loss
     data_dir:
         A folder with the tasks' files, as docs/eval.md lays it out; the hub is then not asked for items.
     limit:
@@ -84,6 +85,9 @@ def eval_(
         Tokens of LongPPL's short context; an eighth of the length, 4096 at most, unless stated.
     keys:
         A file of LongPPL's key tokens that --out of another command left; the model chooses its own unless stated.
+    untrained:
+        Ask our tasks of the same model before training too, all that is asked; unless stated the choices of the first 20 items,
+        of models up to 200 million weights.
     chat:
         Questions and answers as a conversation, in the chat template of the model's tokenizer; the prompt of one of ours is one
         turn.
@@ -132,6 +136,7 @@ def eval_(
         "--hardness": hardness is not None,
         "--haystack": haystack is not None,
         f"--layout {layout}": layout != "spread",
+        f"--{'' if untrained else 'no-'}untrained": untrained is not None,
     }
     if keys is not None and limit is not None and set(names) <= set(_TEXTS):
         wrong.append(f"--limit {limit}: --keys has its own documents, and all are read; leave one out")
@@ -167,6 +172,7 @@ def eval_(
             text=text or "stdlib",
             window=window,
             keys=keys,
+            untrained=untrained,
         )
     needs = ("lm_eval", "transformers") if others else ("transformers",)
     absent = [name for name in needs if find_spec(name) is None]

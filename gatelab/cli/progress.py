@@ -13,16 +13,19 @@ def status(folder: Path, *, json_: Json = False) -> int:
     folder:
         The study's folder.
     json_:
-        One JSON record a run.
+        One JSON record a run; of one that was begun also how many runs its process trained, and whether as one stack.
     """
     from ..store import StudyFolder
+    from ..study.grouping import environment_of
     from ..study.ledger import state_of
 
     there = StudyFolder.open(folder)
     if json_:
         print_json(
             [
-                {k: e[k] for k in ("cell", "arm", "seed", "fingerprint")} | {"state": state_of(r)}
+                {k: e[k] for k in ("cell", "arm", "seed", "fingerprint")}
+                | {"state": state_of(r)}
+                | {k: v for k, v in (environment_of(r) or {}).items() if k in ("runs_in_group", "stacked")}
                 for e, r in there.planned()
             ]
         )

@@ -135,6 +135,8 @@ def _find(there: "StudyFolder", *, all_: bool, is_json: bool) -> int:
         print_findings(findings, all_metrics=all_)
     if hunt is None:
         tell(f"no anomalies were looked for: {refused}")
+        for note in analysis.refusals.notes:
+            tell(f"note: {note}")
     elif is_json:
         for note in hunt.notes:
             tell(f"note: {note}")

@@ -31,8 +31,9 @@ def asked_own(
     prepared = prepare(asking)
     run = lab.task_run(model)
     if run is None:
+        seed = lab.run_seed(model)
         return lambda: evaluate_text(
-            opened(), asking, prepared, batch_size=batch_size, new_tokens=new_tokens, progress=progress
+            opened(), asking, prepared, batch_size=batch_size, new_tokens=new_tokens, seed=seed, progress=progress
         )
     refuse_prompts(prepared, model)
     _refuse_for_others(loading)

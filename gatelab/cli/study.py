@@ -1,11 +1,14 @@
 """gatelab run and submit: carry a study out here or on a cluster."""
 
 from importlib.util import find_spec
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
 from .base import Json, print_json, tell
+
+if TYPE_CHECKING:
+    from ..store import StudyFolder
 
 
 def run(
@@ -35,24 +38,26 @@ def run(
         One JSON record a line on stdout and nothing else.
     """
     from .. import lab
-    from ..config import ConfigError, parse_assignments
-    from ..store import StudyFolder
+    from ..config import parse_assignments
     from ..study.drive import drive
     from ..terminal import LiveGrid, print_findings, print_status
 
     lab.check_executor(executor, ray_address)
+    words = parse_assignments(assignments)
     if lab.is_folder(study):
-        if out is not None:
-            raise ConfigError([f"--out {out}: {study} is a study's folder and goes on in it; leave --out out"])
-        folder = StudyFolder.open(study)
-        execution = lab.go_on(folder, parse_assignments(assignments))
+        folder = _there(study, out)
+        lab.check_executor(executor, ray_address, lab.execution_in(folder, words))
+        execution = lab.go_on(folder, words)
         name, entries = folder.study()["name"], folder.study()["plan"]
     else:
-        planned = lab.plan(study, parse_assignments(assignments))
+        planned = lab.plan(study, words)
         execution, name = planned.study.execution, planned.study.name
+        lab.check_executor(executor, ray_address, execution)
         folder = lab.save_plan(planned, out or f"runs/{name}")
         entries = planned.entries(folder.path)
     tell(f"{name}: {len(entries)} runs in {folder.path}; Ctrl-C is safe, the same command continues")
+    if warning := lab.baseline_warning(folder):
+        tell(f"note: {warning}")
     opened = lab.open_executor(execution, executor, folder=folder, ray_address=ray_address)
     with opened as workers, LiveGrid(folder, workers.slots) as grid:
         summary = drive(folder, workers, execution, entries=entries, on_event=grid)
@@ -105,7 +110,7 @@ def submit(
     Parameters
     ----------
     study:
-        A built-in study or a Python file.
+        A built-in study, a Python file, or a study's folder, as for `run`.
     assignments:
         key=value words, as for `run`.
     to:
@@ -136,9 +141,14 @@ def submit(
     if to != "slurm":
         raise ConfigError([f"--to {to}: expected slurm; on this machine or on Ray, `gatelab run` carries a study out"])
     asked = Allocation(time, tasks, cpus, gpus, partition, mem, account, qos, constraint, grace)
-    loaded = lab.load_study(study)
-    folder = out or f"runs/{loaded.name}"
-    path, job = lab.submit(loaded, folder, asked, assignments=parse_assignments(assignments), is_dry=dry_run)
+    words = parse_assignments(assignments)
+    if lab.is_folder(study):
+        folder = study
+        path, job = lab.submit_folder(_there(study, out), asked, assignments=words, is_dry=dry_run)
+    else:
+        loaded = lab.load_study(study)
+        folder = out or f"runs/{loaded.name}"
+        path, job = lab.submit(loaded, folder, asked, assignments=words, is_dry=dry_run)
     if json_:
         print_json([{"job": job, "script": str(path)}])
     elif job is None:
@@ -146,3 +156,13 @@ def submit(
     else:
         print(f"job {job} of {path}\n`gatelab status {folder}` says how the runs stand, squeue how the tasks do")
     return 0
+
+
+def _there(study: str, out: str | None) -> "StudyFolder":
+    """A study's folder, of which nobody may say that it lies elsewhere."""
+    from ..config import ConfigError
+    from ..store import StudyFolder
+
+    if out is not None:
+        raise ConfigError([f"--out {out}: {study} is a study's folder and goes on in it; leave --out out"])
+    return StudyFolder.open(study)

@@ -26,6 +26,7 @@ def train(*assignments: str, config: Path | None = None, out: str | None = None,
 
     planned = lab.plan(lab.single(parse_assignments(assignments), config))
     execution = planned.study.execution
+    lab.check_executor("local", execution=execution)
     folder = lab.save_plan(planned, out or "runs/train", beside=config and config.parent.parent)
     entries = planned.entries(folder.path)
     fingerprint = entries[0]["fingerprint"]

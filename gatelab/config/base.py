@@ -119,7 +119,8 @@ def _sentence(kind: type[Config], error: Any, prefix: str) -> str:
             # A value that was refused by itself names itself: once is enough.
             rest = message.removeprefix(name)
             return f"{path}{rest}" if rest.startswith("=") else f"{path}:{rest}"
-        return f"{path}: {message}" if path else message
+        # What is refused as a whole, under a prefix or not, names its fields itself.
+        return f"{path}: {message}" if name else message
     if error["type"] == "missing":
         return f"{path}: required, and missing"
     if error["type"] == "tuple_type":

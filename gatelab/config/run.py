@@ -7,7 +7,7 @@ field does not rename old runs; a changed default raises `SCHEMA`.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from .. import SCHEMA
 from .ask import AskConfig
@@ -281,7 +281,10 @@ class Execution(Config):
     @classmethod
     def _enough(cls, value: Any) -> Any:
         if isinstance(value, dict) and value.get("processes", 1) == 1 and value.get("parallel"):
-            parallel = ParallelConfig.model_validate(value["parallel"])
+            try:
+                parallel = ParallelConfig.model_validate(value["parallel"])
+            except ValidationError:
+                return value  # the field's own validation says where
             return value | {"processes": parallel.fewest}
         return value
 

@@ -9,15 +9,25 @@ from ..analysis.cause_tests import FILE
 from ..study.study import load_study
 from .analysing import Analysis, analyse, outcomes
 from .atlas import atlas
-from .checkpoints import export, import_checkpoint, is_checkpoint, relayout, retrofit, stored_model, task_run
+from .checkpoints import export, import_checkpoint, is_checkpoint, relayout, retrofit, run_seed, stored_model, task_run
 from .declared import CONFIRMATION, FDR, SCREEN
 from .explaining import edit, explain
 from .finding import confirm, confirmation, confirming, foresight, hunt, out_of_reach, register, screened
 from .looking import final_rows, find_run, flat, intervene, look_at_run, probe, probe_checkpoint, write_look
-from .planning import STEP_TOKENS, plan, save_plan, single, size_job, step_jobs
+from .planning import STEP_TOKENS, baseline_warning, plan, save_plan, single, size_job, step_jobs
 from .recommending import recommend
 from .reporting import look_for_anomalies, report
-from .running import EXECUTORS, check_executor, go_on, is_folder, open_executor, run, submit
+from .running import (
+    EXECUTORS,
+    check_executor,
+    execution_in,
+    go_on,
+    is_folder,
+    open_executor,
+    run,
+    submit,
+    submit_folder,
+)
 
 __all__ = [
     "CONFIRMATION",
@@ -29,11 +39,13 @@ __all__ = [
     "Analysis",
     "analyse",
     "atlas",
+    "baseline_warning",
     "check_executor",
     "confirm",
     "confirmation",
     "confirming",
     "edit",
+    "execution_in",
     "explain",
     "export",
     "final_rows",
@@ -61,6 +73,7 @@ __all__ = [
     "report",
     "retrofit",
     "run",
+    "run_seed",
     "save_plan",
     "screened",
     "single",
@@ -68,6 +81,7 @@ __all__ = [
     "step_jobs",
     "stored_model",
     "submit",
+    "submit_folder",
     "task_run",
     "write_look",
 ]

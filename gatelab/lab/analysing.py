@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from ..analysis import Outcome, PairingGain, Share, effects, pairing_gain, shares
 from ..analysis.anomalies.gather import checked
 from ..analysis.digest import digest
+from ..analysis.refusals import Refusals, refusals
 from ..analysis.tasks import final_values, task_rows
 from ..record import Finding, Metric
 from ..store import StudyFolder
@@ -15,13 +16,15 @@ from .declared import FDR, registration_of
 
 @dataclass(frozen=True)
 class Analysis:
-    """What the rows of a study say. `fdr` is the false-discovery rate of the primary family."""
+    """What the rows of a study say. `outcomes` are those of all seeds, `fdr` is the false-discovery rate of the primary family,
+    `refusals` are of the seeds that the findings are of."""
 
     findings: list[Finding]
     shares: list[Share]
     pairing: list[PairingGain]
     outcomes: list[Outcome]
     fdr: float
+    refusals: Refusals
 
 
 def analyse(folder: StudyFolder, *, fdr: float = FDR, confidence: float = 0.95) -> Analysis:
@@ -35,18 +38,23 @@ def analyse(folder: StudyFolder, *, fdr: float = FDR, confidence: float = 0.95) 
     metrics = [Metric(**m) for m in study["metrics"]]
     arms = [a["name"] for a in study["arms"]]
     cells = [c["name"] for c in study["cells"]]
-    read = outcomes(folder)
-    found = read if kept is None else [o for o in read if o.seed not in kept.seeds]
-    findings = effects(
-        found, metrics, baseline=study["baseline"], arms=arms, cells=cells, confidence=confidence, fdr=fdr
+    baseline, seeds = study["baseline"], () if kept is None else kept.seeds
+    refusal = refusals(
+        [(entry, run, state_of(run)) for entry, run in folder.planned() if entry["seed"] not in seeds], baseline
     )
+    read = refusal.marked(outcomes(folder))
+    found = [o for o in read if o.seed not in seeds]
+    findings = effects(
+        found, metrics, baseline=baseline, arms=arms, cells=cells, confidence=confidence, fdr=fdr,
+        refused=refusal.refused,
+    )  # fmt: skip
     gains = [
         gain
         for metric in metrics
         if metric.primary
-        for gain in pairing_gain(found, metric, baseline=study["baseline"], arms=arms, cells=cells)
+        for gain in pairing_gain(found, metric, baseline=baseline, arms=arms, cells=cells, refused=refusal.refused)
     ]
-    return Analysis(findings, shares(found, metrics, arms=arms, cells=cells), gains, read, fdr)
+    return Analysis(findings, shares(found, metrics, arms=arms, cells=cells), gains, read, fdr, refusal)
 
 
 def outcomes(folder: StudyFolder) -> list[Outcome]:

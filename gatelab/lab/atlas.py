@@ -1,6 +1,7 @@
 """The atlas: several studies, from their folders or archives, on one page."""
 
 import os
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from urllib.parse import quote
@@ -13,6 +14,7 @@ from .sheet import sheet
 from .sources import Source, opened, sources_in
 
 FILE = "atlas.html"
+_SECTION = re.compile(r'<section id="([a-z]+)"')
 
 
 def atlas(
@@ -79,15 +81,19 @@ def _letter(i: int) -> str:
 
 
 def _pages(source: Source, beside: Path) -> dict[str, str]:
-    """The study's own page, and a text about it, as links from where the atlas lies."""
+    """The study's own page and each of its sections, and a text about it, as links from where the atlas lies."""
     there = {"page": source.home / "report.html", "text": source.home.with_suffix(".md")}
     if not source.home.name:
         there.pop("text")
-    return {
+    found = {
         word: quote(Path(os.path.relpath(path.resolve(), beside.resolve())).as_posix())
         for word, path in there.items()
         if path.is_file()
     }
+    if "page" in found:
+        named = _SECTION.findall(there["page"].read_text(encoding="utf-8", errors="replace"))
+        found |= {f"#{name}": f"{found['page']}#{name}" for name in named}
+    return found
 
 
 def _claims(paths: Sequence[str | Path]) -> list[Entry] | None:

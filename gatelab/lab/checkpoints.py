@@ -135,6 +135,16 @@ def task_run(path: str | Path) -> Run | None:
     return run_config if run_config.data.kind == "tasks" else None
 
 
+def run_seed(path: str | Path) -> int:
+    """The seed of a finished run, from which it began; 0 of anything else.
+
+    Raises:
+        StoreError: a run that has not finished.
+    """
+    is_run = (Path(path) / "run.json").is_file()
+    return validate(Run, finished_run(path).config()).seed if is_run else 0
+
+
 def _tokenizer_of(run_config: Run) -> tuple[bool, Path | None]:
     """Whether a run's tokenizer is to be had, and its tokenizer.json; None: bytes."""
     from ..data import DataError, default_cache, open_source

@@ -1,36 +1,41 @@
 """The causes of an anomaly: edits of finished runs, and the verdict cards that their rows and the study's give."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib.util import find_spec
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from ..analysis.anomalies import Alarm
 from ..analysis.anomalies.evidence import Comparison
 from ..analysis.anomalies.gather import Gathered, checked
 from ..analysis.cause_tests import FILE
-from ..analysis.causes import Card, Ledger, cards
+from ..analysis.causes import LOSS, MASS, Card, Ledger, cards
 from ..analysis.hypotheses import HYPOTHESES, edits_of
 from ..analysis.onsets import courses
+from ..analysis.stages import Claim
 from ..config import nearest
 from ..record import Row
 from ..store import RunFolder, StoreError, StudyFolder
 from ..study.ledger import state_of
 from .declared import registration_of
-from .finding import screened
+from .finding import hunt, screened
 from .looking import intervene
 
 
 def explain(folder: StudyFolder, cell: str) -> list[Card]:
-    """A verdict card a hypothesis and gate of a cell, from the rows there are.
+    """A verdict card a hypothesis and gate of a cell, from the rows there are; those that explain a reading on the held-out loss,
+    on the first-token mass, and on what a registered claim (where nothing is registered, an anomaly) of that gate is about.
 
     Raises:
         StoreError: no such cell; as `hunt` does.
     """
     _check_cell(folder, cell)
     gathered = screened(folder)
-    return cards_of(folder, gathered, [(cell, arm) for arm in gathered.evidence.arms])
+    kept = registration_of(folder)
+    claims = hunt(folder, gathered).screened.anomalies if kept is None else kept.claims
+    return cards_of(folder, gathered, [(cell, arm) for arm in gathered.evidence.arms], claims)
 
 
 def edit(
@@ -97,14 +102,22 @@ def _check_cell(folder: StudyFolder, cell: str) -> dict[str, Any]:
     return study
 
 
-def cards_of(folder: StudyFolder, gathered: Gathered, of: Sequence[Comparison]) -> list[Card]:
-    """The cards of these cells' gated arms, hypothesis by hypothesis."""
+def cards_of(
+    folder: StudyFolder, gathered: Gathered, of: Sequence[Comparison], claims: Iterable[Claim | Alarm]
+) -> list[Card]:
+    """The cards of these cells' gated arms, hypothesis by hypothesis, on the readings of their claims besides loss and sink."""
     evidence, cells = gathered.evidence, list(dict.fromkeys(cell for cell, _ in of))
     ledger = Ledger(
         evidence, gathered.factors, gathered.runs, gathered.models, gathered.bases, edits_in(folder.path / FILE),
         str(folder.path), folder.study()["name"], courses(folder, cells),
     )  # fmt: skip
-    return [card for cell, arm in of for card in cards(ledger, HYPOTHESES, cell, arm)]
+    asked = {where: [LOSS, MASS] for where in of}
+    for claim in claims:
+        asked.get((claim.cell, claim.arm), []).append(claim.reading)
+    return [
+        card for (cell, arm), readings in asked.items()
+        for card in cards(ledger, HYPOTHESES, cell, arm, list(dict.fromkeys(readings)))
+    ]  # fmt: skip
 
 
 def edits_in(path: Path) -> dict[tuple[str, str, float], float]:

@@ -133,7 +133,7 @@ def confirm_with(
             f" {'/'.join(map(str, open_[0]))}), and it is read once; first {confirming(folder)}"
         )
     fresh = gather(folder, found, only=registration.seeds)
-    if fresh.versions != before.versions:
+    if fresh.refusals.made != before.refusals.made:
         # The spread that another version's pairs had says nothing of these.
         registration = replace(registration, priors=[])
     return stages.confirm(registration, fresh.evidence, RULES), stages.on_fresh(registration, fresh.evidence)

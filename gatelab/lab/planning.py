@@ -31,6 +31,27 @@ def plan(study: str | Study, assignments: dict[str, list[Any]] | None = None) ->
     return make_plan(loaded.changed(assignments or {}))
 
 
+def baseline_warning(study: Plan | StudyFolder) -> str:
+    """A sentence on a study whose baseline, with which other arms are compared, has a gate; else empty."""
+    # Runs of one cell and arm have one gate.
+    if isinstance(study, Plan):
+        name, n_arms = study.study.baseline.name, len(study.study.arms)
+        runs = {p.cell: p.run for p in study.runs if p.arm == name}
+        configs = [canonical(run) for run in runs.values()]
+    else:
+        content = study.study()
+        name, n_arms = content["baseline"], len(content["arms"])
+        folders = {entry["cell"]: run for entry, run in study.planned() if entry["arm"] == name}
+        configs = [run.config() for run in folders.values()]
+    gates = sorted({str(c["model"]["gate"]) for c in configs if c["model"].get("gate", "none") != "none"})
+    if not gates or n_arms < 2:
+        return ""
+    return (
+        f"the baseline {name} has a gate ({', '.join(gates)}), so effects are against it, and `gatelab find` will look for no"
+        " anomalies: these are what a gate does against none; give the study a first arm without a gate"
+    )
+
+
 def single(assignments: dict[str, list[Any]], config: Path | None = None) -> Study:
     """A study of one run: the defaults, or the configuration in a run.json, with `key=value` words applied.
 
@@ -115,8 +136,8 @@ def save_plan(planned: Plan, out: str | Path, *, beside: Path | None = None) -> 
         StoreError: when `out` holds something else, or finished runs that are not in the new plan, or not the run that
             one starts from; or lies where leases cannot be taken.
     """
-    out = Path(out)
     check_place(out)
+    out = Path(out)
     content = planned.as_json(out)
     is_new = not (out / "study.json").is_file()
     if not is_new:

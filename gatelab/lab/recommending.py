@@ -21,6 +21,9 @@ def recommend(folder: StudyFolder, analysis: Analysis, looked: Looked | None = N
     """
     gathered: Gathered = screened(folder, analysis.outcomes) if looked is None else looked.hunt.gathered
     study, kept, evidence = folder.study(), registration_of(folder), gathered.evidence
+    alone = evidence.not_pooled or (
+        "pairs are left out whose runs are of two versions" if gathered.refusals.unpaired else ""
+    )
     seeds = () if kept is None else kept.seeds
     told = advise(
         [o for o in analysis.outcomes if o.seed not in seeds],
@@ -29,14 +32,13 @@ def recommend(folder: StudyFolder, analysis: Analysis, looked: Looked | None = N
         baseline=study["baseline"],
         arms=[a["name"] for a in study["arms"]],
         bases=gathered.bases,
-        # Cells of several versions of the code each stand for themselves.
-        rates={} if evidence.not_pooled else evidence.rates,
+        # Cells of several versions of the code each stand for themselves, and so do those of a study with pairs of two.
+        rates={} if alone else evidence.rates,
         refused=evidence.refused,
         verdicts=() if looked is None else looked.verdicts,
         fdr=analysis.fdr,
     )
-    alone = [f"each cell is a setting of its own: {evidence.not_pooled}"] if evidence.not_pooled else []
-    return replace(told, notes=[*told.notes, *alone])
+    return replace(told, notes=[*told.notes, *([f"each cell is a setting of its own: {alone}"] if alone else [])])
 
 
 def try_recommend(folder: StudyFolder, analysis: Analysis, looked: Looked | None) -> Advice | str:

@@ -6,12 +6,13 @@ from pathlib import Path
 from ..analysis import Outcome
 from ..analysis.anomalies import RULES
 from ..analysis.cause_tests import FILE
-from ..analysis.confirmed import Seen, anomalies, seen_in
+from ..analysis.confirmed import Seen, anomalies, is_about, seen_in
 from ..analysis.looked import Looked, with_rows
-from ..analysis.recommend import Advice
+from ..analysis.refusals import Refusals
 from ..analysis.task_study import task_study
 from ..report import write_report
 from ..report.anomaly_cards import MOST_CARDS
+from ..report.seeds import seeds_files
 from ..store import StoreError, StudyFolder
 from ..study.ledger import state_of
 from .analysing import Analysis
@@ -29,6 +30,8 @@ def report(folder: StudyFolder, analysis: Analysis) -> Path:
     looked = look_for_anomalies(folder, analysis.outcomes)
     looked = None if looked is None else with_anomalies(folder, looked)
     advice = try_recommend(folder, analysis, looked)
+    registration = registration_of(folder)
+    kept = () if registration is None else registration.seeds
     return write_report(
         folder,
         analysis.findings,
@@ -37,16 +40,18 @@ def report(folder: StudyFolder, analysis: Analysis) -> Path:
         tasks=task_study(folder, done),
         looked=looked,
         advice=advice,
-        note=_refused(advice),
+        note=_refused(analysis.refusals),
         state=lambda run: states[run.fingerprint],
+        beside=seeds_files(analysis.outcomes, folder.study()["metrics"], kept),
     )
 
 
-def _refused(advice: Advice | str) -> str:
-    """What a reader of verdicts must know of comparisons that should not be made; empty where there are none."""
-    found = [] if isinstance(advice, str) else [note for note in advice.notes if " is refused: " in note]
-    words = "Refused comparisons stand among verdicts and effects as their rows are, and in no anomaly and no recommendation"
-    return f"{words}: {'; '.join(found)}." if found else ""
+def _refused(found: Refusals) -> str:
+    """What a reader of verdicts must know of comparisons that may not be made, and of versions; empty where there is nothing."""
+    named = [f"{arm} in {cell} is {why}" for (cell, arm), why in found.refused.items()]
+    words = "Refused comparisons have no effect and no test, and no part in any q, anomaly or recommendation"
+    refused = [f"{words}: {'; '.join(named)}."] if named else []
+    return " ".join([*refused, *(f"{note[:1].upper()}{note[1:]}." for note in found.notes)])
 
 
 def look_for_anomalies(folder: StudyFolder, read: list[Outcome] | None = None) -> Looked | None:
@@ -69,7 +74,8 @@ def look_for_anomalies(folder: StudyFolder, read: list[Outcome] | None = None) -
     odd = {a.cell for a in found.screened.anomalies}
     odd |= {cell for (cell, _), seeds in gathered.runs.items() if edited.intersection(seeds.values())}
     of = [(cell, arm) for cell in gathered.evidence.cells if cell in odd for arm in gathered.evidence.arms]
-    explained = cards_of(folder, gathered, of) if edited else []
+    claims = found.screened.anomalies if registration is None else registration.claims
+    explained = cards_of(folder, gathered, of, claims) if edited else []
     return Looked(found, registration, verdicts, with_rows(explained), fresh)
 
 
@@ -82,12 +88,13 @@ def with_anomalies(folder: StudyFolder, looked: Looked) -> Looked:
     found = anomalies(looked.verdicts, gathered.evidence, hunt.screened.alarms, looked.fresh, RULES, gathered.factors)
     seen = seen_in(folder, {a.cell for a in found[:MOST_CARDS]})
     try:
-        causes = with_rows(cards_of(folder, gathered, [(a.cell, a.arm) for a in found[:MOST_CARDS]]))
+        of = [(a.cell, a.arm) for a in found[:MOST_CARDS]]
+        causes = with_rows(cards_of(folder, gathered, of, (h.claim for a in found for h in a.held)))
     except StoreError:
         causes = []  # `gatelab find --explain` says which line is wrong
     return replace(looked, confirmed=[
         replace(
-            a, seen=seen.get(a.cell, Seen()), causes=[c for c in causes if (c.cell, c.arm) == (a.cell, a.arm)],
+            a, seen=seen.get(a.cell, Seen()), causes=[c for c in causes if is_about(c, a)],
             commands=again(study, a.cell, a.arm, seeds),
         )
         for a in found

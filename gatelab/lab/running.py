@@ -10,7 +10,7 @@ from ..store import StudyFolder
 from ..study.drive import Event, Summary, drive
 from ..study.executor import Executor
 from ..study.fresh import fresh_runs
-from ..study.local import local_executor
+from ..study.local import devices_for, local_executor
 from ..study.ray import check_ray, ray_executor
 from ..study.slurm import Allocation, script, write_script
 from ..study.slurm import submit as hand_in
@@ -43,17 +43,19 @@ def run(
     """
     check_executor(executor, ray_address)
     planned = plan(study, assignments)
+    check_executor(executor, ray_address, planned.study.execution)
     folder = save_plan(planned, out)
     execution = planned.study.execution
     with open_executor(execution, executor, folder=folder, ray_address=ray_address) as workers:
         return folder, drive(folder, workers, execution, entries=planned.entries(folder.path), on_event=on_event)
 
 
-def check_executor(name: str, ray_address: str | None = None) -> None:
-    """Whether there is an executor of this name, and what it needs to begin with.
+def check_executor(name: str, ray_address: str | None = None, execution: Execution | None = None) -> None:
+    """Whether there is an executor of this name, and what it needs to begin with; and the GPUs that `execution` asks for, where
+    they are to be this machine's.
 
     Raises:
-        ConfigError: when there is none; no Ray, or no cluster at `ray_address`.
+        ConfigError: when there is none; no Ray, or no cluster at `ray_address`; no such GPUs.
     """
     if name == "slurm":
         raise ConfigError(["--executor slurm: Slurm's jobs are handed in with `gatelab submit STUDY --to slurm`"])
@@ -65,6 +67,8 @@ def check_executor(name: str, ray_address: str | None = None) -> None:
         check_ray(ray_address)
     elif ray_address is not None:
         raise ConfigError([f"--ray-address {ray_address} is for --executor ray; add it, or leave the address out"])
+    if execution is not None and ray_address is None:
+        devices_for(execution)
 
 
 @contextmanager
@@ -101,8 +105,29 @@ def submit(
     """
     planned = plan(study, assignments)
     allocation.check(planned.study.execution)
-    folder = save_plan(planned, out)
-    path = write_script(folder, script(folder, planned.study.execution, allocation))
+    return _submit(save_plan(planned, out), planned.study.execution, allocation, is_dry=is_dry)
+
+
+def submit_folder(
+    folder: StudyFolder,
+    allocation: Allocation,
+    *,
+    assignments: dict[str, list[Any]] | None = None,
+    is_dry: bool = False,
+) -> tuple[Path, str | None]:
+    """As `submit`, of what is planned in a study's folder and of the confirmation that is registered there.
+
+    Raises:
+        ConfigError, StoreError: as `go_on` does, and before anything is handed in.
+    """
+    allocation.check(execution_in(folder, assignments))
+    return _submit(folder, go_on(folder, assignments), allocation, is_dry=is_dry)
+
+
+def _submit(
+    folder: StudyFolder, execution: Execution, allocation: Allocation, *, is_dry: bool
+) -> tuple[Path, str | None]:
+    path = write_script(folder, script(folder, execution, allocation))
     return path, None if is_dry else hand_in(path)
 
 
@@ -111,13 +136,11 @@ def is_folder(study: str) -> bool:
     return study not in built_in() and (Path(study) / "study.json").is_file()
 
 
-def go_on(folder: StudyFolder, assignments: dict[str, list[Any]] | None = None) -> Execution:
-    """Add the runs of a registered confirmation to the plan of a study's folder, where they are not in it; returns how they
-    are to be carried out.
+def execution_in(folder: StudyFolder, assignments: dict[str, list[Any]] | None = None) -> Execution:
+    """How the runs of a study's folder are to be carried out.
 
     Raises:
         ConfigError: assignments other than of `execution`: the folder says what its runs are.
-        StoreError: as `fresh_runs` does.
     """
     assignments = assignments or {}
     other = [key for key in assignments if not key.startswith("execution.")]
@@ -127,9 +150,19 @@ def go_on(folder: StudyFolder, assignments: dict[str, list[Any]] | None = None) 
                 f"{', '.join(other)}: {folder.path} says what its runs are; only execution.* may be set, or name the study"
             ]
         )
+    return changed_execution(validate(Execution, folder.study().get("execution", {})), assignments)
+
+
+def go_on(folder: StudyFolder, assignments: dict[str, list[Any]] | None = None) -> Execution:
+    """Add the runs of a registered confirmation to the plan of a study's folder, where they are not in it; returns how they
+    are to be carried out.
+
+    Raises:
+        ConfigError: as `execution_in`.
+        StoreError: as `fresh_runs` does.
+    """
+    execution = execution_in(folder, assignments)
     study, registration = folder.study(), registration_of(folder)
-    stated = validate(Execution, study.get("execution", {}))
-    execution = changed_execution(stated, assignments)
     if registration is not None:
         planned = {entry["fingerprint"] for entry in study["plan"]}
         runs = fresh_runs(folder, confirmation(folder, registration), registration.seeds)

@@ -1,10 +1,14 @@
-"""A study as a sheet of the atlas: its comparisons, where they lie, what was confirmed, and what is to be flagged."""
+"""A study as a sheet of the atlas: its comparisons, where they lie, what was confirmed and is drawn, what is to be flagged."""
 
+from dataclasses import asdict
 from typing import Any
 
-from ..analysis.atlas import Confirmed, Place, Sheet, arm_name, place
+from ..analysis.atlas import Place, Sheet, arm_name, place
+from ..analysis.atlas_views import RATE, Views, along, by_length, courses, ladders, stated
 from ..analysis.looked import Looked
+from ..analysis.phases import phases
 from ..analysis.recommend import Advice
+from ..analysis.refusals import UNKNOWN
 from ..analysis.stages import EFFECT
 from ..store import RunFolder, StoreError, StudyFolder
 from ..study.ledger import state_of
@@ -12,7 +16,7 @@ from .analysing import Analysis, analyse
 from .declared import registration_of
 from .finding import screened
 from .recommending import try_recommend
-from .reporting import look_for_anomalies
+from .reporting import look_for_anomalies, with_anomalies
 
 Planned = list[tuple[dict[str, Any], RunFolder, str]]  # a plan's entry, its folder, its state
 
@@ -46,10 +50,11 @@ def sheet(folder: StudyFolder, letter: str, flags: list[str], pages: dict[str, s
         runs=_finished(planned, kept),
         advice=advice,
         registered=0 if registration is None else sum(c.rule != EFFECT for c in registration.claims),
-        confirmed=[] if looked is None else _confirmed(looked, arms),
+        confirmed=[v for v in looked.verdicts if v.verdict == "confirmed" and v.claim.rule != EFFECT] if looked else [],
         flags=[*flags, *_flags(planned, advice, [] if looked is None else looked.hunt.notes)],
         pages=pages,
         n_read=0 if looked is None else sum(v.claim.rule != EFFECT for v in looked.verdicts),
+        views=_views(folder, analysis, looked, planned, kept, advice),
     )
 
 
@@ -91,7 +96,7 @@ def _flags(planned: Planned, advice: Advice | str, notes: list[str]) -> list[str
     """`notes` are those of the search for anomalies; the comparisons that it refuses are among those of the advice."""
     n_open = sum(state != "done" for *_, state in planned)
     own = [f"no comparison is made: {advice}"] if isinstance(advice, str) else advice.notes
-    others = notes if isinstance(advice, str) else [n for n in notes if ": refused: " not in n]
+    others = notes if isinstance(advice, str) else [n for n in notes if ": refused: " not in n and n != UNKNOWN]
     return [
         *own,
         *([f"{n_open} of {len(planned)} runs are not done; they are in no number"] if n_open else []),
@@ -106,10 +111,27 @@ def _versions(folder: StudyFolder, analysis: Analysis) -> set[str]:
         return set()
 
 
-def _confirmed(looked: Looked, arms: dict[str, str]) -> list[Confirmed]:
-    said = {(a.rule, a.cell, a.arm, a.reading): a.sentence for a in looked.hunt.screened.alarms}
-    out = []
-    for v in (v for v in looked.verdicts if v.verdict == "confirmed" and v.claim.rule != EFFECT):
-        c = v.claim
-        out.append(Confirmed(v, arms.get(c.arm, c.arm), said.get((c.rule, c.cell, c.arm, c.reading), "")))
-    return out
+def _views(
+    folder: StudyFolder,
+    analysis: Analysis,
+    looked: Looked | None,
+    planned: Planned,
+    kept: list[int],
+    advice: Advice | str,
+) -> Views:
+    """What is drawn, of the screen's seeds."""
+    study = folder.study()
+    states = {(e["cell"], e["arm"], e["seed"]): state for e, _, state in planned if e["seed"] not in kept}
+    runs = {key for key, state in states.items() if state == "done"}
+    found, n_looks = courses(folder, runs)
+    return Views(
+        study=stated(study, [s for s in study["seeds"] if s not in kept]),
+        phases=along(phases(study, analysis.findings, [asdict(s) for s in analysis.shares], states), RATE),
+        ladders=[] if isinstance(advice, str) else ladders(advice.at_best.settings, analysis.findings),
+        courses=found,
+        n_looks=n_looks,
+        tasks=by_length(folder, runs),
+        anomalies=[] if looked is None else [
+            a for a in with_anomalies(folder, looked).confirmed if any(h.claim.rule != EFFECT for h in a.held)
+        ],
+    )  # fmt: skip

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 MOST_TESTS = 60  # that the page lists; anomalies.csv has all
 _FAR = 3.0  # half-widths from which the colour is full
 _DIVERGING = (BLUE, "#eef0f2", ORANGE)
-_MARKS = {"supported": "+", "refuted": "−", "undecided": "?", "missing": "·"}
+_MARKS = {"supported": "+", "refuted": "−", "undecided": "?", "not run": "·"}
 
 
 def anomalies_section(book: Book, looked: "Looked") -> Html:
@@ -120,7 +120,8 @@ def _atlas(book: Book) -> Html | None:
         )
         cells = [c["name"] for c in book.cells]
         caption = (
-            f"Number: mean difference from {book.arms.labels[book.arms.baseline]}{unit}. Blank: no pair has finished."
+            f"Number: mean difference from {book.arms.labels[book.arms.baseline]}{unit}. Blank: no pair has finished, or the"
+            " comparison is refused."
         )
         maps.append(book.charts.place(atlas(found, cells, arms, book.arms, alt_text), metric["label"], caption))
     if not maps:
@@ -172,11 +173,12 @@ def _causes(book: Book, cards: "Iterable[Card]") -> Html | None:
     out = []
     for card in cards:
         decisions = [
-            tag("li", tag("b", _MARKS[d.verdict], aria_hidden="true"), f" {d.test}: {d.predicts}: ", tag("b", d.verdict),
-                f"; {d.numbers}" if d.numbers else "")
+            tag("li", tag("b", _MARKS[d.verdict], aria_hidden="true"), f" {d.test} [{d.reading}]: {d.predicts}: ",
+                tag("b", d.verdict), f"; {d.numbers}" if d.numbers else "")
             for d in card.decisions
         ]  # fmt: skip
-        title = tag("h4", card.hypothesis, tag("span", f", {card.cell}", class_="aside"))
+        of = f" of {card.reading}" if card.reading else ""
+        title = tag("h4", card.hypothesis, tag("span", f"{of}, {card.cell}", class_="aside"))
         who = tag("p", badge(card.verdict), book.arm(card.arm), class_="who")
         out.append(
             tag(
@@ -191,8 +193,8 @@ def _causes(book: Book, cards: "Iterable[Card]") -> Html | None:
         return None
     lead = (
         "Registered explanations, with the tests whose rows there are. A cause is refuted where any test refutes it, supported"
-        " where all support it. Each test stands at its own 5%: confirm with new seeds. `gatelab find DIR --explain CELL` says what"
-        " makes the rows that are missing."
+        " where all support it; in brackets what a test read. Each stands at its own 5%: confirm with new seeds."
+        " `gatelab find DIR --explain CELL` says what makes the rows that are missing."
     )
     return tag("div", tag("h3", "Causes"), tag("p", lead), out)
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 MOST_CARDS = 12
 FILE = "confirmed.csv"
-_MARKS = {"supported": "+", "refuted": "−", "undecided": "?", "missing": "·"}
+_MARKS = {"supported": "+", "refuted": "−", "undecided": "?", "not run": "·"}
 
 
 def anomaly_cards(book: Book, found: "Sequence[Anomaly]") -> Html | None:
@@ -46,7 +46,18 @@ def _card(book: Book, a: "Anomaly", top: float, *, is_open: bool) -> Html:
     words = [book.arm(a.arm), f" in {a.cell}: ", tag("b", a.held[0].claim.rule), f": {headline(a.held[0])}{more}"]
     return tag(
         "details", tag("summary", words), _claims(book, a), curves_of(book, a), gates_of(book, a), maps_of(book, a, top),
-        _neighbours(book, a), _causes(a), _again(a), class_="anomaly print", open=is_open,
+        _neighbours(book, a), _causes(book, a), _again(a), class_="anomaly print", open=is_open,
+    )  # fmt: skip
+
+
+def short_card(book: Book, a: "Anomaly", name: str, way: Html | None) -> Html:
+    """The same without what only its study's page can show, folded; `name` is its anchor, `way` leads to that page."""
+    words = [book.arm(a.arm), f" in {a.cell}: ", tag("b", a.held[0].claim.rule), f": {headline(a.held[0])}"]
+    lines = [tag("code", a.commands[0]), tag("button", "copy", type="button", data_copy=True)] if a.commands else []
+    again = tag("div", tag("h4", "Again"), tag("div", lines, class_="command")) if lines else None
+    return tag(
+        "details", tag("summary", words), _claims(book, a), _neighbours(book, a), _causes(book, a), again,
+        tag("p", way, class_="about") if way else None, class_="anomaly print", id=name,
     )  # fmt: skip
 
 
@@ -109,7 +120,7 @@ def _differs(key: str, here: "Level", there: "Level") -> str:
     return f"{first}{levels}{more}"
 
 
-def _causes(a: "Anomaly") -> Html:
+def _causes(book: Book, a: "Anomaly") -> Html:
     heading, ask = tag("h4", "Causes that were tested"), tag("code", a.commands[-1]) if a.commands else None
     if not a.causes:
         words = [
@@ -119,13 +130,17 @@ def _causes(a: "Anomaly") -> Html:
         return tag("div", heading, tag("p", words[0], words[1] if ask else None, class_="about"))
     items = []
     for card in a.causes:
-        tests = [d for d in card.decisions if d.verdict != "missing"]
-        said = "; ".join(f"{d.test}: {d.verdict}{f' ({d.numbers})' if d.numbers else ''}" for d in tests)
-        lacks = f"; {len(card.decisions) - len(tests)} without rows" if len(tests) < len(card.decisions) else ""
+        tests = [d for d in card.decisions if d.verdict != "not run"]
+        said = "; ".join(f"{d.test} [{d.reading}]: {d.verdict}{f' ({d.numbers})' if d.numbers else ''}" for d in tests)
+        lacks = f"; {len(card.decisions) - len(tests)} not run" if len(tests) < len(card.decisions) else ""
+        of = f" of {word(book, a, card.reading)[0]}" if card.reading else ""
         mark = tag("b", _MARKS[card.verdict], aria_hidden="true")
-        items.append(tag("li", mark, f" {card.hypothesis}: ", tag("b", card.verdict), f", {card.claim}. ",
+        items.append(tag("li", mark, f" {card.hypothesis}{of}: ", tag("b", card.verdict), f", {card.claim}. ",
                          tag("span", f"{said}{lacks}.", class_="quiet")))  # fmt: skip
-    lead = "Each test at its own 5%, on the screen's seeds; a number in nats is one of the held-out loss."
+    lead = (
+        "Of what the claims are about, and of sinks themselves. Each test at its own 5%, on the screen's seeds; in brackets what it"
+        " read (loss_change: the held-out loss under an edit of finished runs)."
+    )
     more = tag("p", "What the rows that are missing need: ", ask, class_="about") if ask else None
     return tag("div", heading, tag("p", lead, class_="about"), tag("ul", items, class_="plain"), more)
 

@@ -1,7 +1,8 @@
 """The atlas: one offline page over several studies, which begins with what a reader with ten minutes should know.
 
-Notable: it has no chart and so no chart library; maps are tables, coloured by the effect in half-widths of its own interval, and
-the chooser of their metric is a row of radio buttons that needs no script.
+Notable: maps and phase diagrams are tables, coloured by the effect in half-widths of its own interval, and the chooser of a map's
+metric is a row of radio buttons, so that neither needs a script. Curves are charts as on a study's page; without one the page has
+no chart library.
 """
 
 from math import isfinite
@@ -11,20 +12,24 @@ from typing import TYPE_CHECKING
 from .. import __version__
 from ..config.architecture import ARCHITECTURES
 from ..store import write_text
-from .atlas_guide import guide, registered
+from .atlas_book import linked
+from .atlas_cards import anchors, anomalies
+from .atlas_guide import guide
 from .atlas_map import MAP_CSS, coverage, maps
+from .atlas_phases import phases_of, rates_of
+from .atlas_training import emergence, lengths
 from .claims import spans_of
 from .document import Charts, document
-from .markup import NONE, Html, join, probability, span, tag
+from .markup import NONE, Html, join, span, tag
 from .parts import contents, footer, glossary, section
 from .recommend import recommendations, silent
 from .tables import csv_text
 from .tables import table as tabulated
 
 if TYPE_CHECKING:
-    from ..analysis.atlas import Atlas, Sheet
+    from ..analysis.atlas import Atlas
 
-_PLAIN = "This page needs no JavaScript."
+_PLAIN = "The curves need JavaScript. The maps, the cards, the tables and the CSV file do not."
 _WORDS = {
     "Study, letter": "Each study has a letter, which stands before its settings and cells everywhere on this page.",
     "Setting": "A cell of a study, or its cells that differ in the learning rate alone, each arm at its own best rate.",
@@ -37,18 +42,24 @@ _WORDS = {
 
 def write_atlas(page: Path, atlas: "Atlas") -> Path:
     """Write the page, and every comparison as CSV beside it; returns the page's path. Same studies in, same bytes out."""
-    body = _body(atlas, page.with_suffix(".csv").name)
+    charts = Charts()
+    body = _body(atlas, charts, page.with_suffix(".csv").name)
+    plain = _PLAIN if charts.placed else "This page needs no JavaScript."
     write_text(page.with_suffix(".csv"), atlas_csv(atlas))
-    write_text(page, document("Atlas of gates", body, Charts(), plain=_PLAIN, css=MAP_CSS))
+    write_text(page, document("Atlas of gates", body, charts, plain=plain, css=MAP_CSS))
     return page
 
 
-def _body(atlas: "Atlas", csv_name: str) -> Html:
+def _body(atlas: "Atlas", charts: Charts, csv_name: str) -> Html:
     parts = {
         "guide": ("In ten minutes", guide(atlas)),
         "which": ("Which for what", _which(atlas)),
         "map": ("Map of effects", maps(atlas)),
-        "anomalies": ("Anomalies", _anomalies(atlas)),
+        "phases": ("Phases", phases_of(atlas, charts, anchors(atlas))),
+        "rates": ("Learning rates", rates_of(atlas, charts)),
+        "training": ("Over training", emergence(atlas, charts)),
+        "lengths": ("Beyond the length", lengths(atlas, charts)),
+        "anomalies": ("Anomalies", anomalies(atlas, charts)),
         **({} if atlas.claims is None else {"claims": ("Claims", _claims(atlas))}),
         "studies": ("Studies", _studies(atlas)),
         "flags": ("Refused and flagged", _flags(atlas)),
@@ -98,31 +109,6 @@ def _which(atlas: "Atlas") -> Html:
     return section("which", "Which arm for which use", table, note)
 
 
-def _anomalies(atlas: "Atlas") -> Html:
-    rows = [
-        [
-            _linked(s),
-            c.verdict.claim.rule,
-            tag("span", c.sentence),
-            arm(c.arm),
-            c.verdict.n_pairs,
-            probability(c.verdict.p_holm),
-        ]
-        for s in atlas.sheets
-        for c in s.confirmed
-    ]
-    lead = (
-        "What a gate should not do and did: named by a screen, registered, and held on fresh seeds, by Holm at 5% over all claims"
-        f" of its study. {registered(atlas)}; a study's own page has the others, its curves and its causes."
-    )
-    if not rows:
-        none = tag("p", "No anomaly was confirmed on fresh seeds in any of these studies.")
-        return section("anomalies", "Confirmed anomalies", none)
-    columns = ["study", "rule", "what the screen saw", "arm", "fresh seeds", "p after Holm"]
-    table = tabulated(columns, rows, numeric={4, 5}, name="confirmed anomalies")
-    return section("anomalies", "Confirmed anomalies", tag("p", lead), table)
-
-
 def _claims(atlas: "Atlas") -> Html:
     order = {"supported": 0, "refuted": 1, "undecided": 2}
     entries = sorted(atlas.claims or (), key=lambda e: order.get(e.verdict, 3))
@@ -138,7 +124,7 @@ def _claims(atlas: "Atlas") -> Html:
 
 def _studies(atlas: "Atlas") -> Html:
     rows = [
-        [tag("b", s.letter), _linked(s, with_letter=False), s.question, len(s.places), len(s.arms), spans_of(s.seeds),
+        [tag("b", s.letter), linked(s, with_letter=False), s.question, len(s.places), len(s.arms), spans_of(s.seeds),
          f"{s.n_done:,} of {s.n_runs:,}", ", ".join(sorted(s.versions)) or "not recorded"]
         for s in atlas.sheets
     ]  # fmt: skip
@@ -150,13 +136,6 @@ def _studies(atlas: "Atlas") -> Html:
     return section(
         "studies", "What was run", table, tag("h3", "Where"), coverage(atlas), tag("p", unseen) if unseen else None
     )
-
-
-def _linked(s: "Sheet", *, with_letter: bool = True) -> Html:
-    """A study by name, with ways to its own page and text where they lie beside the atlas."""
-    words = f"{s.letter} {s.name}" if with_letter else s.name
-    named = tag("a", words, href=s.pages["page"]) if "page" in s.pages else tag("span", words)
-    return tag("span", named, [" (", tag("a", "text", href=s.pages["text"]), ")"] if "text" in s.pages else None)
 
 
 def _flags(atlas: "Atlas") -> Html:

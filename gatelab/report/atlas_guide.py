@@ -3,6 +3,9 @@
 from typing import TYPE_CHECKING, Any
 
 from .atlas_map import sizes
+from .atlas_phases import with_phases
+from .atlas_training import asked, final_rows, middles
+from .best_rates import lowest
 from .markup import Html, quantity, tag
 from .parts import section
 
@@ -19,6 +22,10 @@ def guide(atlas: "Atlas") -> Html:
     said = [
         *[("studies", text) for text in (_what(atlas), _thin(atlas)) if text],
         *[("which", _use(a)) for a in atlas.answers],
+        *[("phases", text) for text in _sinks(atlas)],
+        *[("rates", text) for text in (_rates(atlas),) if text],
+        *[("training", text) for text in (_looked(atlas),) if text],
+        *[("lengths", text) for text in (_further(atlas),) if text],
         ("anomalies", _anomalies(atlas)),
         *([("claims", _claims(atlas))] if atlas.claims is not None else []),
         ("map", _blank(atlas)),
@@ -104,10 +111,65 @@ def _joined(parts: list[list[Any]], word: str) -> list[Any]:
     return [x for part, after in zip(parts, between, strict=False) for x in (*part, after)]
 
 
+def _sinks(atlas: "Atlas") -> list[str]:
+    """Of the largest phase diagram, in how many of its fields most runs of each arm have a sink."""
+    found = with_phases(atlas)[:1]
+    out = []
+    for s in found:
+        points = [p for p in s.views.phases.points if p.n]
+        arms = dict.fromkeys(p.arm for p in points)
+        said = "; ".join(
+            f"{arm} in {sum(2 * p.k > p.n for p in points if p.arm == arm)} of {sum(p.arm == arm for p in points)}"
+            for arm in arms
+        )
+        out.append(f"Where most runs have a sink, of the fields of {s.letter} {s.name}: {said}.")
+    return out
+
+
+def _rates(atlas: "Atlas") -> str:
+    """How many settings have three rates, and whether the arms' best ones are the baseline's."""
+    found = [(s, ladder) for s in atlas.sheets if s.views is not None for ladder in s.views.ladders]
+    n, k, total = 0, 0, 0
+    for s, ladder in found:
+        for place in dict.fromkeys(p.at[1:] for p in ladder.points):
+            n += 1
+            best = lowest(ladder, place, s.views.study["baseline"])
+            own = best.pop(s.views.study["baseline"], None)
+            total, k = total + len(best), k + sum(rate == own for rate in best.values())
+    if not n:
+        return ""
+    which = f"{n} setting{'s' * (n != 1)} with three learning rates or more"
+    return f"{which}: in {k} of {total} comparisons there the arm is best at the rate that is best for its baseline."
+
+
+def _looked(atlas: "Atlas") -> str:
+    views = [s for s in atlas.sheets if s.views is not None]
+    found = [f"{s.letter} {s.name}" for s in views if s.views.courses]
+    named = f": {', '.join(found)}" if found else ""
+    return (
+        f"Curves of the sink over training are stored of {len(found)} of {len(views)} studies{named}." if views else ""
+    )
+
+
+def _further(atlas: "Atlas") -> str:
+    """Of what is solved at the length of training, how much is still solved at the largest."""
+    from ..study.metrics import SOLVED
+
+    at = [of for s in asked(atlas) for (*_, stretch, _), of in middles(final_rows(s)).items() if stretch == "none"]
+    told = [of for of in at if of.get(1, 0.0) >= SOLVED and len(of) > 1]
+    if not at:
+        return ""
+    held = sum(of[max(of)] >= SOLVED for of in told)
+    return (
+        f"Beyond the length of training: of {len(told)} cells and arms that solve their task there, {held} still do at the longest"
+        " that was asked."
+    )
+
+
 def _anomalies(atlas: "Atlas") -> str:
     by_rule: dict[str, int] = {}
-    for c in (c for s in atlas.sheets for c in s.confirmed):
-        by_rule[c.verdict.claim.rule] = by_rule.get(c.verdict.claim.rule, 0) + 1
+    for v in (v for s in atlas.sheets for v in s.confirmed):
+        by_rule[v.claim.rule] = by_rule.get(v.claim.rule, 0) + 1
     if not by_rule:
         return "No anomaly was confirmed on fresh seeds."
     rules = ", ".join(f"{rule} ({n})" for rule, n in sorted(by_rule.items(), key=lambda x: -x[1]))

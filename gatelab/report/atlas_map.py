@@ -11,8 +11,10 @@ from .tables import headings, scrolling
 if TYPE_CHECKING:
     from ..analysis.atlas import Atlas, Place, Sheet
     from ..analysis.standing import Told
+    from ..record import Finding
 
 FAR = 3.0  # half-widths from which a colour is full
+_OPEN = 2  # arms whose map is not folded
 MOST_METRICS = 8
 
 # The panel of the radio button that is chosen is shown; in print all are.
@@ -41,6 +43,9 @@ MAP_CSS = (
 .map td > div + div { margin-top: .3rem; border-top: 1px solid var(--line); }
 .map .less { --c: var(--lower); }
 .map .more { --c: var(--higher); }
+.map .sink { --c: var(--equivalent); }
+.map.phase td { vertical-align: top; }
+.colours > span { display: inline-block; margin-right: 1rem; }
 .map small { display: block; font-size: .92em; color: var(--quiet); white-space: nowrap; }
 .key span { display: inline-block; padding: .1rem .6rem; margin-right: .5rem;
   background: color-mix(in srgb, var(--c) 42%, transparent); print-color-adjust: exact; }
@@ -94,8 +99,10 @@ def _panel(atlas: "Atlas", metric: str, words: str) -> Html | None:
     twice = atlas.repeated
     tables = [_table(atlas, name, told[name], words, twice) for name in atlas.arms if name in told]
     about = f"{words[:1].upper()}{words[1:]}{f', {unit}' if unit not in ('', '1') else ''}: arm minus baseline."
-    shown = tag("div", tables, class_="maps")
-    return tag("div", tag("p", about, class_="about"), shown, role="region", aria_label=f"maps of {words}")
+    shown, more = tag("div", tables[:_OPEN], class_="maps"), tables[_OPEN:]
+    rest = f"{len(more)} more arm{'s' * (len(more) != 1)}"
+    folded = tag("details", tag("summary", rest), tag("div", more, class_="maps"), class_="print") if more else None
+    return tag("div", tag("p", about, class_="about"), shown, folded, role="region", aria_label=f"maps of {words}")
 
 
 def _table(
@@ -126,20 +133,30 @@ def _fields(told: list["Told"], twice: dict[tuple[str, str], str]) -> list[Html]
 
 
 def _field(t: "Told", name: str, among: str | None) -> Html:
-    """An effect, where it was seen, and its interval or what there is in its place; `among` whose runs its own are."""
-    f = t.finding
+    """An effect; `among` whose runs its own are."""
+    n = t.finding.n_pairs
+    return effect_field(
+        t.finding, is_seen=t.word not in ("pilot", "runs diverged"), without=_without(t), side=t.side,
+        before=tag("span", f"{name}{f' (in {among})' if among else ''} ", class_="quiet"),
+        title=f"{t.setting}: {n} pair{'s' * (n != 1)}, {t.word}",
+    )  # fmt: skip
+
+
+def effect_field(
+    f: "Finding", *, is_seen: bool = True, without: str = NONE, side: int = 0, before: Html | None = None, title: str
+) -> Html:
+    """An effect as a field of a map: with its sign where one was seen (and `is_seen` lets it), in brackets where not, and its
+    interval or what stands `without` one, in the colour of its reach or, without one, of its `side`."""
     half = (f.high - f.low) / 2
-    reach = min(abs(f.effect) / half / FAR, 1.0) if isfinite(half) and half > 0 else 1.0 if t.side else 0.0
+    reach = min(abs(f.effect) / half / FAR, 1.0) if isfinite(half) and half > 0 else 1.0 if side else 0.0
     digits = places(max((abs(x) for x in (f.effect, f.low, f.high) if isfinite(x)), default=1.0), 2)
-    is_seen = f.verdict in ("lower", "higher") and t.word not in ("pilot", "runs diverged")
+    is_seen = is_seen and f.verdict in ("lower", "higher")
     sign = tag("b", VERDICTS[f.verdict][0], aria_hidden="true") if is_seen else None
     number = decimal(f.effect, digits)
-    interval = f"{decimal(f.low, digits)} to {decimal(f.high, digits)}" if isfinite(half) else _without(t)
-    side = "less" if f.effect < 0 else "more"
-    title = f"{t.setting}: {f.n_pairs} pair{'s' * (f.n_pairs != 1)}, {t.word}"
-    letter = tag("span", f"{name}{f' (in {among})' if among else ''} ", class_="quiet")
+    interval = f"{decimal(f.low, digits)} to {decimal(f.high, digits)}" if isfinite(half) else without
     value = [sign, " ", tag("b", number)] if is_seen else f"({number})"
-    return tag("div", letter, value, tag("small", interval), class_=side, title=title, style=f"--r:{reach:.2f}")
+    colour = "less" if f.effect < 0 else "more"
+    return tag("div", before, value, tag("small", interval), class_=colour, title=title, style=f"--r:{reach:.2f}")
 
 
 def _without(t: "Told") -> str:

@@ -30,7 +30,7 @@ def best_rates(book: Book, found: "Phases", words: str) -> list[Html]:
         where = ", ".join(f"{a.keys[0].rpartition('.')[2]} {x}" for a, x in zip(found.down, place, strict=True))
         means = _means(found, place, book.arms.baseline)
         points = [(arm, x, mean) for arm, of in means.items() for x, mean in of.items()]
-        best = {arm: min(of, key=of.__getitem__) for arm, of in means.items() if len(of) == len(levels)}
+        best = lowest(found, place, book.arms.baseline)
         if not points:
             continue
         said = "; ".join(f"{book.arms.labels[arm]} lowest at {x:g}" for arm, x in best.items())
@@ -45,10 +45,10 @@ def best_rates(book: Book, found: "Phases", words: str) -> list[Html]:
             "y": channel("y:Q") | {"title": "held-out loss", "scale": {"zero": False}},
             **book.arms.looks(),
         }
-        lowest = {"type": "point", "shape": "diamond", "filled": True, "size": 90, "opacity": 1}
+        diamond = {"type": "point", "shape": "diamond", "filled": True, "size": 90, "opacity": 1}
         layers = [
             layer(values, {"type": "line", "strokeWidth": 2}, at),
-            layer([v for v in values if v["best"]], lowest, {k: at[k] for k in ("x", "y", "color") if k in at}),
+            layer([v for v in values if v["best"]], diamond, {k: at[k] for k in ("x", "y", "color") if k in at}),
         ]
         figures.append(
             book.charts.place(fitted(layers, f"Held-out loss by {words}, {where}: {said}", 380, 220), where, said)
@@ -67,6 +67,12 @@ def best_rates(book: Book, found: "Phases", words: str) -> list[Html]:
         tag("div", figures, class_="grid"),
         tabulated(columns, rows, numeric=set(), name="best"),
     ]
+
+
+def lowest(found: "Phases", place: tuple["Level", ...], baseline: str) -> dict[str, float]:
+    """{arm: the level at which it is lowest} at a place on the other axes, of the arms that have all levels."""
+    means, n = _means(found, place, baseline), len(found.across.levels)
+    return {arm: min(of, key=of.__getitem__) for arm, of in means.items() if len(of) == n}
 
 
 def _means(found: "Phases", place: tuple["Level", ...], baseline: str) -> dict[str, dict[float, float]]:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
+from statistics import median
 
 from .charts import Arms, Figure, channel, fitted, layer, short, shorts
 from .measured import Points
@@ -22,6 +23,15 @@ class Band:
     median: Points
     low: Points
     high: Points
+
+
+def band(arm: str, curves: Sequence[dict[float, float]]) -> Band | None:
+    """Of the curves {step: value} of an arm's seeds, over the steps that all of them have; None where there is none."""
+    steps = sorted(set(curves[0]).intersection(*curves[1:])) if curves else []
+    if not steps:
+        return None
+    at = {step: [c[step] for c in curves] for step in steps}
+    return Band(arm, len(curves), *([(x, f(at[x])) for x in steps] for f in (median, min, max)))
 
 
 def bands(runs: Sequence[Band], arms: Arms, y_title: str, alt_text: str) -> Figure:

@@ -8,7 +8,7 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from .book import Book
-from .card_figures import Band, bands, gate_map
+from .card_figures import Band, band, bands, gate_map
 from .figures import mass_map
 from .markup import NONE, Html, decimal, places, tag
 from .measured import mean_table, thin
@@ -79,11 +79,7 @@ def _band(book: Book, a: "Anomaly", reading: str, side: str) -> Band | None:
         kept = book.measured.curves.get((*run.key, reading)) if reading in _BESIDE else courses.get(run.key[1:])
         if points := thin(kept or [], run.entry["steps"], _MOST_POINTS):
             curves.append(dict(points))
-    steps = sorted(set(curves[0]).intersection(*curves[1:])) if curves else []
-    if not steps:
-        return None
-    at = {step: [c[step] for c in curves] for step in steps}
-    return Band(side, len(curves), *([(x, f(at[x])) for x in steps] for f in (median, min, max)))
+    return band(side, curves)
 
 
 def _range(b: Band) -> str:

@@ -19,6 +19,7 @@ def facts(book: Book) -> Html:
     dates = sorted({d for r in runs for d in r.dates})
     versions = _distinct(f"{n} {v}" for r in runs for n, v in sorted(r.environment.get("versions", {}).items()))
     commits = _distinct(_commit(r.environment["git"]) for r in runs if r.environment.get("git"))
+    codes = _distinct(f"code {r.environment['code']}" for r in runs if r.environment.get("code"))
     pairs = [
         ("Cells", len(study["cells"])),
         ("Arms", len(study["arms"])),
@@ -29,7 +30,7 @@ def facts(book: Book) -> Html:
         ("Tokens a run", span(r.entry["tokens"] for r in runs)),
         ("Device", _distinct(str(r.environment["device"]) for r in runs if "device" in r.environment) or NONE),
         ("Data from", " to ".join(dict.fromkeys((dates[0], dates[-1]))) if dates else NONE),
-        ("Versions", ", ".join(filter(None, (versions or f"gatelab {study['version']}", commits)))),
+        ("Versions", ", ".join(filter(None, (versions or f"gatelab {study['version']}", commits, codes)))),
     ]
     return tag("dl", [tag("div", tag("dt", k), tag("dd", v)) for k, v in pairs], class_="facts")
 
@@ -112,7 +113,7 @@ def _sentence(f: Finding) -> Html:
 
 
 def _few(book: Book) -> Html | None:
-    pairs = [f.n_pairs for f in book.findings if f.primary]
+    pairs = [f.n_pairs for f in book.findings if f.primary and f.verdict != "refused"]
     if not pairs or min(pairs) >= 5:
         return None
     few = f"{min(pairs)}" if min(pairs) == max(pairs) else f"{min(pairs)} to {max(pairs)}"

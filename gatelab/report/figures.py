@@ -38,7 +38,12 @@ def forest(findings: Sequence[Finding], arms: Arms, absent: Sequence[str] = ()) 
         if isfinite(difference)
     ]
     seen = {row["label"] for row in (*tested, *seeds)}
-    holes = [{"label": name, "text": "no finished pair", "x": 0} for name in names if name not in seen]
+    refused = {arms.labels[f.arm] for f in findings if f.verdict == "refused"}
+    holes = [
+        {"label": name, "text": "refused" if name in refused else "no finished pair", "x": 0}
+        for name in names
+        if name not in seen
+    ]
     bound = findings[0].equivalence if findings else None
 
     values = [0.0, bound or 0.0, -(bound or 0.0), *(r[k] for r in tested for k in ("low", "high"))]

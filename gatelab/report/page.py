@@ -1,6 +1,6 @@
 """The page of a study: one HTML file that asks nothing of the network, and three CSV files beside it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,10 +61,11 @@ def write_report(
     advice: "Advice | str | None" = None,
     note: str = "",
     state: Callable[[RunFolder], str] = state_of,
+    beside: Mapping[str, str] | None = None,
 ) -> Path:
     """Write report.html, effects.csv, runs.csv, curves.csv, tasks.csv of a study on tasks, phases.csv of one whose cells are a
-    grid, anomalies.csv of one that was screened, confirmed.csv of one of which fresh seeds confirmed something and
-    recommendations.csv of one that recommends into the study's folder; returns the page's path.
+    grid, anomalies.csv of one that was screened, confirmed.csv of one of which fresh seeds confirmed something,
+    recommendations.csv of one that recommends and what is `beside` them into the study's folder; returns the page's path.
 
     Same folder and findings in, same bytes out. Runs that are missing, unfinished or diverged are named with their
     state. Each file is replaced at once or not at all.
@@ -77,21 +78,23 @@ def write_report(
         advice: which arm for which use, or why nothing is recommended; None: the page has no section of it.
         note: a paragraph of the reporter's own, above the verdicts.
         state: a run folder's state in a word; 'done' is the one that counts as finished.
+        beside: {name: text} of further files, such as `seeds_files` makes.
 
     Raises:
         StoreError: when the folder is not a study of this version.
     """
     measured = measure(folder, state)
     study = measured.study
-    labels = _labels(study["arms"])
-    arms = Arms(labels, arm_colours(list(labels), study["baseline"]), study["baseline"])
-    book = Book(measured, list(findings), arms, {m["name"]: m for m in study["metrics"]})
+    book = Book(measured, list(findings), arms_of(study), {m["name"]: m for m in study["metrics"]})
     grid = found_phases(book, shares)
-    body = _body(book, shares, pairing, tasks, looked, advice, grid, note)
+    files = dict(beside or {})
+    body = _body(book, shares, pairing, tasks, looked, advice, grid, note, list(files))
     page = folder.path / "report.html"
     write_text(folder.path / "effects.csv", effects_csv(findings))
     write_text(folder.path / "runs.csv", runs_csv(measured))
     write_text(folder.path / "curves.csv", curves_csv(measured))
+    for name, text in files.items():
+        write_text(folder.path / name, text)
     if tasks is not None:
         write_text(folder.path / "tasks.csv", tasks_csv(tasks))
     if grid is not None:
@@ -115,6 +118,7 @@ def _body(
     advice: "Advice | str | None",
     grid: "Phases | None",
     note: str,
+    files: Sequence[str],
 ) -> Html:
     study = book.measured.study
     parts = {
@@ -151,7 +155,7 @@ def _body(
         )
         if part is not None and not isinstance(part, str)
     ]  # fmt: skip
-    end = footer(study["version"], ", ".join(["effects.csv", "runs.csv", "curves.csv", *more]))
+    end = footer(study["version"], ", ".join(["effects.csv", "runs.csv", "curves.csv", *files, *more]))
     return join([header, claims.legend(book), tag("main", [part for _, part in parts.values()]), end])
 
 
@@ -191,7 +195,9 @@ def _how() -> Html:
     return glossary([*words, *_WORDS.items()])
 
 
-def _labels(arms: Sequence[dict]) -> dict[str, str]:
-    """{arm: its words}; two arms that are worded alike are called by their names."""
+def arms_of(study: Mapping[str, Any]) -> Arms:
+    """The arms of a study with their colours; two that are worded alike are called by their names."""
+    arms, baseline = study["arms"], study["baseline"]
     worded = [arm["label"] for arm in arms]
-    return {arm["name"]: arm["label"] if worded.count(arm["label"]) == 1 else arm["name"] for arm in arms}
+    labels = {arm["name"]: arm["label"] if worded.count(arm["label"]) == 1 else arm["name"] for arm in arms}
+    return Arms(labels, arm_colours(list(labels), baseline), baseline)

@@ -40,7 +40,9 @@ def phases_section(book: Book, found: "Phases") -> Html:
     lead = (
         f"The cells are points of {names}; each of these is a key in which some cells differ and in nothing else. A run has a sink"
         f" where its first-token mass is above {metric['threshold']:g}. Intervals of shares are exact (Clopper–Pearson); those of"
-        " the loss are Student's t over pairs of one seed."
+        " the loss are Student's t over pairs of one seed. In the tables the sign beside a share is McNemar's exact test of the"
+        f" seeds that have a sink with one of gate and {control} and not with the other; there is none where all runs of both have"
+        " a sink, or none has. The sign beside a loss is of the mean difference."
     )
     lost = (
         f" {n_lost} runs are not done: neither they nor their pairs are in a number, and the tables name each."
@@ -79,7 +81,7 @@ def axis_words(axis: "Axis") -> str:
     return axis.keys[0].rpartition(".")[2] + more
 
 
-def _words(axes: "Sequence[Axis]", at: "Sequence[Any]") -> str:
+def place_words(axes: "Sequence[Axis]", at: "Sequence[Any]") -> str:
     """A place: the levels of the axes."""
     return ", ".join(f"{a.keys[0].rpartition('.')[2]} {_said(x)}" for a, x in zip(axes, at, strict=True))
 
@@ -127,9 +129,9 @@ def _grid(
         {p.at[1:] for p in found.points},
         key=lambda at: [a.levels.index(x) for a, x in zip(found.down, at, strict=True)],
     )
-    rows = [_words(found.down, at) for at in order]
+    rows = [place_words(found.down, at) for at in order]
     values = [
-        {"x": _said(p.at[0]), "y": _words(found.down, p.at[1:]), "cell": p.cell, "said": text, "interval": interval,
+        {"x": _said(p.at[0]), "y": place_words(found.down, p.at[1:]), "cell": p.cell, "said": text, "interval": interval,
          "below": _below(p), "lost": p.said, "v": None if v is None else short(v)}
         for p, text, v, interval in fields
     ]  # fmt: skip
@@ -170,7 +172,7 @@ def _tables(book: Book, found: "Phases", arms: "Sequence[str]") -> list[Html]:
     for name, of, shown in (("runs with a sink", _share_words, arms), ("loss difference", _cost_words, gates)):
         rows = [
             [
-                _words((found.across, *found.down), place),
+                place_words((found.across, *found.down), place),
                 *(of(at[place, arm]) if (place, arm) in at else NONE for arm in shown),
             ]
             for place in places_

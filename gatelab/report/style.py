@@ -23,6 +23,7 @@ VERDICTS = {
     "equivalent": ("=", "equal to within what was declared to count as nothing"),
     "unclear": ("?", "no effect seen at this power; this is not the same as no effect"),
     "untestable": ("×", "too few finished pairs, or no spread between them"),
+    "refused": ("⊘", "not compared: its runs and the baseline's differ in tokens or in the version of the code"),
 }
 
 THEME: dict[str, Any] = {

@@ -66,8 +66,8 @@ nav { display: flex; flex-wrap: wrap; gap: .2rem 1.1rem; font-size: .9rem; margi
 .badge.lower { --c: var(--lower); }
 .badge.higher { --c: var(--higher); }
 .badge.equivalent { --c: var(--equivalent); }
-.badge.untestable { --c: var(--untestable); }
-.badge.untestable, .badge.hole { border-style: dashed; }
+.badge.untestable, .badge.refused { --c: var(--untestable); }
+.badge.untestable, .badge.refused, .badge.hole { border-style: dashed; }
 
 .grid { display: grid; gap: 1.4rem 2rem; grid-template-columns: repeat(auto-fill, minmax(min(100%, 29rem), 1fr)); }
 .grid.narrow { grid-template-columns: repeat(auto-fill, minmax(min(100%, 19rem), 1fr)); }

@@ -7,6 +7,7 @@ step however many sequences there are, so small runs share steps until these hav
 import json
 import math
 import struct
+from collections import Counter
 from typing import Any
 
 from ..config import digest
@@ -62,6 +63,35 @@ def stands_at(run: RunFolder) -> int | None:
     """The step of a run's newest checkpoint, read from its header or its folder's name; None without one, or with one that cannot
     be read. A group goes on only where all its runs stand at one step."""
     return max((s for s in (_in_header(run), *steps(run.path)) if s is not None), default=None)
+
+
+def environment_of(run: RunFolder) -> dict[str, Any] | None:
+    """What was really used, as the run's environment.json says; None without one that can be read, as before it has begun."""
+    try:
+        found = json.loads((run.path / "environment.json").read_bytes())
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def grouping(environments: list[dict[str, Any] | None]) -> str:
+    """How runs were grouped, of what `environment_of` says of them: 768 runs in 3 stacks of 256.
+
+    Runs that have not begun, or whose record says nothing of a group, are left out; of no others nothing is said.
+    """
+    known = [e for e in environments if e is not None and "runs_in_group" in e]
+    sizes = Counter((e["runs_in_group"], bool(e.get("stacked"))) for e in known)
+    if all(size == 1 for size, _ in sizes):
+        return f"{len(known)} runs, each alone" if len(known) > 1 else "1 run, alone" if known else ""
+    said = [_said(-(-n // size), size, is_stacked) for (size, is_stacked), n in sorted(sizes.items(), reverse=True)]
+    return f"{len(known)} runs in {', '.join(said)}"
+
+
+def _said(n_groups: int, size: int, is_stacked: bool) -> str:
+    if size == 1:
+        return f"{n_groups} alone"
+    word = "stack" if is_stacked else "group"
+    return f"{n_groups} {word}{'s' if n_groups > 1 else ''} of {size}{'' if is_stacked else ' that take turns'}"
 
 
 def _in_header(run: RunFolder) -> int | None:

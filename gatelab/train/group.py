@@ -20,6 +20,7 @@ from ..models import build_model, model_class
 from ..models.model import Model
 from ..nn.watch import Watch
 from ..ops.gated_attention import chosen_for
+from .attention_kernels import attention_kernels
 from .checkpoint import load_weights, pack, unpack
 from .optim import begin_state, build_optimizer, decayed_names
 from .parallel import Ranks, join
@@ -140,6 +141,9 @@ class Group:
             "compiled": self.is_compiled,
             "packed": self.execution.packed,
             "attention": self._attention(),
+            "attention_kernels": attention_kernels(
+                self.run.model, self._attention(), dtype=self.dtype, device=self.device
+            ),
             "threads": torch.get_num_threads(),
             "micro_batch": self.micro_batch,
             "processes": self.ranks.world,

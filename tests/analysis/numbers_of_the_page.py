@@ -1,12 +1,14 @@
 """The simulated numbers of docs/statistics.md, by the tests' own studies: python tests/analysis/numbers_of_the_page.py [part …]"""
 
 import sys
+from functools import partial
 
 import numpy as np
 from simulated import evidence
 from test_anomaly_rules import RULES, alarms, names_one, rule_p
 from test_best_rate import false_alarms
-from test_dispersion import over_seeds
+from test_cause_dependence import found_in, planted_share
+from test_dispersion import DRAWS, over_seeds, pitman_morgan
 from test_heterogeneity import SIZES, dependences, pooled
 from test_heterogeneity import study as sizes_study
 from test_stages import two_stages
@@ -75,17 +77,21 @@ def spreads():
 def skewed():
     rng = np.random.default_rng(3)
 
-    def alarms(draw, n, *, is_normal):
-        found = [over_seeds([(draw(n), draw(n), range(n))], is_normal=is_normal) for _ in range(2000)]
+    def alarms(test, draw, n, ratio=1):
+        found = [test([(draw(n), ratio * draw(n), range(n))]) for _ in range(2000)]
         return np.mean([f is not None and f.p < 0.05 for f in found])
 
     def solved(n):
         return np.where(rng.random(n) < 0.9, 1e-3 * np.exp(rng.normal(0, 0.5, n)), 1 + 0.1 * rng.normal(size=n))
 
-    for name, draw in (("lognormal", lambda n: np.exp(rng.normal(0, 0.7, n))), ("solved in nine of ten", solved)):
+    for name, draw in (DRAWS | {"solved in nine of ten": lambda _, n: solved(n)}).items():
         for n in (5, 16, 64):
-            alone, together = (alarms(draw, n, is_normal=is_normal) for is_normal in (True, False))
-            print(f"spread of losses, {name}, {n} seeds: {together:.1%}; Pitman and Morgan's alone {alone:.1%}")
+            alone, together = (alarms(test, partial(draw, rng), n) for test in (pitman_morgan, over_seeds))
+            seen = alarms(over_seeds, partial(draw, rng), n, 3)
+            print(
+                f"spread of losses, {name}, {n} seeds: {together:.1%}; Pitman and Morgan's alone {alone:.1%}; three times as"
+                f" large {seen:.0%}"
+            )
 
 
 def stages():
@@ -104,7 +110,16 @@ def rates():
             )
 
 
-PARTS = (rules, screens, regimes, cells, spreads, skewed, stages, rates)
+def causes():
+    for n_seeds in (20, 64):
+        alarms, seen = (found_in(1000, n_seeds, share) for share in (lambda *_: 0.5, planted_share))
+        for name in alarms:
+            print(
+                f"{name} of two states, {n_seeds} seeds: {alarms[name]:.1%} under its null, {seen[name]:.1%} where planted"
+            )
+
+
+PARTS = (rules, screens, regimes, cells, spreads, skewed, stages, rates, causes)
 
 if __name__ == "__main__":
     for part in PARTS:

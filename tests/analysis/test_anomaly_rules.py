@@ -190,6 +190,39 @@ def test_a_split_of_activations_is_told_where_their_logarithms_split():
     assert "2 around 1.05 and 3 around 243.3" in alarm.sentence  # a baseline without any spread has one group
 
 
+def two_regimes(base, gated):
+    found = next(r for r in RULES if r.name == "two-regimes").test(
+        evidence({"val_loss": {"c0": (base, gated)}}), "c0", "gated"
+    )
+    return [a.sentence for a in found if a.p < 0.05]
+
+
+def test_two_groups_that_differ_by_less_than_what_counts_as_nothing_are_one():
+    solved = [5.20e-8, 5.21e-8, 5.22e-8, 5.40e-8, 5.41e-8, 5.42e-8]
+    learnt = [5.20e-8, 5.21e-8, 5.22e-8, 2.40, 2.41, 2.42]
+    even = [1.0, 1.1, 1.2, 1.3, 1.4, 1.5]
+    assert two_regimes(even, solved) == []
+    assert "3 around 5.21e-08 and 3 around 2.41" in two_regimes(even, learnt)[0]
+    # Nor is a baseline whose solved runs differ so in two regimes, beside which the arm's would be nothing of the gate's.
+    assert len(two_regimes(solved, learnt)) == 1 and two_regimes(learnt, learnt) == []
+    for gap, n_found in ((0.0099, 0), (0.0101, 1)):
+        assert len(two_regimes(even, [1.0, 1.0, 1.0, 1.0 + gap, 1.0 + gap, 1.0 + gap])) == n_found
+
+
+def test_activations_have_no_bound_below_which_groups_are_one():
+    values = [1e-3, 1.01e-3, 1.02e-3, 2e-3, 2.01e-3, 2.02e-3]
+    study = evidence({"massive_max": {"c0": ([1.0] * 6, values)}})
+    assert rule_p("two-regimes", study) < 0.05
+
+
+def test_seeds_whose_stability_is_not_known_on_both_sides_make_no_pair():
+    study = Evidence(
+        [*outcomes("unstable", "none", [0.0] * 3), *outcomes("unstable", "gated", [1.0] * 3, first=3)],
+        METRICS, "none", ["gated"], ["c0"],
+    )  # fmt: skip
+    assert rule_p("instability", study) == 1.0 and [a.verdict for a in screen(study, RULES).alarms] == ["untestable"]
+
+
 def test_differences_that_are_equal_up_to_rounding_are_no_evidence():
     """0.1 added to values of another size each time: what is left between the differences is the rounding of float64."""
     base = np.array([3.0, 30.0, 300.0, 3e3, 3e4, 3e5])

@@ -92,10 +92,10 @@ def test_events_at_one_look_ask_for_more_looks() -> None:
 @pytest.mark.parametrize("looks", [2, LOOKS])
 def test_too_few_looks_are_missing_and_name_the_command(looks) -> None:
     found = decision("sink-before-drain", seen([100] * 6, [300] * 6, looks=looks))
-    assert found.verdict == "missing"
+    assert found.verdict == "not run"
     ask = "then gatelab find runs/x-looks --explain CELL"
     assert found.to_do == [f"gatelab run quickstart probe.times=20 --out runs/x-looks, {ask}"]
-    assert decision("sink-before-massive", seen([100] * 6, [300] * 6)).verdict == "missing"
+    assert decision("sink-before-massive", seen([100] * 6, [300] * 6)).verdict == "not run"
 
 
 def test_of_gated_runs_the_gate_is_held_against_their_own_sink() -> None:

@@ -59,7 +59,7 @@ def test_arms_with_experts_are_matched_by_the_width_of_these() -> None:
     found = card("depth", trained(arms, DEEP | experts(30))).decisions[1]
     assert (found.verdict, found.test) == ("supported", "a gate in a third alone: early against late")
     starts = [DEEP | experts(w, gate=f"sdpa-headwise-bias-around={v}") for w, v in ((30, 0.5), (29, 0.95))]
-    found = card("training", trained({"open": (starts[1], (3.5, 3.61, 3.71))}, starts[0])).decisions[2]
+    found = card("initial-value", trained({"open": (starts[1], (3.5, 3.61, 3.71))}, starts[0])).decisions[0]
     assert found.test == "the gate's initial value: gated 0.5, open 0.95"
 
 
@@ -135,26 +135,26 @@ def started(values):
 
 
 def test_the_effect_depends_on_the_value_at_which_the_gate_starts() -> None:
-    found = card("training", started([(3.2, 3.32, 3.41), (3.5, 3.61, 3.71)])).decisions[2]
+    found = card("initial-value", started([(3.2, 3.32, 3.41), (3.5, 3.61, 3.71)])).decisions[0]
     assert found.verdict == "supported" and found.test == "the gate's initial value: gated 0.5, mid 0.75, open 0.95"
-    flat = card("training", started([(2.901, 3.01, 3.1), (2.9, 3.011, 3.1)])).decisions[2]
+    flat = card("initial-value", started([(2.901, 3.01, 3.1), (2.9, 3.011, 3.1)])).decisions[0]
     assert flat.verdict == "refuted" and "nats a doubling" in flat.numbers
 
 
 def test_two_starts_are_suggested_that_the_gate_can_have() -> None:
     for gate, values in (("sdpa-headwise", {0.5, 0.95}), ("sdpa-elementwise-ns_sigmoid", {0.95, 0.75})):
-        found = card("training", trained({}, DEEP | {"gate": gate})).decisions[2]
-        assert found.verdict == "missing"
+        found = card("initial-value", trained({}, DEEP | {"gate": gate})).decisions[0]
+        assert found.verdict == "not run"
         arms = [eval(w, {"Arm": Arm}) for w in re.findall(r"Arm\(.*?\}\)", found.to_do[0])]
         models = [override(Run(model=ModelConfig()), arm.changes).model for arm in arms]
         assert {m.gate[0].around for m in models} == values
     own = DEEP | {"gate": "sdpa-headwise-bias-around=0.5"}
-    assert "0.5'" not in card("training", trained({}, own)).decisions[2].to_do[0]
+    assert "0.5'" not in card("initial-value", trained({}, own)).decisions[0].to_do[0]
 
 
 @pytest.mark.parametrize("layers", ["last-third", [0, 2]])
 def test_starts_are_suggested_for_the_layers_that_have_the_gate(layers) -> None:
-    found = card("training", trained({}, DEEP | {"gate_layers": layers})).decisions[2]
+    found = card("initial-value", trained({}, DEEP | {"gate_layers": layers})).decisions[0]
     arms = [eval(w, {"Arm": Arm}) for w in re.findall(r"Arm\(.*?\}\)", found.to_do[0])]
     models = [override(Run(model=ModelConfig(n_layers=6)), arm.changes).model for arm in arms]
     stated = layers if isinstance(layers, str) else tuple(layers)
@@ -175,7 +175,7 @@ def test_configurations_as_they_are_stored_are_recognised() -> None:
     found = trained({arm: ({}, values) for arm, values in losses.items()})
     found = replace(found, models={key: canonical(model) for key, model in models.items()})
     assert card("depth", found).decisions[1].verdict == "supported"
-    assert card("training", found).decisions[2].test.endswith("gated 0.5, open 0.95")
+    assert card("initial-value", found).decisions[0].test.endswith("gated 0.5, open 0.95")
 
 
 def moved(sink, gate, *, gated_sink=0.6, ungated=((0.5, 0.52, 0.51), (0.1, 0.1, 0.11))):

@@ -79,7 +79,7 @@ def test_a_refused_arm_is_not_compared():
     found = ledger(arms={"fixed": ({"gate": "sdpa-elementwise-static"}, "val_loss", (3.0, 3.12, 3.2))})
     found.evidence.refused = {("c0", "fixed"): "refused: seed 0 sees other tokens"}
     decision = card("sparsity", found).decisions[2]
-    assert decision.verdict == "missing" and decision.to_do == ["refused: seed 0 sees other tokens"]
+    assert decision.verdict == "not run" and decision.to_do == ["refused: seed 0 sees other tokens"]
 
 
 def test_cells_of_several_depths_decide_and_a_flat_slope_refutes():
@@ -121,7 +121,8 @@ def test_what_is_missing_says_what_makes_it():
         re.match(r"add Arm\('sink-logit', \{'model.softmax': 'sink-logit'\}, control=True\) to the arms", w)
         for w in todo
     )
-    assert {c.verdict for c in cards(ledger(), HYPOTHESES, "c0", "gated")} == {"undecided"}
+    every = {c.hypothesis: c.verdict for c in cards(ledger(), HYPOTHESES, "c0", "gated")}
+    assert every.pop("depth") == "undecided" and set(every.values()) == {"not run"}  # of one layer there are no thirds
 
 
 def test_the_words_of_the_table_are_interventions_and_arms_that_exist():
@@ -157,7 +158,7 @@ def test_a_comparison_that_is_refused_decides_nothing():
     found = ledger(edits=of("n", "zero-value@first", (0.001, 0.002, 0.0015)))
     found.evidence.refused = {("c0", "gated"): "refused: made by 2 versions of the code"}
     every = [d for c in cards(found, HYPOTHESES, "c0", "gated") for d in c.decisions]
-    assert {d.verdict for d in every} == {"missing"} and every[0].to_do == ["refused: made by 2 versions of the code"]
+    assert {d.verdict for d in every} == {"not run"} and every[0].to_do == ["refused: made by 2 versions of the code"]
 
 
 def test_a_range_around_one_layer_names_each_number_once():
@@ -168,7 +169,7 @@ def test_a_range_around_one_layer_names_each_number_once():
 
 def test_one_run_cannot_decide():
     decision = card("no-op", ledger(edits=of("n", "zero-value@first", (0.001,)))).decisions[0]
-    assert (decision.verdict, decision.n, len(decision.to_do)) == ("missing", 1, 2)
+    assert (decision.verdict, decision.n, len(decision.to_do)) == ("not run", 1, 2)
 
 
 def test_many_missing_edits_are_one_command():

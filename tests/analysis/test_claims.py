@@ -5,10 +5,15 @@ from pathlib import Path
 import pytest
 
 from gatelab.analysis.claim_tests import (
+    ALIKE,
+    Claim,
     Measured,
     Region,
+    cost,
     difference,
     effect,
+    effect_gap,
+    elsewhere,
     excess,
     quotient,
     share_with_sink,
@@ -34,12 +39,13 @@ a,gated,task_accuracy@1x,0.95,0.99,0;1;2,0;0;0.1
 b,gated,task_accuracy@1x,0.95,0.1,0;1;2,-1;-1;-0.5
 a,once,val_loss,2,0.5,0,-1.5
 """
+RUNS = "cell,arm,tokens,flops\na,none,10,1000\na,gated,20,2020\nb,none,10,1000\nb,gated,10,1030\nc,gated,1,9\n"
 STATED = "what,arm,mean,low,high,value\nedit,x,0.5,0.4,0.6,3\ncontrol,x,0.1,0.0,0.3,6\n"
 
 
 @pytest.fixture
 def folder(tmp_path):
-    for name, text in (("seeds.csv", SEEDS), ("effects.csv", EFFECTS), ("stated.csv", STATED)):
+    for name, text in (("seeds.csv", SEEDS), ("effects.csv", EFFECTS), ("stated.csv", STATED), ("runs.csv", RUNS)):
         (tmp_path / name).write_text(text, encoding="utf-8")
     return tmp_path
 
@@ -79,6 +85,64 @@ def test_an_effect_is_over_cells_and_seeds_or_has_no_interval(folder):
     assert str(once) == "0.250, one seed" and Region(high=0.5).verdict(once) == "undecided"
 
 
+def test_cells_are_chosen_and_arms_compared_by_their_seeds(folder):
+    assert effect("val_loss", "gated", cells=["b"])(folder).value == pytest.approx(2.0)
+    with pytest.raises(StoreError, match="has no cell c or d"):
+        effect("val_loss", "gated", cells=["c", "d"])(folder)
+    more = EFFECTS + "a,other,val_loss,1,2,0;2;9,0.4;0.5;7\n"
+    (folder / "effects.csv").write_text(more, encoding="utf-8")
+    found = effect_gap("val_loss", "gated", "other")(folder)
+    assert found.value == pytest.approx(0.55) and found.over == "1 cell of 2 seeds"
+    assert effect_gap("val_loss", "once", "other")(folder).over == "one seed"
+
+
+def test_alike_is_asked_with_two_one_sided_tests(folder):
+    wide, narrow = (
+        difference("val_loss", "gated", "none")(folder),
+        difference("val_loss", "gated", "none", confidence=ALIKE)(folder),
+    )
+    assert narrow.low == pytest.approx(0.25 - 2.35336 * 0.057735 / 2, abs=1e-5) and wide.low < narrow.low
+    assert narrow.over == "4 seeds, interval of 90%"
+    bounds = Region(0.17, 0.33)
+    assert bounds.verdict(narrow) == "supported" and bounds.verdict(wide) == "undecided"
+
+
+def test_seeds_that_keep_their_sink_are_a_control(folder):
+    kept = difference("val_loss", "none", "gated", keeping=True)(folder)
+    assert kept.over == "3 seeds" and kept.value == pytest.approx(-0.7 / 3)
+    assert difference("val_loss", "gated", "none", keeping=True)(folder).over == "one seed"
+
+
+def test_a_cost_is_counted_and_has_no_interval(folder):
+    found = cost("gated", "none")(folder)
+    assert found.value == found.low == found.high == pytest.approx(1.02)
+    assert str(found) == "1.0200, counted, not sampled" and Region(high=1.0).verdict(found) == "refuted"
+
+
+def test_a_control_of_another_page_is_measured_where_that_page_is(folder):
+    test = elsewhere(folder.name, difference("val_loss", "gated", "none", "nats"))
+    assert str(test(folder.parent / "other")) == "0.25 [0.16, 0.34] nats, 4 seeds"
+    assert str(elsewhere("gone", test)(folder)) == "is of gone, which is not here"
+
+
+def test_a_claim_without_rows_says_what_would_make_them(tmp_path):
+    test = effect("val_loss", "gated", "nats")
+    claims = [Claim("c", "s", "later", "a", test, Region(), planned="`gatelab run later` would decide")]
+    (entry,) = judged(tmp_path, claims)
+    assert (entry.measured, entry.verdict, entry.is_run) == (
+        "not run: `gatelab run later` would decide",
+        "undecided",
+        False,
+    )
+    text = "\n".join(page([entry]))
+    assert "1 undecided, 1 of these not run." in text and "a (later)" in text
+    (tmp_path / "later").mkdir()
+    with pytest.raises(StoreError, match=r"effects\.csv: is missing"):
+        judged(tmp_path, claims)
+    (tmp_path / "later" / "effects.csv").write_text(EFFECTS, encoding="utf-8")
+    assert judged(tmp_path, claims)[0].is_run
+
+
 def test_stated_numbers_and_their_excess(folder):
     one = stated("stated.csv", {"what": "edit"}, "documents")(folder)
     assert str(one) == "0.50 [0.40, 0.60] nats, documents"
@@ -116,7 +180,8 @@ def test_every_claim_can_be_judged_and_the_page_is_what_the_files_say():
     entries = judged(RESULTS)
     assert len(entries) == len(CLAIMS) and {e.verdict for e in entries} == {"supported", "refuted", "undecided"}
     assert (RESULTS / "claims.md").read_text(encoding="utf-8") == "\n".join(page(entries)) + "\n"
-    assert all((RESULTS / f"{c.page}.md").is_file() for c in CLAIMS)
+    assert all((RESULTS / f"{e.page}.md").is_file() for e in entries if e.is_run)
+    assert all(e.control for e in entries if e.is_run)
 
 
 def test_find_says_the_claims_and_what_a_folder_lacks(capsys, tmp_path):

@@ -49,6 +49,31 @@ def test_a_planted_effect_is_found_with_its_size_and_direction():
     )
 
 
+def test_what_is_refused_has_no_number_and_no_part_in_the_family():
+    """q, level and shrunken variance of the others are those of a study without it."""
+    rng = np.random.default_rng(5)
+    groups, cells = grid(rng.normal(-0.02, 0.02, size=(12, 4)))
+    late = [o for i, c in enumerate(cells) for o in outcomes("late", [9.0 + i, 8.0, 7.0, 6.5], cell=c)]
+    why = {(c, "late"): "refused: seed 0 sees 32 tokens with late and 16 with none; give both as many" for c in cells}
+    settings = {"arms": ("none", "gated", "late"), "cells": cells}
+    with_it, alone = find(groups, late, refused=why, **settings), find(groups, cells=cells)
+    assert [f for f in with_it if f.arm == "gated"] == alone
+    refused = [f for f in with_it if f.arm == "late"]
+    assert len(refused) == 12 and {f.verdict for f in refused} == {"refused"}
+    f = refused[0]
+    assert all(isnan(x) for x in (f.p, f.q, f.effect, f.low, f.high, f.arm_mean, f.baseline_mean, f.detectable))
+    assert (f.n_pairs, f.seeds, f.differences, f.notes) == (0, [], [], [why["c0", "late"]])
+    assert f.sentence == "c0: late is refused: seed 0 sees 32 tokens with late and 16 with none; give both as many."
+    counted = find(groups, late, **settings)
+    assert [f.q for f in counted if f.arm == "gated"] != [f.q for f in alone]
+
+
+def test_a_refused_exploratory_or_bimodal_metric_has_no_p_either():
+    rows = [*outcomes("none", [0.9] * 6, SINK), *outcomes("gated", [0.1] * 6, SINK)]
+    (f,) = find(rows, metrics=(SINK,), refused={("stdlib", "gated"): "refused: two versions"})
+    assert (f.verdict, f.q) == ("refused", None) and isnan(f.p)
+
+
 def test_noise_as_large_as_the_effect_is_unclear_and_says_what_could_have_been_seen():
     (f,) = find(outcomes("none", [2.00, 2.10, 1.95]), outcomes("gated", [1.95, 2.16, 1.93]))
     assert f.verdict == "unclear"

@@ -49,6 +49,15 @@ def test_a_run_without_a_usable_value_is_left_out_and_named(outcome, clause):
     assert clause in found.excluded
 
 
+def test_a_run_that_makes_no_pair_is_left_out_with_its_reason():
+    why = "seed 1 is of two versions of the code (none: a; gated: b)"
+    apart = [Outcome("stdlib", "gated", 1, "val_loss", 0.5, unpaired=why)]
+    found = pairs(outcomes("none", [1.0, 1.0, 1.0]), outcomes("gated", [0.9]), apart)
+    assert found.seeds == [0] and found.excluded == [why, "seed 2 of gated has no value"]
+    lost = [Outcome("stdlib", "gated", 0, "val_loss", nan, "diverged", unpaired=why)]
+    assert pairs(outcomes("none", [1.0]), lost).excluded == ["seed 0 of gated diverged"]
+
+
 def test_a_run_that_diverged_before_its_first_evaluation_is_said_to_have_diverged():
     table = Outcomes(
         [
@@ -85,6 +94,13 @@ def test_an_arm_that_never_finished_is_measured_on_what_its_cell_has():
 def gain(**values):
     groups = [o for arm, numbers in values.items() for o in outcomes(arm, numbers)]
     return pairing_gain(groups, LOSS, baseline="none", arms=["none", "gated"], cells=["stdlib"])
+
+
+def test_a_refused_comparison_has_no_pairing_gain():
+    rows = [*outcomes("none", [1.0, 2.0]), *outcomes("gated", [1.5, 2.2])]
+    asked = {"baseline": "none", "arms": ["none", "gated"], "cells": ["stdlib"]}
+    assert len(pairing_gain(rows, LOSS, **asked)) == 1
+    assert pairing_gain(rows, LOSS, **asked, refused={("stdlib", "gated"): "refused: two versions"}) == []
 
 
 def test_pairing_gain_is_the_variance_of_unrelated_runs_over_that_of_pairs():

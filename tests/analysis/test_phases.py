@@ -2,7 +2,9 @@
 
 import pytest
 
+from gatelab.analysis import Outcome, effects
 from gatelab.analysis.phases import SINK, axes, phases
+from gatelab.record import Metric
 from gatelab.studies import gates_on_tasks, paper_long_context, quickstart
 
 
@@ -80,6 +82,26 @@ def test_every_arm_has_a_point_a_cell_and_runs_that_are_not_done_are_named():
     (point,) = (p for p in found.of("gated") if p.lost)
     assert (point.at, point.k, point.n) == ((8e-3, 1, "True"), 1, 2)
     assert point.said == "seed 0 failed; seeds 1, 3 diverged"
+
+
+def test_what_changes_in_the_share_is_told_by_the_seeds_that_change_sides_and_not_by_the_mean():
+    """Of six seeds none has a sink and the mean mass is higher; six lose theirs; all keep theirs alike."""
+    study, shares, states = made({})
+    none, some, kept = [0.05] * 6, [0.1 + 0.001 * i for i in range(6)], [0.5, 0.6] * 3
+    never, lost, always = "0.008 1 True", "0.002 1 True", "0.0005 1 True"
+    masses = {never: (none, some), lost: (kept, some), always: (kept, kept)}
+    found = [
+        Outcome(cell, arm, seed, SINK, value)
+        for cell, both in masses.items()
+        for arm, values in zip(("none", "gated"), both, strict=True)
+        for seed, value in enumerate(values)
+    ]
+    metric = Metric(SINK, "share", "neutral", "first-token mass", bimodal=True, threshold=0.3)
+    findings = effects(found, [metric], baseline="none", arms=["none", "gated"], cells=list(masses))
+    assert [f.verdict for f in findings] == ["higher", "lower", "untestable"]
+    changes = {p.cell: p.change for p in phases(study, findings, shares, states).of("gated")}
+    assert changes[never] is None and changes[always] is None
+    assert changes[lost].verdict == "lower" and changes[lost].p == pytest.approx(2 * 0.5**6)
 
 
 def test_a_cell_without_a_finished_run_stays_and_an_arm_that_was_not_planned_has_no_point():

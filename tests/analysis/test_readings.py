@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from gatelab import lab
+from gatelab.analysis.anomalies import RULES, screen
 from gatelab.analysis.anomalies.gather import gather
 from gatelab.config import BigramBackcopy, ModelConfig, Run, TrainConfig
 from gatelab.record import Row
@@ -38,6 +39,8 @@ ROWS = (
     (2, "exact_match", 0.9, {"task": "needle", "length": 64, "intervention": "yarn", "dose": 8.0}),
     (2, "exact_match", 0.5, {"task": "mqar", "length": 8}),
     (2, "val_loss", 5.0, {"intervention": "gate=open"}),
+    *((2, "loss_spikes", v, {"threshold": t}) for t, v in ((0.1, 40.0), (7.0, 5.0))),
+    (2, "loss_spikes", 3.0, {}),
 )
 EXPECTED = {
     "val_loss": 2.5, "first_token_mass": 0.4, "sink_elsewhere": 0.2, "gate_shut": 0.97,
@@ -45,21 +48,50 @@ EXPECTED = {
     "accuracy:needle": 0.95, "accuracy:mqar": 0.5, "longer:needle": -0.65,
     # The standard deviation of two values is their difference over the root of two.
     "mass_spread_heads": (log(0.2 / 2**0.5) + log(0.6 / 2**0.5)) / 2, "mass_spread_layers": log(0.3 / 2**0.5),
-    "unstable": 0.0,
+    "loss_spikes": 3.0, "unstable": 1.0,
 }  # fmt: skip
+
+
+# The counts of a run by threshold (None: of both), how it ended; its spikes, and whether it is unstable.
+SPIKES = (
+    ({}, "done", None, None),
+    ({}, "diverged", None, 1.0),
+    ({0.1: 1500.0, 7.0: 0.0}, "done", 0.0, 0.0),  # batches of few answers
+    ({0.1: 2.0, 7.0: 74.0}, "done", 0.0, 0.0),  # two steps cannot be three that pass both
+    ({0.1: 65.0, 7.0: 364.0}, "done", None, None),  # may be the same steps or not
+    ({0.1: 65.0, 7.0: 364.0, None: 0.0}, "done", 0.0, 0.0),
+    ({0.1: 65.0, 7.0: 364.0, None: 12.0}, "done", 12.0, 1.0),
+    ({0.1: 65.0, 7.0: 0.0, None: 0.0}, "diverged", 0.0, 1.0),
+)
+
+
+def planned(path, n_seeds):
+    arms = (Arm("none", {}), Arm("gated", {"model.gate": "sdpa-headwise"}))
+    study = Study(name="fake", question="?", cells={"toy": TOY}, arms=arms, seeds=n_seeds)
+    return lab.save_plan(make_plan(study), Path(path) / "out")
+
+
+def written(run, rows, ending="done"):
+    appender = Appender(run.rows_path)
+    appender.write(Row(run.fingerprint, step, "probe", metric, v, "1", **where) for step, metric, v, where in rows)
+    appender.close()
+    run.mark_done(ending, {"steps": 2})
 
 
 @pytest.fixture(scope="module")
 def gathered(tmp_path_factory):
-    arms = (Arm("none", {}), Arm("gated", {"model.gate": "sdpa-headwise"}))
-    study = Study(name="fake", question="?", cells={"toy": TOY}, arms=arms, seeds=1)
-    folder = lab.save_plan(make_plan(study), Path(tmp_path_factory.mktemp("study")) / "out")
-    run = folder.find("toy/gated/0")
-    appender = Appender(run.rows_path)
-    appender.write(Row(run.fingerprint, step, "probe", metric, v, "1", **where) for step, metric, v, where in ROWS)
-    appender.close()
-    run.mark_done("done", {"steps": 2})
+    folder = planned(tmp_path_factory.mktemp("study"), 1)
+    written(folder.find("toy/gated/0"), ROWS)
     return gather(folder)
+
+
+@pytest.fixture(scope="module")
+def with_spikes(tmp_path_factory):
+    folder = planned(tmp_path_factory.mktemp("spikes"), len(SPIKES))
+    for seed, (counts, ending, _, _) in enumerate(SPIKES):
+        rows = [(2, "loss_spikes", n, {} if t is None else {"threshold": t}) for t, n in counts.items()]
+        written(folder.find(f"toy/gated/{seed}"), rows, ending)
+    return gather(folder).evidence
 
 
 @pytest.mark.parametrize("name", EXPECTED)
@@ -70,3 +102,20 @@ def test_a_reading_is_what_its_rows_say(gathered, name):
 def test_there_is_no_other_reading(gathered):
     measured = {n for n in gathered.evidence.readings if gathered.evidence.runs(n, "toy", "gated")}
     assert measured == set(EXPECTED)
+
+
+def test_a_spike_passes_both_thresholds_and_rows_that_do_not_tell_give_no_reading(with_spikes):
+    counts, unstable = (
+        {seed: line[column] for seed, line in enumerate(SPIKES) if line[column] is not None} for column in (2, 3)
+    )
+    finished = {seed: n for seed, n in counts.items() if SPIKES[seed][1] == "done"}
+    assert with_spikes.runs("loss_spikes", "toy", "gated") == finished
+    assert with_spikes.runs("unstable", "toy", "gated") == unstable
+
+
+def test_where_no_run_counted_spikes_there_is_no_test_of_instability(tmp_path):
+    folder = planned(tmp_path, 6)
+    for arm in ("none", "gated"):
+        for seed in range(6):
+            written(folder.find(f"toy/{arm}/{seed}"), [(2, "val_loss", 2.0 + seed, {})])
+    assert not [a for a in screen(gather(folder).evidence, RULES).alarms if a.rule == "instability"]

@@ -9,7 +9,7 @@ from scipy.stats import beta
 
 from gatelab.analysis.task_items import asked_items, citations, worst_items
 from gatelab.analysis.task_study import TaskStudy, task_study
-from gatelab.analysis.tasks import final_values, reached, solved, sooner, task_rows, u_index
+from gatelab.analysis.tasks import effective_lengths, final_values, reached, solved, sooner, task_rows, u_index
 from gatelab.store import StoreError, StudyFolder
 from gatelab.study.metrics import SOLVED, STUDY_METRICS
 
@@ -51,6 +51,19 @@ def test_shares_of_seeds_have_exact_intervals(study: TaskStudy) -> None:
     assert (none.low, none.high) == pytest.approx((beta.ppf(0.025, 1, 3), beta.ppf(0.975, 2, 2)))
     assert (gated.low, gated.high) == pytest.approx((0.025 ** (1 / 3), 1.0))
     assert found["none", 2, "none"].k == 0 and found["sdpa-headwise", 2, "yarn"].k == 3
+
+
+def test_the_effective_length_is_each_seeds_own_and_takes_three_lengths(study: TaskStudy) -> None:
+    assert study.effective == {}, "two lengths were asked"
+    at = {1: 1.0, 2: 0.9, 4: 0.85, 8: 0.1}
+    base = next(r for r in study.rows if r.metric == "exact_match" and r.bin is None and r.step == 100)
+    rows = [replace(base, times=t, value=v * scale, seed=s) for t, v in at.items() for s, scale in ((0, 1), (1, 0))]
+    rows += [replace(base, times=8, value=0.9, stretch="yarn", seed=0)] + [
+        replace(base, times=t, value=0.9, stretch="yarn", seed=0) for t in (2, 4)
+    ]
+    key = (planted.CELL, base.arm, "cite")
+    assert effective_lengths(rows) == {(*key, "none"): {0: 4, 1: None}, (*key, "yarn"): {0: 8}}
+    assert effective_lengths(rows, done={(planted.CELL, base.arm, 1)}) == {(*key, "none"): {1: None}}
 
 
 def test_a_seed_that_never_gets_there_is_censored_and_not_slow(study: TaskStudy) -> None:

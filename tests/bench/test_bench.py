@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 import torch
 
-from gatelab.bench import ops, timing
-from gatelab.bench.benchmark import Benchmark, benchmark
+from gatelab.bench import candidates, ops, timing
+from gatelab.bench.benchmark import Benchmark, benchmark, utc_now
+from gatelab.bench.goals import judged
 from gatelab.bench.plan import plan
-from gatelab.bench.write import records, section, slug, table, write
+from gatelab.bench.write import places, records, section, slug, table, write
 from gatelab.cli import _status
+from gatelab.config import ConfigError
 from gatelab.ops import gated_attention as op
 from gatelab.ops import gated_decode
 
@@ -141,16 +143,36 @@ def test_the_kernels_that_decode_are_what_is_judged(monkeypatch: pytest.MonkeyPa
     assert rows and all(row.contract.startswith("FAIL output") and row.ratio is None for row in rows)
 
 
-def test_wrong_probes_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("wrong", ["first_token_mass", "sink_importance", "attention_entropy", "attention_focus"])
+def test_wrong_probes_fail(monkeypatch: pytest.MonkeyPatch, wrong: str) -> None:
     pytest.importorskip("transformers")
     from gatelab.bench import probe
 
-    right = probe._mass_watched
-    monkeypatch.setattr(probe, "_mass_watched", lambda *given, **weights: right(*given, **weights) * 1.001)
+    right = probe._watched
+
+    def watched(model: Any, ids_BT: torch.Tensor, statistic: str, **weights: torch.Tensor) -> torch.Tensor:
+        return right(model, ids_BT, statistic, **weights) * (1.001 if statistic == wrong else 1.0)
+
+    assert wrong in probe.STATISTICS and len(probe.STATISTICS) == 4
+    monkeypatch.setattr(probe, "_watched", watched)
     rows = benchmark("probe", plan("probe", "cpu", {"length": "12", "seconds": 120.0}), lambda _: None).rows
     (row,) = [row for row in rows if row.candidate == "probes"]
-    assert row.contract.startswith("FAIL output") and row.ratio is None and row.median_ms is None
+    assert row.contract.startswith(f"FAIL {wrong}: error") and row.ratio is None and row.median_ms is None
     assert all(row.median_ms > 0 for row in rows if row.candidate != "probes")
+
+
+def test_statistics_of_a_wrong_pass_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of all four what the probes say is compared, and not their name."""
+    pytest.importorskip("transformers")
+    from gatelab.bench import probe
+
+    model, ids_BT = probe._model("cpu"), torch.arange(48)[None]
+    weights = dict(model.named_parameters())
+    found = [probe._watched(model, ids_BT, s, **weights) for s in probe.STATISTICS]
+    wanted = [probe._of_matrices(model, ids_BT, s, **weights) for s in probe.STATISTICS]
+    assert all(f.shape == (4, 4) for f in found)
+    for i, f in enumerate(found):
+        assert [torch.allclose(f, w, rtol=1e-5) for w in wanted] == [i == j for j in range(4)]
 
 
 def test_runs_that_begin_otherwise_than_alone_have_no_ratio(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,6 +202,32 @@ def test_runs_that_begin_otherwise_than_alone_have_no_ratio(monkeypatch: pytest.
     assert together.ratio is None and alone.ratio == 1.0
 
 
+@pytest.mark.parametrize("factor", [3.0, 1.01])
+def test_training_through_a_wrong_gate_fails_and_has_no_ratio(monkeypatch: pytest.MonkeyPatch, factor: float) -> None:
+    right = op.IMPLEMENTATIONS["sdpa"]
+
+    def wrong(q: Any, k: Any, v: Any, logits: Any, gate: Any, s: Any) -> torch.Tensor:
+        return right(q, k, v, logits, gate, s) * (1.0 if gate is None else factor)
+
+    monkeypatch.setitem(op.IMPLEMENTATIONS, "sdpa", wrong)
+    given = {"sizes": "16x1x2x32", "context": 8, "tokens": 16, "steps": 1, "group": 2, "seconds": 120.0}
+    rows = benchmark("train", plan("train", "cpu", given), lambda _: None).rows
+    assert len(rows) == 6
+    for row in rows:
+        if row.gate == "none":
+            assert row.contract == "holds" and row.ratio > 0
+        else:
+            assert row.contract.startswith("FAIL ") and (row.median_ms, row.ratio, row.mfu, row.goal) == (None,) * 4
+
+
+def test_training_with_a_wrong_gradient_alone_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = op.IMPLEMENTATIONS["sdpa"]
+    monkeypatch.setitem(op.IMPLEMENTATIONS, "sdpa", lambda q, k, *rest: right(q, k.detach(), *rest))
+    given = {"sizes": "16x1x2x32", "context": 8, "tokens": 16, "steps": 1, "gates": "none", "seconds": 120.0}
+    (row,) = benchmark("train", plan("train", "cpu", given), lambda _: None).rows
+    assert row.contract.startswith("FAIL gradient norm") and row.median_ms is None
+
+
 def test_gated_models_have_the_weights_of_the_ungated_one(tmp_path: Path) -> None:
     given = {"sizes": "64x2x4x64", "context": 8, "tokens": 16, "steps": 1, "seconds": 0.1}
     rows = benchmark("train", plan("train", "cpu", given), lambda _: None).rows
@@ -192,6 +240,110 @@ def test_what_is_not_reached_in_time_says_so(tmp_path: Path) -> None:
     rows = small_ops(seconds=1e-6).rows
     late = [row for row in rows if row.median_ms is None]
     assert late and all("give more --seconds" in row.contract for row in late)
+
+
+def test_what_cannot_fit_or_end_in_time_is_rows_and_not_begun(tmp_path: Path) -> None:
+    out = ("--device", "cpu", "--out", tmp_path / "out", "--json")
+    for words, said in (
+        (("ops", "--tokens", 10**12, "--length", 10**12), "needs"),
+        (
+            ("ops", "--tokens", 2**22, "--length", 2**22, "--heads", 1, "--head-dim", 2, "--gates", "none"),
+            "takes at least",
+        ),
+        (("decode", "--cache", 10**13), "needs"),
+        (("decode", "--heads", 10**6, "--batch", 1), "needs"),
+        (("train", "--sizes", "70b"), "needs"),
+        (("train", "--sizes", "30m", "--tokens", 2**12, "--seconds", 1), "takes at least"),
+    ):
+        status, printed, err = gatelab("bench", *words, *out)
+        rows = [json.loads(line) for line in printed.splitlines()]
+        timed = [row for row in rows if "median_ms" in row]
+        assert {row["candidate"] for row in timed} <= {"a decoder layer"}, words
+        assert all(row["contract"].startswith(f"not run: {said}") for row in rows if row not in timed), (words, rows)
+        assert rows and status == (0 if timed else 1) and ("nothing was timed" in err) == (not timed)
+    assert not list((tmp_path / "out").glob("train*")) and not list((tmp_path / "out").glob("decode*"))
+
+
+def test_a_length_of_the_probes_that_cannot_end_in_time_is_not_begun(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    words = ("--length", 3_000_000, "--seconds", 3, "--device", "cpu", "--out", tmp_path, "--json")
+    status, out, err = gatelab("bench", "probe", *words)
+    contracts = {row["candidate"]: row["contract"] for row in map(json.loads, out.splitlines())}
+    assert status == 1 and "nothing was written" in err and list(tmp_path.glob("probe*")) == []
+    assert "takes at least" in contracts["no probes"] and "needs" in contracts["all matrices"]
+
+
+@pytest.mark.parametrize("text", ["[{", "{}", None])
+def test_results_that_cannot_be_added_to_are_told_before_the_time_is_spent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str | None
+) -> None:
+    page, data = places("ops", "x86_64 CPU", utc_now(), tmp_path)
+    if text is None:
+        page.mkdir()
+    else:
+        page.write_text("# before\n")
+        data.write_text(text)
+    monkeypatch.setattr(ops, "measure", lambda *_: pytest.fail("it was begun"))
+    status, out, err = bench("ops", tmp_path)
+    assert (status, out) == (2, "") and (page.name if text is None else data.name) in err and "Traceback" not in err
+    if text is not None:
+        # Nor is one of the two files written without the other.
+        found = Benchmark("ops", "x86_64 CPU", [], [], {"utc": utc_now()})
+        with pytest.raises(ConfigError, match=data.name):
+            write(found, tmp_path)
+        assert page.read_text() == "# before\n" and data.read_text() == text
+
+
+def test_an_attention_that_serves_nothing_here_is_told_before_anything_is_written(tmp_path: Path) -> None:
+    status, out, err = bench("train", tmp_path / "out", "--attention", "hopper")
+    assert (status, out) == (2, "") and "--attention hopper: impl='hopper'" in err
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_what_is_kept_for_the_backward_pass_is_the_operators_promise() -> None:
+    rows = [row for row in small_ops().rows if row.what == "ops" and row.work == "forward + backward"]
+    of_q, of_kv, of_lse = 24 * 4 * 8 * 4, 24 * 2 * 8 * 4, 24 * 4 * 4
+    logits = {"none": 0, "sdpa-headwise": 24 * 4 * 4, "sdpa-elementwise": of_q}
+    for row in rows:
+        if row.candidate in ("gatelab flash", "gatelab flash-lean"):
+            # q, k, v, the output, the log-sum-exp; flash keeps what the gate multiplies beside its product.
+            twice = of_q if row.candidate == "gatelab flash" and row.gate != "none" else 0
+            kept = 2 * of_q + 2 * of_kv + of_lse + logits[row.gate]
+            assert row.kept_mib == (kept + twice) / 2**20, row
+            assert row.kept_goal_mib == (None if row.gate == "none" else kept / 2**20)
+            verdict = judged([row], "NVIDIA H100")[0]
+            if row.gate != "none":
+                assert verdict.goal == "keeps at most ungated + gate logits"
+                assert verdict.met == ("missed" if twice else "met")
+        elif row.candidate == "gatelab sdpa":
+            assert row.kept_mib > (row.kept_goal_mib or 0) and judged([row], "NVIDIA H100")[0].goal is None
+
+
+def test_qwens_gate_is_what_its_own_module_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attention of transformers' module, caught between its rotation and its output projection."""
+    module = pytest.importorskip("transformers.models.qwen3_next.modeling_qwen3_next")
+    from transformers.models.qwen3_next.configuration_qwen3_next import Qwen3NextConfig
+
+    config = Qwen3NextConfig(
+        hidden_size=16, num_attention_heads=4, num_key_value_heads=2, head_dim=8, attn_implementation="sdpa"
+    )
+    torch.manual_seed(0)
+    layer, caught = module.Qwen3NextAttention(config, layer_idx=0), {}
+    right = module.ALL_ATTENTION_FUNCTIONS["sdpa"]
+
+    def catch(self: Any, q: Any, k: Any, v: Any, *rest: Any, **known: Any) -> Any:
+        caught.update(q_BTHK=q.transpose(1, 2), k_BSGK=k.transpose(1, 2), v_BSGK=v.transpose(1, 2))
+        return right(self, q, k, v, *rest, **known)
+
+    monkeypatch.setitem(module.ALL_ATTENTION_FUNCTIONS, "sdpa", catch)
+    layer.o_proj.register_forward_pre_hook(lambda _, given: caught.update(gated_BTN=given[0]))
+    layer.q_proj.register_forward_hook(lambda _, __, out: caught.update(out_BTN=out))
+    angles_BTK = torch.rand(1, 6, 8)
+    layer(torch.randn(1, 6, 16), (angles_BTK.cos(), angles_BTK.sin()), attention_mask=None)
+    logits_BTHK = caught.pop("out_BTN").unflatten(-1, (4, 16))[..., 8:]
+    gated_BTN = caught.pop("gated_BTN")
+    found_BTHK = candidates._qwen3_next(**caught, gate_logits_BTHK=logits_BTHK)
+    assert torch.equal(found_BTHK.flatten(-2), gated_BTN)
 
 
 def test_a_second_benchmark_takes_nothing_away(tmp_path: Path) -> None:

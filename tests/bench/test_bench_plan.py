@@ -60,6 +60,8 @@ def test_a_size_is_a_name_or_its_widths() -> None:
         ("decode", {"batch": "1,x"}, "'x' is no whole number"),
         ("decode", {"batch": "0"}, "batch"),
         ("decode", {"cache": ","}, "nothing is listed"),
+        ("train", {"tokens": 128, "context": 64, "micro_batch": 3}, "does not divide the 2 sequences of a step"),
+        ("train", {"tokens": 256, "context": 64, "micro_batch": 3}, "does not divide the 4 sequences of a step"),
         ("train", {"sizes": "33m"}, "size '33m': expected one of 1m"),
         ("train", {"sizes": "10x2x3x5"}, "no even number a head"),
         ("train", {"group": 0}, "group=0"),

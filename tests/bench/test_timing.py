@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from gatelab.bench import timing
 from gatelab.bench.floors import Rates, attention_ms, gate_bytes, measure_rates
 from gatelab.bench.goals import GOALS, judged
 from gatelab.bench.timing import Budget, Times, Timing, Work, take_turns
@@ -55,6 +56,34 @@ def test_when_the_time_is_over_the_first_is_still_timed() -> None:
     works = {name: Work(lambda _: None) for name in "ab"}
     turns = take_turns(works, CPU, budget=Budget.of(0.0))
     assert list(turns.times) == ["a"] and "more --seconds" in turns.failed["b"]
+
+
+def test_what_must_take_longer_than_what_is_left_is_not_begun() -> None:
+    def fails(_: None) -> None:
+        raise AssertionError
+
+    works = {"long": Work(fails, floor_ms=1e6), "short": Work(lambda _: None)}
+    turns = take_turns(works, CPU, budget=Budget.of(3.0), share=0.5)
+    assert list(turns.times) == ["short"]
+    assert turns.failed["long"].startswith("not run: takes at least 5e+03 s, and 1.5 s of the 3 asked are left")
+
+
+def test_what_turns_out_to_take_longer_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
+
+    def long(_: None) -> None:
+        now[0] += 20.0
+
+    turns = take_turns({"long": Work(long), "short": Work(lambda _: None)}, CPU, budget=Budget.of(60.0))
+    # Its first run and its timed one are over, and three more of 20 s do not fit.
+    assert turns.failed["long"].startswith("not run: takes at least 60 s, and 20 s of the 60 asked are left")
+    assert list(turns.times) == ["short"] and now[0] == 40.0
+
+
+def test_a_second_more_does_not_matter() -> None:
+    assert Budget.of(0.0).lacks(0.9) == "" and Budget.of(100.0).lacks(99.0) == ""
+    assert "give more --seconds" in Budget.of(0.0).lacks(1.1)
 
 
 def test_what_comes_before_is_given_on_and_is_not_timed() -> None:
@@ -124,6 +153,27 @@ def test_a_row_may_have_two_goals() -> None:
     headwise = Timing(**(vars(row) | {"of_layer": 0.02, "at": at | {"granularity": "headwise"}}))
     found = judged([headwise], "NVIDIA H100")[0]
     assert found.goal == "at most 1.02 of the best ungated; at most 1% of a layer" and found.met == "missed; missed"
+
+
+def test_the_gates_kernels_are_within_the_spread_of_the_compiled_ones_or_not() -> None:
+    at = {"tokens": 32_768, "heads": 16, "head_dim": 128, "dtype": "bfloat16", "peer_most_ms": 1.0}
+
+    def met(median_ms: float, **more: object) -> dict[str, str]:
+        fields = {
+            "what": "gate",
+            "is_own": True,
+            "median_ms": median_ms,
+            "of_floor": 1.0,
+            "against": "torch.compile",
+            "at": at,
+        }
+        row = judged([Timing(**(vars(ROW) | fields | more))], "NVIDIA H100")[0]
+        return dict(zip(row.goal.split("; "), row.met.split("; "), strict=True))
+
+    goal = "within the spread of torch.compile's"
+    assert met(1.0)[goal] == "met" and met(1.01)[goal] == "missed"
+    # What makes the output again does more, and a CPU has no compiled kernels.
+    assert goal not in met(1.0, at=at | {"more_passes": 1}) and goal not in met(1.0, against="eager")
 
 
 def test_what_was_not_timed_or_has_another_shape_has_no_goal() -> None:

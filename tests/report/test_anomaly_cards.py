@@ -33,14 +33,23 @@ SEEN = Seen(
     {("elementwise", s): {0: 0.2, 1: 0.4 + 0.1 * s, 2: 0.99} for s in (0, 1, 2)},
 )
 CAUSE = Card("stdlib", "elementwise", EVIL, "a sink does nothing", "refuted",
-             [Decision("zero-value@first", "the pass", "changes nothing", "refuted", "+0.1 nats"),
+             [Decision("zero-value@first", "the pass", "changes nothing", "refuted", "+0.1 nats", reading="loss_change"),
               Decision("drop-first", "the pass", "costs")])  # fmt: skip
+START = Card(
+    "stdlib",
+    "elementwise",
+    "initial-value",
+    "it depends on the start",
+    "supported",
+    [Decision("the start", "arms", "it does", "supported", "p = 0.01", reading="val_loss")],
+    reading="val_loss",
+)
 ONE = Anomaly(
     "stdlib", "elementwise", [HELD, UNMEASURED],
     [Neighbour(EVIL, "optim.lr", 0.001, 0.01, [replace(SCREEN, estimate=-0.5, low=-0.6, high=-0.4, verdict="none"), None]),
      Neighbour("other", "data.kind = data.name", "a", "b", [None, None])],
     {"val_loss": ("held-out loss", "nats"), "gate_shut": ("share of shut scores", "share")},
-    SEEN, [CAUSE], [f"gatelab run {EVIL} 'cell=stdlib'", "gatelab find runs/x --explain stdlib"],
+    SEEN, [CAUSE, START], [f"gatelab run {EVIL} 'cell=stdlib'", "gatelab find runs/x --explain stdlib"],
 )  # fmt: skip
 
 
@@ -112,7 +121,9 @@ def test_maps_neighbours_causes_and_commands_are_there(page):
     assert len(maps) == 2
     assert [EVIL, "optim.lr: 0.01 for 0.001", "−0.500 nats (−0.600 to −0.400), 3 seeds", "–"] in page.rows
     assert ["other", "data.kind (and 1 more that goes with it)", "–", "–"] in page.rows
-    assert "zero-value@first: refuted (+0.1 nats); 1 without rows." in page.text
+    assert "zero-value@first [loss_change]: refuted (+0.1 nats); 1 not run." in page.text
+    assert "initial-value of held-out loss: supported, it depends on the start" in page.text
+    assert "the start [val_loss]: supported (p = 0.01)." in page.text
     assert page.text.count("a sink does nothing") == 1, "a cause stands in its card alone"
     assert f"gatelab run {EVIL} 'cell=stdlib'" in page.text and "gatelab find runs/x --explain stdlib" in page.text
 

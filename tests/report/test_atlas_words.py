@@ -13,7 +13,7 @@ def sheet(letter="A", *, n_claims=0, n_read=0, n_confirmed=0, n_parameters=10):
     claim = SimpleNamespace(rule="gate-collapse")
     return Sheet(
         letter, f"study {letter}", "?", [0, 1, 2], 3, 3, set(), {}, {}, set(), {"toy": Place("decoder", "toy", n_parameters)}, {},
-        "no gate", n_claims, [SimpleNamespace(verdict=SimpleNamespace(claim=claim))] * n_confirmed, [], n_read=n_read,
+        "no gate", n_claims, [SimpleNamespace(claim=claim)] * n_confirmed, [], n_read=n_read,
     )  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """The page's section of phases: a grid an arm, exact intervals, costs, and the runs that diverged by name."""
 
+import csv
 import json
 from dataclasses import asdict
 from types import SimpleNamespace
@@ -27,6 +28,7 @@ CELLS = {
     for v in (2, 3)
 }
 LOST = ("0.004 1 2", "gated", 1)
+NEVER = "0.002 2 3"  # no run has a sink, and the mean mass is higher with the gate
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +39,8 @@ def paged(tmp_path_factory):
     for entry, run in folder.planned():
         where, is_gated = (entry["cell"], entry["arm"], entry["seed"]), entry["arm"] == "gated"
         mass = 0.1 if is_gated and entry["cell"].startswith("0.001") else 0.6
+        if entry["cell"] == NEVER:
+            mass = 0.1 + 0.001 * entry["seed"] if is_gated else 0.05
         cost = is_gated * (0.05 if entry["cell"].startswith("0.004") else -0.01) + 0.001 * entry["seed"] * is_gated
         rows = Appender(run.rows_path)
         rows.write(
@@ -49,7 +53,7 @@ def paged(tmp_path_factory):
         run.mark_done("diverged" if where == LOST else "done", {"steps": 1})
     analysis = lab.analyse(folder)
     path = write_report(folder, analysis.findings, shares=[asdict(s) for s in analysis.shares], pairing=[])
-    return SimpleNamespace(path=path, page=Page(path))
+    return SimpleNamespace(path=path, page=Page(path), findings=analysis.findings)
 
 
 def test_the_section_counts_sinks_and_costs_by_cell(paged):
@@ -57,6 +61,18 @@ def test_the_section_counts_sinks_and_costs_by_cell(paged):
     assert "points of lr, n_layers, n_triggers" in text and "above 0.3" in text
     assert "4 of 4 (40% to 100%)" in text and "0 of 4 (0% to 60%)" in text
     assert "0.0515 (0.0502 to 0.0528)" in text  # t of 36 degrees of freedom: twelve cells share one variance
+
+
+def test_the_sign_beside_a_share_is_of_the_seeds_that_change_sides(paged):
+    mean = next(f for f in paged.findings if (f.cell, f.metric) == (NEVER, "first_token_mass"))
+    assert mean.verdict == "higher"
+    rows = {row[0]: row[1:] for row in paged.page.rows if len(row) == 3 and " of 4 (" in row[1]}
+    assert rows["lr 0.002, n_layers 2, n_triggers 3"] == ["0 of 4 (0% to 60%)", "0 of 4 (0% to 60%)"]
+    assert rows["lr 0.001, n_layers 2, n_triggers 3"] == ["4 of 4 (40% to 100%)", "0 of 4 (0% to 60%) ?unclear"]
+    assert "the sign beside a share is McNemar's exact test of the seeds" in paged.page.text
+    with (paged.path.parent / "phases.csv").open(newline="") as file:
+        told = {(r["cell"], r["arm"]): r["sink_verdict"] for r in csv.DictReader(file)}
+    assert (told[NEVER, "gated"], told["0.001 2 3", "gated"]) == ("", "unclear")
 
 
 def test_a_run_that_diverged_is_named_and_in_no_number(paged):

@@ -84,6 +84,38 @@ def test_solved_seeds_are_counted_with_exact_intervals(reported):
     assert ["cite at 2×, with YaRN", "1 of 3 (1% to 91%)", "3 of 3 (29% to 100%)"] in rows
 
 
+def test_what_else_answers_are_worth_and_how_far_seeds_reach_is_told_by_arm(tmp_path: Path):
+    folder = planted.make_study(tmp_path / "study")
+    for entry, run in folder.planned():
+        lines = [json.loads(line) for line in run.rows_path.read_text().splitlines()]
+        (first,) = [
+            r for r in lines if (r["metric"], r["step"], r["length"]) == ("exact_match", 100, 64) and "bin" not in r
+        ]
+        copied = 0.1 * entry["seed"] + (0.5 if entry["arm"] == "none" else 0)
+        first["value"] = 1.0
+        more = [
+            *(
+                first | {"metric": name, "value": v}
+                for name, v in (("copied_from_start", copied), ("edit_similarity", 0.75))
+            ),
+            *(first | {"metric": "sentence_recall", "value": v, "bin": b} for b, v in enumerate((0.25, 1.0))),
+            first | {"length": 256, "value": 0.9 if entry["seed"] else 0.2},
+        ]
+        run.rows_path.write_text("".join(json.dumps(r) + "\n" for r in [*lines, *more]))
+    page = written(folder, DONE)
+    at = [r for r in page.rows if r[0].endswith(" at 1×") and len(r) == 5]
+    assert at == [
+        ["no gate at 1×", "0.60", "0.75", "0.25", "1.00"],
+        ["headwise gate at 1×", "0.10", "0.75", "0.25", "1.00"],
+    ]
+    # Of 0.475 at twice the length and 0.9 at four times: seeds 1 and 2 reach as far, seed 0 not.
+    assert ["cite", "1×, 4×, 4×", "1×, 4×, 4×"] in page.rows
+    with open(folder.path / "tasks.csv", encoding="utf-8", newline="") as file:
+        assert {"copied_from_start", "edit_similarity", "sentence_recall"} <= {
+            r["metric"] for r in csv.DictReader(file)
+        }
+
+
 def test_steps_of_seeds_that_never_got_there_are_told_as_beyond_the_last(reported):
     rows = reported.page.rows
     assert ["cite, no gate", "1 of 3 (1% to 91%)", "> 100", "100, > 100, > 100", "–"] in rows

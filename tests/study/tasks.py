@@ -73,15 +73,27 @@ def die(runs: list[RunFolder], execution: Execution, *, should_stop: Callable[[]
 def hang(runs: list[RunFolder], execution: Execution, *, should_stop: Callable[[], bool]) -> None:
     """Hears the wish to stop and stays, and so does a child of its own."""
     _start(runs)
-    if os.fork() == 0:
-        (runs[0].path / "grandchild").write_text(str(os.getpid()))
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        while True:
-            time.sleep(60)
+    _leave_a_child(runs[0])
     while True:
         if should_stop():
             (runs[0].path / "asked").touch()
         time.sleep(0.01)
+
+
+def stop_without_a_child(runs: list[RunFolder], execution: Execution, *, should_stop: Callable[[], bool]) -> None:
+    """Leaves when it is asked to; its child stays."""
+    _start(runs)
+    _leave_a_child(runs[0])
+    while not should_stop():
+        time.sleep(0.01)
+
+
+def _leave_a_child(run: RunFolder) -> None:
+    if os.fork() == 0:
+        (run.path / "grandchild").write_text(str(os.getpid()))
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        while True:
+            time.sleep(60)
 
 
 def run_out_of_memory(runs: list[RunFolder], execution: Execution, *, should_stop: Callable[[], bool]) -> None:

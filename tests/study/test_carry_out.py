@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from gatelab.config import Execution, ProbeConfig, Text, TrainConfig
 from gatelab.models import build_model
 from gatelab.study.carry_out import carry_out
+from gatelab.study.code import code_hash
 from gatelab.train.checkpoint import CheckpointError, load_weights, read_tensors, write_tensors
 from gatelab.train.group import resolve
 
@@ -32,10 +33,11 @@ def test_every_step_and_every_look_has_its_rows(tmp_path: Path) -> None:
         assert [r["step"] for r in found if r["metric"] == metric] == [1, 2]
     whole = [r["step"] for r in found if r["metric"] == "val_loss" and "domain" not in r]
     assert whole == [0, 1, 2] and {r["run"] for r in found} == {run.fingerprint}
-    assert [r["threshold"] for r in found if r["metric"] == "loss_spikes"] == [0.1, 7.0]
+    assert [r.get("threshold") for r in found if r["metric"] == "loss_spikes"] == [0.1, 7.0, None]
     assert run.done()["status"] == "done" and run.done()["steps"] == 2
     facts = json.loads((run.path / "environment.json").read_text())
     assert facts["device"] == "cpu" and facts["threads"] == 1 and facts["compute_dtype"] == "float32"
+    assert facts["code"] == code_hash()
     assert facts["versions"]["torch"].partition("+")[0] == torch.__version__.partition("+")[0]
     model = build_model(resolve(SHORT).model)
     assert load_weights(model, run.path / "weights.safetensors") == 2

@@ -69,6 +69,13 @@ def wait_for_starts(folder: StudyFolder) -> list[int]:
     return [int((run.path / "ran.txt").read_text().split()[-1]) for run in runs_of(folder)]
 
 
+def wait_for_children(folder: StudyFolder) -> list[int]:
+    """Until the task of every run has a child; returns the children's process ids."""
+    children = [run.path / "grandchild" for run in runs_of(folder)]
+    wait_until(lambda: all(child.exists() and child.read_text() for child in children), "every task has a child")
+    return [int(child.read_text()) for child in children]
+
+
 def wait_until_gone(pids: list[int]) -> None:
     wait_until(lambda: all(ledger.process_start(pid) is None for pid in pids), "the processes are gone")
 
@@ -168,8 +175,7 @@ def test_a_hang_is_ended_at_its_time_out_with_all_it_started(
     have_begun = lambda: all((run.path / "grandchild").exists() for run in runs_of(study))  # noqa: E731
     summary = place.go(study, "hang", grace_s=0.2, timeout_s=time_out_after(have_begun, place, monkeypatch))
     assert set(summary.states.values()) == {"timeout"}
-    pids = [int(file.read_text()) for run in runs_of(study) for file in (run.path / "ran.txt", run.path / "grandchild")]
-    wait_until_gone(pids)
+    wait_until_gone(wait_for_starts(study) + wait_for_children(study))
     assert all(outcomes(run) == ["timeout"] for run in runs_of(study))
 
 
@@ -286,9 +292,9 @@ def test_workers_of_a_killed_driver_checkpoint_and_leave(study: StudyFolder, pla
 
 def test_workers_of_a_killed_driver_that_hang_are_ended(study: StudyFolder, place: Place) -> None:
     (driver,) = place.start_drivers(study, "hang", grace_s=0.5)
-    workers = wait_for_starts(study)
+    processes = wait_for_starts(study) + wait_for_children(study)
     driver.kill()
-    wait_until_gone(workers)
+    wait_until_gone(processes)
     assert {ledger.state_of(run) for run in runs_of(study)} == {"lost"}
     driver.wait()
     assert place.go(study, "succeed").is_complete

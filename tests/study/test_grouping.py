@@ -9,7 +9,7 @@ import torch
 from gatelab.config import OptimConfig, Run, Tasks, TrainConfig, override
 from gatelab.store import RunFolder
 from gatelab.studies.quickstart import toy
-from gatelab.study.grouping import group_size, shape_of, stands_at
+from gatelab.study.grouping import environment_of, group_size, grouping, shape_of, stands_at
 from gatelab.train.checkpoint import write_tensors
 from gatelab.train.group import resolve
 
@@ -97,3 +97,25 @@ def test_where_a_run_stands_is_read_from_its_checkpoint(tmp_path: Path) -> None:
     for damaged in (path.read_bytes()[:20], b"", b"x" * 100):
         path.write_bytes(damaged)
         assert stands_at(run) is None
+
+
+def test_how_runs_were_grouped_is_said_in_a_line() -> None:
+    stacked = {"runs_in_group": 256, "stacked": True}
+    alone = {"runs_in_group": 1, "stacked": False}
+    assert grouping([stacked] * 768) == "768 runs in 3 stacks of 256"
+    # A run that has not begun, and one whose record is of before groups were recorded.
+    assert grouping([stacked] * 256 + [alone] * 2 + [None, {}]) == "258 runs in 1 stack of 256, 2 alone"
+    assert grouping([{"runs_in_group": 3, "stacked": False}] * 6) == "6 runs in 2 groups of 3 that take turns"
+    assert grouping([alone] * 4) == "4 runs, each alone"
+    assert grouping([alone]) == "1 run, alone"
+    assert grouping([None]) == ""
+
+
+def test_a_record_that_cannot_be_read_says_nothing(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    assert environment_of(run) is None
+    for text in ("[1]", "{", "\xff"):
+        (tmp_path / "environment.json").write_text(text)
+        assert environment_of(run) is None
+    (tmp_path / "environment.json").write_text('{"runs_in_group": 2}')
+    assert environment_of(run) == {"runs_in_group": 2}

@@ -256,6 +256,16 @@ def test_a_place_without_links_or_renames_is_refused_in_one_sentence(
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.parametrize("place", ["s3://bucket/x", "memory://x", "file:///tmp/x", Path("gs://bucket/x")])
+def test_an_address_is_no_place(place: str | Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(StoreError, match=r"is an address, and leases need .* object stores have not; name a folder"):
+        ledger.check_place(place)
+    ledger.check_place("C:/x")
+    ledger.check_place("a/b:/c")
+    assert os.listdir(tmp_path) == []
+
+
 def test_a_newer_version_may_add_to_an_attempt(run: RunFolder) -> None:
     path = attempt_path(run, plant_attempt(run, "failed").number)
     path.write_text(path.read_text().replace("{", '{"new": 1,', 1))

@@ -2,11 +2,12 @@ import importlib.util
 import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from conftest import make_study, wait_until
-from places import EXECUTORS, HERE
+from places import EXECUTORS, HERE, OfExecutor
 from tasks import n_starts
 
 from gatelab.config import ConfigError, Execution
@@ -149,6 +150,47 @@ def test_a_dead_server_takes_its_tasks_along_and_is_replaced(
     entries = study.study()["plan"]
     assert drive(study, executor, Execution(), entries=entries, target="tasks:succeed").is_complete
     executor.close()
+
+
+@pytest.mark.parametrize("kind", ["local", "fresh"])
+@pytest.mark.parametrize(("target", "state"), [("hang", "lost"), ("stop_without_a_child", "stopped")])
+def test_workers_of_a_driver_killed_with_its_server_leave_nothing_behind(
+    tmp_path: Path, kind: str, target: str, state: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(HERE))
+    study = make_study(tmp_path / "study", 2)
+    place = OfExecutor(kind)
+    (driver,) = place.start_drivers(study, target, grace_s=0.5)
+    runs = [run for _, run in study.planned()]
+    files = [run.path / name for run in runs for name in ("ran.txt", "grandchild")]
+    wait_until(lambda: all(f.exists() and f.read_text() for f in files), "every task has a child")
+    pids = [int(f.read_text()) for f in files]
+    server = int(Path(f"/proc/{pids[0]}/stat").read_text().rpartition(")")[2].split()[1])
+    driver.kill()
+    os.kill(server, signal.SIGKILL)
+    wait_until_gone([server, *pids])
+    assert {ledger.state_of(run) for run in runs} == {state}
+    place.close()
+
+
+def test_leaving_spares_the_strangers_in_anothers_group() -> None:
+    """A shell's, whose job the process is; where it leads a session, its group is what it started."""
+    code = (
+        "import os, time; from gatelab.study.executor import leave\n"
+        "if os.fork() == 0: time.sleep(600); os._exit(0)\n"
+        "leave(7)"
+    )
+    for leads in (False, True):
+        with subprocess.Popen(
+            [sys.executable, "-c", code],
+            stdout=subprocess.PIPE,
+            start_new_session=leads,
+            process_group=None if leads else 0,
+        ) as process:
+            assert process.wait() == (-signal.SIGKILL if leads else 7)
+            if not leads:
+                os.killpg(process.pid, signal.SIGKILL)  # the child, which is still there
+            assert process.stdout.read() == b""  # nobody holds it any more
 
 
 def test_a_server_that_is_killed_while_it_starts_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -111,6 +111,28 @@ def test_a_gpu_has_to_be_asked_for(study: StudyFolder) -> None:
         slurm.script(study, Execution(device="cuda"), Allocation())
 
 
+@pytest.mark.parametrize(
+    ("gpus", "execution", "message"),
+    [
+        ("0", Execution(), "--gpus 0: expected 1 or more; for CPUs alone leave it out"),
+        ("h100:0", Execution(), "--gpus h100:0: expected 1 or more"),
+        ("1,2", Execution(), "--gpus 1,2: expected a count, or TYPE:COUNT"),
+        ("1", Execution(processes=4), r"processes=4: each takes a GPU, and --gpus 1 is 1 a task; take --gpus 4$"),
+        ("h100", Execution(processes=2), "--gpus h100 is 1 a task; take --gpus h100:2$"),
+        ("1g.5gb:2", Execution(parallel={"tp": 4}), "--gpus 1g.5gb:2 is 2 a task; take --gpus 1g.5gb:4$"),
+    ],
+)
+def test_gpus_with_which_a_task_could_only_fail_are_refused(gpus: str, execution: Execution, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Allocation(gpus=gpus).check(execution)
+
+
+@pytest.mark.parametrize("gpus", ["4", "h100:4", "nvidia_a100_80gb:8"])
+def test_gpus_for_all_processes_of_a_task_are_enough(gpus: str) -> None:
+    Allocation(gpus=gpus).check(Execution(processes=4))
+    Allocation(gpus="1").check(Execution(processes=4, device="cpu"))
+
+
 def test_a_path_that_slurm_cannot_take_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="takes no quotes"):
         slurm.script(make_study(tmp_path / 'a"b', 1), Execution(), Allocation())

@@ -6,6 +6,7 @@ from math import prod
 import pytest
 import tiny
 
+from gatelab.cli import _status
 from gatelab.config import ConfigError, ModelConfig
 from gatelab.config.moe import MoE
 from gatelab.models.ladder import SIZES
@@ -28,12 +29,25 @@ def n_of(model: ModelConfig) -> tuple[int, int]:
     return blocks, count_parameters(model) - blocks
 
 
-@pytest.mark.parametrize("m", MEASURED, ids=[f"{m.device} {m.name} {m.attention}" for m in MEASURED])
-def test_a_measured_step_is_planned_within_15_percent_of_its_memory_and_20_of_its_time(m: Measured):
-    plan = plan_step(m.job, device=m.device)
-    assert plan.memory.total / 2**30 == pytest.approx(m.gib, rel=0.15)
+@pytest.mark.parametrize("m", MEASURED, ids=[f"{m.device} {m.name} {m.mesh} {m.attention}" for m in MEASURED])
+def test_a_measured_step_is_planned_within_15_percent_of_its_memory_and_20_of_its_time_or_said_to_miss(m: Measured):
+    plan = plan_step(m.job, m.mesh, device=m.device, micro_batch=m.micro_batch)
+    assert (plan.memory.total / 2**30 != pytest.approx(m.gib, rel=0.15)) == (m.misses == "memory")
     assert 1e3 * plan.seconds.total == pytest.approx(m.ms, rel=0.20)
-    assert plan.seconds.exposed == plan.seconds.hidden == 0
+    if m.mesh.gpus == 1:
+        assert plan.seconds.exposed == plan.seconds.hidden == 0
+
+
+def test_the_plans_of_meshes_are_as_far_off_as_the_command_line_says(capsys: pytest.CaptureFixture[str]):
+    """The shares of the measured, as two decimals, are also those of benchmarks/results/planner_2026-11.md."""
+    own = [(m, plan_step(m.job, m.mesh, device=m.device, micro_batch=8)) for m in MEASURED if m.mesh.gpus > 1]
+    times = sorted(1e3 * p.seconds.total / m.ms for m, p in own)
+    memories = sorted(p.memory.total / 2**30 / m.gib for m, p in own)
+    assert _status(["plan", "--size", "64x2x4x256", "--tokens", "4096", "--context", "64", "--gpus", "2,4"]) == 0
+    said = capsys.readouterr().out
+    assert "three were timed" in said and len(own) == 3
+    assert f"{times[0]:.2f} to {times[-1]:.2f} of their time" in said
+    assert f"{memories[0]:.2f} to {memories[-1]:.2f} of their memory" in said
 
 
 def test_the_three_constants_are_set_by_three_of_the_measured_steps_which_they_meet():
@@ -174,6 +188,13 @@ def test_where_nothing_fits_the_plan_says_so():
     plan = best_step(Job(SIZES["70b"].model, 1 << 20, 4096), 8)
     assert not plan.fits and plan.memory.total > DEVICES["h100"].memory
     assert not plan.record()["fits"]
+
+
+def test_what_the_trainer_cannot_do_is_never_chosen():
+    job = Job(SIZES["70b"].model, 1 << 22, 4096)
+    assert not any(best_step(job, n).recompute for n in (8, 32, 1024))
+    assert not best_step(job, 32).fits and best_step(job, 32, Layout(recompute=True)).fits
+    assert best_step(job, 1024).fits
 
 
 @pytest.mark.parametrize("size", ["paper/1.7b-28l", "paper/1.7b-48l", "paper/15a2b"])

@@ -7,9 +7,9 @@ from math import nan
 from ...record import Metric
 from ..effects import MODERATION_CELLS
 from ..paired import Outcome, Outcomes, Pairs
+from ..refusals import Comparison
 from ..student import Estimate, Prior, estimate, fit_prior, moderate, p_above
 
-Comparison = tuple[str, str]  # cell, arm
 # That a seed changes state in the direction asked about, where both arms have it in half of their runs, independently: the
 # largest chance there is under no effect.
 LUCK = 0.25

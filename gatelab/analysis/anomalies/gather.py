@@ -1,7 +1,7 @@
 """From a study's folder to evidence: readings of every run, what the cells are, and which comparisons cannot be made.
 
-A pair of runs with different numbers of tokens, or made by two versions of the code, is refused by name; it enters no
-mean. Cells made by different versions stand each for themselves, and nothing is pooled over them.
+What may not be compared (`refusals`) is refused by name and enters no mean; of cells made by different versions of the code
+each stands for itself, and nothing is pooled over them.
 """
 
 import json
@@ -11,21 +11,21 @@ from math import nan
 from typing import Any
 
 from ...record import Metric
-from ...store import RunFolder, StoreError, StudyFolder, read_json
+from ...store import StoreError, StudyFolder
 from ...study.ledger import state_of
+from ..architecture import by_architecture
 from ..digest import digest
 from ..paired import Outcome
-from .evidence import Comparison, Evidence
+from ..refusals import Comparison, Refusals, Run, refusals
+from .evidence import Evidence
 from .readings import FINAL, READINGS, UNSTABLE
-
-Run = tuple[dict[str, Any], RunFolder, str]  # its plan's entry, its folder, its state
 
 
 @dataclass(frozen=True)
 class Gathered:
-    """`factors` {dotted key: {cell: level}} are those in which the cells differ, whose configurations are `bases`; `runs`
-    {(cell, arm): {seed: fingerprint}} are the finished ones, `models` {(cell, arm): the model's configuration}, `versions`
-    those of the code that made finished runs."""
+    """`factors` {dotted key: {cell: level}} are those in which the cells differ, whose configurations are `bases`; `brought` are
+    the keys in the place of which these have the architecture. `runs` {(cell, arm): {seed: fingerprint}} are the finished ones,
+    `models` {(cell, arm): the model's configuration}."""
 
     evidence: Evidence
     primary: list[str]
@@ -33,7 +33,13 @@ class Gathered:
     bases: dict[str, dict[str, Any]]
     runs: dict[Comparison, dict[int, str]]
     models: dict[Comparison, dict[str, Any]]
-    versions: set[str]
+    refusals: Refusals
+    brought: list[str]
+
+    @property
+    def versions(self) -> set[str]:
+        """Those of the code that made its runs, in words."""
+        return self.refusals.versions
 
 
 def gather(
@@ -62,18 +68,18 @@ def gather(
     gates = [a["name"] for a in study["arms"] if a["name"] != study["baseline"] and not a["control"]]
     _refuse_without_control(folder, study["baseline"], gates, models)
     bases = {c["name"]: c.get("base", {}) for c in study["cells"]}
-    refused, versions = _refusals(runs, study["baseline"])
-    many = f"the cells were made by {len(versions)} versions of the code" if len(versions) > 1 else ""
+    refusal = refusals(runs, study["baseline"])
+    found = [*_outcomes(folder, runs), *(o for o in study_metrics if o.metric not in READINGS and is_in(o.seed))]
     evidence = Evidence(
-        outcomes=[*_outcomes(folder, runs), *(o for o in study_metrics if o.metric not in READINGS and is_in(o.seed))],
+        outcomes=refusal.marked(found),
         metrics={name: r.metric for name, r in READINGS.items()} | {UNSTABLE.name: UNSTABLE} | _declared(study),
         baseline=study["baseline"],
         arms=gates,
         cells=list(bases),
         rates={c: _rate(base) for c, base in bases.items() if "optim" in base},
         longer=_longer(runs, bases),
-        refused=refused,
-        not_pooled=many,
+        refused=refusal.refused,
+        not_pooled=refusal.not_pooled,
     )
     done: dict[Comparison, dict[int, str]] = {}
     for entry, run, state in runs:
@@ -81,7 +87,8 @@ def gather(
             done.setdefault((entry["cell"], entry["arm"]), {})[entry["seed"]] = run.fingerprint
     data = {c["name"]: {**bases[c["name"]], "data": c.get("data", "")} for c in study["cells"]}
     primary = [m["name"] for m in study["metrics"] if m["primary"]]
-    return Gathered(evidence, primary, dict(varying(data)), bases, done, models, versions)
+    factors, brought = by_architecture(dict(varying(data)), {c: base.get("model") or {} for c, base in bases.items()})
+    return Gathered(evidence, primary, factors, bases, done, models, refusal, brought)
 
 
 def checked(folder: StudyFolder) -> dict[str, Any]:
@@ -148,48 +155,9 @@ def _outcomes(folder: StudyFolder, runs: list[Run]) -> Iterator[Outcome]:
             if "val_loss" not in found:
                 yield Outcome(*where, "val_loss", nan, state)
             continue
-        unstable = state == "diverged" or found.get("loss_spikes", 0) > 0
-        yield Outcome(*where, UNSTABLE.name, float(unstable))
-
-
-def _refusals(runs: list[Run], baseline: str) -> tuple[dict[Comparison, str], set[str]]:
-    """The comparisons that cannot be made, and the versions of the code that made finished runs."""
-    tokens: dict[Comparison, dict[int, int]] = {}
-    versions: dict[Comparison, set[str]] = {}
-    for entry, run, state in runs:
-        where = (entry["cell"], entry["arm"])
-        if "tokens" in entry:
-            tokens.setdefault(where, {})[entry["seed"]] = entry["tokens"]
-        if state == "done" and (version := _version(run)):
-            versions.setdefault(where, set()).add(version)
-    refused = {}
-    for cell, arm in tokens:
-        if arm == baseline:
-            continue
-        ours, theirs = tokens[cell, arm], tokens.get((cell, baseline), {})
-        uneven = [s for s in ours if s in theirs and ours[s] != theirs[s]]
-        code = versions.get((cell, arm), set()) | versions.get((cell, baseline), set())
-        if uneven:
-            s = uneven[0]
-            refused[cell, arm] = (
-                f"refused: seed {s} sees {ours[s]:,} tokens with {arm} and {theirs[s]:,} with {baseline}; give both as many"
-            )
-        elif len(code) > 1:
-            refused[cell, arm] = (
-                f"refused: its runs were made by {len(code)} versions of the code ({', '.join(sorted(code))}); carry the"
-                " older ones out again"
-            )
-    return refused, set().union(*versions.values())
-
-
-def _version(run: RunFolder) -> str:
-    path = run.path / "environment.json"
-    if not path.exists():
-        return ""
-    environment = read_json(path)
-    git, version = environment.get("git"), environment.get("versions", {}).get("gatelab", "")
-    commit = f"{git['commit'][:12]}{' with changes' if git['modified'] else ''}" if git else ""
-    return " ".join(filter(None, (version, commit)))
+        if state == "diverged" or "loss_spikes" in found:
+            unstable = state == "diverged" or found["loss_spikes"] > 0
+            yield Outcome(*where, UNSTABLE.name, float(unstable))
 
 
 def _rate(base: Mapping[str, Any]) -> tuple[str, float]:

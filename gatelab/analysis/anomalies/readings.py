@@ -35,6 +35,13 @@ def _most_of_a_layer(metric: str, threshold: float) -> str:
                AND threshold = {threshold} AND domain IS NULL GROUP BY run"""
 
 
+def _spikes() -> str:
+    """Steps that pass both thresholds. Rows of older versions count the steps of each by itself: no more pass both than the
+    fewer of the two, and fewer than three are none; of other runs they do not tell, and there is no value."""
+    return """SELECT run, NULL, coalesce(max(value) FILTER (threshold IS NULL), CASE WHEN min(value) < 3 THEN 0 END)
+              FROM final WHERE metric = 'loss_spikes' AND is_model GROUP BY run"""
+
+
 def _spread(metric: str, over: str) -> str:
     """ln of the standard deviation: over a layer's heads, its mean over layers; or over layers. None where a run has one."""
     heads = f"""SELECT run, layer, ln(stddev_samp(value)) AS spread FROM final WHERE metric = '{metric}' AND head IS NOT NULL
@@ -63,7 +70,7 @@ _ALL = (
     Reading(
         Metric("value_drain", "ratio", NEUTRAL, "value norm of the first token over the median"), _model("value_drain")
     ),
-    Reading(Metric("loss_spikes", "count", LOWER, "robust loss spikes"), _model("loss_spikes", 7.0)),
+    Reading(Metric("loss_spikes", "count", LOWER, "loss spikes by height and deviation"), _spikes()),
     Reading(
         Metric("gate_shut", "share", NEUTRAL, "share of shut scores in the layer most shut"),
         _most_of_a_layer("gate_below", 0.1),
@@ -126,5 +133,5 @@ FINAL = f"""
     QUALIFY step = max(step) OVER (PARTITION BY run, metric) ORDER BY metric
 """
 
-# Not a row: 1 of a run that diverged or has a robust spike, 0 of one that has neither.
+# Not a row: 1 of a run that diverged or has a loss spike, 0 of one that has neither; none where spikes were not counted.
 UNSTABLE = Metric("unstable", "share", LOWER, "instability")

@@ -15,6 +15,7 @@ from ..style import RAMP
 from .figures import depth_chart, depth_map, lengths_chart
 from .items import worst_item
 from .table import beside, citation_table, curve_table, reached_table, solved_table
+from .worth import worth_tables
 
 if TYPE_CHECKING:
     from ...analysis.task_study import TaskStudy
@@ -54,26 +55,30 @@ def _lengths(book: Book, study: "TaskStudy") -> Html | None:
         if not own:
             continue
         figures = [
-            _extrapolation(book, study, own, task, stretch)
+            extrapolation(book, study.rows, own, task, stretch)
             for task in _distinct(r.task for r in own)
             for stretch in _distinct(r.stretch for r in own if r.task == task)
         ]
         shares = [s for s in study.solved if s.cell == cell["name"]]
         out += [book.heading(cell), tag("div", figures, class_="grid"), solved_table(shares, book.arms.labels)]
-        out.append(_holes(book, cell["name"]))
+        out += [*worth_tables(study, own, book.arms.labels), _holes(book, cell["name"])]
     said = tag(
-        "p", "Solved: nine in ten items right, or more. Exact (Clopper–Pearson) intervals of the true share of seeds."
+        "p",
+        "Solved: nine in ten items right, or more. Exact (Clopper–Pearson) intervals of the true share of seeds. Effective length:"
+        " the longest at which a seed keeps 85% of the best accuracy at its own three shortest, be that high or low; “none” where"
+        " nothing is right. Copied from the start: an answer that begins as the text does.",
     )
     return section("lengths", "Tasks by length", out, said)
 
 
-def _extrapolation(book: Book, study: "TaskStudy", own: "list[TaskRow]", task: str, stretch: str) -> Html:
+def extrapolation(book: Book, rows: "list[TaskRow]", own: "list[TaskRow]", task: str, stretch: str) -> Html:
+    """A cell's task by length, of its final rows `own`; among all `rows` are those that it stands beside."""
     # At the length of training there is nothing to stretch.
     meant = [r for r in own if r.task == task and (r.stretch == stretch or r.times == 1)]
     seeds = _by_seed([r for r in meant if r.metric == "exact_match" and r.bin is None])
     medians = _medians(book, seeds)
     cell = own[0].cell
-    lines = beside([r for r in study.rows if r.cell == cell and r.task == task])
+    lines = beside([r for r in rows if r.cell == cell and r.task == task])
     ends = "; ".join(f"{book.arms.labels[a]} {_said(points)}" for a, points in medians.items())
     alt_text = f"Accuracy of {task} by length, {_WORDS[stretch]}, in {cell}. Medians: {ends}"
     grey = ", ".join(f"{name} {number(points[0][1], 2)}" for name, points in lines.items())
@@ -102,7 +107,8 @@ def _learning(book: Book, study: "TaskStudy") -> Html | None:
                 figures.append(_curve(book, cell["name"], task, seeds))
         found = [r for r in study.reached if r.cell == cell["name"]]
         if figures and found:
-            table = reached_table(found, book.arms.labels, book.arms.baseline)
+            refused = {f.arm for f in book.findings if f.cell == cell["name"] and f.verdict == "refused"}
+            table = reached_table(found, book.arms.labels, book.arms.baseline, refused)
             out += [book.heading(cell), tag("div", figures, class_="grid"), table]
     return section("learning", "How soon a task is solved", tag("p", lead), out) if out else None
 

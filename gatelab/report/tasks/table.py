@@ -1,6 +1,6 @@
 """Tasks as numbers: the CSV file with all of them, and the tables of the page."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import fields
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
@@ -46,8 +46,10 @@ def _share(s: "Solved | None") -> str:
     return NONE if s is None else f"{s.k} of {s.n} ({s.low:.0%} to {s.high:.0%})"
 
 
-def reached_table(found: Sequence["Reached"], labels: dict[str, str], baseline: str) -> Html:
-    """How soon each arm had nine in ten right, a seed that never did being censored."""
+def reached_table(
+    found: Sequence["Reached"], labels: dict[str, str], baseline: str, refused: Collection[str] = ()
+) -> Html:
+    """How soon each arm had nine in ten right, a seed that never did being censored; `refused` arms are not compared."""
     from ...analysis.shares import p_changes
     from ...analysis.tasks import sooner
 
@@ -55,7 +57,9 @@ def reached_table(found: Sequence["Reached"], labels: dict[str, str], baseline: 
     rows = []
     for r in found:
         pairs = NONE
-        if r.arm != baseline and r.task in base:
+        if r.arm in refused:
+            pairs = "refused"
+        elif r.arm != baseline and r.task in base:
             a, b, same = sooner(r, base[r.task])
             pairs = f"{a} sooner, {b} later, {same} neither (p = {p_changes(a, b):.2g})"
         each = ", ".join(f"> {r.until:,}" if s is None else f"{s:,}" for s in r.steps.values())

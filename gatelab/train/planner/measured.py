@@ -1,22 +1,28 @@
-"""Steps that were measured on one GPU, to hold plans against; `sets` says which constant of `devices` a step has set.
+"""Steps that were measured, to hold plans against; `sets` says which constant of `devices` a step has set, `misses` which goal a
+plan of it misses (15% of the memory, 20% of the time).
 
-Notable: rows are those of benchmarks/results/training_h100_2026-11.md and training_h200_2026-11.md, a step's median, and GiB the
-allocator's peak. Compiled, captured where there are no experts, q, k, v and gates in one product; `attention` as there.
+Notable: rows are those of training_h100_2026-11.md, training_h200_2026-11.md and meshes_h200_2026-11.md in benchmarks/results, a
+step's median, and GiB the allocator's peak on a GPU. Compiled, captured on one GPU where there are no experts, and but for the
+rows of the last file with q, k, v and gates in one product; `attention` as there.
 """
 
 from dataclasses import dataclass
 from functools import cache
+from typing import Literal
 
 from ...config.gate import parse_gates
 from ...config.model import ModelConfig
 from ...models.ladder import SIZES
+from .mesh import Mesh
 from .step import Job
+
+_ALONE = Mesh()
 
 
 @dataclass(frozen=True)
 class Measured:
     """A step of a size of the ladder, or of a decoder of (width, layers, heads, vocabulary), with `gate` and, where it was
-    narrowed, `d_ff`."""
+    narrowed, `d_ff`; `tokens` of all GPUs of the `mesh`, `micro_batch` sequences of a group a forward pass (0: all)."""
 
     device: str
     size: str | tuple[int, int, int, int]
@@ -28,6 +34,9 @@ class Measured:
     d_ff: int | None = None
     attention: str = "auto"
     sets: str = ""
+    mesh: Mesh = _ALONE
+    micro_batch: int = 0
+    misses: Literal["", "memory"] = ""
 
     @property
     def job(self) -> Job:
@@ -40,6 +49,7 @@ class Measured:
 
 
 _33M, _124M, _350M = (512, 8, 4, 16_384), (768, 12, 12, 50_304), (1024, 24, 8, 50_304)
+_1B = (2560, 11, 20, 32_768)
 MEASURED = (
     Measured("h100", _33M, 65_536, 1024, 40.95, 10.6, sets="PRODUCTS, MOVED"),
     Measured("h100", _33M, 65_536, 1024, 42.11, 10.7, "sdpa-headwise"),
@@ -56,6 +66,11 @@ MEASURED = (
     Measured("h200", (768, 12, 6, 50_304), 65_536, 1024, 114.07, 23.9, attention="hopper"),
     Measured("h200", _350M, 32_768, 1024, 157.38, 34.8, attention="hopper"),
     Measured("h200", "moe-480m", 16_384, 1024, 54.99, 15.2, sets="EXPERTS"),
+    Measured("h200", "1b", 32_768, 4096, 503.1, 59.7),
+    Measured("h200", "1b", 65_536, 4096, 525.2, 55.1, mesh=Mesh(2, shard="none"), micro_batch=8),
+    Measured("h200", _1B, 32_768, 4096, 375.7, 46.2),
+    Measured("h200", _1B, 65_536, 4096, 400.8, 35.5, mesh=Mesh(2, shard="zero3"), micro_batch=8, misses="memory"),
+    Measured("h200", _1B, 65_536, 4096, 407.5, 15.2, mesh=Mesh(1, tp=2), micro_batch=8, misses="memory"),
 )
 
 

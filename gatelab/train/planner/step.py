@@ -32,14 +32,15 @@ class Job:
 
 @dataclass(frozen=True)
 class Layout:
-    """What may be stated of how a job is spread; None and 0: to be chosen, the fastest that fits."""
+    """What may be stated of how a job is spread; None and 0: to be chosen, the fastest that fits. The trainer does not compute
+    blocks again yet, so that `recompute` is never chosen."""
 
     tp: int | None = None
     dp: int | None = None
     ep: int | None = None
     shard: Shard | None = None
     micro_batch: int = 0
-    recompute: bool | None = None
+    recompute: bool = False
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ def best_step(job: Job, gpus: int, layout: Layout | None = None, *, device: str 
     """The fastest step on so many GPUs that fits, of all that `layout` leaves open; if none does, the one that needs the
     least memory.
 
-    Open are tp, up to the GPUs of a machine, ep, micro-batches of powers of two and whether blocks are computed again.
+    Open are tp, up to the GPUs of a machine, ep, sharding and micro-batches of powers of two.
 
     Raises:
         ConfigError: when nothing divides, with the reasons of the mesh that was stated, or of plain data parallelism.
@@ -156,8 +157,7 @@ def _open(job: Job, gpus: int, layout: Layout, device: Device) -> Iterator[StepP
             else [2**i for i in range(own.bit_length()) if own % 2**i == 0] + [own]
         )
         for size in dict.fromkeys(sizes):
-            for recompute in (False, True) if layout.recompute is None else (layout.recompute,):
-                yield _step(job, mesh, device, size, recompute)
+            yield _step(job, mesh, device, size, layout.recompute)
 
 
 def _meshes(job: Job, gpus: int, layout: Layout, device: Device) -> Iterator[Mesh]:

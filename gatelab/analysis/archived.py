@@ -1,0 +1,143 @@
+"""The runs of a result's archive: how each ended, what it was, and its rows of the metrics that claims read; nothing is unpacked.
+
+An archive holds a study's folder as `gatelab run` writes it (study.json, runs/*/run.json, done.json, rows.jsonl). Of the rows
+those of the whole model are read, at every look: positions as trained, of no domain of the data.
+"""
+
+import json
+import re
+import tarfile
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from lzma import LZMAError
+from math import nan
+from pathlib import Path
+from typing import Any
+
+from ..store import StoreError
+from .tasks import u_index
+
+NAMES = ("folder.tar.xz", "folder.tar.gz")
+# Of each metric the coordinates that tell its rows apart.
+_KEPT = {
+    "val_loss": (), "gate_mean": (), "gate_below": ("threshold",), "gate_hoyer": (), "position_mass": ("bin",),
+    "position_mass_uniform": ("bin",), "exact_match": ("length", "bin"), "citation_f1": ("length",),
+}  # fmt: skip
+_WORTH_PARSING = re.compile(rf'"metric": ?"(?:{"|".join(_KEPT)})"'.encode()).search
+_NOT_THE_MODEL = ("layer", "head", "domain", "intervention")
+
+Looks = Mapping[int, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A planned run. `looks` {(metric, *coordinates): {step: value}}; `status` is 'missing' where the archive has no end of it."""
+
+    cell: str
+    arm: str
+    seed: int
+    status: str
+    config: Mapping[str, Any]
+    looks: Mapping[tuple, Looks]
+
+    def last(self, metric: str, *at: float) -> float:
+        """The value at the last look; nan where there is none."""
+        looks = self.looks.get((metric, *at), {})
+        return looks[max(looks)] if looks else nan
+
+    def bins(self, metric: str, *at: float) -> dict[int, float]:
+        """{bin: value at the last look}."""
+        keys = [k for k in self.looks if k[: 1 + len(at)] == (metric, *at) and k[-1] is not None]
+        return {int(k[-1]): self.last(*k) for k in keys}
+
+
+def position_bias(run: Kept) -> float:
+    """Half the sum over octaves of positions of |p − `position_mass_uniform`|, p being `position_mass` over its sum (a slot takes
+    some): the share of attention that lies elsewhere than that of uniform attention."""
+    mass, even = run.bins("position_mass"), run.bins("position_mass_uniform")
+    whole = sum(mass.values())
+    return sum(abs(mass[b] / whole - even[b]) for b in mass) / 2 if whole > 0 and mass.keys() == even.keys() else nan
+
+
+def u_size(run: Kept, times: int) -> float:
+    """|U-index| of `exact_match` at a multiple of the length of training."""
+    u = u_index(run.bins("exact_match", times * run.config["train"]["seq_len"]))
+    return nan if u is None else abs(u)
+
+
+# What claims read of a run that is done; docs/metrics.md says what each is.
+NUMBERS: dict[str, Callable[[Kept], float]] = {
+    "val_loss": lambda run: run.last("val_loss"),
+    "gate_mean": lambda run: run.last("gate_mean"),
+    "gate_below": lambda run: run.last("gate_below", 0.1),
+    "gate_hoyer": lambda run: run.last("gate_hoyer"),
+    "citation_f1": lambda run: run.last("citation_f1", run.config["train"]["seq_len"]),
+    "position_bias": position_bias,
+    "u_size@8x": lambda run: u_size(run, 8),
+}
+
+
+def kept(folder: Path) -> list[Kept]:
+    """The planned runs of the archive that lies in a result's folder, in the plan's order.
+
+    Raises:
+        StoreError: there is no archive, or it cannot be read.
+    """
+    found = [folder / name for name in NAMES if (folder / name).is_file()]
+    if not found:
+        raise StoreError(
+            f"{folder}: has neither {' nor '.join(NAMES)}; the claims of `--claims` read a study's runs there"
+        )
+    state = found[0].stat()
+    return list(_kept(found[0], (state.st_mtime_ns, state.st_size)))
+
+
+@lru_cache(maxsize=8)
+def _kept(archive: Path, _state: tuple[int, int]) -> tuple[Kept, ...]:
+    study: dict | None = None
+    parts: dict[str, dict[str, Any]] = {}
+    try:
+        with tarfile.open(archive) as tar:
+            for member in tar:
+                *_, run, name = ("", "", *Path(member.name).parts)
+                if not member.isfile() or name not in ("study.json", "run.json", "done.json", "rows.jsonl"):
+                    continue
+                file = tar.extractfile(member)
+                if name == "rows.jsonl":
+                    parts.setdefault(run, {})[name] = _looks(file)
+                elif name == "study.json":
+                    study = json.load(file)
+                else:
+                    parts.setdefault(run, {})[name] = json.load(file)
+    except (tarfile.TarError, LZMAError, zlib.error, EOFError, OSError, ValueError) as error:
+        raise StoreError(f"{archive}: cannot be read ({error}); make it again from the study's folder") from None
+    if study is None:
+        raise StoreError(f"{archive}: holds no study.json; make it again from the study's folder")
+    return tuple(_run(entry, parts.get(entry["fingerprint"], {})) for entry in study["plan"])
+
+
+def _run(entry: Mapping[str, Any], files: Mapping[str, Any]) -> Kept:
+    status = files.get("done.json", {}).get("status", "missing")
+    config = files.get("run.json", {}).get("run", {})
+    return Kept(entry["cell"], entry["arm"], entry["seed"], status, config, files.get("rows.jsonl", {}))
+
+
+def _looks(lines: Any) -> dict[tuple, dict[int, float]]:
+    """Of several stacks causal self-attention, or the encoder where a metric has nothing else; of several sites of gates G1, or
+    the first, as for study metrics."""
+    places: dict[tuple, dict[tuple[str, str], dict[int, float]]] = {}
+    for line in lines:
+        # Most rows of a run are of other metrics: they are not worth parsing.
+        if not _WORTH_PARSING(line):
+            continue
+        row = json.loads(line)
+        stack = row.get("stack") or ""
+        if row["metric"] not in _KEPT or stack == "cross" or any(row.get(c) is not None for c in _NOT_THE_MODEL):
+            continue
+        key = (row["metric"], *(row.get(c) for c in _KEPT[row["metric"]]))
+        site = row.get("site") or ""
+        place = (stack, "" if site == "sdpa" else site)
+        places.setdefault(key, {}).setdefault(place, {})[row["step"]] = float(row["value"])
+    return {key: of_place[min(of_place)] for key, of_place in places.items()}

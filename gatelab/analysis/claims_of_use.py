@@ -1,0 +1,168 @@
+"""What gates are said to be good for: which tasks gain, where a gate stands, how sparse it is, places, rates, sizes and costs.
+
+Lines of the ledger (`ledger_of_claims.py`). Where a claim's page has no folder, the line says what would make its rows.
+"""
+
+from ..study.metrics import STUDY_METRICS
+from .claim_tests import (
+    ALIKE,
+    Claim,
+    Region,
+    cost,
+    difference,
+    effect,
+    effect_gap,
+    gap,
+    level,
+)
+from .rate_tests import at_smallest, bears_more, best_rate, borne, slope_over_width
+
+PAPER = "arXiv 2505.06708"
+PROPOSAL = "Gating Gone Wild, the proposal"
+SUMMARY = "a summary of arXiv 2505.06708 (not the paper)"
+MOST, HALF, ACCURACY = Region(low=0.5), Region(high=0.5), 0.05
+NOTHING = STUDY_METRICS["val_loss"].metric.equivalence  # nats; what differs by less counts as nothing
+HEADWISE, ELEMENTWISE, VALUE, SINK_LOGIT = "sdpa-headwise", "sdpa-elementwise", "value-elementwise", "sink-logit"
+GATES = {"headwise": HEADWISE, "elementwise": ELEMENTWISE}
+
+_TASKS, _PILOT, _TEXT, _TOY = "tasks-by-architecture", "gates-on-tasks", "gates-on-text", "sinkless-seeds"
+_PHASES, _RATES, _WIDTHS = "backcopy-phases", "backcopy-rates", "backcopy-widths"
+# Of retrieval (`needle`) every arm's loss is at the floor: it is asked at length.
+_KINDS = {
+    "track": "tracking",
+    "cite": "citation",
+    "select": "selection",
+    "identifier": "code",
+    "conflict": "faithfulness",
+}
+_WITH_ROOM = tuple(f"* {task}" for task in _KINDS)
+# Where accuracy at eight times the length of training is neither none nor all.
+_REACHED = ("* needle", "* conflict")
+_BELOW = Region(high=0.0)
+_FREE = Region(high=-NOTHING)
+_SMALL = Region(-NOTHING, NOTHING)
+_AT_G1 = "gates help most after attention (G1): more than on the values (G2)"
+_ALIKE = "a headwise gate does what an elementwise one does to the loss"
+_SPARSE = "the scores of a gate after attention are sparse"
+_CHEAPER = "gated attention costs less a token"
+_STABLE = "gated models bear larger learning rates"
+_BETTER_AT = "the best learning rate of gated models is larger"
+_SCALES = "gates improve how models scale: the gain grows with size"
+_LADDER = "`gatelab run backcopy-rates` would decide"
+_PLACES = "gates lessen the bias for places"
+
+
+CLAIMS: tuple[Claim, ...] = (
+    *(
+        Claim(f"gates help retrieval ({gate})", PAPER, _TASKS,
+              f"share of the items of `needle` that are right at eight times the length of training, arm minus no gate, over four"
+              f" architectures: above {ACCURACY}",
+              effect("task_accuracy@8x", arm, cells=["* needle"]), Region(low=ACCURACY),
+              ("sink logit", effect("task_accuracy@8x", SINK_LOGIT, cells=["* needle"])))
+        for gate, arm in GATES.items()
+    ),
+    *(
+        Claim(f"gates help {kind} ({gate})", PROPOSAL if kind in ("citation", "faithfulness") else PAPER, _TASKS,
+              f"held-out loss of the answers of `{task}`, arm minus no gate, over four architectures: below −{NOTHING}",
+              effect("val_loss", arm, "nats", cells=[f"* {task}"]), _FREE,
+              ("sink logit", effect("val_loss", SINK_LOGIT, "nats", cells=[f"* {task}"])))
+        for task, kind in _KINDS.items() for gate, arm in GATES.items()
+    ),
+    *(
+        Claim(f"gated models are more faithful to the text ({gate})", PROPOSAL, _TASKS,
+              f"share of the items of `conflict` that are right, arm minus no gate, over four architectures: above {ACCURACY}",
+              effect("task_accuracy@1x", arm, cells=["* conflict"]), Region(low=ACCURACY),
+              ("sink logit", effect("task_accuracy@1x", SINK_LOGIT, cells=["* conflict"])))
+        for gate, arm in GATES.items()
+    ),
+    *(
+        Claim(f"gated models cite better ({gate})", PROPOSAL, _TASKS,
+              f"F1 of the documents cited in `cite`, arm minus no gate, where either has one half: above {ACCURACY}",
+              gap("citation_f1", arm, "none", cells=["* cite"], at_least=0.5), Region(low=ACCURACY),
+              ("sink logit, all cells", gap("citation_f1", SINK_LOGIT, "none", cells=["* cite"])))
+        for gate, arm in GATES.items()
+    ),
+    Claim(_AT_G1, PAPER, _TASKS, f"held-out loss, G1 minus G2, both elementwise, without `needle`: below −{NOTHING}",
+          effect_gap("val_loss", ELEMENTWISE, VALUE, "nats", cells=_WITH_ROOM), _FREE,
+          ("sink logit minus G2", effect_gap("val_loss", SINK_LOGIT, VALUE, "nats", cells=_WITH_ROOM))),
+    Claim(_AT_G1, PAPER, _PILOT, f"held-out loss, G1 minus G2, both elementwise: below −{NOTHING}",
+          effect_gap("val_loss", ELEMENTWISE, VALUE, "nats"), _FREE,
+          ("sink logit minus G2", effect_gap("val_loss", SINK_LOGIT, VALUE, "nats"))),
+    Claim(_AT_G1, PAPER, _TEXT, f"held-out loss, G1 minus G2, both elementwise: below −{NOTHING}",
+          effect_gap("val_loss", "g1-elementwise", "g2-elementwise", "nats"), _FREE,
+          ("sink logit minus G2", effect_gap("val_loss", "sink-logit", "g2-elementwise", "nats"))),
+    Claim(_ALIKE, PAPER, _TOY, f"held-out loss, elementwise minus headwise: within ±{NOTHING}",
+          difference("val_loss", ELEMENTWISE, HEADWISE, "nats", confidence=ALIKE), _SMALL,
+          ("headwise minus none", difference("val_loss", HEADWISE, "none", "nats", confidence=ALIKE))),
+    Claim(_ALIKE, PAPER, _PHASES, f"held-out loss, elementwise minus headwise, both from one half: within ±{NOTHING}",
+          effect_gap("val_loss", "elementwise-half", "headwise-half", "nats", confidence=ALIKE), _SMALL,
+          ("from 0.95", effect_gap("val_loss", "elementwise-open", "headwise-open", "nats", confidence=ALIKE))),
+    Claim(_ALIKE, PAPER, _TASKS, f"held-out loss, elementwise minus headwise, without `needle`: within ±{NOTHING}",
+          effect_gap("val_loss", ELEMENTWISE, HEADWISE, "nats", cells=_WITH_ROOM, confidence=ALIKE), _SMALL,
+          ("sink logit minus headwise", effect_gap("val_loss", SINK_LOGIT, HEADWISE, "nats", cells=_WITH_ROOM, confidence=ALIKE))),
+    Claim(_ALIKE, PAPER, _TEXT, f"held-out loss, elementwise minus headwise: within ±{NOTHING}",
+          effect_gap("val_loss", "g1-elementwise", "g1-headwise", "nats"), _SMALL,
+          ("sink logit minus headwise", effect_gap("val_loss", "sink-logit", "g1-headwise", "nats"))),
+    *(
+        Claim(f"{_PLACES} (answers, {gate})", SUMMARY, _TASKS,
+              "size of the U-index at eight times the length of training in `needle` and `conflict`, arm minus no gate: below 0",
+              gap("u_size@8x", arm, "none", cells=_REACHED), _BELOW,
+              ("sink logit", gap("u_size@8x", SINK_LOGIT, "none", cells=_REACHED)))
+        for gate, arm in GATES.items()
+    ),
+    *(
+        Claim(f"{_PLACES} (attention, {gate})", SUMMARY, _TASKS,
+              "share of attention that lies at other places than uniform attention's, arm minus no gate: below 0",
+              gap("position_bias", arm, "none"), _BELOW, ("sink logit", gap("position_bias", SINK_LOGIT, "none")))
+        for gate, arm in GATES.items()
+    ),
+    *(
+        Claim(f"{_SPARSE} ({gate})", PAPER, page, "share of scores below 0.1: more than half",
+              level("gate_below", arms[gate], cells=cells), MOST,
+              ("elementwise gate on the values", level("gate_below", arms["value"], cells=cells)))
+        for page, cells, arms in (
+            (_TASKS, ("*",), GATES | {"value": VALUE}),
+            (_TEXT, ("*",), {"headwise": "g1-headwise", "elementwise": "g1-elementwise", "value": "g2-elementwise"}),
+        )
+        for gate in GATES
+    ),
+    Claim("elementwise scores are sparser than headwise ones", PAPER, _TOY, "mean score, elementwise minus headwise: below 0",
+          difference("gate_mean", ELEMENTWISE, HEADWISE), _BELOW,
+          ("seeds that keep the sink with the elementwise gate", difference("gate_mean", ELEMENTWISE, HEADWISE, keeping=True))),
+    Claim("scores after attention are sparser than those on the values", PAPER, _TASKS,
+          "Hoyer sparsity of a head's scores, G1 minus G2, both elementwise: above 0",
+          gap("gate_hoyer", ELEMENTWISE, VALUE), Region(low=0.0), ("G1 headwise minus G2", gap("gate_hoyer", HEADWISE, VALUE))),
+    *(
+        Claim(f"{_STABLE} ({gate}, the largest)", PAPER, _RATES,
+              "of the seeds, those that bear a larger rate than without a gate, neither diverging nor ending above their untrained"
+              " loss: more than half",
+              bears_more(f"{gate}-half", "none"), MOST, ("no gate", borne("none")), planned=_LADDER)
+        for gate in GATES
+    ),
+    *(
+        Claim(f"{_BETTER_AT} ({gate})", PAPER, _RATES,
+              "best rate by a parabola about each seed's lowest loss, arm minus no gate: above 0",
+              best_rate(f"{gate}-half", "none"), Region(low=0.0), ("no gate's best rate", best_rate("none")),
+              planned=_LADDER)
+        for gate in GATES
+    ),
+    *(
+        Claim(f"{_SCALES} ({gate})", PAPER, _WIDTHS,
+              "slope over log2 of the width of the held-out loss, arm minus no gate, each at its own best rate: below 0",
+              slope_over_width(f"{gate}-half", "none"), _BELOW, ("at the smallest width", at_smallest(f"{gate}-half", "none")),
+              planned="`gatelab run backcopy-widths` would decide")
+        for gate in GATES
+    ),
+    *(
+        Claim(f"{_CHEAPER} ({gate})", SUMMARY, _TEXT, "arithmetic of a token in training, over no gate's: below 1",
+              cost(f"g1-{gate}", "none"), Region(high=1.0), ("sink logit", cost("sink-logit", "none")))
+        for gate in GATES
+    ),
+    Claim(f"{_CHEAPER} where keys and values behind a shut gate are not read", SUMMARY, "decoding",
+          "held-out loss against bytes read, over thresholds of the score", None, _BELOW,
+          planned="no kernel here leaves such reads out, and no study measures it"),
+    Claim("gates make gradients smoother across layers", SUMMARY, "backcopy-depth",
+          "spread over layers of ln `layer_grad_norm`, arm minus no gate: below 0", None, _BELOW,
+          planned="no study keeps `layer_grad_norm`; `gatelab.probes.training.gradient_rows` at the looks of `backcopy-depth` would"
+          " decide"),
+)  # fmt: skip

@@ -1,0 +1,54 @@
+"""What a shape of the op must cost: milliseconds by the measured rates, bytes of its tensors. Counted low."""
+
+import torch
+
+from ..config.gate import GateSpec
+from .floors import Rates, attention_ms, gate_bytes
+from .plan import OpsPlan
+from .timing import Timing
+
+
+def op_ms(plan: OpsPlan, rates: Rates, row: Timing) -> float:
+    """Attention, and the row's gate after it."""
+    return ungated_ms(plan, rates, row.work) + gate_ms(plan, rates, row)
+
+
+def ungated_ms(plan: OpsPlan, rates: Rates, work: str) -> float:
+    """Attention, causal."""
+    heads = {"H": plan.heads, "G": plan.kv_heads, "K": plan.head_dim}
+    return attention_ms(rates, B=plan.batch, T=plan.length, **heads, itemsize=_itemsize(plan), work=work)
+
+
+def gate_ms(plan: OpsPlan, rates: Rates, row: Timing) -> float:
+    """The row's gate alone; 0 without one."""
+    if row.gate == "none":
+        return 0.0
+    moved = gate_bytes(_of_queries(plan), row.at["granularity"], row.work, more_passes=row.at.get("more_passes", 0))
+    return rates.ms(moved, 0)
+
+
+def logits_bytes(plan: OpsPlan, granularity: str) -> int:
+    """Of one gate."""
+    return _of_queries(plan) // (1 if granularity == "elementwise" else plan.head_dim)
+
+
+def matrix_bytes(plan: OpsPlan) -> int:
+    """Logits and weights of all heads in float32, and the gradient of the latter."""
+    return 3 * 4 * plan.tokens * plan.length * plan.heads
+
+
+def all_bytes(plan: OpsPlan) -> int:
+    """What is there at once: the arguments of every gate, the gradients of one, and a layer's weights with theirs."""
+    ungated = 2 * _of_queries(plan) * (plan.heads + plan.kv_heads) // plan.heads
+    granularities = [GateSpec.parse(word).granularity for word in plan.gates if word != "none"]
+    logits = sum(logits_bytes(plan, granularity) for granularity in granularities)
+    weights = 2 * 4 * 12 * (plan.heads * plan.head_dim) ** 2
+    return (len(plan.gates) + 1) * ungated + logits + weights
+
+
+def _of_queries(plan: OpsPlan) -> int:
+    return plan.tokens * plan.heads * plan.head_dim * _itemsize(plan)
+
+
+def _itemsize(plan: OpsPlan) -> int:
+    return getattr(torch, plan.dtype).itemsize

@@ -1,0 +1,47 @@
+"""The atlas' anomalies: a folded card for every cell and arm of which fresh seeds confirmed something, study by study."""
+
+from typing import TYPE_CHECKING
+
+from .anomaly_cards import short_card
+from .atlas_book import book_of, colours, linked, way
+from .atlas_guide import registered
+from .document import Charts
+from .markup import Html, tag
+from .parts import section
+
+if TYPE_CHECKING:
+    from ..analysis.atlas import Atlas, Sheet
+
+
+def anchors(atlas: "Atlas") -> dict[tuple[str, str, str], str]:
+    """{(study's letter, cell, arm as the study names it): the card's anchor}."""
+    return {
+        (s.letter, a.cell, a.arm): f"anomaly-{s.letter}{i}"
+        for s in atlas.sheets
+        if s.views is not None
+        for i, a in enumerate(s.views.anomalies, start=1)
+    }
+
+
+def anomalies(atlas: "Atlas", charts: Charts) -> Html:
+    """What a gate should not do and did, in the order of its surety within a study."""
+    names = anchors(atlas)
+    shown = [
+        part for s in atlas.sheets if s.views is not None and s.views.anomalies for part in _study(s, charts, names)
+    ]
+    if not shown:
+        none = tag("p", "No anomaly was confirmed on fresh seeds in any of these studies.")
+        return section("anomalies", "Confirmed anomalies", none)
+    lead = (
+        "What a gate should not do and did: named by a screen, registered, and held on fresh seeds, by Holm at 5% over all claims"
+        f" of its study. {registered(atlas)}; a card has those of one cell and arm, the surest first, with its neighbours, the"
+        " causes that were tested and the command that runs it again."
+    )
+    return section("anomalies", "Confirmed anomalies", tag("p", lead), shown)
+
+
+def _study(s: "Sheet", charts: Charts, names: dict[tuple[str, str, str], str]) -> list[Html]:
+    book = book_of(s, charts)
+    curves = way(s, "anomalies", "Curves, gate scores and maps, on the study's page.")
+    cards = [short_card(book, a, names[s.letter, a.cell, a.arm], curves) for a in s.views.anomalies]
+    return [tag("h3", linked(s, section="anomalies")), colours(book), *cards]
