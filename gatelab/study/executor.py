@@ -6,12 +6,14 @@ shipped: a task is a few strings and numbers, and `worker_command` is the proces
 """
 
 import json
+import os
+import signal
 import sys
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 TARGET = "gatelab.study.carry_out:carry_out"
 # Time to write a checkpoint after being asked to stop; also Slurm's default between its two signals.
@@ -79,6 +81,17 @@ def function_of(task: Task) -> Callable[..., None]:
     """What carries a task out: looked up by its name, in the code that is installed on this machine."""
     module, _, name = task.target.partition(":")
     return getattr(import_module(module), name)
+
+
+def leave(code: int) -> NoReturn:
+    """End this process at once, and what it started with it where nobody else is left to do so.
+
+    The leader of a session is alone in its group with what it started: fork server and torchrun give each worker a session.
+    In a group that another leads, such as a shell's, there are strangers, who stay.
+    """
+    if os.getsid(0) == os.getpid():
+        os.killpg(0, signal.SIGKILL)
+    os._exit(code)
 
 
 def worker_command(task: Task, driver_pid: int | None) -> list[str]:

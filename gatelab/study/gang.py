@@ -22,7 +22,7 @@ from pathlib import Path
 from ..config import Execution
 from ..store import StudyFolder
 from . import ledger
-from .executor import EXITS, Task, function_of
+from .executor import EXITS, Task, function_of, leave
 
 _LOOK_S = 0.2
 # After one has failed: for the exchange to fail in the worker too, which then says so itself.
@@ -101,7 +101,7 @@ def accompany(task: Task, worker_pid: int) -> int:
 def _leave_with(worker_pid: int) -> None:
     while os.getppid() == worker_pid and ledger.process_start(worker_pid) is not None:
         threading.Event().wait(_LOOK_S)
-    os._exit(EXITS["orphaned"])
+    leave(EXITS["orphaned"])
 
 
 def main() -> int:

@@ -35,6 +35,8 @@ BEAT_S = 1.0
 STALE_S = 60.0
 
 FINISHED = ("done", "diverged")
+# As in s3://bucket/x, of which Path makes s3:/bucket/x; one letter is a drive.
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 STATES = ("planned", "running", *FINISHED, "stopped", "timeout", "lost", "oom", "failed", "disk-full")
 
 
@@ -146,12 +148,18 @@ def last_beat(run: RunFolder, attempt: Attempt) -> float:
         return math.nan
 
 
-def check_place(path: Path) -> None:
+def check_place(path: str | Path) -> None:
     """Whether a study's folder may lie at `path`, which need not exist yet: leases need links and renames.
 
     Raises:
-        StoreError: when its file system has none.
+        StoreError: when its file system has none; an address such as s3://bucket/x.
     """
+    if _ADDRESS.match(str(path)):
+        raise StoreError(
+            f"--out {path}: is an address, and leases need the hard links and renames of a file system, which object stores "
+            "have not; name a folder"
+        )
+    path = Path(path)
     place = next((p for p in (path, *path.absolute().parents) if p.is_dir()), None)
     if place is None:
         return

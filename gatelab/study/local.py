@@ -42,7 +42,18 @@ def local_executor(execution: Execution, preload: Sequence[str] = PRELOAD) -> "L
         preload: modules that forked workers find loaded.
 
     Raises:
-        ConfigError: when it asks for a GPU and there is none.
+        ConfigError: as `devices_for`.
+    """
+    dealt = deal(devices_for(execution), execution)
+    slots = execution.slots or len(dealt) or max(1, n_cores() // (execution.threads * execution.processes))
+    return LocalExecutor(slots, execution.threads, dealt, preload)
+
+
+def devices_for(execution: Execution) -> list[str]:
+    """The GPUs of this machine that `execution` may take; none where it takes CPUs.
+
+    Raises:
+        ConfigError: when it asks for a GPU and there is none, or for more together than there are.
     """
     devices = gpus() if execution.device != "cpu" else []
     if execution.device == "cuda" and not devices:
@@ -55,9 +66,7 @@ def local_executor(execution: Execution, preload: Sequence[str] = PRELOAD) -> "L
                 f"execution.processes={execution.processes}: each takes a GPU, and {len(devices)} are visible here; take fewer"
             ]
         )
-    dealt = deal(devices, execution)
-    slots = execution.slots or len(dealt) or max(1, n_cores() // (execution.threads * execution.processes))
-    return LocalExecutor(slots, execution.threads, dealt, preload)
+    return devices
 
 
 def deal(devices: Sequence[str], execution: Execution) -> list[str]:

@@ -56,7 +56,7 @@ _ALL = (
     Source(Metric("value_drain", "ratio", NEUTRAL, "value norm of the first token over the median", equivalence=0.05)),
     Source(Metric("massive_max", "1", NEUTRAL, "largest activation, mean over layers")),
     Source(Metric("massive_ratio", "ratio", NEUTRAL, "largest activation over the median")),
-    Source(Metric("loss_spikes", "count", LOWER, "loss spikes above the rolling median"), at=0.1),
+    Source(Metric("loss_spikes", "count", LOWER, "loss spikes above the rolling median")),
     Source(Metric("gate_mean", "1", NEUTRAL, "mean gate score")),
     Source(Metric("gate_below", "share", NEUTRAL, "share of gate scores below 0.1"), at=0.1),
     _accuracy(1, "at the length of training"),

@@ -22,6 +22,7 @@ _SLACK_S = 60
 _MOST_TASKS = 8
 _TIME = re.compile(r"(?:(\d+)-(\d+)(?::(\d+))?(?::(\d+))?|(\d+)(?::(\d+))?(?::(\d+))?)")
 _WORD = re.compile(r"[\w.,:@&|*\[\]+-]+")
+_GPUS = re.compile(r"[\w.+-]*[A-Za-z][\w.+-]*(?::(\d+))?|(\d+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,8 @@ class Allocation:
             mistakes.append(f"--grace {self.grace_s:g}: expected at least 0 seconds")
         if self.gpus is None and execution.device == "cuda":
             mistakes.append("execution.device='cuda': Slurm was asked for no GPU; add --gpus 1")
+        if self.gpus is not None and _WORD.fullmatch(self.gpus):
+            mistakes += self._gpu_mistakes(self.gpus, execution)
         if not _TIME.fullmatch(self.time):
             mistakes.append(f"--time {self.time}: expected minutes, H:MM:SS or D-HH:MM:SS")
         elif seconds(self.time) < self.lead_s + _SLACK_S:
@@ -71,6 +74,22 @@ class Allocation:
             )
         if mistakes:
             raise ConfigError(mistakes)
+
+    @staticmethod
+    def _gpu_mistakes(gpus: str, execution: Execution) -> list[str]:
+        """Of a word for GPUs: those with which a task could only fail, once its turn has come."""
+        read = _GPUS.fullmatch(gpus)
+        if read is None:
+            return [f"--gpus {gpus}: expected a count, or TYPE:COUNT"]
+        n, wanted = int(read[1] or read[2] or 1), execution.processes
+        if n == 0:
+            return [f"--gpus {gpus}: expected 1 or more; for CPUs alone leave it out"]
+        if execution.device == "cpu" or wanted <= n:
+            return []
+        kind = "" if read[2] else f"{gpus.partition(':')[0]}:"
+        return [
+            f"execution.processes={wanted}: each takes a GPU, and --gpus {gpus} is {n} a task; take --gpus {kind}{wanted}"
+        ]
 
 
 def seconds(time: str) -> int:

@@ -16,13 +16,15 @@ import sys
 import threading
 import time
 import traceback
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 from ..config import Execution
 from ..store import RunFolder, StudyFolder
 from . import ledger
-from .executor import EXITS, GRACE_S, TARGET, Task, function_of
+from .executor import EXITS, GRACE_S, TARGET, Task, function_of, leave
 from .gang import accompany, gang
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -39,6 +41,7 @@ def work(task: Task, driver_pid: int | None = None) -> int:
     folder = StudyFolder(Path(task.folder))
     runs = [folder.run(f) for f in task.fingerprints]
     take_output(task)
+    driver = _Driver(driver_pid)
 
     held: list[Held] = []
     error: BaseException | None = None
@@ -54,16 +57,22 @@ def work(task: Task, driver_pid: int | None = None) -> int:
         for run, _ in held[1:]:
             with open(run.path / "log.txt", "a", encoding="utf-8") as f:
                 f.write(f"in one process with {runs[0].fingerprint}, whose log.txt has the output\n")
-        with _Heart(held, stop, driver_pid, task.grace_s):
+        with _Heart(held, stop, driver, task.grace_s):
             if not stop.is_set():
                 group = replace(task, fingerprints=tuple(run.fingerprint for run, _ in held))
-                with gang(group, execution.processes, lambda error: os._exit(_end(held, error, stopped=False))):
+                with gang(group, execution.processes, lambda error: driver.leave(_end(held, error, stopped=False))):
                     function_of(task)([run for run, _ in held], execution, should_stop=stop.is_set)
     # Whatever ends an attempt, the ledger has to say so.
     except BaseException as caught:
         error = caught
         traceback.print_exc()
-    return _end(held, error, stopped=stop.is_set())
+    code = _end(held, error, stopped=stop.is_set())
+    if driver.is_gone():
+        with suppress(OSError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        driver.leave(code)
+    return code
 
 
 def classify(error: BaseException) -> tuple[str, str]:
@@ -103,13 +112,35 @@ def take_output(task: Task) -> None:
         stream.reconfigure(line_buffering=True)
 
 
+class _Driver:
+    """The process of this machine without which a worker stops, if there is one."""
+
+    def __init__(self, pid: int | None):
+        self._pid = pid
+        self._started = None if pid is None else ledger.process_start(pid)
+
+    def lives(self) -> bool:
+        """Whether there is one and it is there."""
+        return self._started is not None and ledger.process_start(self._pid) == self._started
+
+    def is_gone(self) -> bool:
+        """Whether there was one and it is not there any more."""
+        return self._pid is not None and not self.lives()
+
+    def leave(self, code: int) -> NoReturn:
+        """End this process at once. A driver that lives reads the code, and has what the worker started ended."""
+        if self.lives():
+            os._exit(code)
+        leave(code)
+
+
 class _Heart(threading.Thread):
     """Beats for the leases, and watches that they are still ours and that the driver lives."""
 
-    def __init__(self, held: list[Held], stop: threading.Event, driver_pid: int | None, grace_s: float):
+    def __init__(self, held: list[Held], stop: threading.Event, driver: _Driver, grace_s: float):
         super().__init__(daemon=True, name="heartbeat")
         self._held, self._stop_task, self._grace_s = held, stop, grace_s
-        self._driver = (driver_pid, ledger.process_start(driver_pid)) if driver_pid is not None else None
+        self._driver = driver
         self._quit = threading.Event()
         self._leave_at: float | None = None
 
@@ -124,23 +155,20 @@ class _Heart(threading.Thread):
         while True:
             if not all(ledger.beat(run, attempt) for run, attempt in self._held):
                 # Somebody else writes to the folder now: not one more byte, not even a checkpoint.
-                os._exit(EXITS["displaced"])
+                self._driver.leave(EXITS["displaced"])
             self._watch_driver()
             if self._quit.wait(ledger.BEAT_S):
                 return
 
     def _watch_driver(self) -> None:
-        if self._driver is None:
-            return
-        pid, started = self._driver
-        if started is not None and ledger.process_start(pid) == started:
+        if not self._driver.is_gone():
             return
         if self._leave_at is None:
             print("the driver is gone: stopping")
             self._leave_at = time.monotonic() + self._grace_s
             self._stop_task.set()
         elif time.monotonic() > self._leave_at:
-            os._exit(EXITS["orphaned"])
+            self._driver.leave(EXITS["orphaned"])
 
 
 def _end(held: list[Held], error: BaseException | None, *, stopped: bool) -> int:
