@@ -61,7 +61,8 @@ def sink_moved() -> Test:
         if len(other.changes) < 2:
             return found
         said = decided(found, list(other.changes.values()), above_nothing, "nats").numbers
-        beside = f"{other.who} runs, {len(other.with_sink)} of {len(other.changes)} with a sink: {said}"
+        n_moved = sum(name in other.changes for name in other.with_sink)
+        beside = f"{other.who} runs, {n_moved} of {len(other.changes)} with a sink: {said}"
         return replace(found, numbers=f"{found.numbers}; {beside}")
 
     return Test(test, ((HELD_GATE, True), (NO_GATE, False)))
