@@ -46,6 +46,7 @@ def prompt_records() -> list[Record]:
     """One record a task that is text alone, and a measure, asked by `gatelab eval`."""
     from ..evals.measures import ASKED, MEASURES
     from ..tasks.cited import CITATIONS
+    from ..tasks.meetings import SUMMARIES
     from ..tasks.middle import MIDDLE
     from ..tasks.ruler import RULER
 
@@ -57,10 +58,10 @@ def prompt_records() -> list[Record]:
             "needs": {
                 "": "nothing",
                 "essay": "--haystack FILE",
-                "rows": f"--data-dir, with {task.file or task.name}.jsonl",
+                "rows": f"--data-dir, with {' and '.join(f'{source.names[0]}.jsonl' for source in task.sources)}",
             }[task.needs],
         }
-        for task in (*RULER.values(), *MIDDLE.values(), *CITATIONS.values())
+        for task in (*RULER.values(), *MIDDLE.values(), *SUMMARIES.values(), *CITATIONS.values())
     ] + [
         {
             "name": measure.name if measure.of == "text" else f"{measure.name}/…",

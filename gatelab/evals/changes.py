@@ -109,6 +109,13 @@ def interval(changes: Sequence[float]) -> tuple[float, float]:
     return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 
+def ratio_interval(sums: Sequence[float], n: Sequence[int]) -> tuple[float, float]:
+    """Of Σ sums / Σ n over documents: of the documents' shares in its error, to first order, about it."""
+    ratio, mean_n = sum(sums) / sum(n), sum(n) / len(n)
+    low, high = interval([(s - ratio * own) / mean_n for s, own in zip(sums, n, strict=True)])
+    return ratio + low, ratio + high
+
+
 def share_interval(scores: Sequence[float]) -> tuple[float, float]:
     """The 95% interval of the mean of scores from 0 to 1 over items: exact (Clopper and Pearson, Biometrika 26, 1934) where each
     is 0 or 1, which all being alike does not shrink to a point; as `interval` otherwise, cut at 0 and 1, beyond which Student's t

@@ -24,7 +24,7 @@ from torch import nn
 
 from ..config.base import Config, ConfigError, canonical, digest, validate
 from ..record import Row
-from .changes import interval
+from .changes import ratio_interval
 from .intervene import _as_evaluated
 from .next_token import NextToken, next_token
 from .position_loss import token_losses
@@ -186,8 +186,8 @@ class LongPPL:
         """Rows of source `long-ppl`; docs/metrics.md defines them."""
         n_predicted = [n - 1 for n in self.n_tokens]
         sums = [m * n for m, n in zip(self.mean_losses, n_predicted, strict=True)]
-        low, high = _ratio_interval(self.key_losses, self.n_keys)
-        plain_low, plain_high = _ratio_interval(sums, n_predicted)
+        low, high = ratio_interval(self.key_losses, self.n_keys)
+        plain_low, plain_high = ratio_interval(sums, n_predicted)
         length = self.n_tokens[0] if len(set(self.n_tokens)) == 1 else None
         return [
             Row(run, step, "long-ppl", metric, value, unit, length=length)
@@ -210,13 +210,6 @@ def perplexity(loss: float) -> float:
         return math.exp(loss)
     except OverflowError:
         return math.inf
-
-
-def _ratio_interval(sums: Sequence[float], n: Sequence[int]) -> tuple[float, float]:
-    """Of Σ sums / Σ n over documents: of the documents' shares in its error, to first order, about it."""
-    ratio, mean_n = sum(sums) / sum(n), sum(n) / len(n)
-    low, high = interval([(s - ratio * own) / mean_n for s, own in zip(sums, n, strict=True)])
-    return ratio + low, ratio + high
 
 
 def long_ppl(model: nn.Module | NextToken, documents: Sequence[Sequence[int]], keys: KeyTokens) -> LongPPL:

@@ -1,12 +1,13 @@
 """Gatelab's own tasks by name: which there are, and what each needs.
 
-Notable: `gatelab/needle` is a task of `gatelab tasks`, `gatelab/ruler/…`, `gatelab/middle/…` and `gatelab/citations/…` are prompts,
-`gatelab/found/…` and the like measures of `evals.measures`, and a folder's name stands for what is in it. What is unknown, or
-lacks a file, is said before a model is opened.
+Notable: `gatelab/needle` is a task of `gatelab tasks`, `gatelab/ruler/…`, `gatelab/middle/…`, `gatelab/summary/…` and
+`gatelab/citations/…` are prompts, `gatelab/found/…` and the like measures of `evals.measures`, and a folder's name stands for what
+is in it. What is unknown, or lacks a file, is said before a model is opened.
 """
 
 import re
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 
 from ..config import ConfigError, nearest
@@ -14,17 +15,19 @@ from ..data import DataError
 from ..data.files import NotText, documents, find
 from ..tasks import TASKS, Knobs, TaskError, open_task
 from ..tasks.cited import CITATIONS
+from ..tasks.meetings import SUMMARIES
 from ..tasks.middle import MIDDLE
-from ..tasks.prompt import PromptTask, Setting
+from ..tasks.prompt import PromptTask, Setting, Source
 from ..tasks.ruler import RULER
 from .harness.local import present, rows_of
 from .measures import EVIDENCE, TEXTS
 
 PREFIX = "gatelab/"
-PROMPTS = {**RULER, **MIDDLE, **CITATIONS}
+PROMPTS = {**RULER, **MIDDLE, **SUMMARIES, **CITATIONS}
 FOLDERS = {
     "ruler": tuple(RULER),
     "middle": ("middle/kv", "middle/qa"),
+    "summary": tuple(SUMMARIES),
     "citations": ("citations/one", "citations/three"),
     "found": ("found/kv", "found/cite"),
     "deletion": ("deletion/kv", "deletion/cite"),
@@ -40,7 +43,8 @@ class OwnAsking:
     anywhere); `limit`: items of each. distractors, hardness: knobs of `gatelab tasks` (None: the task's own, or those that a run on
     ids was trained with). haystack: a file or folder of essays. data_dir: files of questions, NAME.jsonl each. chat: prompts are
     turns of a conversation. text: what is read for its loss; window: LongPPL's short context (None: an eighth of the length);
-    keys: a file of its key tokens (None: the model's own)."""
+    keys: a file of its key tokens (None: the model's own). untrained: whether an untrained model is asked, all of it (None: its
+    choices, where that is cheap)."""
 
     names: tuple[str, ...]
     lengths: tuple[int, ...] | None = None
@@ -55,6 +59,7 @@ class OwnAsking:
     text: str = "stdlib"
     window: int | None = None
     keys: Path | None = None
+    untrained: bool | None = None
 
 
 def asked_in(name: str) -> str:
@@ -71,6 +76,7 @@ def prepare(asking: OwnAsking) -> Prepared:
     Raises:
         ConfigError: names that are not known, with the nearest; knobs that a task does not take; what a task needs and lacks.
         DataError: files that cannot be read.
+        ValueError: a package that a score takes is not installed.
     """
     unknown = [name for name in asking.names if name not in NAMES]
     if unknown:
@@ -110,8 +116,14 @@ def prepare(asking: OwnAsking) -> Prepared:
         except TaskError as error:
             problems.append(str(error))
         settings[name] = setting
+    if asking.untrained and all(name in EVIDENCE or name in TEXTS for name in names):
+        problems.append(f"{', '.join(names)}: no score beside which an untrained model stands; leave --untrained out")
     if problems:
         raise ConfigError([f"{PREFIX}{problem}" for problem in problems])
+    absent = {name: task.package for name, task in prompts.items() if task.package and find_spec(task.package) is None}
+    if absent:
+        said = ", ".join(f"{PREFIX}{name} needs {package}" for name, package in absent.items())
+        raise ValueError(f"{said}: pip install 'gatelab[eval]'")
     return settings
 
 
@@ -167,15 +179,29 @@ def sentences(path: Path) -> tuple[str, ...]:
 def _held(task: PromptTask, data_dir: Path | None) -> object:
     if task.needs != "rows" or data_dir is None:
         return ()
-    file = f"{task.file or task.name}.jsonl"
-    path = present(data_dir, file)
-    if path is None:
-        raise TaskError(f"{task.name}: no file {data_dir / file}; expected JSON lines with {', '.join(task.fields)}")
+    paths = [_path(task.name, source, data_dir) for source in task.sources]
+    fields = ", ".join(field for source in task.sources for field in source.fields)
     try:
-        return task.read(rows_of(path, task.fields))
+        return task.read(*(rows_of(path, source.fields) for path, source in zip(paths, task.sources, strict=True)))
     except (TypeError, KeyError, ValueError, AttributeError, IndexError) as error:
         if isinstance(error, DataError):
             raise
         raise DataError(
-            f"{path}: its {', '.join(task.fields)} are not as docs/eval.md has them ({type(error).__name__}: {error})"
+            f"{' and '.join(map(str, paths))}: its {fields} are not as docs/eval.md has them ({type(error).__name__}: {error})"
         ) from None
+
+
+def _path(name: str, source: Source, data_dir: Path) -> Path:
+    """The first of the files that a source may be.
+
+    Raises:
+        TaskError: none is there.
+    """
+    files = [f"{own}.jsonl" for own in source.names]
+    path = next((path for file in files if (path := present(data_dir, file))), None)
+    if path is None:
+        others = "".join(f", nor {file}" for file in files[1:])
+        raise TaskError(
+            f"{name}: no file {data_dir / files[0]}{others}; expected JSON lines with {', '.join(source.fields)}"
+        )
+    return path

@@ -8,10 +8,14 @@ from ..record import Row
 from .changes import share_interval
 
 PREFIX = "gatelab/"
-_SCORES = (
-    "exact_match", "found", "best_subspan_em", "citation_f1", "citation_precision", "citation_recall", "answer_exact", "choice",
-    "abstention_precision", "abstention_recall",
+# What a task is judged by, and the choice.
+MAIN = ("exact_match", "found", "best_subspan_em", "rouge_l", "citation_f1", "choice")
+# What stands beside it: nothing is known of chance there, but for those of abstention.
+_BESIDE = (
+    "citation_precision", "citation_recall", "answer_exact", "answer_f1", "answer_precision", "answer_recall",
+    "memorization_ratio", "error_neighbour", "error_other_value", "error_elsewhere", "first_error",
 )  # fmt: skip
+_SCORES = (*MAIN[:-1], *_BESIDE[:3], "choice", *_BESIDE[3:], "abstention_precision", "abstention_recall")
 
 
 def line(
@@ -25,9 +29,12 @@ def line(
     high: float | None = None,
     chance: float | None = None,
     copying: float | None = None,
+    untrained: float | None = None,
     margin: float | None = None,
-    items: int = 0,
-    refused: int = 0,
+    edits: float | None = None,
+    from_start: float | None = None,
+    items: int | None = 0,
+    refused: int | None = 0,
     tied: float | None = None,
     not_finite: float | None = None,
 ) -> dict[str, Any]:
@@ -42,7 +49,10 @@ def line(
         "high": high,
         "chance": chance,
         "copying": copying,
+        "untrained": untrained,
         "margin": margin,
+        "edit similarity": edits,
+        "copied from start": from_start,
         "items": items,
         "refused": refused,
         "tied": tied,
@@ -86,11 +96,14 @@ def _line(task: str, metric: str, length: int, depth: float | None, of: dict[str
     if metric.startswith("abstention"):
         # Who always says that there is none.
         chance, copying = None, of.get("answer_floor") if metric.endswith("precision") else 1.0
-    elif metric in ("citation_precision", "citation_recall", "answer_exact"):
+    elif metric in _BESIDE:
         chance = copying = None
+    is_answer = metric in MAIN and not is_choice
     return line(
         task, metric, length, depth, of.get(metric),
         low=of.get(f"{metric}_low"), high=of.get(f"{metric}_high"), chance=chance, copying=copying,
-        margin=of.get(f"{what}_margin"), items=int(of["items"]), refused=int(of["items_refused"]),
-        tied=of.get(f"{what}_ties"), not_finite=of.get(f"{what}_nan"),
+        untrained=of.get(f"{metric}_untrained"), margin=of.get(f"{what}_margin") if metric in MAIN else None,
+        edits=of.get("edit_similarity") if is_answer else None,
+        from_start=of.get("copied_from_start") if is_answer else None,
+        items=int(of["items"]), refused=int(of["items_refused"]), tied=of.get(f"{what}_ties"), not_finite=of.get(f"{what}_nan"),
     )  # fmt: skip

@@ -8,7 +8,7 @@ one that has more is said to be cut.
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from math import isfinite, log
+from math import isfinite, log, log2
 from pathlib import Path
 
 from ..config.base import canonical
@@ -31,13 +31,15 @@ _SHARE = 8  # of a length, LongPPL's short context where none is stated
 
 @dataclass(frozen=True)
 class Text:
-    """A document's first tokens, the tokenizer's own beginning among them; `problem`: why it is not read."""
+    """A document's first tokens, the tokenizer's own beginning among them, and the bytes that all but the first say; `problem`: why
+    it is not read."""
 
     index: int
     name: str
     ids: tuple[int, ...] = ()
     problem: str | None = None
     is_cut: bool = False
+    n_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -67,15 +69,17 @@ def texts_of(source: str, n: int, length: int, tokens: Tokens, max_tokens: int |
         raise ValueError(f"--lengths {length}: a next-token loss takes two tokens at least; take more")
     found: list[Text] = []
     for index, (name, text) in enumerate(_documents(source)):
-        ids = tokens.encode([text[: _LETTERS * length]])[0]
-        if len(ids) < 2 * length and len(text) > _LETTERS * length:
+        part = text[: _LETTERS * length]
+        ids = tokens.encode([part])[0]
+        if len(ids) < 2 * length and len(text) > len(part):
             # Long runs of blanks may be one token, and where the text was cut one may be another.
-            ids = tokens.encode([text])[0]
+            part = text
+            ids = tokens.encode([part])[0]
         if len(ids) < length:
             found.append(Text(index, name, problem=f"{name} has {len(ids)} tokens, and {length} are read"))
             continue
         is_cut = len(ids) > length or len(text) > _LETTERS * length
-        found.append(Text(index, name, tuple(ids[:length]), is_cut=is_cut))
+        found.append(Text(index, name, tuple(ids[:length]), None, is_cut, tokens.n_bytes(part, length)))
         n -= 1
         if not n:
             break
@@ -210,9 +214,22 @@ def by_position(language: NextToken, reading: Reading, *, run: str, progress: Pr
         loss = float(losses[-1].mean())
         read[number - 1].factors["loss"] = loss if isfinite(loss) else str(loss)
         progress("reading texts", number, len(reading.ids))
-    rows = [_at(r, "position_loss", reading, run) for r in position_rows(losses)]
+    n_bytes = [text.n_bytes for text in reading.texts if text.problem is None]
+    # Special tokens may be all that a document says.
+    said = n_bytes if min(n_bytes) else None
+    rows = [_at(r, "position_loss", reading, run) for r in position_rows(losses, n_bytes=said)]
     of = {(r.metric, r.bin): r.value for r in rows}
-    lines = [
+    lines = []
+    if said:
+        n_tokens = sum(map(len, losses))
+        lines.append(
+            line(
+                "position_loss", "bits_per_byte", reading.length, None, of["bits_per_byte", None],
+                low=of["bits_per_byte_low", None], high=of["bits_per_byte_high", None],
+                chance=log2(language.n_ids) * n_tokens / sum(said), **counted,
+            )
+        )  # fmt: skip
+    lines += [
         line(
             "position_loss", f"nats after positions {2**n - 1} to {min(2 ** (n + 1), reading.length) - 2}", reading.length,
             None, value, low=of["position_loss_low", n], high=of["position_loss_high", n], chance=log(language.n_ids), **counted,

@@ -3,8 +3,13 @@
 Notable: a run that was trained on the tasks' own ids is asked in them, anything else in the words of its tokenizer.
 """
 
+from collections.abc import Iterable
 from dataclasses import replace
 from importlib.metadata import version
+from statistics import fmean
+from typing import Any
+
+from torch import nn
 
 from ..config import ConfigError, Run
 from ..models.decoder import Decoder
@@ -20,16 +25,19 @@ from .deletion import TASK_NOISE
 from .found import Found
 from .harness.external import ExternalPasses
 from .harness.own import OwnPasses
+from .harness.passes import Passes
 from .harness.tokens import Tokens
 from .measures import EVIDENCE, TEXTS
+from .own_across import ByItem, by_depth, by_length
 from .own_asking import LENGTH, PREFIX, PROMPTS, OwnAsking, Prepared, asked_in
 from .own_evidence import by_evidence
 from .own_lines import abstention_rows, lines_of, with_interval
 from .own_posed import noise_of, posed_in_ids, posed_in_words
 from .own_reading import by_reading
-from .own_text import Progress, ask_prompts, items_of_said, rows_of_said
+from .own_text import Progress, ask_prompts, asked_again, items_of_said, rows_of_said, untrained_rows
 from .reach import reaching
 from .tasks import Reader, ask_items, choice_rows, choices, hidden, items_of, reader_of, rows_of
+from .untrained import ITEMS, Untrained, untrained
 
 
 def evaluate_text(
@@ -39,21 +47,27 @@ def evaluate_text(
     *,
     batch_size: int = 8,
     new_tokens: int | None = None,
+    seed: int = 0,
     progress: Progress = lambda what, n, total: None,
 ) -> Found:
-    """A language model asked in words, in its own tokens.
+    """A language model asked in words, in its own tokens; `seed` is that of the untrained one beside it.
 
     Raises:
         ValueError: a model that predicts no next token, or has too few positions.
         TaskError: a length that no item can have.
     """
-    passes = OwnPasses(opened.model) if isinstance(opened.model, Decoder) else ExternalPasses(opened.model)
+    passes = _passes(opened.model)
     tokens = Tokens(opened.tokenizer, passes.n_ids)
     said_of_chat = f"as a turn of the user, chat template {tokens.chat_rule}" if asking.chat else "no chat template"
     found = Found([], [], [], [f"{tokens.rule}; {said_of_chat}", *opened.notes])
     if passes.max_tokens is None:
         found.notes.append("the model does not say how many positions it has, so every length is asked")
     knobs = Knobs(distractors=asking.distractors, hardness=asking.hardness)
+    beside = Untrained(seed, asking.untrained)
+    is_answered = any(name not in EVIDENCE and name not in TEXTS for name in prepared)
+    fresh = _passes(untrained(opened.model, seed)) if is_answered and beside.is_made(opened.model) else None
+    if is_answered and (note := beside.note(opened.model)):
+        found.notes.append(note)
     for name, base in prepared.items():
         n_items = min(asking.limit, len(base.held)) if base.held else asking.limit
         for length in () if name in TEXTS else asking.lengths or (LENGTH,):
@@ -68,20 +82,49 @@ def evaluate_text(
                 }
                 by_evidence(found, opened.model, noise_of(tokens), posed, opened.name, name, length, progress)
                 continue
+            scores: dict[float | None, dict[str, ByItem]] = {}
             for depth, task in tasks.items():
                 said = ask_prompts(
                     passes, tokens, task, at[depth], n_items, batch_size=batch_size, new_tokens=new_tokens,
                     chat=asking.chat, progress=progress,
                 )  # fmt: skip
                 rows = rows_of_said(said, task, at[depth], run=opened.name)
+                if fresh is not None:
+                    writes = bool(beside.is_whole)
+                    again = asked_again(
+                        fresh, tokens, task, said if writes else said[:ITEMS], batch_size=batch_size, writes=writes,
+                        progress=progress,
+                    )  # fmt: skip
+                    rows += untrained_rows(again, task, at[depth], run=opened.name, writes=writes)
+                scores[depth] = _by_item((s.index, s.scores(task.metric)) for s in said if s.prompt is not None)
                 found.rows += rows
                 found.records += lines_of(rows)
                 found.items += items_of_said(said, task, at[depth], run=opened.name)
+            _add(found, by_depth(opened.name, name, length, scores))
+    _add(found, by_length(found.rows))
     texts = [name for name in prepared if name in TEXTS]
     if texts:
         by_reading(found, passes.asked, tokens, opened.name, asking, texts, progress)
     _note_refused(found)
     return _finished(found, opened.name, asking, prepared, new_tokens)
+
+
+def _passes(model: nn.Module) -> Passes:
+    return OwnPasses(model) if isinstance(model, Decoder) else ExternalPasses(model)
+
+
+def _by_item(scores: Iterable[tuple[int, dict[str, float]]]) -> dict[str, ByItem]:
+    """{metric: {item: score}}"""
+    out: dict[str, ByItem] = {}
+    for index, of in scores:
+        for metric, value in of.items():
+            out.setdefault(metric, {})[index] = value
+    return out
+
+
+def _add(found: Found, more: tuple[list[Row], list[dict[str, Any]]]) -> None:
+    found.rows += more[0]
+    found.records += more[1]
 
 
 def _task(name: str, knobs: Knobs, length: int, depth: float | None) -> PromptTask:
@@ -142,21 +185,30 @@ def evaluate_ids(
     reasons = [why_not(model, run, length) for length in lengths] or [why_not(model, run, run.train.seq_len)]
     if problem := next((reason for reason in reasons if reason), None):
         raise ValueError(f"{title}: cannot be asked: {problem}")
+    beside = Untrained(run.seed, asking.untrained)
+    is_answered = any(name not in EVIDENCE for name in prepared)
+    fresh = untrained(model, run.seed) if is_answered and beside.is_made(model) else None
+    if is_answered and (note := beside.note(model, in_ids=True)):
+        found.notes.append(note)
     for name in prepared:
         task = open_task(asked_in(name))
         for length in lengths:
-            reads = reaching(model, length)
             knobs = [_knobs(run, task, asking, length, depth) for depth in asking.depths]
             if name in EVIDENCE:
                 posed = {k.depth: posed_in_ids(task, k, asking.limit) for k in knobs}
-                by_evidence(found, reads, TASK_NOISE, posed, title, name, length, progress)
+                by_evidence(found, reaching(model, length), TASK_NOISE, posed, title, name, length, progress)
                 continue
-            reader = reader_of(reads, run.resolved_objective)
+            readers = [reader_of(reaching(m, length), run.resolved_objective) for m in (model, fresh) if m is not None]
+            scores: dict[float | None, dict[str, ByItem]] = {}
             for k in knobs:
-                rows, items = _ask(reader, task, k, asking.limit, title, is_hidden=isinstance(model, Encoder))
+                rows, items, scores[k.depth] = _ask(
+                    readers, task, k, asking.limit, title, is_hidden=isinstance(model, Encoder)
+                )
                 found.rows += rows
                 found.records += lines_of(rows)
                 found.items += items
+            _add(found, by_depth(title, name, length, scores))
+    _add(found, by_length(found.rows))
     _note_refused(found)
     return _finished(found, title, asking, prepared, None)
 
@@ -175,14 +227,16 @@ def _knobs(run: Run, task: Task, asking: OwnAsking, length: int, depth: float | 
 
 
 def _ask(
-    reader: Reader, task: Task, knobs: Knobs, n_items: int, run: str, *, is_hidden: bool
-) -> tuple[list[Row], list[Item]]:
+    readers: list[Reader], task: Task, knobs: Knobs, n_items: int, run: str, *, is_hidden: bool
+) -> tuple[list[Row], list[Item], dict[str, ByItem]]:
+    """Of the first reader; the second, where there is one, is the untrained model."""
+
     def row(metric: str, value: float, unit: str = "share") -> Row:
         return Row(run, 0, "tasks", metric, value, unit, task=task.name, length=knobs.length, depth=knobs.depth)
 
     made = [task.item(knobs, index) for index in range(n_items)]
     items = [hidden(item) for item in made] if is_hidden else made
-    answers, chosen = ask_items(reader, items), choices(reader, items)
+    answers, chosen = ask_items(readers[0], items), choices(readers[0], items)
     rows = rows_of(answers, task, knobs, run=run, step=0)
     rows += choice_rows(chosen, items, task, knobs, run=run, step=0)
     # The means are there.
@@ -191,7 +245,15 @@ def _ask(
     if task.name == "absent":
         rows += abstention_rows(row, [(a.given == (NONE,), a.item.answer == (NONE,)) for a in answers])
     rows += [row("items", float(len(items)), "items"), row("items_refused", 0.0, "items")]
-    return rows, items_of(answers, knobs, run=run, step=0)
+    for reader in readers[1:]:
+        rights = [float(a.verdict.is_right) for a in ask_items(reader, items)]
+        credits = [v.credit for v in choices(reader, items)]
+        rows += [row("exact_match_untrained", fmean(rights)), row("choice_untrained", fmean(credits))]
+    scores = _by_item(
+        (a.item.index, {"exact_match": float(a.verdict.is_right), "choice": v.credit})
+        for a, v in zip(answers, chosen, strict=True)
+    )
+    return rows, items_of(answers, knobs, run=run, step=0), scores
 
 
 def _finished(found: Found, title: str, asking: OwnAsking, prepared: Prepared, new_tokens: int | None) -> Found:
@@ -206,7 +268,7 @@ def _finished(found: Found, title: str, asking: OwnAsking, prepared: Prepared, n
         "packages": {package: version(package) for package in ("gatelab", "torch")},
         "gatelab": {
             "tasks": list(prepared),
-            "lengths": sorted({row.length for row in found.rows}),
+            "lengths": sorted({row.length for row in found.rows if row.length is not None}),
             "depths": list(asking.depths),
             "limit": asking.limit,
             **stated,
@@ -217,6 +279,7 @@ def _finished(found: Found, title: str, asking: OwnAsking, prepared: Prepared, n
             "text": asking.text,
             "window": asking.window,
             "keys": None if asking.keys is None else str(asking.keys),
+            "untrained": asking.untrained,
         },
     }
     return found

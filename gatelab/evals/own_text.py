@@ -14,6 +14,7 @@ from ..record import Item, Row
 from ..tasks import TaskError
 from ..tasks.citations import rows_of as rows_of_citations
 from ..tasks.cited import CITATIONS, judged
+from ..tasks.errors import UNITS
 from ..tasks.metrics import Verdict, choice
 from ..tasks.prompt import ROOM, Prompt, PromptTask, Setting, begins, fitted_prompt, in_turn
 from ..tasks.vocabulary import NONE, word
@@ -24,6 +25,7 @@ from .harness.scoring import Scored, score
 from .harness.stops import Stops
 from .harness.tokens import Tokens
 from .own_lines import abstention_rows, with_interval
+from .own_worth import worth_of
 
 Progress = Callable[[str, int, int], None]
 
@@ -46,6 +48,15 @@ class Said:
     margin: float = nan
     is_tied: bool = False
     is_nan: bool = False
+
+    @property
+    def is_sure(self) -> bool:
+        """Whether what was written was neither tied for the best nor no number."""
+        return not self.is_nan and not self.is_tied
+
+    def scores(self, metric: str) -> dict[str, float]:
+        """The task's score, named `metric`, and the choice, where there are options."""
+        return {metric: self.value} | ({} if self.choice is None else {"choice": self.choice.credit})
 
 
 def ask_prompts(
@@ -79,14 +90,45 @@ def ask_prompts(
     for index in range(n_items):
         made.append(_made(tokens, task, setting, index, new_tokens))
         progress(f"making {task.name}", len(made), n_items)
-    asked = [said for said in made if said.prompt is not None]
-    if asked:
-        _write(passes, tokens, task, asked, batch_size, progress)
-        _choose(passes, tokens, [s for s in asked if s.prompt.options], batch_size, progress)
-    for said in asked:
-        sure = not said.is_nan and not said.is_tied
-        said.value = task.judge(said.prompt, tuple(said.written)) if sure else 0.0
+    _answer(passes, tokens, task, made, batch_size, progress)
     return made
+
+
+def asked_again(
+    passes: Passes,
+    tokens: Tokens,
+    task: PromptTask,
+    said: Sequence[Said],
+    *,
+    batch_size: int,
+    writes: bool,
+    progress: Progress = lambda what, n, total: None,
+) -> list[Said]:
+    """The same prompts put to another model with the same tokenizer; without `writes` only its choices are asked."""
+    again = [Said(s.index, s.prompt, n_tokens=s.n_tokens) for s in said if s.prompt is not None]
+    again = [s for s in again if writes or s.prompt.options]
+    _answer(
+        passes, tokens, task, again, batch_size, lambda what, n, total: progress(f"{what}, untrained", n, total), writes
+    )
+    return again
+
+
+def _answer(
+    passes: Passes,
+    tokens: Tokens,
+    task: PromptTask,
+    made: Sequence[Said],
+    batch_size: int,
+    progress: Progress,
+    writes: bool = True,
+) -> None:
+    asked = [said for said in made if said.prompt is not None]
+    if asked and writes:
+        _write(passes, tokens, task, asked, batch_size, progress)
+    if asked:
+        _choose(passes, tokens, [s for s in asked if s.prompt.options], batch_size, progress)
+    for said in asked if writes else ():
+        said.value = task.judge(said.prompt, tuple(said.written)) if said.is_sure else 0.0
 
 
 def check_length(name: str, length: int, max_tokens: int | None) -> None:
@@ -136,6 +178,9 @@ def _made(tokens: Tokens, task: PromptTask, setting: Setting, index: int, new_to
         start = encode(before)
         if encode(before + answer)[: len(start)] != start:
             return Said(index, problem=f"{task.name} {index}: the tokenizer joins {answer!r} to what stands before it")
+    if task.guesses is not None:
+        chance, copying = task.guesses(setting, prompt)
+        prompt = replace(prompt, chance=chance, floor=copying)
     return Said(index, prompt, n_tokens=len(ids))
 
 
@@ -232,6 +277,14 @@ def rows_of_said(said: Sequence[Said], task: PromptTask, setting: Setting, *, ru
     if task.name == "absent":
         says = [(not s.is_nan and _says_none(s), not s.prompt.factors["is_there"]) for s in asked]
         rows += abstention_rows(lambda metric, value: row(metric, [value]), says)
+    worth: dict[tuple[str, int | None], list[float]] = {}
+    for s in asked:
+        for key, value in worth_of(s.prompt, s.written, is_sure=s.is_sure).items():
+            worth.setdefault(key, []).append(value)
+    for (metric, number), values in worth.items():
+        unit = UNITS.get(metric, "share")
+        of = scored(metric, values) if unit == "share" else [row(metric, values, unit)]
+        rows += [replace(one, bin=number) for one in of]
     chosen = [s for s in asked if s.choice is not None]
     if not chosen:
         return rows
@@ -245,6 +298,19 @@ def rows_of_said(said: Sequence[Said], task: PromptTask, setting: Setting, *, ru
     ]
     margins = [s.margin for s in chosen if isfinite(s.margin)]
     return [*rows, row("choice_margin", margins, "nats")] if margins else rows
+
+
+def untrained_rows(said: Sequence[Said], task: PromptTask, setting: Setting, *, run: str, writes: bool) -> list[Row]:
+    """What an untrained model scored, beside the trained one's rows."""
+    found: dict[str, list[float]] = {}
+    for s in said:
+        for metric, value in s.scores(task.metric).items():
+            if writes or metric == "choice":
+                found.setdefault(f"{metric}_untrained", []).append(value)
+    return [
+        Row(run, 0, "tasks", metric, fmean(values), "share", task=task.name, length=setting.length, depth=setting.depth)
+        for metric, values in found.items()
+    ]
 
 
 def _citation_rows(asked: Sequence[Said], setting: Setting, run: str) -> list[Row]:

@@ -18,6 +18,7 @@ from ..models.encoder_decoder import EncoderDecoder
 from ..models.model import Model
 from ..record import Item, Row
 from ..tasks import VOCAB_SIZE, Knobs, Task, TaskItem, open_task
+from ..tasks.errors import UNITS, Key, errors_of, means
 from ..tasks.metrics import Verdict, choice, cited, copied_from_start, edit_similarity, overlap
 from ..tasks.options import N_OPTIONS, chance_of, copied_choice, options_of
 from ..tasks.text import TokenItem
@@ -290,6 +291,8 @@ def rows_of(answers: Sequence[Answer], task: Task, knobs: Knobs, *, run: str, st
     ]
     if margins:
         rows.append(row("answer_margin", margins, "nats"))
+    errors = means([_errors(a) for a in answers if not a.verdict.is_nan])
+    rows += [replace(row(metric, [value], UNITS[metric]), bin=b) for (metric, b), value in errors.items()]
     if task.answer == "set":
         shares = [overlap(a.given, a.item.answer) for a in answers]
     elif task.answer == "cite":
@@ -301,6 +304,12 @@ def rows_of(answers: Sequence[Answer], task: Task, knobs: Knobs, *, run: str, st
     what = "citation" if task.answer == "cite" else "answer"
     rows += [row(f"{what}_{name}", [getattr(s, name) for s in shares]) for name in ("precision", "recall", "f1")]
     return rows
+
+
+def _errors(a: Answer) -> dict[Key, float]:
+    item = a.item
+    others = {token for rival in item.rivals for token in rival} if item.task == "multikey" else ()
+    return errors_of(item.task, a.given, item.answer, factors=item.factors, others=others, n_pieces=len(item.evidence))
 
 
 def choice_rows(

@@ -1,17 +1,19 @@
 """Answers with citations, `… 2281 [3]`: prompts over numbered documents of which the gold ones are known.
 
 Notable: L-CiteEval's form (arXiv 2410.02115), numbered chunks, one worked example, markers behind the answer; its needle task
-has one gold chunk, its counting tasks several, and `qa` asks Lost in the Middle's files. Its scores where gold ids are
-known are `gatelab.tasks.citations`; the first three citations of the first line count, as in its needle task.
+has one gold chunk, its counting tasks several; `qa` asks Lost in the Middle's files, and `qasper` papers whose gold paragraphs are
+known. Its scores where gold ids are known are `gatelab.tasks.citations`; the first three citations of the first line count, as in
+its needle task, or as many as there are gold ones, where those are more.
 """
 
 from functools import lru_cache
 
 from .citations import CitedText, cited_text
 from .draws import Draws, key_of
-from .middle import FIELDS, best_subspan, document_sizes, documents_of, questions_of
+from .middle import RETRIEVED, best_subspan, document_sizes, documents_of, questions_of
 from .options import N_OPTIONS
-from .prompt import Prompt, PromptTask, Script, Setting
+from .papers import PAPERS, QUESTIONS, YES_NO, PaperQuestion, paper_sizes, questions_of_papers
+from .prompt import Prompt, PromptTask, Script, Setting, place_of
 from .vocabulary import KEYS, N_KEYS, N_VALUES, VALUES, word
 
 _N_NEW = 40
@@ -31,10 +33,14 @@ def judged(prompt: Prompt, text: str) -> CitedText:
     def is_right(answer: str) -> bool:
         if prompt.task == "citations/qa":
             return best_subspan(prompt, (answer,)) == 1
-        return any(answer.startswith(r) and not answer[len(r) : len(r) + 1].isalnum() for r in prompt.references)
+        blind = prompt.task == "citations/qasper"  # to case
+        said, references = (
+            (answer.lower(), [r.lower() for r in prompt.references]) if blind else (answer, prompt.references)
+        )
+        return any(said.startswith(r) and not said[len(r) : len(r) + 1].isalnum() for r in references)
 
     gold, n = prompt.factors["gold"], prompt.factors["n_documents"]
-    return cited_text(line, gold, range(1, n + 1), is_right, most=_MOST)
+    return cited_text(line, gold, range(1, n + 1), is_right, most=max(_MOST, len(gold)))
 
 
 def _f1(prompt: Prompt, written: tuple[str, ...]) -> float:
@@ -110,6 +116,30 @@ def _documents(name: str, setting: Setting, index: int, size: int) -> Prompt:
     return _prompt(name, index, script, said, asked.answers, [at + 1], size, at / (size - 1))
 
 
+def _paragraphs(setting: Setting, index: int, size: int) -> Prompt:
+    asked: PaperQuestion = setting.held[index]
+    chosen = asked.chosen("citations/qasper", setting, index, size)
+    is_choice = asked.answer in YES_NO
+    script = Script()
+    script.say(f"{_RULE}{_example(1)}", "kept")
+    script.say_all(
+        [
+            ("evidence" if i in asked.gold else "distractor", f"Document [{n}]: {asked.paragraphs[i]}")
+            for n, i in enumerate(chosen, 1)
+        ],
+        "\n",
+    )
+    ask = f"{asked.text}{' Answer Yes or No.' if is_choice else ''}"
+    script.say(f"\n\nQuestion: {ask}\nAnswer:", "kept")
+    places = [place for place, i in enumerate(chosen) if i in asked.gold]
+    cited = "".join(f"[{place + 1}]" for place in places)
+    wrong = [word for word in YES_NO if is_choice and word != asked.answer]
+    return _prompt(
+        "citations/qasper", index, script, [f" {word} {cited}" for word in (asked.answer, *wrong)], (asked.answer,),
+        [place + 1 for place in places], size, place_of(places, size),
+    )  # fmt: skip
+
+
 def _prompt(
     name: str,
     index: int,
@@ -136,7 +166,7 @@ def _prompt(
         distractors=tuple(script.spans["distractor"]),
         depth=depth,
         chance=blind(1),
-        floor=blind(min(_MOST, size)),
+        floor=blind(min(max(_MOST, len(gold)), size)),
         factors={"n_documents": size, "gold": gold},
         kept=tuple(script.spans["kept"]),
     )
@@ -160,7 +190,14 @@ CITATIONS: dict[str, PromptTask] = {
             "citations/qa", "answers a question and cites its document", "L-CiteEval, question answering, with gold ids",
             lambda setting, index, size: _documents("citations/qa", setting, index, size),
             lambda setting, index: document_sizes("middle/qa", setting, index),
-            _f1, "citation_f1", stops=("\n",), needs="rows", fields=FIELDS, read=questions_of, file="middle/qa",
+            _f1, "citation_f1", stops=("\n",), needs="rows", sources=(RETRIEVED,), read=questions_of,
+        ),
+        PromptTask(
+            "citations/qasper", "answers a question on a paper and cites its paragraphs",
+            "Qasper (arXiv 2105.03011), with gold ids",
+            _paragraphs, lambda setting, index: paper_sizes("citations/qasper", setting, index),
+            _f1, "citation_f1", stops=("\n",), has_depth=False, needs="rows", sources=(QUESTIONS, PAPERS),
+            read=questions_of_papers,
         ),
     )
 }  # fmt: skip

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 N_BINS = 11  # of depth, as in the grids of needle tests
+MIN_LENGTHS = 3  # from which on an effective length is told
 KEPT = 0.85  # of a model's own short score, NoLiMa's form (arXiv 2502.05167)
 
 
@@ -140,13 +141,23 @@ class PositionCurve:
 
 
 def position_curve(
-    depths: Sequence[float], scores: Sequence[float], *, confidence: float = 0.95, n_samples: int = 1000, seed: int = 0
+    depths: Sequence[float],
+    scores: Sequence[float],
+    *,
+    is_paired: bool = False,
+    confidence: float = 0.95,
+    n_samples: int = 1000,
+    seed: int = 0,
 ) -> PositionCurve:
     """The curve of a score (accuracy, or a margin, which does not saturate) over 11 bins of depth; the items of each bin are
     drawn anew for the intervals.
 
+    Args:
+        is_paired: every item stands in every bin, the k-th of a bin being that of all others, so that items are drawn and not
+            their places.
+
     Raises:
-        ValueError: a bin at an end or in the middle without items; scores that are not finite.
+        ValueError: a bin at an end or in the middle without items; paired bins of unequal numbers; scores that are not finite.
     """
     if not np.isfinite(scores).all():
         raise ValueError("position_curve: a score is not finite; count such items and leave them out")
@@ -155,13 +166,17 @@ def position_curve(
         raise ValueError(
             f"position_curve: no items in depth bins {empty} of 0 to 10; ask at depths b/10 for b = 0 … 10"
         )
+    if is_paired and len({len(own) for own in of_bin}) > 1:
+        raise ValueError("position_curve: bins of unequal numbers of items are not paired; leave is_paired out")
     rng = np.random.default_rng(seed)
+    together = rng.integers(0, len(of_bin[0]), (n_samples, len(of_bin[0]))) if is_paired else None
     filled = [b for b in range(N_BINS) if len(of_bin[b])]
     means_SB = np.full((n_samples + 1, N_BINS), np.nan)
     for b in filled:
         n = len(of_bin[b])
         means_SB[0, b] = of_bin[b].mean()
-        means_SB[1:, b] = of_bin[b][rng.integers(0, n, (n_samples, n))].mean(axis=1)
+        drawn = together if is_paired else rng.integers(0, n, (n_samples, n))
+        means_SB[1:, b] = of_bin[b][drawn].mean(axis=1)
     first_S, last_S, middle_S = means_SB[:, 0], means_SB[:, -1], means_SB[:, 4:7].mean(axis=1)
     tails = [50 * (1 - confidence), 50 * (1 + confidence)]
 
@@ -185,7 +200,7 @@ def effective_length(score_by_length: dict[int, float]) -> int | None:
 
     NoLiMa's relative form; RULER's fixed 85.6 is another model's score.
     """
-    shortest = [score_by_length[length] for length in sorted(score_by_length)[:3]]
+    shortest = [score_by_length[length] for length in sorted(score_by_length)[:MIN_LENGTHS]]
     base = max((s for s in shortest if not math.isnan(s)), default=0.0)
     if base <= 0:
         return None

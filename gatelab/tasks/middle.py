@@ -14,14 +14,17 @@ from typing import Any
 
 from .draws import Draws, key_of
 from .options import N_OPTIONS
-from .prompt import Prompt, PromptTask, Script, Setting
+from .prompt import Prompt, PromptTask, Script, Setting, Source
 from .task import TaskError
 
 _N_NEW = 100
 _AT_ONCE = 64  # pairs in a draw: more pairs change none before them
 # The paper's query-aware contextualization: what is asked stands before the context too.
 _ASKED_BEFORE = ("middle/kv_aware", "middle/qa_aware", "middle/qa_random_aware")
-FIELDS = ("question", "answers", "ctxs")
+_FIELDS = ("question", "answers", "ctxs")
+RETRIEVED = Source(("middle/qa",), _FIELDS)
+# The paper's own file of gold documents will do.
+_ORACLE = Source(("middle/qa_random", "lost_in_the_middle/nq-open-oracle"), _FIELDS)
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
@@ -195,12 +198,12 @@ def document_sizes(name: str, setting: Setting, index: int) -> tuple[int, int]:
     return 2, n
 
 
-def _of_documents(name: str, what: str, file: str = "") -> PromptTask:
+def _of_documents(name: str, what: str, source: Source) -> PromptTask:
     return PromptTask(
         name, what, "Lost in the Middle, multi-document QA (arXiv 2307.03172)",
         lambda setting, index, size: _documents(name, setting, index, size),
         lambda setting, index: document_sizes(name, setting, index),
-        best_subspan, "best_subspan_em", stops=("\n",), needs="rows", fields=FIELDS, read=questions_of, file=file,
+        best_subspan, "best_subspan_em", stops=("\n",), needs="rows", sources=(source,), read=questions_of,
     )  # fmt: skip
 
 
@@ -217,9 +220,9 @@ MIDDLE: dict[str, PromptTask] = {
     for made in (
         _of_pairs("middle/kv", "finds a UUID by its key among pairs"),
         _of_pairs("middle/kv_aware", "the same, the key being asked before the pairs too"),
-        _of_documents("middle/qa", "answers from one document among retrieved ones"),
-        _of_documents("middle/qa_aware", "the same, the question being asked before the documents too", "middle/qa"),
-        _of_documents("middle/qa_random", "answers from one document among those of other questions"),
-        _of_documents("middle/qa_random_aware", "the same, asked before the documents too", "middle/qa_random"),
+        _of_documents("middle/qa", "answers from one document among retrieved ones", RETRIEVED),
+        _of_documents("middle/qa_aware", "the same, the question being asked before the documents too", RETRIEVED),
+        _of_documents("middle/qa_random", "answers from one document among those of other questions", _ORACLE),
+        _of_documents("middle/qa_random_aware", "the same, asked before the documents too", _ORACLE),
     )
 }

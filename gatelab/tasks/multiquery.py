@@ -50,4 +50,5 @@ TASK = Task(
     levels=range(2, 9),
     default_hardness=4,
     distractors=4,
+    answer="set",
 )

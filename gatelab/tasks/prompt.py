@@ -85,8 +85,17 @@ class Prompt:
         does."""
         if self.task == "absent":
             return self.floor
-        said = set(_WORDS.findall(self.parts[0]))
-        return copied_choice([_WORDS.findall(" ".join(option)) for option in self.options], said)
+        said = set(words_in(self.parts[0]))
+        return copied_choice([words_in(" ".join(option)) for option in self.options], said)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A file of rows in a user's folder: the `names` that it may have, without .jsonl, of which the first that is there is read,
+    and the `fields` that every row has to have."""
+
+    names: tuple[str, ...]
+    fields: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,10 +104,10 @@ class PromptTask:
 
     make: item `index` at a size, in units of the haystack. sizes: the least and the greatest size of an item.
     metric: the name of the score, in rows. judge: it, from 0 to 1, of what was written in the place of each answer.
-    stops: strings that end an answer. needs: what a user has to give, `essay` or a file of `rows` with these `fields`, of which
-        `read` makes what a Setting holds, one entry an item; `file` is its name without .jsonl, where that is not
-        the task's.
+    stops: strings that end an answer. needs: what a user has to give, `essay` or `rows` of files, the `sources`, of which
+        `read` makes what a Setting holds, one entry an item. package: what the score takes and may not be installed.
     fills: whether an item whose haystack comes to its end before the length is refused.
+    guesses: chance and floor of an item, where they take its text and not its kind alone.
     """
 
     name: str
@@ -111,10 +120,11 @@ class PromptTask:
     stops: tuple[str, ...] = ()
     has_depth: bool = True
     needs: Literal["", "essay", "rows"] = ""
-    fields: tuple[str, ...] = ()
-    read: Callable[[list[dict[str, Any]]], Any] = tuple
-    file: str = ""
+    sources: tuple[Source, ...] = ()
+    read: Callable[..., Any] = tuple
+    package: str = ""
     fills: bool = False
+    guesses: Callable[[Setting, Prompt], tuple[float, float]] | None = None
 
     def check(self, setting: Setting) -> None:
         """Refuse what no item can have.
@@ -142,8 +152,13 @@ class PromptTask:
             )
         if self.needs == "rows" and not setting.held:
             raise TaskError(
-                f"{self.name}: needs a file of JSON lines with {', '.join(self.fields)}; give one with --data-dir"
+                f"{self.name}: needs a file of JSON lines with {', '.join(self.sources[0].fields)}; give one with --data-dir"
             )
+
+
+def words_in(text: str) -> list[str]:
+    """The words of a text, each mark that is no letter or digit one too."""
+    return _WORDS.findall(text)
 
 
 def fitted_prompt(task: PromptTask, setting: Setting, index: int, count: Callable[[str], int]) -> Prompt:
@@ -192,6 +207,14 @@ def fitted_prompt(task: PromptTask, setting: Setting, index: int, count: Callabl
             "asked; give a longer text, or ask for fewer"
         )
     return best
+
+
+def place_of(places: Iterable[int], n: int) -> float | None:
+    """The depth of the pieces at these places of n: from 0 where they are the first, to 1 where they are the last; None where
+    there are no others."""
+    own = list(places)
+    e = len(own)
+    return None if not e or n <= e else (sum(own) - e * (e - 1) / 2) / (e * (n - e))
 
 
 class Script:

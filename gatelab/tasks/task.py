@@ -92,7 +92,8 @@ class Task:
     forms: in text, the sentence of each kind of piece. noise: the sentence of noise. join: what stands between sentences.
     hardness: what the knob means, with its `levels` and its default.
     distractors: the default of the knob; None: as many as there is room for.
-    answer: `sequence` (all of it, in order), `set` (precision and recall in any order) or `cite` (a value, then documents).
+    answer: `sequence` (all of it, in order), `set` (precision and recall in any order as well) or `cite` (a value, then
+        documents).
     has_depth: whether the evidence has one place.
     """
 

@@ -15,6 +15,7 @@ class OfBytes:
     """A tokenizer of transformers, as far as it is asked; of one byte a token, or of two where it can."""
 
     eos_token_id = bos_token_id = None
+    is_fast = False
 
     def __init__(self, n: int = 1):
         self.n = n

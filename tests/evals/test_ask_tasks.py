@@ -342,7 +342,7 @@ def test_an_encoder_is_asked_with_its_answers_hidden_as_it_is_trained():
 def test_every_row_is_defined_in_the_metrics_page():
     page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
     section = page.partition("## Tasks (")[2].partition("\n## ")[0]
-    for name in ("cite", "multivalue", "needle"):
+    for name in ("cite", "multivalue", "needle", "multikey", "bracket", "select", "conflict"):
         task = open_task(name)
         reader, items = reader_of(model()), [task.item(knobs(name), 0)]
         rows = rows_of(ask_items(reader, items), task, knobs(name), run="r", step=0)

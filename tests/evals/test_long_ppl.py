@@ -186,9 +186,42 @@ def test_loss_by_position_is_a_mean_of_each_octave_over_documents():
     assert {r.bin for r in rows} == set(range(6))
 
 
+def test_bits_per_byte_are_all_bits_over_all_bytes():
+    losses = [np.array([1.0, 3.0]), np.array([2.0, 2.0]), np.array([4.0])]
+    found = {r.metric: (r.value, r.unit) for r in position_rows(losses, n_bytes=[4, 6, 2]) if r.bin is None}
+    assert found["bits_per_byte"] == (pytest.approx(12 / math.log(2) / 12), "bits/byte")
+    assert found["bits_per_byte_low"][0] < 1 / math.log(2) < found["bits_per_byte_high"][0]
+    assert not [r for r in position_rows(losses) if r.metric.startswith("bits")]
+    with pytest.raises(ValueError, match=r"n_bytes=.* expected a number from 1 of each of 3 documents"):
+        position_rows(losses, n_bytes=[4, 6])
+
+
+@pytest.mark.parametrize("begins", [True, False])
+def test_bytes_are_those_of_the_tokens_that_are_predicted(begins: bool, tmp_path: Path):
+    pytest.importorskip("transformers")
+    from checkpoints import save_tokenizer
+    from transformers import AutoTokenizer
+
+    from gatelab.evals.harness.tokens import Tokens
+
+    save_tokenizer(tmp_path, begins=begins)
+    tokens = Tokens(AutoTokenizer.from_pretrained(tmp_path), 10_000)
+    text = "a gate may close, and a sink may stay where the first token stands"
+    bare = tokens.encode([text], begins=False)[0]
+    first = tokens.tokenizer.decode(bare[:1])
+    for n in (2, 5, len(bare)):
+        read = bare[: n - len(tokens.begins)]
+        said = tokens.tokenizer.decode(read)
+        assert said == text[: len(said)] and len(tokens.begins) == begins
+        assert tokens.n_bytes(text, n) == len(said.encode()) - (0 if begins else len(first.encode()))
+
+
 def test_every_row_is_defined_in_the_metrics_page():
     page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
     section = page.partition("(`gatelab.evals.long_ppl`")[2].partition("\n## ")[0]
     keys = key_tokens(model(), documents(), window=8, stride=4, gain=0.1, floor=-4.0)
-    for row in [*long_ppl(model(), documents(), keys).rows(), *position_rows(token_losses(model(), documents()))]:
+    for row in [
+        *long_ppl(model(), documents(), keys).rows(),
+        *position_rows(token_losses(model(), documents()), n_bytes=[9, 9, 9]),
+    ]:
         assert f"| `{row.metric}` | {row.unit} |" in section, row.metric

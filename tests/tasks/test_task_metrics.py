@@ -132,6 +132,20 @@ def test_a_flat_curve_has_no_u():
     assert curve.u_index.value == pytest.approx(0) and curve.u_index.low < 0 < curve.u_index.high
 
 
+def test_of_items_that_stand_everywhere_items_are_drawn_and_not_their_places():
+    # Half of the items are right wherever the evidence stands: nothing depends on the place, whichever items are drawn.
+    depths = [b / 10 for b in range(11) for _ in range(20)]
+    scores = [float(i % 2) for _ in range(11) for i in range(20)]
+    paired, apart = position_curve(depths, scores, is_paired=True), position_curve(depths, scores)
+    for of in (paired.u_index, paired.primacy, paired.recency):
+        assert (of.value, of.low, of.high) == pytest.approx((0, 0, 0), abs=1e-12)
+    assert apart.u_index.low < 0 < apart.u_index.high
+    # Of one bin the interval is the binomial's.
+    assert (paired.worst.high - paired.worst.low) / 2 == pytest.approx(1.96 * math.sqrt(0.25 / 20), rel=0.15)
+    with pytest.raises(ValueError, match="bins of unequal numbers"):
+        position_curve(depths[:-1], scores[:-1], is_paired=True)
+
+
 def test_bins_that_a_curve_needs_are_named_when_they_are_empty_and_no_number_is_refused():
     depths, scores = planted(U, 2)
     some = [(d, s) for d, s in zip(depths, scores, strict=True) if bin_of(d) != 5]

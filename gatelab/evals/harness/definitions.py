@@ -17,6 +17,7 @@ from .benchmarks import BENCHMARKS, GENERATED, Benchmark
 from .local import present
 
 ROOT = Path(lm_eval.tasks.__file__).parent
+RULER = "ruler"  # offline the tag of those of its thirteen that need no file
 _SPLITS = ("training_split", "validation_split", "test_split")
 
 
@@ -56,8 +57,14 @@ def offline(
                 lines |= local
             _write(draft / f"{name}-{path.stem}.yaml", lines)
     for path in GENERATED:
-        _write(draft / path.replace("/", "-"), {"include": str(ROOT / path)})
+        _write(draft / path.replace("/", "-"), {"include": str(ROOT / path), "tag": [RULER]})
     return _manager([draft, folder], metadata), lacking
+
+
+def is_tag(manager: TaskManager, name: str) -> bool:
+    """Whether a name stands for tasks that are not scored together."""
+    entry = manager.task_index.get(name)
+    return entry is not None and entry.cfg is None
 
 
 def leaves(manager: TaskManager, name: str) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -17,6 +17,7 @@ from .own import OwnPasses
 from .passes import Passes
 from .quiet import quiet
 from .results import Found, of_results, records
+from .shortest import that_end
 from .tasks import Asking, find, load
 from .tokens import Tokens
 
@@ -61,6 +62,7 @@ def evaluate(
         template = tokens.chat_template if chat else None
         lm = GatelabLM(passes, tokens, batch_size=batch_size, new_tokens=new_tokens, progress=progress)
         found.tokenizer.save_pretrained(home)  # for items that the harness writes itself
+        asking, of_ruler = that_end(asking, manager, lambda text: len(found.tokenizer(text, verbose=False).input_ids))
         tell("reading the items")
         loaded = load(asking, manager)
     with quiet(), _alone():
@@ -81,6 +83,7 @@ def evaluate(
         f"{tokens.rule}; {_of_chat(tokens) if chat else 'no chat template'}",
         *found.notes,
         *_of_passes(passes, lm),
+        *of_ruler,
         *loaded.notes,
     ]
     outcomes = {} if loaded.code is None else dict(loaded.code.outcomes)

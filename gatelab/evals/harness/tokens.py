@@ -91,6 +91,19 @@ class Tokens:
             for text, ids in zip(texts, found, strict=True)
         ]
 
+    def n_bytes(self, text: str, n: int) -> int:
+        """How many bytes of a text the ids say that stand behind the first one among its first n, what begins a text included;
+        a letter that is cut in two counts whole."""
+        own = self._begin_text
+        n_before = 0 if own and text.startswith(own) else len(self.begins)
+        if not self.tokenizer.is_fast:
+            ids = self.encode([text])[0][max(1, n_before) : n]
+            return len(self.tokenizer.decode(ids, clean_up_tokenization_spaces=False).encode())
+        spans = self.tokenizer(
+            text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+        ).offset_mapping[0 if n_before else 1 : n - n_before]
+        return len(text[spans[0][0] : spans[-1][1]].encode()) if spans else 0
+
     def pairs(self, texts: Sequence[tuple[str, str]]) -> list[Pair]:
         """Contexts and continuations as ids.
 

@@ -11,7 +11,7 @@ from random import Random
 from typing import Any
 
 from ..draws import Draws, key_of
-from ..prompt import Prompt, PromptTask, Script, Setting
+from ..prompt import Prompt, PromptTask, Script, Setting, Source, place_of
 from ..task import TaskError
 from .match import found_any
 from .needles import SHUFFLE
@@ -44,23 +44,23 @@ class Bank:
 
 def squad() -> PromptTask:
     """qa_1: rows as of SQuAD, a paragraph and a question each."""
-    return _task("qa_1", "answers from one paragraph among others", ("question", "answers", "context"), _read_squad)
+    source = Source(("ruler/qa_1", "squad_v11_1k/validation_1k"), ("question", "answers", "context"))
+    return _task("qa_1", "answers from one paragraph among others", source, _read_squad)
 
 
 def hotpot() -> PromptTask:
     """qa_2: rows as of HotpotQA, a question with ten paragraphs."""
-    return _task(
-        "qa_2", "answers from paragraphs that belong together", ("question", "answer", "context"), _read_hotpot
-    )
+    source = Source(("ruler/qa_2",), ("question", "answer", "context"))
+    return _task("qa_2", "answers from paragraphs that belong together", source, _read_hotpot)
 
 
-def _task(name: str, what: str, fields: tuple[str, ...], read: Any) -> PromptTask:
+def _task(name: str, what: str, source: Source, read: Any) -> PromptTask:
     def make(setting: Setting, index: int, size: int) -> Prompt:
         return _item(name, setting, index, size)
 
     return PromptTask(
         f"ruler/{name}", what, f"RULER {name} (arXiv 2404.06654)", make, _sizes, found_any, "found",
-        needs="rows", fields=fields, read=read,
+        needs="rows", sources=(source,), read=read,
     )  # fmt: skip
 
 
@@ -150,14 +150,8 @@ def _item(name: str, setting: Setting, index: int, size: int) -> Prompt:
         n_new=_N_NEW,
         evidence=tuple(script.spans["evidence"]),
         distractors=tuple(script.spans["distractor"]),
-        depth=_depth(places, len(chosen)),
+        depth=place_of(places, len(chosen)),
         chance=0.0,
         floor=None,
         factors={"n_documents": len(chosen)},
     )
-
-
-def _depth(places: list[int], n: int) -> float | None:
-    """From 0 where they are the first of all documents, to 1 where they are the last."""
-    e = len(places)
-    return None if n <= e else (sum(places) - e * (e - 1) / 2) / (e * (n - e))

@@ -1,0 +1,67 @@
+"""What several lengths or depths say together: the effective length, and the ends of the text against its middle."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+from ..record import Row
+from ..tasks.metrics import MIN_LENGTHS, N_BINS, effective_length, position_curve
+from .own_lines import MAIN, line
+
+ByItem = dict[int, float]  # number of an item -> its score
+_ENDS = ("primacy", "recency", "u_index", "worst")
+
+
+def by_length(rows: Iterable[Row]) -> tuple[list[Row], list[dict[str, Any]]]:
+    """The effective length of each score that was asked at three lengths or more: rows (where there is one) and lines."""
+    found: dict[tuple[str, float | None, str], dict[int, Row]] = {}
+    for row in rows:
+        if row.source == "tasks" and row.metric in MAIN and row.length is not None:
+            found.setdefault((row.task, row.depth, row.metric), {})[row.length] = row
+    out, lines = [], []
+    for (task, depth, metric), by in found.items():
+        if len(by) < MIN_LENGTHS:
+            continue
+        longest = effective_length({length: row.value for length, row in by.items()})
+        lines.append(
+            line(task, f"effective length of {metric}, tokens", None, depth, longest, items=None, refused=None)
+        )
+        if longest is not None:
+            first = next(iter(by.values()))
+            out.append(
+                replace(
+                    first, metric="effective_length", value=float(longest), unit="tokens", length=None, domain=metric
+                )
+            )
+    return out, lines
+
+
+def by_depth(
+    run: str, task: str, length: int, scores: dict[float | None, dict[str, ByItem]]
+) -> tuple[list[Row], list[dict[str, Any]]]:
+    """Primacy, recency, U-index and the worst depth of each score, of items that were asked at all eleven depths b / 10, with
+    intervals over them; nothing where another set of depths was asked.
+
+    Args:
+        scores: by depth, by metric, by item.
+    """
+    if set(scores) != {b / (N_BINS - 1) for b in range(N_BINS)}:
+        return [], []
+    rows, lines = [], []
+    for metric in dict.fromkeys(m for of in scores.values() for m in of):
+        of = {depth: own.get(metric, {}) for depth, own in sorted(scores.items())}
+        shared = sorted(set.intersection(*(set(by_item) for by_item in of.values())))
+        if not shared:
+            continue
+        depths = [depth for depth in of for _ in shared]
+        curve = position_curve(depths, [of[d][i] for d in of for i in shared], is_paired=True)
+        for name in _ENDS:
+            found = getattr(curve, name)
+            word = "worst_depth" if name == "worst" else name
+            for metric_of, value in ((word, found.value), (f"{word}_low", found.low), (f"{word}_high", found.high)):
+                rows.append(Row(run, 0, "tasks", metric_of, value, "share", task=task, length=length, domain=metric))
+            what = f"{word} of {metric}"
+            lines.append(
+                line(task, what, length, "all", found.value, low=found.low, high=found.high, items=len(shared))
+            )
+    return rows, lines
