@@ -463,3 +463,17 @@ def test_our_tasks_need_no_harness(place: Path, monkeypatch: pytest.MonkeyPatch)
     assert status == 0, err
     status, _, err = gatelab("eval", place / "model", "--tasks", "gatelab/bracket,piqa")
     assert status == 1 and "gatelab eval needs lm_eval" in err
+
+
+def test_reads_behind_a_shut_gate_are_asked_of_a_gated_run(place: Path, runs: dict[str, Path]):
+    words = ("--tasks", "gatelab/skipped_reads", "--text", place / "essays", "--lengths", "64", "--limit", 2)
+    status, out, err = gatelab("eval", runs["text"], *words)
+    assert status == 0 and "bytes unread, scores below 0.5" in out and "nats more, as many at random" in out, err
+    status, out, err = gatelab("eval", runs["text"], *words, "--json")
+    assert status == 0, err
+    rows = [r for r in map(json.loads, out.splitlines()) if r["source"] == "skipped-reads"]
+    assert {(r["task"], r["length"]) for r in rows} == {("skipped_reads", 64)}
+    of = {(r["metric"], r.get("threshold"), r.get("intervention")): r["value"] for r in rows}
+    assert of["kv_bytes", None, None] == 65 / 2 * 2 * 2 * 16 * 4 and of["reads_skipped", 0.01, "skip"] == 0
+    status, _, err = gatelab("eval", place / "ours", *words)
+    assert status == 1 and "has no gate after attention that is known here" in err and "Traceback" not in err

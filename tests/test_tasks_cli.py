@@ -32,7 +32,7 @@ def test_tasks_of_text_alone_are_listed_with_what_they_need(capsys: pytest.Captu
     for record in catalogue.prompt_records():
         assert f"{record['name']} {record['what']} {record['mirrors']} {record['needs']}" in shown
         assert record["needs"] != f"--data-dir, with {record['name']}.jsonl" or f"| `{record['name']}.jsonl` |" in said
-    assert len(catalogue.prompt_records()) == 28
+    assert len(catalogue.prompt_records()) == 29
 
 
 def test_records_are_json_and_have_every_number(capsys: pytest.CaptureFixture[str]):

@@ -92,13 +92,21 @@ def share_with_sink(arm: str, *, among: str = "", lost: bool = False, cell: str 
 
 
 def difference(
-    column: str, arm: str, than: str, unit: str = "", *, cell: str = "", keeping: bool = False, confidence: float = 0.95
+    column: str,
+    arm: str,
+    than: str,
+    unit: str = "",
+    *,
+    cell: str = "",
+    keeping: bool = False,
+    confidence: float = 0.95,
+    file: str = "seeds.csv",
 ) -> Test:
     """The mean over seeds of arm minus `than`, Student's t; `keeping` of the seeds in which the arm has a sink. `cell`: of several
     that the file has."""
 
     def test(folder: Path) -> Measured:
-        runs = by_seed(folder, "seeds.csv", column, (arm, than), cell)
+        runs = by_seed(folder, file, column, (arm, than), cell)
         seeds = [s for s in runs[arm] if s in runs[than]]
         if keeping:
             mass = by_seed(folder, "seeds.csv", "first_token_mass", (arm,), cell)[arm]
@@ -219,6 +227,28 @@ def stated(file: str, where: Row, over: str, unit: str = "nats") -> Test:
         value = row.get("mean") or row["loss_change"]
         low, high = (row.get(side) or row[f"loss_change_{side}"] for side in ("low", "high"))
         return Measured(float(value), float(low), float(high), over, unit)
+
+    return test
+
+
+def unread(file: str, arm: str, at_most: float, column: str = "reads_skipped", unit: str = "") -> Test:
+    """A column at the threshold at which the largest share of the bytes is left unread, of those whose change in loss lies below
+    `at_most` with its interval (of none 0); of one model with the file's interval, else the mean over seeds."""
+
+    def test(folder: Path) -> Measured:
+        found: dict[int, Row] = {}
+        for row in rows(folder, file, {"arm": arm}):
+            seed, share = int(row["seed"]), float(row["reads_skipped"])
+            best = float(found.setdefault(seed, {}).get("reads_skipped", 0))
+            if float(row["loss_change_high"]) < at_most and share > best:
+                found[seed] = row
+        if len(found) > 1:
+            return _mean({"": {seed: float(row.get(column, 0)) for seed, row in found.items()}}, unit)
+        (row,) = found.values()
+        if not row:
+            return Measured(0.0, nan, nan, "no threshold that costs so little", unit)
+        low, high = (float(row[f"{column}_{side}"]) for side in ("low", "high"))
+        return Measured(float(row[column]), low, high, "sequences of one model", unit)
 
     return test
 

@@ -14,6 +14,7 @@ from .claim_tests import (
     effect_gap,
     gap,
     level,
+    unread,
 )
 from .rate_tests import at_smallest, bears_more, best_rate, borne, slope_over_width
 
@@ -21,6 +22,7 @@ PAPER = "arXiv 2505.06708"
 PROPOSAL = "Gating Gone Wild, the proposal"
 SUMMARY = "a summary of arXiv 2505.06708 (not the paper)"
 MOST, HALF, ACCURACY = Region(low=0.5), Region(high=0.5), 0.05
+SAVED = 0.1  # of the bytes that attention reads
 NOTHING = STUDY_METRICS["val_loss"].metric.equivalence  # nats; what differs by less counts as nothing
 HEADWISE, ELEMENTWISE, VALUE, SINK_LOGIT = "sdpa-headwise", "sdpa-elementwise", "value-elementwise", "sink-logit"
 GATES = {"headwise": HEADWISE, "elementwise": ELEMENTWISE}
@@ -45,6 +47,7 @@ _AT_G1 = "gates help most after attention (G1): more than on the values (G2)"
 _ALIKE = "a headwise gate does what an elementwise one does to the loss"
 _SPARSE = "the scores of a gate after attention are sparse"
 _CHEAPER = "gated attention costs less a token"
+_UNREAD = "gated attention can read fewer keys and values at the same loss: none behind a shut gate"
 _STABLE = "gated models bear larger learning rates"
 _BETTER_AT = "the best learning rate of gated models is larger"
 _SCALES = "gates improve how models scale: the gain grows with size"
@@ -158,11 +161,16 @@ CLAIMS: tuple[Claim, ...] = (
               cost(f"g1-{gate}", "none"), Region(high=1.0), ("sink logit", cost("sink-logit", "none")))
         for gate in GATES
     ),
-    Claim(f"{_CHEAPER} where keys and values behind a shut gate are not read", SUMMARY, "decoding",
-          "held-out loss against bytes read, over thresholds of the score", None, _BELOW,
-          planned="no kernel here leaves such reads out, and no study measures it"),
-    Claim("gates make gradients smoother across layers", SUMMARY, "backcopy-depth",
-          "spread over layers of ln `layer_grad_norm`, arm minus no gate: below 0", None, _BELOW,
-          planned="no study keeps `layer_grad_norm`; `gatelab.probes.training.gradient_rows` at the looks of `backcopy-depth` would"
-          " decide"),
+    *(
+        Claim(f"{_UNREAD} ({gate})", SUMMARY, "skipped-reads",
+              "largest share of the bytes of keys and values that a threshold of the score leaves unread for less than"
+              f" {NOTHING} nats: above {SAVED}",
+              unread(file, arm, NOTHING), Region(low=SAVED),
+              ("what as many heads at random cost", unread(file, arm, NOTHING, "control_change", "nats")))
+        for gate, file, arm in (("headwise, toy", "toy.csv", "headwise"), ("elementwise, text", "pair.csv", "g1-elementwise-max"))
+    ),
+    Claim("gates make gradients smoother across layers", SUMMARY, "backcopy-causes",
+          "spread over three blocks of ln `layer_grad_norm` at the end of training, headwise from one half minus no gate: below 0",
+          difference("spread", "headwise", "none", file="gradients.csv"), _BELOW,
+          ("from 0.95", difference("spread", "headwise-open", "none", file="gradients.csv"))),
 )  # fmt: skip

@@ -14,7 +14,7 @@ Flag = Annotated[bool, Parameter(negative="")]
 _SHORTEST = 1024  # of the harness's RULER: its variable tracking is not made at 512
 _ITEMS = 100  # of our own tasks, which have no end
 _OWN = "gatelab/"
-_TEXTS = (f"{_OWN}long_ppl", f"{_OWN}position_loss")
+_TEXTS = (f"{_OWN}long_ppl", f"{_OWN}position_loss", f"{_OWN}skipped_reads")
 
 
 def eval_(
@@ -56,7 +56,7 @@ def eval_(
         Names joined by commas, of tasks, groups or tags: hellaswag,arc_easy,mmlu,blimp,gsm8k,ruler. Ours begin with gatelab/, as in
         gatelab/needle,gatelab/ruler/niah_single_1,gatelab/middle/kv; so do what attention finds and what evidence is worth,
         citations, summaries, and losses in texts: gatelab/found/kv, gatelab/deletion/kv, gatelab/citations/one,
-        gatelab/summary/qmsum, gatelab/long_ppl, gatelab/position_loss
+        gatelab/summary/qmsum, gatelab/long_ppl, gatelab/position_loss, gatelab/skipped_reads
     data_dir:
         A folder with the tasks' files, as docs/eval.md lays it out; the hub is then not asked for items.
     limit:
@@ -79,8 +79,8 @@ def eval_(
     haystack:
         A text file, or a folder of them, for our RULER's tasks in essays.
     text:
-        A file or a folder that gatelab/long_ppl and gatelab/position_loss read; the source of Python's standard library unless
-        stated.
+        A file or a folder that gatelab/long_ppl, gatelab/position_loss and gatelab/skipped_reads read; the source of Python's
+        standard library unless stated.
     window:
         Tokens of LongPPL's short context; an eighth of the length, 4096 at most, unless stated.
     keys:

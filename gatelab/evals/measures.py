@@ -1,6 +1,7 @@
 """What `gatelab eval` measures of a model beside what it answers: the literal table of their names. Free of torch.
 
-Notable: `found/…` and `deletion/…` ask the items of a task, `kv` for `middle/kv`; `long_ppl` and `position_loss` read texts.
+Notable: `found/…` and `deletion/…` ask the items of a task, `kv` for `middle/kv`; `long_ppl`, `position_loss` and `skipped_reads`
+read texts.
 """
 
 from dataclasses import dataclass
@@ -38,6 +39,10 @@ MEASURES = {
             "text",
         ),
         Measure("position_loss", "loss by position in a text", "what a longer context is worth", "position", "text"),
+        Measure(
+            "skipped_reads", "what leaving keys and values behind a shut gate unread saves and costs", "ours", "skipped-reads",
+            "text",
+        ),
     )
 }  # fmt: skip
 TEXTS = tuple(name for name, measure in MEASURES.items() if measure.of == "text")

@@ -1,4 +1,4 @@
-"""Texts read for their losses: LongPPL over a key set that is chosen once, and loss by position.
+"""Texts read for their losses: LongPPL over a key set that is chosen once, loss by position, and without reads behind shut gates.
 
 Notable: a document is the beginning of a file, a line of .jsonl or a row of .parquet, as many tokens of it as are asked for, so
 that intervals over documents are over texts that have nothing to do with one another. One that has fewer is refused, and
@@ -24,6 +24,7 @@ from .own_lines import line
 from .own_posed import Measured
 from .own_text import Progress, check_length
 from .position_loss import position_rows, token_losses
+from .skipped_reads import skipped_reads
 
 _LETTERS = 64  # a token has fewer on the whole, so that of a large file no more is tokenized
 _SHARE = 8  # of a length, LongPPL's short context where none is stated
@@ -149,6 +150,9 @@ def by_reading(
             made.append(long(language, reading, keys, run=run))
         if "position_loss" in names:
             made.append(by_position(language, reading, run=run, progress=progress))
+        if "skipped_reads" in names:
+            progress("reading texts with heads left out", 0, len(reading.ids))
+            made.append(with_skips(language, reading, run=run))
         for one in made:
             found.rows += one.rows
             found.items += one.items
@@ -238,6 +242,28 @@ def by_position(language: NextToken, reading: Reading, *, run: str, progress: Pr
         if metric == "position_loss"
     ]  # fmt: skip
     return Measured(head + rows, items, lines)
+
+
+def with_skips(language: NextToken, reading: Reading, *, run: str) -> Measured:
+    """What leaving out the heads behind shut gates saves and costs.
+
+    Raises:
+        ValueError: a model without a gate after attention that is known before it reads.
+    """
+    head, items, counted = _head(reading, "skipped_reads", run)
+    found = skipped_reads(language, reading.ids)
+    lines = []
+    for s in found.levels:
+        of = {
+            f"bytes unread, scores below {s.threshold:g}": (s.reads, s.reads_low, s.reads_high),
+            f"nats more, scores below {s.threshold:g}": (s.change.mean, s.change.low, s.change.high),
+            "nats more, as many at random": (s.control.mean, s.control.low, s.control.high),
+        }
+        lines += [
+            line("skipped_reads", what, reading.length, None, value, low=low, high=high, **counted)
+            for what, (value, low, high) in of.items()
+        ]
+    return Measured(head + [_at(r, "skipped_reads", reading, run) for r in found.rows()], items, lines)
 
 
 def _counted(n: int, what: str) -> str:

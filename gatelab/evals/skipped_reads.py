@@ -1,9 +1,9 @@
 """What a decoder saves, and loses, that leaves the keys and values behind a shut gate unread.
 
 Notable: a gate after attention that reads its token is known before any key is read. Where the scores of all query heads of a
-key/value head are small, that head need not be read for the token, and its gated outputs are zero. The decision is the model's own at
-every layer, with the heads of the layers below already left out; a teacher-forced pass of a text makes the states that decoding it
-token by token would. Beside it as many heads are left out at random. This measures; no kernel here leaves such reads out.
+key/value head are small, that head need not be read for the token, and its gated outputs are zero. The decision is the model's own
+at every layer, with the heads of the layers below already left out; a teacher-forced pass of a text makes the states that decoding
+it token by token would. Beside it as many heads are left out at random. This measures; no kernel here leaves such reads out.
 """
 
 from collections.abc import Iterator, Sequence
@@ -35,9 +35,9 @@ _AT_SDPA = GateEdit(kind="gate", at="sdpa", value="0")
 @dataclass(frozen=True)
 class Skipped:
     """Heads left out below one threshold. `heads`: of all (token, layer, key/value head), the share left out; `reads`, with its 95%
-    interval over documents: the share of the bytes that they would read. `change` is that of the next-token loss, `control` that of as
-    many heads of the same layers at random, which would read `control_reads`, and `excess` the one less the other, document by
-    document."""
+    interval over documents: the share of the bytes that they would read. `change` is that of the next-token loss, `control` that
+    of as many heads of the same layers at random, which would read `control_reads`, and `excess` the one less the other, document
+    by document."""
 
     threshold: float
     heads: float
@@ -108,7 +108,7 @@ def skipped_reads(
     layers = dict(_layers(own))
     clean = [float(losses.mean()) for losses in token_losses(language, documents)]
     read = {layer: _bytes(heads, max(map(len, documents))) for layer, heads in layers.items()}
-    n_bytes = [sum(b[: len(ids)].sum() * layers[i].n for i, b in read.items()) for ids in documents]
+    n_bytes = [float(sum(b[: len(ids)].sum() * layers[i].n for i, b in read.items())) for ids in documents]
     n_heads = sum(len(ids) for ids in documents) * sum(h.n for h in layers.values())
     levels = []
     for threshold in thresholds:
@@ -131,14 +131,14 @@ def skipped_reads(
                 threshold,
                 sum(int(m.sum()) for made in masks for m in made.values()) / n_heads,
                 sum(saved) / sum(n_bytes),
-                *ratio_interval(saved, n_bytes),
+                *(float(np.clip(end, 0, 1)) for end in ratio_interval(saved, n_bytes)),
                 sum(random_saved) / sum(n_bytes),
                 _change(changes),
                 _change(controls),
                 _change([a - b for a, b in zip(changes, controls, strict=True)]),
             )
         )
-    total = float(sum(n_bytes)) / sum(len(ids) for ids in documents)
+    total = sum(n_bytes) / sum(len(ids) for ids in documents)
     return SkippedReads(float(np.mean(clean)), total, len(documents), tuple(levels))
 
 
@@ -200,14 +200,15 @@ class _Skip:
         channels: Channels,
         given: dict[int, np.ndarray] | None = None,
     ):
-        self.layers, self.n_tokens, self.threshold, self.channels, self.given = layers, n_tokens, threshold, channels, given
+        self.layers, self.n_tokens, self.given = layers, n_tokens, given
+        self.threshold, self.channels = threshold, channels
         self.made: dict[int, np.ndarray] = {}
 
     def scores(self, layer: int, site: str, spec: GateSpec, logits_BTHK: Tensor) -> Tensor:
         if spec.form != "mul" or spec.source_kind in _AFTER:
             why = "adds its scores" if spec.form != "mul" else "reads what attention gives"
             raise ValueError(
-                f"gate {spec.slug} of layer {layer} {why}, so it leaves no key unread; take a gate that multiplies and reads the token"
+                f"gate {spec.slug} of layer {layer} {why}, so it leaves no key unread; take one that multiplies and reads the token"
             )
         scores_BTHK = gate_scores(logits_BTHK, spec)
         # A constant has one score for all tokens, and a shared gate one for all heads.

@@ -18,6 +18,7 @@ from gatelab.analysis.claim_tests import (
     quotient,
     share_with_sink,
     stated,
+    unread,
 )
 from gatelab.analysis.ledger_of_claims import CLAIMS, judged, page
 from gatelab.cli import _status
@@ -73,6 +74,8 @@ def test_a_seed_without_the_arm_or_in_two_cells_is_never_counted(folder):
 
 def test_a_difference_is_paired_by_seed(folder):
     found = difference("val_loss", "gated", "none", "nats")(folder)
+    (folder / "other.csv").write_text(SEEDS, encoding="utf-8")
+    assert difference("val_loss", "gated", "none", "nats", file="other.csv")(folder) == found
     assert found.value == pytest.approx(0.25) and found.low == pytest.approx(0.25 - 3.18245 * 0.057735 / 2, abs=1e-5)
     assert str(found) == "0.25 [0.16, 0.34] nats, 4 seeds"
 
@@ -141,6 +144,20 @@ def test_a_claim_without_rows_says_what_would_make_them(tmp_path):
         judged(tmp_path, claims)
     (tmp_path / "later" / "effects.csv").write_text(EFFECTS, encoding="utf-8")
     assert judged(tmp_path, claims)[0].is_run
+
+
+def test_what_is_left_unread_is_the_most_that_costs_little(folder):
+    lines = ["arm,seed,threshold,reads_skipped,reads_skipped_low,reads_skipped_high,loss_change_high,control_change"]
+    lines += ["x,0,0.1,0.2,0.1,0.3,0.004,0.5", "x,0,0.2,0.4,0.3,0.5,0.009,0.7", "x,0,0.3,0.6,0.5,0.7,0.010,0.9"]
+    (folder / "reads.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    found = unread("reads.csv", "x", 0.01)(folder)
+    assert (found.value, found.low, found.high, found.over) == (0.4, 0.3, 0.5, "sequences of one model")
+    assert unread("reads.csv", "x", 0.001)(folder).over == "no threshold that costs so little"
+    lines += ["x,1,0.1,0.8,0.7,0.9,0.001,0.9", "x,2,0.1,0.8,0.7,0.9,0.5,0.9"]  # the third seed has no such threshold
+    (folder / "reads.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    seeds = unread("reads.csv", "x", 0.01)(folder)
+    assert seeds.value == pytest.approx((0.4 + 0.8 + 0.0) / 3) and seeds.over == "3 seeds" and seeds.low < seeds.value
+    assert unread("reads.csv", "x", 0.01, "control_change")(folder).value == pytest.approx((0.7 + 0.9 + 0.0) / 3)
 
 
 def test_stated_numbers_and_their_excess(folder):

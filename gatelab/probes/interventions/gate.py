@@ -95,11 +95,7 @@ class GateEdit(Intervention):
             recording.gates[layer, site] = scores = gate_scores(logits_BTHK, spec).detach()
             return scores
 
-        with ExitStack() as stack:
-            seen = None if anatomy.is_own else stack.enter_context(_outputs_kept(anatomy))
-            for attention, layer in _gated(anatomy, self).items():
-                if self.acts_in(layer):
-                    stack.enter_context(_edited(attention, layer, self, keep, seen))
+        with scores_changed(anatomy, self, keep):
             yield recording
 
     def sites(self, attention: nn.Module) -> list[str]:
@@ -178,6 +174,21 @@ class GateEdit(Intervention):
                 f"{tuple(scores_BTHK.shape)}; record a text of equal length in a model of equal gates"
             )
         return recorded
+
+
+@contextmanager
+def scores_changed(anatomy: Anatomy, edit: GateEdit, change: Change) -> Iterator[None]:
+    """Lets `change` give the scores of every gate that an edit means, until the block ends.
+
+    Raises:
+        ValueError: no such gate, or one that the edit cannot be made in.
+    """
+    with ExitStack() as stack:
+        seen = None if anatomy.is_own else stack.enter_context(_outputs_kept(anatomy))
+        for attention, layer in _gated(anatomy, edit).items():
+            if edit.acts_in(layer):
+                stack.enter_context(_edited(attention, layer, edit, change, seen))
+        yield
 
 
 def _gated(anatomy: Anatomy, edit: GateEdit) -> dict[nn.Module, int]:

@@ -1,0 +1,74 @@
+"""What gates gain early: models whose attention begins at half its output, beside gates, on a text of yours.
+
+A gate that starts around one half halves what attention adds to the residual stream. Here the output projection of an ungated
+model is multiplied by one half before the first step, and that of a headwise gate by two; the rest of a model is as ever.
+
+    python benchmarks/output_scale.py --paths train.bin --val-paths val.bin --seeds 0 1 2 --out early.csv
+"""
+
+import argparse
+import csv
+import sys
+from pathlib import Path
+from statistics import fmean
+
+import torch
+
+from gatelab.config import Execution, ModelConfig, OptimConfig, Run, Text, TrainConfig, override
+from gatelab.train.group import Group
+from gatelab.train.loop import train
+
+# arm -> its gate, and what its output projections are multiplied by before the first step
+ARMS = {
+    "none": ("none", 1.0),
+    "none, half": ("none", 0.5),
+    "headwise": ("paper/g1-headwise", 1.0),
+    "static": ("paper/g1-input-independent", 1.0),
+    "headwise, twice": ("paper/g1-headwise", 2.0),
+}
+_BATCH, _LENGTH, _EVERY = 8, 256, 10
+
+
+def losses(run: Run, scale: float, device: str) -> list[float]:
+    """Cross-entropy of each step's own batch, nats a token."""
+    group = Group([run], Execution(device=device, compile="off"))
+    with torch.no_grad():
+        for name, weight in group.members[0].model.named_parameters():
+            if name.endswith("o_proj.weight"):
+                weight.mul_(scale)
+    return [step.loss[0] for step in train(group)]
+
+
+def main() -> None:
+    """A line an arm and seed as it comes; the file holds means of ten steps."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--paths", required=True, help="token shards, as data.paths of a run")
+    parser.add_argument("--val-paths", required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--out", type=Path, required=True)
+    given = parser.parse_args()
+    if given.steps < _EVERY:
+        sys.exit(f"--steps {given.steps}: a mean is of {_EVERY} steps; ask that many at least")
+    torch.set_num_threads(1)
+    base = Run(
+        model=ModelConfig(d_model=128, n_layers=4, n_heads=2, tied_embeddings=True),
+        data=Text(paths=given.paths, val_paths=given.val_paths),
+        optim=OptimConfig(lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, schedule="cosine", warmup=0.05, final=0.1),
+        train=TrainConfig(tokens=_BATCH * _LENGTH * given.steps, batch_size=_BATCH, seq_len=_LENGTH),
+    )
+    with given.out.open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(["arm", "seed", "step", "train_loss"])
+        for seed in given.seeds:
+            for arm, (gate, scale) in ARMS.items():
+                found = losses(override(base, {"model.gate": gate, "seed": seed}), scale, given.device)
+                means = {n: fmean(found[n - _EVERY : n]) for n in range(_EVERY, given.steps + 1, _EVERY)}
+                table.writerows([arm, seed, n, f"{mean:.4f}"] for n, mean in means.items())
+                file.flush()
+                print(f"{arm:16} seed {seed}: {means[max(means)]:.4f} nats after {max(means)} steps", flush=True)
+
+
+if __name__ == "__main__":
+    main()
