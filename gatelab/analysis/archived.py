@@ -20,6 +20,7 @@ from ..store import StoreError
 from .tasks import u_index
 
 NAMES = ("folder.tar.xz", "folder.tar.gz")
+_READ = ("study.json", "confirmation.json", "run.json", "done.json", "rows.jsonl")
 # Of each metric the coordinates that tell its rows apart.
 _KEPT = {
     "val_loss": (), "gate_mean": (), "gate_below": ("threshold",), "gate_hoyer": (), "position_mass": ("bin",),
@@ -80,7 +81,8 @@ NUMBERS: dict[str, Callable[[Kept], float]] = {
 
 
 def kept(folder: Path) -> list[Kept]:
-    """The planned runs of the archive that lies in a result's folder, in the plan's order.
+    """The planned runs of the archive that lies in a result's folder, in the plan's order; where some were made to confirm a
+    screen, those of the screen's seeds: a few cells have the others.
 
     Raises:
         StoreError: there is no archive, or it cannot be read.
@@ -97,25 +99,30 @@ def kept(folder: Path) -> list[Kept]:
 @lru_cache(maxsize=8)
 def _kept(archive: Path, _state: tuple[int, int]) -> tuple[Kept, ...]:
     study: dict | None = None
+    confirmation: dict = {}
     parts: dict[str, dict[str, Any]] = {}
     try:
         with tarfile.open(archive) as tar:
             for member in tar:
                 *_, run, name = ("", "", *Path(member.name).parts)
-                if not member.isfile() or name not in ("study.json", "run.json", "done.json", "rows.jsonl"):
+                if not member.isfile() or name not in _READ:
                     continue
                 file = tar.extractfile(member)
                 if name == "rows.jsonl":
                     parts.setdefault(run, {})[name] = _looks(file)
                 elif name == "study.json":
                     study = json.load(file)
+                elif name == "confirmation.json":
+                    confirmation = json.load(file)
                 else:
                     parts.setdefault(run, {})[name] = json.load(file)
     except (tarfile.TarError, LZMAError, zlib.error, EOFError, OSError, ValueError) as error:
         raise StoreError(f"{archive}: cannot be read ({error}); make it again from the study's folder") from None
     if study is None:
         raise StoreError(f"{archive}: holds no study.json; make it again from the study's folder")
-    return tuple(_run(entry, parts.get(entry["fingerprint"], {})) for entry in study["plan"])
+    seeds = confirmation.get("screened_seeds")
+    plan = [entry for entry in study["plan"] if seeds is None or entry["seed"] in seeds]
+    return tuple(_run(entry, parts.get(entry["fingerprint"], {})) for entry in plan)
 
 
 def _run(entry: Mapping[str, Any], files: Mapping[str, Any]) -> Kept:

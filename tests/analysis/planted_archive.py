@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 
-def planted(folder: Path, runs: Iterable[Mapping[str, Any]]) -> Path:
-    """Write folder.tar.xz of runs with cell, arm, seed, config (`run` of run.json), rows and status (None: not ended)."""
+def planted(folder: Path, runs: Iterable[Mapping[str, Any]], screened_seeds: list[int] | None = None) -> Path:
+    """Write folder.tar.xz of runs with cell, arm, seed, config (`run` of run.json), rows and status (None: not ended), and with a
+    confirmation where a screen had seeds of its own."""
     files, plan = {}, []
     for i, run in enumerate(runs):
         name = f"runs/{i:012x}"
@@ -19,6 +20,8 @@ def planted(folder: Path, runs: Iterable[Mapping[str, Any]]) -> Path:
         if run.get("status", "done") is not None:
             files[f"{name}/done.json"] = json.dumps({"status": run.get("status", "done")})
     files["study.json"] = json.dumps({"plan": plan})
+    if screened_seeds is not None:
+        files["confirmation.json"] = json.dumps({"screened_seeds": screened_seeds})
     folder.mkdir(parents=True, exist_ok=True)
     with tarfile.open(folder / "folder.tar.xz", "w:xz") as tar:
         for name, text in files.items():

@@ -86,3 +86,9 @@ def test_seeds_are_those_of_the_archive(page):
         arms = [a for a in dict.fromkeys(a for c, a, _ in runs if c == cell) if a != "key-bias"]
         for arm, of_seed in by_seed(RESULTS / page, "seeds.csv", "val_loss", arms, cell).items():
             assert of_seed == pytest.approx({s: runs[cell, arm, s] for s in of_seed}, rel=1e-4)
+
+
+def test_runs_that_confirm_a_screen_are_not_mixed_with_it(tmp_path):
+    runs = [run("a", arm, seed, losses(2.0)) for arm in ("none", "gate") for seed in range(4)]
+    assert [k.seed for k in kept(planted(tmp_path / "whole", runs))] == [0, 1, 2, 3] * 2
+    assert [k.seed for k in kept(planted(tmp_path / "screened", runs, [0, 1]))] == [0, 1] * 2
