@@ -104,8 +104,8 @@ CLAIMS: tuple[Claim, ...] = (
           effect_gap("val_loss", ELEMENTWISE, HEADWISE, "nats", cells=_WITH_ROOM, confidence=ALIKE), _SMALL,
           ("sink logit minus headwise", effect_gap("val_loss", SINK_LOGIT, HEADWISE, "nats", cells=_WITH_ROOM, confidence=ALIKE))),
     Claim(_ALIKE, PAPER, _TEXT, f"held-out loss, elementwise minus headwise: within ±{NOTHING}",
-          effect_gap("val_loss", "g1-elementwise", "g1-headwise", "nats"), _SMALL,
-          ("sink logit minus headwise", effect_gap("val_loss", "sink-logit", "g1-headwise", "nats"))),
+          effect_gap("val_loss", "g1-elementwise", "g1-headwise", "nats", confidence=ALIKE), _SMALL,
+          ("sink logit minus headwise", effect_gap("val_loss", "sink-logit", "g1-headwise", "nats", confidence=ALIKE))),
     *(
         Claim(f"{_PLACES} (answers, {gate})", SUMMARY, _TASKS,
               "size of the U-index at eight times the length of training in `needle` and `conflict`, arm minus no gate: below 0",

@@ -105,7 +105,15 @@ def bears_more(arm: str, than: str) -> Test:
     def test(folder: Path) -> Measured:
         runs = kept(folder)
         one, other = ladder(runs, arm), ladder(runs, than)
-        seeds = [s for s in one.seeds if s in other.losses[next(iter(other.losses))]]
+        if one.losses.keys() != other.losses.keys():
+            raise StoreError(
+                f"{arm} and {than} were not run at the same learning rates; `gatelab run` finishes a study"
+            )
+        largest = max(one.losses)
+        # Of a seed that bears the largest rate with both the ladder is too short to tell.
+        seeds = [s for s in one.seeds if s in other.seeds and not one.borne(s) == other.borne(s) == largest]
+        if not seeds:
+            return Measured(nan, nan, nan, f"every seed bears the largest rate with both; {_borne(one)}")
         k = sum(one.borne(s) > other.borne(s) for s in seeds)
         less = sum(one.borne(s) < other.borne(s) for s in seeds)
         over = f"{k} of {len(seeds)} seeds, a smaller one in {less}; {_borne(one)}"

@@ -95,6 +95,8 @@ def version_of(run: RunFolder) -> Version:
     versions, git, code = environment.get("versions", {}), environment.get("git"), environment.get("code")
     commit = f"{git['commit'][:12]}{' with changes' if git['modified'] else ''}" if git else ""
     named = " ".join(filter(None, (versions.get("gatelab", ""), commit)))
+    # A run that went on under other code is of neither alone.
+    code = " then ".join(filter(None, (*environment.get("earlier_code", ()), code)))
     said = ", ".join(filter(None, (named, f"code {code}" if code else ""))) or "not recorded"
     return Version(f"code {code}" if code else named, versions.get("torch", ""), said)
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..config import Execution, Run, fingerprint, validate
 from ..record import Row, Step
-from ..store import Appender, RunFolder, write_json, write_lines
+from ..store import Appender, RunFolder, StoreError, read_json, write_json, write_lines
 from . import ledger
 from .checkpoints import CHECKPOINT, WEIGHTS, Checkpoints, remove
 from .code import code_hash
@@ -63,7 +63,9 @@ def carry_out(runs: list[RunFolder], execution: Execution, *, should_stop: Calla
         if group.step:
             ledger.note_resume(folder, group.step)
         _sweep(folder)
-        write_json(folder.path / "environment.json", facts)
+        before = _codes(folder) if group.step else []
+        earlier = [code for code in before if code != facts["code"]]
+        write_json(folder.path / "environment.json", facts | ({"earlier_code": earlier} if earlier else {}))
 
     _each(begin, runs)
     writers = [_Writer(folder, offset) for folder, offset in zip(runs, offsets, strict=True)]
@@ -289,6 +291,15 @@ def _check_fingerprint(folder: RunFolder, run: Run, data_digest: str) -> None:
             f"run {folder.fingerprint}: its data or configuration changed since it was planned (now {found}); "
             "plan the study again with `gatelab run`"
         )
+
+
+def _codes(folder: RunFolder) -> list[str]:
+    """The versions of the code that have had the run, the last one last."""
+    try:
+        found = read_json(folder.path / "environment.json")
+    except (OSError, StoreError):
+        return []
+    return [*found.get("earlier_code", ()), *filter(None, [found.get("code")])]
 
 
 def environment(facts: dict[str, Any]) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from importlib import import_module
 from typing import Any
 
 from . import gang, ledger
+from .code import code_hash
 from .executor import Task, worker_command
 from .worker import take_output, work
 
@@ -36,6 +37,8 @@ def main() -> None:
     os.dup2(2, 1)
     for module in sys.argv[1:]:
         import_module(module)
+    # Of the files that were loaded, whatever becomes of them while runs are forked.
+    code_hash()
     # What is loaded now is never garbage: without this, every child's collector would touch and so copy its pages.
     gc.collect()
     gc.freeze()

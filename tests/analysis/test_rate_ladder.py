@@ -84,7 +84,12 @@ def test_a_rate_that_is_borne_above_one_that_is_not_does_not_count(tmp_path):
     assert str(borne("none")(folder)).startswith("no rate is borne by all, at 0.00390625 12 of 12")
     whole = archive(tmp_path / "whole", lambda arm, rate, seed: 2.0)
     assert str(borne("none")(whole)) == "0.5 is borne by all 12 (lost: 0 to 0.26), the largest that was run"
-    assert bears_more("gated", "none")(whole).value == 0
+    short = bears_more("gated", "none")(whole)
+    assert isnan(short.value) and short.over.startswith("every seed bears the largest rate with both; 0.5 is borne")
+    some = archive(
+        tmp_path / "some", lambda arm, rate, seed: 6.0 if arm == "none" and rate == RATES[-1] and seed < 2 else 2.0
+    )
+    assert bears_more("gated", "none")(some).over.startswith("2 of 2 seeds")
 
 
 def test_what_a_ladder_lacks_is_said(tmp_path):

@@ -14,6 +14,8 @@ def env(commit="", *, code="", torch="2.11.0", gatelab="", modified=False):
 
 
 OLD, NEW = env("a"), env("b")
+# Begun under one version of the code, ended under another.
+BOTH = env(code="c2") | {"earlier_code": ["c1"]}
 SILENT = env()
 
 
@@ -142,3 +144,9 @@ def test_a_note_names_a_few_comparisons_and_counts_the_rest(judge):
     made = {(c, arm): [OLD, OLD if arm == "none" else NEW] for c in cells for arm in ("none", "gated")}
     (note,) = judge(made).notes
     assert note.endswith("c5, gated: seed 1; and 2 comparisons more")
+
+
+def test_a_run_that_went_on_under_other_code_is_of_neither(judge):
+    found = judge({("a", "none"): [env(code="c2")] * 3, ("a", "gated"): [env(code="c2"), BOTH, env(code="c2")]})
+    assert list(found.unpaired) == [("a", "gated", 1)] and "code c1 then c2" in found.unpaired["a", "gated", 1]
+    assert judge({("b", "none"): [BOTH] * 3, ("b", "gated"): [BOTH] * 3}).unpaired == {}

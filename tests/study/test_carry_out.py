@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 from gatelab.config import Execution, ProbeConfig, Text, TrainConfig
 from gatelab.models import build_model
+from gatelab.store import read_json
 from gatelab.study.carry_out import carry_out
 from gatelab.study.code import code_hash
 from gatelab.train.checkpoint import CheckpointError, load_weights, read_tensors, write_tensors
@@ -63,6 +64,16 @@ def test_a_stack_that_was_stopped_keeps_the_same_steps(tmp_path: Path) -> None:
         carry_out(stopped, Execution(), should_stop=lambda calls=calls: next(calls))
     assert [rows(run) for run in stopped] == [rows(run) for run in at_once]
     assert [[r["step"] for r in rows(run) if r["metric"] == "loss"] for run in at_once] == [[3, 6, 9, 11], [2]]
+
+
+def test_a_run_that_goes_on_under_other_code_names_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (run,) = [folder(tmp_path / "run", tiny.run(steps=4))]
+    for code in ("c1", "c2"):
+        monkeypatch.setattr("gatelab.study.carry_out.code_hash", lambda code=code: code)
+        calls = iter((False, True))
+        carry_out([run], Execution(), should_stop=lambda calls=calls: next(calls))
+    told = read_json(run.path / "environment.json")
+    assert (told["earlier_code"], told["code"]) == (["c1"], "c2")
 
 
 def test_a_divergence_is_a_result(tmp_path: Path) -> None:

@@ -76,7 +76,8 @@ def _attend(
 
     lse_BHT1: Tensor | None = None
     is_stock = slot_BHT1 is None and (gate is None or gate.source != "lse")
-    if is_stock and not reads_lse and not _avoids_cudnn(q_BTHK, S, is_causal):
+    is_trained = torch.is_grad_enabled() and any(t.requires_grad for t in (q_BTHK, k_BSGK, v_BSGK))
+    if is_stock and not reads_lse and not (is_trained and _avoids_cudnn(q_BTHK, S, is_causal)):
         y_BHTK = F.scaled_dot_product_attention(
             q_BHTK,
             k_BGSK,
@@ -114,7 +115,9 @@ def _attend(
 def _avoids_cudnn(q_BTHK: Tensor, n_keys: int, is_bare_causal: bool) -> bool:
     """Whether torch is not left to choose its kernel; the one that gives the log-sum-exp is never cuDNN's."""
     is_low = q_BTHK.dtype in LOW_PRECISION or torch.is_autocast_enabled("cuda")
-    return q_BTHK.is_cuda and is_low and cudnn_overflows(n_keys, is_bare_causal=is_bare_causal)
+    # One query alone: cudnn-frontend issue 1072, gradients of keys and values with 128 keys.
+    is_alone = q_BTHK.shape[1] == 1
+    return q_BTHK.is_cuda and is_low and (is_alone or cudnn_overflows(n_keys, is_bare_causal=is_bare_causal))
 
 
 def _mask(q_BTHK: Tensor, n_keys: int, s: Scoring) -> tuple[Tensor | None, bool]:
