@@ -139,7 +139,7 @@ def arm_where(
         if refused:
             return replace(found, to_do=refused)
         than = arm if gate else ledger.evidence.baseline
-        ours, theirs = (ledger.evidence.runs(reading, cell, a) for a in (other, than))
+        ours, theirs = (ledger.evidence.comparable_runs(reading, cell, a) for a in (other, than))
         d = [ours[s] - theirs[s] for s in ours if s in theirs]
         found = replace(found, test=f"{words}: {other} against {than}")
         if reading not in ledger.evidence.readings:

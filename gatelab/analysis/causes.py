@@ -124,18 +124,19 @@ def cards(
 
 
 def _card(ledger: Ledger, h: Hypothesis, cell: str, arm: str, reading: str) -> Card:
-    # Of a comparison that is refused not even its own runs are averaged over: they may be of two versions of the code.
+    # Of a comparison that is refused nothing is judged, not even over its own runs: they may be of two versions of the code.
     why_not = ledger.evidence.refused.get((cell, arm), "")
     readings = ledger.evidence.readings
     if not why_not and h.of == "reading" and readings and reading not in readings:
         why_not = f"no finished run of this study has {reading}, and no other reading decides for it"
+    about, asked = "are not judged", reading or "its rows"
     if h.of == "loss" and reading != LOSS:
         why_not = why_not or f"none of them reads the {ledger.label}"
-        decisions = [Decision("its tests", "", "are of the held-out loss", reading=LOSS)]
+        about, asked = "are of the held-out loss", LOSS
+    if why_not:
+        decisions = [Decision("its tests", "", about, to_do=[why_not], reading=asked)]
     else:
         decisions = [test(ledger, cell, arm) for test in h.tests]
-    if why_not:
-        decisions = [Decision(d.test, d.manipulates, d.predicts, to_do=[why_not], reading=d.reading) for d in decisions]
     said = {d.verdict for d in decisions}
     verdict = (
         "refuted" if "refuted" in said

@@ -120,7 +120,7 @@ def _layers(model: Mapping[str, Any]) -> Any:
 
 def _differences(ledger: Ledger, cell: str, arm: str, other: str) -> list[float]:
     """The reading of one arm minus that of another, seed by seed."""
-    ours, theirs = (ledger.evidence.runs(ledger.reading, cell, a) for a in (arm, other))
+    ours, theirs = (ledger.evidence.comparable_runs(ledger.reading, cell, a) for a in (arm, other))
     return [ours[s] - theirs[s] for s in ours if s in theirs]
 
 

@@ -51,10 +51,10 @@ def state_of(metric: Metric) -> State | None:
 
 
 def has_it(evidence: Evidence, reading: str, state: State, cell: str, arm: str) -> dict[int, bool]:
-    """{seed: whether the arm's run is in the state} of finished runs; where it is one to be kept, of those seeds alone whose
+    """{seed: whether the arm's run is in the state} of comparable runs; where it is one to be kept, of those seeds alone whose
     ungated run is in it."""
     if not state.is_kept:
-        return {seed: value > state.above for seed, value in evidence.runs(reading, cell, arm).items()}
+        return {seed: value > state.above for seed, value in evidence.comparable_runs(reading, cell, arm).items()}
     pairs = evidence.pairs(reading, cell, arm)
     had, has = pairs.baseline_values > state.above, pairs.arm_values > state.above
     return {seed: bool(it) for seed, was, it in zip(pairs.seeds, had, has, strict=True) if was}

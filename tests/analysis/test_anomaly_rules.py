@@ -4,6 +4,7 @@ The nulls are the hardest ones: a rule about a quarter of runs is tried at a qua
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -135,6 +136,13 @@ def test_a_best_rate_that_is_chosen_by_the_same_runs_does_not_make_a_gain_vanish
         return evidence({"val_loss": cells}, rates={c: ("", 2.0**i) for i, c in enumerate(cells)})
 
     assert np.mean([rule_p("gain-vanishes", study(), "c3") < 0.05 for _ in range(500)]) <= 0.05
+
+
+def test_a_gain_does_not_vanish_between_rates_of_two_versions():
+    study = rates(np.random.default_rng(0), True)
+    assert rule_p("gain-vanishes", study, "c2") < 0.05
+    apart = replace(study, not_pooled="the cells were made by 2 versions of the code")
+    assert not list(next(r for r in RULES if r.name == "gain-vanishes").test(apart, "c2", "gated"))
 
 
 def test_seeds_that_move_all_cells_alike_make_no_sign_flip():

@@ -160,6 +160,27 @@ def test_a_state_of_the_gate_alone_is_asked_of_all_its_runs() -> None:
     assert "whether a layer's gate is shut nearly everywhere depends on the learning rate" in decision.predicts
 
 
+def test_states_and_thirds_leave_out_the_seeds_of_two_versions() -> None:
+    own = {"n_layers": 6, "gate": "sdpa-headwise"}
+    models = {("c0", "gated"): own, ("c0", "early"): own | {"gate_layers": "first-third"}}
+    models |= {("c0", "late"): own | {"gate_layers": "last-third"}}
+    for reading in (LOSS, "gate_shut"):
+        made = [o for arm in ("none", "gated", "early", "late") for o in outcomes(reading, arm, [0.1, 0.3, 0.2, 0.1])]
+        made = [replace(o, unpaired="two versions", value=9.0) if (o.arm, o.seed) == ("late", 3) else o for o in made]
+        study = replace(ledger(), evidence=Evidence(made, METRICS, "none", ["gated"], ["c0"]), models=models)
+        decision = card("depth", study, reading, "c0").decisions[1]
+        assert decision.n == 3 and "at the other alone in 1" not in decision.numbers
+
+
+def test_a_refused_arm_is_not_judged_where_two_factors_vary() -> None:
+    """Refused in the cell that is asked about, of which no test then has a level."""
+    why = "refused: no pair of its runs is of one version"
+    found = states(lambda *_: 0.5, 4)
+    found = replace(found, evidence=replace(found.evidence, refused={(AT, "gated"): why}))
+    for c in cards(found, HYPOTHESES, AT, "gated", [LOSS, MASS]):
+        assert c.verdict == "not run" and [d.to_do for d in c.decisions] == [[why]], c.hypothesis
+
+
 def test_a_continuous_reading_has_its_own_unit_and_no_bound_that_was_not_declared() -> None:
     rng = np.random.default_rng(5)
 

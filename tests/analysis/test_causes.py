@@ -161,6 +161,17 @@ def test_a_comparison_that_is_refused_decides_nothing():
     assert {d.verdict for d in every} == {"not run"} and every[0].to_do == ["refused: made by 2 versions of the code"]
 
 
+def test_seeds_of_two_versions_are_not_compared_with_another_arm():
+    """The static gate is 0.1 nats above the gate, and 5 in the seed whose run another version made."""
+    found = ledger(arms={"fixed": ({"gate": "sdpa-elementwise-static"}, "val_loss", (3.0, 3.12, 8.1))})
+    why = "seed 2 is of two versions of the code"
+    made = [replace(o, unpaired=why) if (o.arm, o.seed) == ("fixed", 2) else o for o in found.evidence.outcomes]
+    evidence = replace(found.evidence, outcomes=made)
+    assert evidence.comparable_runs("val_loss", "c0", "fixed") == {0: 3.0, 1: 3.12}
+    decision = card("sparsity", replace(found, evidence=evidence)).decisions[2]
+    assert decision.n == 2 and decision.estimate == pytest.approx(0.105)
+
+
 def test_a_range_around_one_layer_names_each_number_once():
     one = {"c0": {**BASES["c0"], "model": {"n_layers": 1, "norm_position": "pre"}}}
     todo = card("depth", replace(ledger(), bases=one)).decisions[0].to_do[0]

@@ -67,6 +67,13 @@ class Evidence:
         of = self._table.of(cell, arm, self.readings[reading])
         return {seed: o.value for seed, o in sorted(of.items()) if o.usable}
 
+    def comparable_runs(self, reading: str, cell: str, arm: str) -> dict[int, float]:
+        """{seed: value} of the finished runs that may stand beside those of another arm or cell: without the seeds whose run
+        is of another version than its baseline's."""
+        runs = self.runs(reading, cell, arm)
+        of = self._table.of(cell, arm, self.readings[reading]) if runs else {}
+        return {seed: value for seed, value in runs.items() if not of[seed].unpaired}
+
     def pairs(self, reading: str, cell: str, arm: str) -> Pairs:
         """The arm and the baseline over the seeds that both finished."""
         key = (reading, cell, arm)

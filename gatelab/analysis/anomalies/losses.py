@@ -86,8 +86,9 @@ def sign_flip(evidence: Evidence, cell: str, arm: str) -> Iterator[Alarm]:
 def gain_vanishes(evidence: Evidence, cell: str, arm: str) -> Iterator[Alarm]:
     """The arm gains at this cell's learning rate, and less than the equivalence bound where each has its own best rate: the
     larger of two one-sided p. A best rate chosen by the runs that are tested flatters its arm, so the second is that of every
-    rate of the arm against one of the baseline's, the least such p times the number of these (Bonferroni)."""
-    if cell not in evidence.rates:
+    rate of the arm against one of the baseline's, the least such p times the number of these (Bonferroni). Nothing is said
+    of rates whose runs are of several versions."""
+    if evidence.not_pooled or cell not in evidence.rates:
         return
     reading, metric = "val_loss", evidence.readings["val_loss"]
     rate = evidence.rates[cell][1]
