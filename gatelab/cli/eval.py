@@ -68,8 +68,9 @@ def eval_(
     new_tokens:
         Tokens that an answer may have, in the place of what each task allows.
     lengths:
-        In tokens, joined by commas, of our tasks and the harness's RULER (1024 or more); 4096 unless stated. A run that was trained
-        on our tasks' ids is asked at its own multiples of the length of training.
+        In tokens, joined by commas, of our tasks and the harness's RULER (1024 or more); 4096 unless stated, of our tasks the
+        model's positions where those are fewer. A run that was trained on our tasks' ids is asked at its own multiples of the
+        length of training.
     depths:
         Where the evidence of our tasks stands, from 0 (the beginning) to 1 (the end), joined by commas; anywhere unless stated.
     distractors, hardness:

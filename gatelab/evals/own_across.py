@@ -13,20 +13,29 @@ _ENDS = ("primacy", "recency", "u_index", "worst")
 
 
 def by_length(rows: Iterable[Row]) -> tuple[list[Row], list[dict[str, Any]]]:
-    """The effective length of each score that was asked at three lengths or more: rows (where there is one) and lines."""
+    """The effective length of each score that was asked at three lengths or more, above chance where that is known: a row and a
+    line where there is one."""
+    beside: dict[tuple[str, float | None, str], dict[int, float]] = {}
     found: dict[tuple[str, float | None, str], dict[int, Row]] = {}
     for row in rows:
-        if row.source == "tasks" and row.metric in MAIN and row.length is not None:
+        if row.source != "tasks" or row.length is None:
+            continue
+        beside.setdefault((row.task, row.depth, row.metric), {})[row.length] = row.value
+        if row.metric in MAIN:
             found.setdefault((row.task, row.depth, row.metric), {})[row.length] = row
     out, lines = [], []
     for (task, depth, metric), by in found.items():
         if len(by) < MIN_LENGTHS:
             continue
-        longest = effective_length({length: row.value for length, row in by.items()})
-        lines.append(
-            line(task, f"effective length of {metric}, tokens", None, depth, longest, items=None, refused=None)
+        longest = effective_length(
+            {length: row.value for length, row in by.items()},
+            beside.get((task, depth, "choice_chance" if metric == "choice" else "answer_chance"), {}),
+            beside.get((task, depth, f"{metric}_low"), {}),
         )
         if longest is not None:
+            lines.append(
+                line(task, f"effective length of {metric}, tokens", None, depth, longest, items=None, refused=None)
+            )
             first = next(iter(by.values()))
             out.append(
                 replace(

@@ -39,7 +39,8 @@ _SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+")
 
 @dataclass(frozen=True)
 class OwnAsking:
-    """What is asked: `names` without their prefix; lengths in tokens (None: 4096, or those of a run on ids); depths (None:
+    """What is asked: `names` without their prefix; lengths in tokens (None: 4096, or the model's positions where
+    those are fewer, or those of a run on ids); depths (None:
     anywhere); `limit`: items of each. distractors, hardness: knobs of `gatelab tasks` (None: the task's own, or those that a run on
     ids was trained with). haystack: a file or folder of essays. data_dir: files of questions, NAME.jsonl each. chat: prompts are
     turns of a conversation. text: what is read for its loss; window: LongPPL's short context (None: an eighth of the length);
@@ -180,15 +181,21 @@ def _held(task: PromptTask, data_dir: Path | None) -> object:
     if task.needs != "rows" or data_dir is None:
         return ()
     paths = [_path(task.name, source, data_dir) for source in task.sources]
+    said = " and ".join(map(str, paths))
     fields = ", ".join(field for source in task.sources for field in source.fields)
     try:
-        return task.read(*(rows_of(path, source.fields) for path, source in zip(paths, task.sources, strict=True)))
+        held = task.read(*(rows_of(path, source.fields) for path, source in zip(paths, task.sources, strict=True)))
+    except TaskError as error:
+        raise DataError(f"{said}: {error}") from None
     except (TypeError, KeyError, ValueError, AttributeError, IndexError) as error:
         if isinstance(error, DataError):
             raise
         raise DataError(
-            f"{' and '.join(map(str, paths))}: its {fields} are not as docs/eval.md has them ({type(error).__name__}: {error})"
+            f"{said}: its {fields} are not as docs/eval.md has them ({type(error).__name__}: {error})"
         ) from None
+    if not held:
+        raise DataError(f"{said}: holds no question; expected JSON lines with {fields}")
+    return held
 
 
 def _path(name: str, source: Source, data_dir: Path) -> Path:

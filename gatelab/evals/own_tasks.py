@@ -18,6 +18,7 @@ from ..models.external import External
 from ..models.model import Model
 from ..record import Item, Row
 from ..tasks import Knobs, Task, open_task
+from ..tasks.papers import PaperQuestions
 from ..tasks.prompt import PromptTask, words_of
 from ..tasks.vocabulary import NONE
 from .asking import left_out, why_not
@@ -34,7 +35,7 @@ from .own_evidence import by_evidence
 from .own_lines import abstention_rows, lines_of, with_interval
 from .own_posed import noise_of, posed_in_ids, posed_in_words
 from .own_reading import by_reading
-from .own_text import Progress, ask_prompts, asked_again, items_of_said, rows_of_said, untrained_rows
+from .own_text import Progress, ask_prompts, asked_again, check_length, items_of_said, rows_of_said, untrained_rows
 from .reach import reaching
 from .tasks import Reader, ask_items, choice_rows, choices, hidden, items_of, reader_of, rows_of
 from .untrained import ITEMS, Untrained, untrained
@@ -62,6 +63,13 @@ def evaluate_text(
     found = Found([], [], [], [f"{tokens.rule}; {said_of_chat}", *opened.notes])
     if passes.max_tokens is None:
         found.notes.append("the model does not say how many positions it has, so every length is asked")
+    if asking.keys is None or not set(prepared) <= set(TEXTS):
+        asking = _with_lengths(asking, passes.max_tokens, found)
+    found.notes += [
+        f"{PREFIX}{name}: {held.n_left_out} of {held.n_left_out + len(held)} questions left out, whose evidence is no paragraph"
+        for name, held in ((name, base.held) for name, base in prepared.items())
+        if isinstance(held, PaperQuestions) and held.n_left_out
+    ]
     knobs = Knobs(distractors=asking.distractors, hardness=asking.hardness)
     beside = Untrained(seed, asking.untrained)
     is_answered = any(name not in EVIDENCE and name not in TEXTS for name in prepared)
@@ -70,7 +78,7 @@ def evaluate_text(
         found.notes.append(note)
     for name, base in prepared.items():
         n_items = min(asking.limit, len(base.held)) if base.held else asking.limit
-        for length in () if name in TEXTS else asking.lengths or (LENGTH,):
+        for length in () if name in TEXTS else asking.lengths or ():
             tasks = {depth: _task(asked_in(name), knobs, length, depth) for depth in asking.depths}
             at = {depth: replace(base, length=length, depth=depth) for depth in asking.depths}
             if name in EVIDENCE:
@@ -107,6 +115,22 @@ def evaluate_text(
         by_reading(found, passes.asked, tokens, opened.name, asking, texts, progress)
     _note_refused(found)
     return _finished(found, opened.name, asking, prepared, new_tokens)
+
+
+def _with_lengths(asking: OwnAsking, max_tokens: int | None, found: Found) -> OwnAsking:
+    """With lengths stated: the model's positions where none are asked for and it has fewer than LENGTH, which is noted.
+
+    Raises:
+        ValueError: a length beyond the positions.
+    """
+    if asking.lengths is not None:
+        for length in asking.lengths:
+            check_length(f"{PREFIX}{asking.names[0]}", length, max_tokens)
+        return asking
+    length = LENGTH if max_tokens is None else min(LENGTH, max_tokens)
+    if length < LENGTH:
+        found.notes.append(f"asked at {length} tokens, all that the model has positions for, no --lengths being given")
+    return replace(asking, lengths=(length,))
 
 
 def _passes(model: nn.Module) -> Passes:

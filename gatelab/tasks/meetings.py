@@ -42,7 +42,7 @@ def questions_of_meetings(rows: list[dict[str, Any]]) -> tuple[MeetingQuestion, 
     """The specific questions of all meetings, then the general ones.
 
     Raises:
-        TaskError: a span of turns that the meeting does not have, a reference that is no text.
+        TaskError: a span of turns that the meeting does not have, a reference that is no text; meetings without a question.
     """
     specific, general = [], []
     for number, row in enumerate(rows):
@@ -58,6 +58,8 @@ def questions_of_meetings(rows: list[dict[str, Any]]) -> tuple[MeetingQuestion, 
             specific.append(MeetingQuestion(number, *_asked(number, asked), turns, gold, False))
         for asked in row["general_query_list"]:
             general.append(MeetingQuestion(number, *_asked(number, asked), turns, tuple(range(len(turns))), True))
+    if rows and not specific and not general:
+        raise TaskError(f"no question can be asked: {len(rows)} of {len(rows)} meetings have none, specific or general")
     return (*specific, *general)
 
 

@@ -6,8 +6,9 @@ best gives 1/k of a point to the right one among them, so a model that says noth
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 
@@ -194,14 +195,24 @@ def position_curve(
     )
 
 
-def effective_length(score_by_length: dict[int, float]) -> int | None:
-    """The longest length whose score is at least 85% of the model's own best at its three shortest lengths; None where none
-    is, or that best is 0 or no number.
+def effective_length(
+    score_by_length: dict[int, float],
+    chance_by_length: Mapping[int, float] = MappingProxyType({}),
+    low_by_length: Mapping[int, float] = MappingProxyType({}),
+) -> int | None:
+    """The longest length whose score is at least 85% of the model's own best at its three shortest lengths, both less what chance
+    scores there, where that is known; None where none is, or that best is no number or not above chance (0 where it is not known).
 
     NoLiMa's relative form; RULER's fixed 85.6 is another model's score.
+
+    Args:
+        low_by_length: the lower ends of the scores' intervals; where chance is known, the best's has to be above it too.
     """
-    shortest = [score_by_length[length] for length in sorted(score_by_length)[:MIN_LENGTHS]]
-    base = max((s for s in shortest if not math.isnan(s)), default=0.0)
-    if base <= 0:
+    above = {length: score - chance_by_length.get(length, 0.0) for length, score in score_by_length.items()}
+    shortest = [length for length in sorted(above)[:MIN_LENGTHS] if not math.isnan(above[length])]
+    base = max(shortest, key=lambda length: above[length], default=None)
+    if base is None or above[base] <= 0:
         return None
-    return max((length for length, score in score_by_length.items() if score >= KEPT * base), default=None)
+    if base in chance_by_length and low_by_length.get(base, math.inf) <= chance_by_length[base]:
+        return None
+    return max((length for length, score in above.items() if score >= KEPT * above[base]), default=None)

@@ -33,8 +33,13 @@ def test_a_score_of_three_lengths_has_an_effective_length_and_one_of_two_has_non
     ]
     (line,) = lines
     assert (line["metric"], line["value"], line["depth"]) == ("effective length of exact_match, tokens", 256, 0.5)
-    made, (line,) = by_length(rows({64: 0, 128: 0, 256: 0}))
-    assert made == [] and line["value"] is None
+    assert by_length(rows({64: 0, 128: 0, 256: 0})) == ([], [])
+    # Eight options: a little above chance is not to be, where the interval holds chance.
+    scores, chance = (
+        {512: 0.125, 1024: 0.12, 2048: 0.13, 4096: 0.125},
+        rows(dict.fromkeys((512, 1024, 2048), 1 / 8), "choice_chance"),
+    )
+    assert by_length([*rows(scores, "choice"), *rows({2048: 0.05}, "choice_low"), *chance]) == ([], [])
     assert by_length(rows({64: 0, 128: 0, 256: 0}, "answer_floor")) == ([], [])
 
 

@@ -71,3 +71,9 @@ def test_a_row_that_will_not_do_is_named(changes: dict, says: str):
 def test_a_number_beyond_the_file_is_refused():
     with pytest.raises(TaskError, match="the file has 9 questions"):
         TASK.sizes(SETTING, 9)
+
+
+def test_a_file_without_questions_says_so():
+    rows = [row | {"specific_query_list": [], "general_query_list": []} for row in ROWS["summary/qmsum"]]
+    with pytest.raises(TaskError, match="no question can be asked: 3 of 3 meetings have none"):
+        questions_of_meetings(rows)

@@ -14,6 +14,7 @@ SETTING = Setting(length=2000, held=held(TASK))
 
 def test_questions_whose_evidence_is_no_paragraph_are_left_out_and_paragraphs_stand_once():
     assert len(SETTING.held) == 8 and [len(q.gold) for q in SETTING.held[:2]] == [2, 1]
+    assert SETTING.held.n_left_out == 4
     assert SETTING.held[0].paragraphs == tuple(f"Part {i} of paper 0." for i in range(12))
 
 
@@ -64,6 +65,11 @@ def test_answer_and_citations_are_judged_apart_and_the_answer_blind_to_case():
         ({"title": "Another"}, "row 1: no paper of the title 'Another'"),
         ({"answer": ""}, "row 1: answer=''"),
         ({"evidence": "Part 3"}, "evidence='Part 3': expected a text, and a list of texts"),
+        ({"evidence": [3]}, r"row 1: .*evidence=\[3\]: expected a text, and a list of texts"),
+        (
+            {"evidence": ["FLOAT SELECTED: Table 1."]},
+            "no question can be asked: 1 of 1 have no evidence that is a paragraph",
+        ),
     ],
 )
 def test_a_row_that_will_not_do_is_named(changes: dict, says: str):
@@ -78,3 +84,16 @@ def test_a_number_beyond_the_file_and_a_paper_of_gold_alone_are_refused():
     asked = {"title": "P", "question": "?", "evidence": ["all of it"], "answer": "Yes"}
     with pytest.raises(TaskError, match="every paragraph of its paper is gold"):
         TASK.sizes(Setting(held=questions_of_papers([asked], [paper])), 0)
+
+
+def test_a_paper_is_read_in_either_form_and_one_that_is_neither_is_named():
+    asked = {"title": "P", "question": "?", "evidence": ["b"], "answer": " yes. "}
+    two = {"section_name": ["A", "B"], "paragraphs": [["a", "b"], ["c"]]}
+    each = [{"section_name": n, "paragraphs": p} for n, p in zip(*two.values(), strict=True)]
+    first, second = (questions_of_papers([asked], [{"title": "P", "full_text": full}]) for full in (two, each))
+    assert first == second and first[0].paragraphs == ("a", "b", "c") and first[0].gold == (1,)
+    # A choice, in whatever case the file has it.
+    assert first[0].answer == "Yes" and len(TASK.make(Setting(held=first), 0, 2).options) == 2
+    for full in ("a", ["a"], {"paragraphs": ["a"]}, [{"paragraphs": [1]}]):
+        with pytest.raises(TaskError, match="paper 1, 'P': full_text: expected"):
+            questions_of_papers([asked], [{"title": "P", "full_text": full}])

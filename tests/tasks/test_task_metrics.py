@@ -173,6 +173,18 @@ def test_effective_length_is_the_longest_that_keeps_85_percent(scores: dict[int,
     assert effective_length(scores) == longest
 
 
+def test_an_effective_length_is_of_what_is_above_chance():
+    scores, chance = (
+        {128: 0.5, 256: 0.4, 512: 0.3, 1024: 0.47, 2048: 0.45},
+        dict.fromkeys((128, 256, 512, 1024, 2048), 0.25),
+    )
+    assert effective_length(scores) == 2048 and effective_length(scores, chance) == 1024
+    assert (
+        effective_length(scores, chance, {128: 0.26}) == 1024 and effective_length(scores, chance, {128: 0.25}) is None
+    )
+    assert effective_length(dict.fromkeys((128, 256, 512, 1024), 0.25), chance) is None
+
+
 def test_metrics_need_no_torch():
     import subprocess
 

@@ -81,6 +81,8 @@ def _read_squad(rows: list[dict[str, Any]]) -> Bank:
         near = tuple(i for i in of_article[str(row.get("title", row["context"]))] if i != here)
         if answers:
             questions.append(Question(str(row["question"]), tuple(map(str, answers)), (here,), (here,), near))
+    if rows and not questions:
+        raise TaskError(f"no question can be asked: {len(rows)} of {len(rows)} have no answer")
     return Bank(tuple(questions), paragraphs)
 
 
