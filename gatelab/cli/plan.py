@@ -198,7 +198,7 @@ def _show(name: str, plans: "list[StepPlan]") -> None:
     print(
         "does not; at most: with nothing hidden. A GPU sends at its links' stated rates. Of meshes three were timed, each of two"
     )
-    print("H200: planned were 0.87 to 0.97 of their time, and 1.14 to 2.04 of their memory.")
+    print("H200: planned were 0.87 to 0.97 of their time, and 1.00 to 1.89 of their memory.")
     if any(p.recompute for p in plans):
         print("again: blocks are computed a second time in the backward pass, which the trainer does not do yet")
     if not d.is_measured:

@@ -2,7 +2,9 @@
 
 Notable: states are exact, and so are gathered weights; activations are `train.cost`'s estimate of eager torch, less what
 compiled code does not keep: float32 copies of what gates multiply, which are computed again, the output before a gate that is
-recovered from the one after it (`flash-lean`), and the experts' outputs in float32. Left out: the allocator's waste, workspaces,
+recovered from the one after it (`flash-lean`), the experts' outputs in float32, and, where steps are not captured, as on meshes,
+SiLU of a SwiGLU's gate, computed again (compiled blocks keep three tensors of the FFN's width, counted on CPUs; captured steps
+held no less than four, `measured`). Left out: the allocator's waste, workspaces,
 NCCL's buffers and the driver's share.
 """
 
@@ -44,7 +46,7 @@ def memory(
 ) -> Memory:  # fmt: skip
     """Of a step of `n_parts` micro-batches of `micro_batch` sequences each, of a resolved model."""
     n = states(model, mesh)
-    kept, recomputed = activations(of_rank(model, mesh.tp), context, objective)
+    kept, recomputed = activations(of_rank(model, mesh.tp), context, objective, is_captured=mesh.gpus == 1)
     held = 4 * n if n_parts > 1 or mesh.is_sharded else 0
     forward = Memory(
         weights=4 * n,
@@ -72,7 +74,7 @@ def lengths(model: ModelConfig, context: int, objective: Objective | None) -> tu
 
 
 @lru_cache(maxsize=256)
-def activations(model: ModelConfig, context: int, objective: Objective | None) -> tuple[int, int]:
+def activations(model: ModelConfig, context: int, objective: Objective | None, *, is_captured: bool) -> tuple[int, int]:
     """Bytes that compiled blocks keep of one sequence: as they are, and where each is computed again."""
     plain = model.model_copy(update={"gate": (), "cross_gate": None, "encoder_gate": None})
     bare = training_bytes(plain, 1, context, objective=objective)
@@ -88,6 +90,8 @@ def activations(model: ModelConfig, context: int, objective: Objective | None) -
             block = sum((length + model.registers) * _gate_bytes(model, g) for g, length in gates)
             if model.moe is not None:
                 block -= (n + model.registers) * 2 * model.moe.top_k * model.d_model
+            elif model.mlp == "swiglu" and not is_captured:
+                block -= (n + model.registers) * 2 * model.d_ff
             blocks.append(block)
         more, largest = more + sum(blocks), max(largest, max(blocks), key=abs)
     return bare.activations + more, bare.recomputed + largest

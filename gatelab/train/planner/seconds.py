@@ -64,7 +64,7 @@ def seconds(
     forward, backward = attention_seconds(
         attention * tokens, device, head_dim=model.head_dim, length=min(context, model.window or context)
     )
-    moved = MOVED * activations(rank, context, objective)[0] * sequences
+    moved = MOVED * activations(rank, context, objective, is_captured=True)[0] * sequences
     if rank.moe is not None:
         # Two of a pair's rows are kept.
         vectors = sum(
