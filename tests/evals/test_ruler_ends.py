@@ -36,7 +36,7 @@ def test_ruler_stands_offline_for_what_needs_no_file_and_says_where_the_rest_is(
 
 def test_of_ruler_what_would_not_end_is_left_out_and_told(tmp_path: Path):
     # Five lines of filler and a chain are about 900 letters: more than 470 tokens of one letter.
-    names, notes = left(tmp_path, "ruler", 1, 8192)
+    names, notes = left(tmp_path, "ruler", 1, 16_384)
     assert names == MADE - {"ruler_vt"}
     assert "without ruler_vt: its worked example has up to" in notes[0] and "ask gatelab/ruler/vt" in notes[0]
 
