@@ -113,7 +113,8 @@ def test_a_run_on_tasks_is_asked_in_their_ids_at_multiples_of_its_length(runs: d
     status, out, err = gatelab(*words, "--json")
     assert status == 0, err
     rows = [json.loads(line) for line in out.splitlines()]
-    assert {r.get("length") for r in rows if r["task"] == "bracket"} == {None, 64, 128, 256, 512}
+    # Over all lengths there is an effective one, where the run is above chance at its own.
+    assert {r.get("length") for r in rows if r["task"] == "bracket"} - {None} == {64, 128, 256, 512}
     assert {"exact_match", "answer_floor", "answer_chance", "choice", "items"} <= {r["metric"] for r in rows}
     items = [json.loads(line) for line in (tmp_path / "out" / "items.jsonl").read_text().splitlines()]
     # The hardness of training is asked, of what was trained: two brackets are open.

@@ -113,9 +113,11 @@ def hanging(study: StudyFolder, kind: str) -> tuple[local.LocalExecutor, list[in
     for run in runs:
         executor.submit(Task(str(study.path), (run.fingerprint,), {}, target="tasks:hang"))
     wait_until(lambda: all(n_starts(run) for run in runs), "every run has begun")
-    wait_until(lambda: all((run.path / "grandchild").exists() for run in runs), "all have children")
     names = ("ran.txt", "grandchild")
-    return executor, [int((run.path / name).read_text().split()[-1]) for run in runs for name in names]
+    # Written, and not only made.
+    files = [run.path / name for run in runs for name in names]
+    wait_until(lambda: all(f.exists() and f.read_text().split() for f in files), "all have children")
+    return executor, [int(f.read_text().split()[-1]) for f in files]
 
 
 def wait_until_gone(pids: list[int]) -> None:
