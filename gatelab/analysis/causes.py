@@ -10,12 +10,13 @@ from dataclasses import dataclass, field, replace
 from math import nan
 from typing import Any, Literal
 
+from ..study.metrics import STUDY_METRICS
 from .anomalies.evidence import Comparison, Evidence
 from .anomalies.readings import READINGS
 from .student import Estimate, estimate, interval, p_above, p_equivalent
 
 LEVEL = 0.05
-NOTHING = 0.01  # nats a token that count as nothing: the bound of val_loss, docs/metrics.md
+NOTHING = STUDY_METRICS["val_loss"].metric.equivalence  # nats a token; what differs by less counts as nothing
 LOSS, MASS = "val_loss", "first_token_mass"
 EDITED = "loss_change"  # what the rows of edits hold, and nothing else
 _OPPOSITE = {"supported": "refuted", "refuted": "supported", "undecided": "undecided"}

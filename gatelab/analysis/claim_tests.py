@@ -12,13 +12,13 @@ from pathlib import Path
 from statistics import fmean
 
 from ..study.metrics import SOLVED
+from .anomalies.readings import SINK
 from .both_ways import over_cells_and_seeds
 from .claim_rows import Groups, Row, by_seed, differences, effects, less, numbers, rows
 from .shares import exact_interval
 from .student import estimate, interval
 from .verdicts import SILENT_UNITS, number, places
 
-SINK = 0.3  # first-token mass above which a run shows a sink
 ALIKE = 0.9  # confidence of an interval that is to lie within bounds
 ALL = ("*",)
 

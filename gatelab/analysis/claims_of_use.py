@@ -3,7 +3,7 @@
 Lines of the ledger (`ledger_of_claims.py`). Where a claim's page has no folder, the line says what would make its rows.
 """
 
-from ..study.metrics import STUDY_METRICS
+from .causes import NOTHING
 from .claim_tests import (
     ALIKE,
     Claim,
@@ -23,7 +23,6 @@ PROPOSAL = "Gating Gone Wild, the proposal"
 SUMMARY = "a summary of arXiv 2505.06708 (not the paper)"
 MOST, HALF, ACCURACY = Region(low=0.5), Region(high=0.5), 0.05
 SAVED = 0.1  # of the bytes that attention reads
-NOTHING = STUDY_METRICS["val_loss"].metric.equivalence  # nats; what differs by less counts as nothing
 HEADWISE, ELEMENTWISE, VALUE, SINK_LOGIT = "sdpa-headwise", "sdpa-elementwise", "value-elementwise", "sink-logit"
 GATES = {"headwise": HEADWISE, "elementwise": ELEMENTWISE}
 
