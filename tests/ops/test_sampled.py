@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gatelab.config.normaliser import SinkLogit
 from gatelab.ops.attention_stats import Places, Rank, Stretch, octave, one_pass, sampled_queries
+from gatelab.ops.attention_stats.sampled import ranks
 
 B, H, G, K = 2, 4, 2, 8
 
@@ -227,3 +228,19 @@ def test_a_head_that_is_no_number_has_no_rank_and_leaves_the_others_theirs() -> 
     is_spoiled_BH = spoiled.effective_BH.isnan()
     assert is_spoiled_BH.nonzero().tolist() == [[1, 2]] == spoiled.stable_BH.isnan().nonzero().tolist()
     torch.testing.assert_close(spoiled.effective_BH[~is_spoiled_BH], alone.effective_BH[~is_spoiled_BH])
+
+
+def test_a_matrix_that_the_solver_gives_up_on_leaves_the_others_their_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    solve, bad = torch.linalg.eigvalsh, 7.0
+
+    def gives_up(gram: Tensor) -> Tensor:
+        if (gram == bad).any():
+            raise torch.linalg.LinAlgError("did not converge")
+        return solve(gram)
+
+    gram_BHRR = torch.eye(5, dtype=torch.float64).repeat(2, 3, 1, 1)
+    gram_BHRR[1, 2, 0, 0] = bad
+    monkeypatch.setattr(torch.linalg, "eigvalsh", gives_up)
+    for rank_BH in ranks(gram_BHRR):
+        assert rank_BH[1, 2].isnan() and rank_BH.isnan().sum() == 1
+        torch.testing.assert_close(rank_BH[0], torch.full((3,), 5.0))

@@ -165,9 +165,25 @@ def ranks(gram_BHRR: Tensor) -> tuple[Tensor, Tensor]:
     """Effective and stable rank, [B, H] both, of matrices whose rows have these products."""
     # The solver does not come back from what is not a number.
     is_number_BH = gram_BHRR.isfinite().all(dim=-1).all(dim=-1)
-    square_BHR = torch.linalg.eigvalsh(gram_BHRR.where(is_number_BH[..., None, None], 0.0)).clamp(min=0)
+    square_BHR = _eigenvalues(gram_BHRR.where(is_number_BH[..., None, None], 0.0)).clamp(min=0)
     square_BHR = square_BHR.masked_fill(~is_number_BH[..., None], torch.nan)
     singular_BHR = square_BHR.sqrt()
     share_BHR = singular_BHR / singular_BHR.sum(dim=-1, keepdim=True)
     effective_BH = torch.special.entr(share_BHR).sum(dim=-1).exp()
     return effective_BH.float(), (square_BHR.sum(dim=-1) / square_BHR.amax(dim=-1)).float()
+
+
+def _eigenvalues(gram_BHRR: Tensor) -> Tensor:
+    try:
+        return torch.linalg.eigvalsh(gram_BHRR)
+    except torch.linalg.LinAlgError:
+        # One matrix that a GPU's solver gives up on would take all others with it; LAPACK gives up on fewer.
+        each = [_alone(gram_RR) for gram_RR in gram_BHRR.flatten(0, -3).cpu()]
+        return torch.stack(each).view(gram_BHRR.shape[:-1]).to(gram_BHRR.device)
+
+
+def _alone(gram_RR: Tensor) -> Tensor:
+    try:
+        return torch.linalg.eigvalsh(gram_RR)
+    except torch.linalg.LinAlgError:
+        return gram_RR.new_full(gram_RR.shape[:1], torch.nan)
