@@ -19,24 +19,13 @@ from gatelab.ops.expert_ffn import IMPLEMENTATIONS as EXPERTS
 from gatelab.ops.expert_ffn import cases as expert_cases
 from gatelab.ops.expert_ffn import expert_ffn
 from gatelab.ops.gated_attention import IMPLEMENTATIONS, OPERATORS, Call, gated_attention
-from gatelab.ops.gated_attention.cases import CASES, Case, exempt, inputs
+from gatelab.ops.gated_attention.cases import Case, inputs
 from gatelab.ops.gated_decode import IMPLEMENTATIONS as DECODERS
 from gatelab.studies.quickstart import toy
 from gatelab.train.group import Group
 from gatelab.train.loop import train
 
 pytestmark = pytest.mark.gpu
-
-
-@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
-@pytest.mark.parametrize("impl", sorted(set(IMPLEMENTATIONS) - {"reference"}))
-def test_every_implementation_keeps_the_contract_in_bfloat16(case, impl):
-    if impl == "sdpa" and not case.is_softmax:
-        pytest.skip("sdpa computes a softmax, and this is none")
-    arguments = inputs(case, seed=0, dtype=torch.bfloat16, device="cuda")
-    reference = partial(gated_attention, impl="reference")
-    found = check(partial(gated_attention, impl=impl), reference, arguments)
-    assert not [v for v in found if not v.holds and v.tensor not in exempt(case, torch.bfloat16)]
 
 
 @pytest.mark.parametrize("n_keys", [48, 63, 64, 65, 128, 192, 200, 704])

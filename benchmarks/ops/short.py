@@ -249,7 +249,7 @@ def decode(
     log: Log, B: int, S: int, device: torch.device, rounds: int, *, bytes_per_s: float, has_others: bool
 ) -> dict[str, float]:
     """Microseconds a layer by way, and the floor."""
-    from gatelab.ops.gated_decode.kernels import CUTS, Cut
+    from gatelab.ops.gated_decode.kernels import Cut
     from gatelab.ops.gated_decode.kernels import gated_decode as split
 
     (H, G, K), normal = DECODED, partial(torch.randn, device=device, dtype=torch.bfloat16)
@@ -259,7 +259,7 @@ def decode(
     q_B1HK = normal(B, 1, H, K)
     logits = {"none": None, "headwise": normal(B, 1, H, 1), "elementwise": normal(B, 1, H, K)}
 
-    def own(gate: str, cut: Cut, k_BSGK: Tensor, v_BSGK: Tensor) -> Tensor:
+    def own(gate: str, cut: Cut | None, k_BSGK: Tensor, v_BSGK: Tensor) -> Tensor:
         return split(q_B1HK, k_BSGK, v_BSGK, logits[gate], window=None, first_B=None, end_B=None, cut=cut)
 
     def stock(gate: str, k_BSGK: Tensor, v_BSGK: Tensor) -> Tensor:
@@ -267,7 +267,7 @@ def decode(
         y_B1HK = F.scaled_dot_product_attention(*heads, enable_gqa=True).transpose(1, 2)
         return y_B1HK if gate == "none" else y_B1HK * logits[gate].sigmoid()
 
-    ways = {f"{gate} split": partial(own, gate, CUTS[128]) for gate in GATES}
+    ways = {f"{gate} split": partial(own, gate, None) for gate in GATES}
     ways |= {f"{gate} SDPA": partial(stock, gate) for gate in GATES}
     if has_others:
         ways |= {f"none split, cut {cut}": partial(own, "none", Cut(*cut)) for cut in OTHER_CUTS}

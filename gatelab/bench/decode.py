@@ -1,22 +1,26 @@
-"""bench decode: one query a sequence through an attention layer with a cache, gated over ungated.
+"""bench decode: one query a sequence behind a cache, through an attention layer and through its attention alone, gated over
+ungated.
 
-Notable: the floor is every weight and the whole cache, read once. The layer is rotary and as wide as its heads together;
-on CUDA its step is timed as it is launched from Python and as one captured graph, which is what serving does. A gated
-layer is held to the numeric contract through the reference implementation, on a short cache.
+Notable: the floor is every weight and the whole cache, read once; of attention alone it is the cache. The layer is rotary and
+as wide as its heads together; on CUDA its step is timed as it is launched from Python and as one captured graph, which is what
+serving does. A layer, and each candidate for its attention, is held to the numeric contract through the reference
+implementation, on a short cache.
 """
 
 from collections.abc import Callable
-from dataclasses import replace
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from importlib.util import find_spec
 
 import torch
-from torch import Tensor
-from torch.func import functional_call
 
-from ..nn.attention import GatedAttention
 from ..nn.cache import KVCache
+from . import decode_attention
 from .candidates import Candidate
+from .captured import captured
+from .decode_attention import Contracts, Made, layer_or_attention
+from .decode_layers import Layer, matched_width, own, qwen3_next, width_of
 from .floors import Rates
 from .ops import held
 from .plan import DecodePlan
@@ -24,87 +28,140 @@ from .room import no_room
 from .timing import RUNS, Budget, Timing, Work, take_turns
 
 NOTE = (
-    "Floor: every weight of the layer and the whole cache, read once. q, k, v and gate are one product. On CUDA a step is timed "
-    "as Python launches it and as one captured graph."
+    "Floor: every weight of the layer and the whole cache, read once; of attention alone the cache. q, k, v and gate are one "
+    "product. On CUDA a layer's step is timed as Python launches it and as one captured graph, and attention alone as one graph of "
+    "as many layers as have room, each with a cache of its own, a layer's share of its time. Ungated of equal weights: a layer "
+    "whose input is so much wider that it has the gated layer's weights, behind the same cache. Qwen3-Next's layer has norms of "
+    "queries and keys besides, three products for one, and the cache of transformers, joined anew in every step."
 )
+WORK = "one query, a layer"
+QWEN = "transformers, Qwen3-Next's layer"
 # Random numbers that a cache is filled with, over and over; no multiple of a head's channels.
 _DRAWN = (1 << 22) + 1
 _CHECKED = 1024  # tokens in the contract's cache, at most; the kernels that decode cut so many into several parts
+_CACHES, _LAYERS = 6e9, 24  # bytes and number of caches on CUDA, at most: many times the L2 cache
+
+
+@dataclass(frozen=True)
+class _Arm:
+    """A layer to time: `name` besides how it is launched, and how it is made behind a cache."""
+
+    gate: str
+    name: str
+    made: Callable[[KVCache], Layer]
+    is_own: bool = True
 
 
 def measure(plan: DecodePlan, rates: Rates, budget: Budget, tell: Callable[[str], None]) -> list[Timing]:
     """A row a batch, length of the cache, gate and way to launch."""
     shapes = [(batch, length) for length in plan.cache for batch in plan.batch]
-    contracts = {gate: _contract(plan, gate, budget) for gate in plan.gates}
     rows: list[Timing] = []
-    for i, (batch, length) in enumerate(shapes):
-        tell(f"a step of {batch} sequences behind {length} tokens")
-        rows += _of_shape(plan, batch, length, contracts, rates, budget, share=1 / (len(shapes) - i))
+    made = decode_attention.candidates(plan)
+    arms = _arms(plan)
+    with _room_to_compile(plan):
+        # Two layers, a third in float64 and a copy or two to be called with; keys and values of two sequences likewise.
+        checked = 2 * min(_CHECKED, *plan.cache) * _token_bytes(plan)
+        if why := no_room(6 * (_layer_bytes(plan) + checked), plan.device):
+            of_layers, of_attention = dict.fromkeys(map(_arm_key, arms), why), dict.fromkeys(made, why)
+        else:
+            tell("the contract")
+            of_layers = {_arm_key(arm): _contract(plan, arm, budget) for arm in arms}
+            of_attention = decode_attention.contracts(plan, made, budget)
+        for i, (batch, length) in enumerate(shapes):
+            tell(f"a step of {batch} sequences behind {length} tokens")
+            until = budget.share(1 / (len(shapes) - i))
+            rows += _of_shape(plan, batch, length, arms, of_layers, made, of_attention, rates, until)
     return rows
 
 
-def _of_shape(
-    plan: DecodePlan, batch: int, length: int, contracts: dict[str, str], rates: Rates, budget: Budget, *, share: float
-) -> list[Timing]:
-    device, dtype = torch.device(plan.device), getattr(torch, plan.dtype)
-    ways = ("eager", "graph") if plan.device == "cuda" else ("eager",)
-    rows = {(g, way): _row(plan, batch, length, g, way, contracts[g]) for g in plan.gates for way in ways}
-    # Rotary tables, a sine and a cosine a token, are the gates' own; the cache is all gates'.
-    n_bytes = dtype.itemsize * 2 * batch * length * plan.kv_heads * plan.head_dim
-    tables = 2 * 4 * len(plan.gates) * length * plan.head_dim
-    why = no_room(n_bytes + tables + len(plan.gates) * _layer_bytes(plan), plan.device)
-    # Filled once, which is more than a pass.
-    why = why or budget.lacks((RUNS + 2) * rates.ms(n_bytes, 0) / 1e3)
-    if why:
-        return [replace(row, contract=why) if row.contract == "holds" else row for row in rows.values()]
-    works, floors, cache = {}, {}, _filled(plan, batch, length)
+def _arms(plan: DecodePlan) -> list[_Arm]:
+    width = width_of(plan)
+    arms = [_Arm(gate, "", partial(own, plan, gate, width=width)) for gate in plan.gates]
     for gate in plan.gates:
-        if contracts[gate] != "holds":
-            continue
-        layer = _layer(plan, gate, length + 1)
-        x_B1D = torch.randn(batch, 1, plan.heads * plan.head_dim, device=device, dtype=dtype)
-        step = partial(_step, layer, x_B1D, cache)
-        n_all = n_bytes + dtype.itemsize * sum(p.numel() for p in layer.parameters())
+        if (wider := matched_width(plan, gate)) != width:
+            arms.append(_Arm("none", f"equal weights to {gate}", partial(own, plan, "none", width=wider)))
+    if "sdpa-elementwise" in plan.gates and _has_qwen():
+        arms.append(_Arm("sdpa-elementwise", QWEN, partial(qwen3_next, plan), is_own=False))
+    return arms
+
+
+def _has_qwen() -> bool:
+    try:
+        return find_spec("transformers.models.qwen3_next") is not None
+    except ImportError:
+        return False
+
+
+def _of_shape(
+    plan: DecodePlan, batch: int, length: int, arms: list[_Arm], of_layers: dict[str, str], made: Made,
+    of_attention: Contracts, rates: Rates, until: Budget,
+) -> list[Timing]:  # fmt: skip
+    ways = ("eager", "graph") if plan.device == "cuda" else ("eager",)
+    rows = {}
+    for arm in arms:
         for way in ways:
-            floors[gate, way] = rates.ms(n_all, 0)
-            works[f"{gate}, {way}"] = Work(step if way == "eager" else _captured(step), floor_ms=floors[gate, way])
-    turns = take_turns(works, device, budget=budget, share=share)
+            name = f"{way}, {arm.name}" if arm.name else way
+            row = layer_or_attention(plan, batch, length, arm.gate, name, WORK)
+            rows[_arm_key(arm), way] = replace(row, contract=of_layers[_arm_key(arm)], is_own=arm.is_own)
+    alone = decode_attention.rows_of(plan, batch, length, of_attention, made)
+    n_bytes = batch * length * _token_bytes(plan)
+    n_layers = max(1, min(_LAYERS, int(_CACHES / n_bytes))) if plan.device == "cuda" else 1
+    # Rotary tables, a sine and a cosine a token, are the layers' own; transformers' cache is another, and made anew.
+    tables = 2 * 4 * len(arms) * length * plan.head_dim
+    others = 2 * n_bytes * sum(not arm.is_own for arm in arms)
+    why = no_room(n_layers * n_bytes + others + tables + len(arms) * _layer_bytes(plan), plan.device)
+    # Filled once, which is more than a pass.
+    why = why or until.lacks((RUNS + 2) * rates.ms(n_bytes, 0) / 1e3)
+    if why:
+        return [replace(row, contract=why) if row.contract == "holds" else row for row in (*rows.values(), *alone)]
+    cache = _filled(plan, batch, length, n_layers)
+    layers = _layers_timed(plan, arms, rows, cache, n_bytes, rates, until)
+    return layers + decode_attention.timed(plan, alone, made, cache, rates, until, share=1.0)
+
+
+def _layers_timed(
+    plan: DecodePlan, arms: list[_Arm], rows: dict[tuple[str, str], Timing], cache: KVCache, n_bytes: int, rates: Rates,
+    until: Budget,
+) -> list[Timing]:  # fmt: skip
+    works: dict[str, Work] = {}
+    layers = {_arm_key(arm): arm.made(cache) for arm in arms if rows[_arm_key(arm), "eager"].contract == "holds"}
+    for arm_key, way in rows:
+        if arm_key in layers:
+            layer = layers[arm_key]
+            floor_ms = rates.ms(n_bytes + getattr(torch, plan.dtype).itemsize * layer.n_weights, 0)
+            run = captured(layer.step) if way == "graph" else partial(_called, layer.step)
+            works[f"{arm_key}, {way}"] = Work(run, floor_ms=floor_ms)
+    turns = take_turns(works, torch.device(plan.device), budget=until, share=0.5)
     out = []
-    for (gate, way), row in rows.items():
-        times, base = turns.times.get(f"{gate}, {way}"), turns.times.get(f"none, {way}")
+    for (arm_key, way), row in rows.items():
+        key, base = f"{arm_key}, {way}", turns.times.get(f"none/, {way}")
+        times = turns.times.get(key)
         if times is None:
-            out.append(replace(row, contract=turns.failed.get(f"{gate}, {way}", row.contract)))
+            out.append(replace(row, contract=turns.failed.get(key, row.contract)))
             continue
-        row = row.timed(times, floor_ms=floors[gate, way])
-        row = replace(row, tokens_per_s=1e3 * batch / row.median_ms)
+        row = row.timed(times, floor_ms=works[key].floor_ms)
+        row = replace(row, tokens_per_s=1e3 * row.at["batch"] / row.median_ms)
         out.append(row if base is None else row.over(times, base, "ungated"))
+        # The same times once more, over those of as many weights.
+        equal = turns.times.get(f"none/equal weights to {row.gate}, {way}")
+        if equal is not None and arm_key == f"{row.gate}/":
+            row = replace(row, candidate=f"{row.candidate}, over equal weights")
+            out.append(row.over(times, equal, "ungated of equal weights"))
     return out
 
 
-def _row(plan: DecodePlan, batch: int, length: int, gate: str, way: str, contract: str) -> Timing:
-    at: dict[str, Any] = {name: getattr(plan, name) for name in ("heads", "kv_heads", "head_dim", "dtype")}
-    shape = f"{batch} behind {length:,}, {plan.heads}/{plan.kv_heads}×{plan.head_dim}, {plan.dtype}"
-    at |= {"batch": batch, "cache": length}
-    return Timing("decode", shape, gate, way, "one query", contract, is_own=True, at=at)
+def _arm_key(arm: _Arm) -> str:
+    return f"{arm.gate}/{arm.name}"
 
 
-def _layer(plan: DecodePlan, gate: str, max_seq_len: int, *, impl: str = "auto") -> GatedAttention:
-    torch.manual_seed(0)
-    layer = GatedAttention(
-        d_model=plan.heads * plan.head_dim, n_heads=plan.heads, n_kv_heads=plan.kv_heads, head_dim=plan.head_dim,
-        gate=gate, max_seq_len=max_seq_len, impl=impl,
-    )  # fmt: skip
-    # Rotary tables stay in float32, as they are in a model.
-    for parameter in layer.parameters():
-        parameter.data = parameter.data.to(getattr(torch, plan.dtype))
-    layer.is_packed = True
-    return layer.to(plan.device).requires_grad_(False)
+def _called(step: Callable[[], object], _: object) -> None:
+    step()
 
 
-def _filled(plan: DecodePlan, batch: int, length: int) -> KVCache:
+def _filled(plan: DecodePlan, batch: int, length: int, n_layers: int = 1) -> KVCache:
     """A cache with random keys and values and room for one token more."""
     cache = KVCache(
-        n_layers=1, batch=batch, max_seq_len=length + 1, n_kv_heads=plan.kv_heads, head_dim=plan.head_dim,
+        n_layers=n_layers, batch=batch, max_seq_len=length + 1, n_kv_heads=plan.kv_heads, head_dim=plan.head_dim,
         dtype=getattr(torch, plan.dtype), device=plan.device,
     )  # fmt: skip
     for kept_N in (cache.k_LBSGK.view(-1), cache.v_LBSGK.view(-1)):
@@ -115,64 +172,31 @@ def _filled(plan: DecodePlan, batch: int, length: int) -> KVCache:
     return cache
 
 
-@torch.no_grad()
-def _step(layer: GatedAttention, x_B1D: Tensor, cache: KVCache, _: None = None) -> Tensor:
-    # The cache is not advanced, so that every step is the same one.
-    return layer(x_B1D, cache=cache)
-
-
-def _captured(step: Callable[[], Tensor]) -> Callable[[None], None]:
-    """The step as one CUDA graph, captured when it is first run."""
-    graphs: list[torch.cuda.CUDAGraph] = []
-
-    def replay(_: None) -> None:
-        if not graphs:
-            beside = torch.cuda.Stream()
-            beside.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(beside):
-                for _ in range(3):
-                    step()
-            torch.cuda.current_stream().wait_stream(beside)
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                step()
-            graphs.append(graph)
-        graphs[0].replay()
-
-    return replay
+def _token_bytes(plan: DecodePlan) -> int:
+    """Of a token's key and value."""
+    return getattr(torch, plan.dtype).itemsize * 2 * plan.kv_heads * plan.head_dim
 
 
 def _layer_bytes(plan: DecodePlan) -> int:
     """Of the weights of q, k, v, gate and output."""
-    width, narrow = plan.heads * plan.head_dim, plan.kv_heads * plan.head_dim
+    width, narrow = width_of(plan), plan.kv_heads * plan.head_dim
     return getattr(torch, plan.dtype).itemsize * width * (2 * width + 2 * narrow)
 
 
-def _contract(plan: DecodePlan, gate: str, budget: Budget) -> str:
-    length = min(_CHECKED, *plan.cache)
-    # Two layers, a third in float64 and a copy or two to be called with.
-    if why := no_room(6 * _layer_bytes(plan), plan.device):
-        return why
-    layer, reference = (_layer(plan, gate, length + 1, impl=impl) for impl in ("auto", "reference"))
-    cache = _filled(plan, 2, length)
-    x_B1D = torch.randn(2, 1, plan.heads * plan.head_dim, device=plan.device, dtype=cache.k_LBSGK.dtype)
-    arguments = dict(layer.named_parameters()) | {"x_B1D": x_B1D, "k_LBSGK": cache.k_LBSGK, "v_LBSGK": cache.v_LBSGK}
+def _contract(plan: DecodePlan, arm: _Arm, budget: Budget) -> str:
+    cache = _filled(plan, 2, min(_CHECKED, *plan.cache))
+    layer = arm.made(cache)
+    k_BSGK, v_BSGK = cache.k_LBSGK[0, :, : cache.length], cache.v_LBSGK[0, :, : cache.length]
+    arguments = {name: t.detach() for name, t in layer.arguments.items()} | {"k_BSGK": k_BSGK, "v_BSGK": v_BSGK}
     # Only the output is compared.
-    arguments = {name: t.detach() for name, t in arguments.items()} | {"grad_BTHK": torch.zeros_like(x_B1D)}
-    return held(Candidate("auto", partial(_through, layer)), partial(_through, reference), arguments, budget)
+    arguments["grad_BTHK"] = torch.zeros_like(arguments["x_B1D"])
+    return held(Candidate(arm.name, layer.candidate), layer.reference, arguments, budget)
 
 
-@torch.no_grad()
-def _through(layer: GatedAttention, **arguments: Tensor) -> Tensor:
-    """A step of the layer with the weights and the cache that are given, in their type; without gradients, as the step that
-    is timed."""
-    k_LBSGK, v_LBSGK = arguments.pop("k_LBSGK"), arguments.pop("v_LBSGK")
-    x_B1D = arguments.pop("x_B1D")
-    L, B, S, G, K = k_LBSGK.shape
-    cache = KVCache(
-        n_layers=L, batch=B, max_seq_len=S, n_kv_heads=G, head_dim=K, dtype=k_LBSGK.dtype, device=k_LBSGK.device
-    )
-    cache.k_LBSGK.copy_(k_LBSGK)
-    cache.v_LBSGK.copy_(v_LBSGK)
-    cache.length = S - 1
-    return functional_call(layer, arguments, (x_B1D,), {"cache": cache})
+def _room_to_compile(plan: DecodePlan) -> object:
+    if plan.device != "cuda":
+        return nullcontext()
+    import torch._dynamo
+
+    # Each gate is compiled for the checked and for every timed shape, and the default limit is 8 in all.
+    return torch._dynamo.config.patch(recompile_limit=64)

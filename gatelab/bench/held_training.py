@@ -67,8 +67,8 @@ def first_step(group: Group, step: Step) -> FirstStep:
     return FirstStep(step.loss[0], norm, gradients, frozenset(chosen))
 
 
-class _Plain(Group):
-    """A group whose run takes its steps eagerly, outside of any stack."""
+class Unstacked(Group):
+    """A group whose runs take their steps outside of any stack, so that none is captured."""
 
     is_stacked = False
 
@@ -131,7 +131,7 @@ def _norm(values: Tensor) -> float:
 
 
 def _step(run: Run, execution: Execution, dtype: torch.dtype) -> FirstStep:
-    group = _Plain([run], execution)
+    group = Unstacked([run], execution)
     model = group.members[0].model
     if dtype == torch.float64:
         model.double()

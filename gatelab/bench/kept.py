@@ -1,9 +1,11 @@
 """Bytes that a forward pass keeps for the backward pass, on any device.
 
-Notable: every storage counts once and whole, whoever made it: a saved input that is the caller's, and the output, which the
-projection after it keeps. So a gate that keeps the output twice, before and after its product, is seen to.
+Notable: every storage counts once and whole, whoever made it: the output too, which the projection after it keeps. So a gate
+that keeps the output twice, before and after its product, is seen to. A storage of which the inputs are slices counts as they
+do: what lies between them is no business of the call.
 """
 
+from collections import Counter
 from collections.abc import Callable
 
 from torch import Tensor
@@ -11,7 +13,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 
 def bytes_kept(call: Callable[..., Tensor], inputs: dict[str, Tensor]) -> int:
-    """Of `call(**inputs)`, whose inputs ask for gradients; the inputs and the output among them."""
+    """Of `call(**inputs)`, whose inputs ask for gradients and do not overlap; the inputs and the output among them."""
     sizes: dict[int, int] = {}
     held: list[Tensor] = []  # so that no storage takes another's place
 
@@ -24,6 +26,8 @@ def bytes_kept(call: Callable[..., Tensor], inputs: dict[str, Tensor]) -> int:
 
     with saved_tensors_hooks(count, lambda t: t):
         out = call(**inputs)
-    for t in (*inputs.values(), out):
-        count(t)
-    return sum(sizes.values())
+    count(out)
+    given: Counter[int] = Counter()
+    for t in inputs.values():
+        given[t.untyped_storage().data_ptr()] += t.numel() * t.element_size()
+    return sum((sizes | given).values())

@@ -13,6 +13,12 @@ def op_ms(plan: OpsPlan, rates: Rates, row: Timing) -> float:
     return ungated_ms(plan, rates, row.work) + gate_ms(plan, rates, row)
 
 
+def own_op_ms(plan: OpsPlan, rates: Rates, row: Timing) -> float | None:
+    """The same with `own_gate_ms`; None where that is."""
+    own = own_gate_ms(plan, rates, row)
+    return None if own is None else ungated_ms(plan, rates, row.work) + own
+
+
 def ungated_ms(plan: OpsPlan, rates: Rates, work: str) -> float:
     """Attention, causal."""
     heads = {"H": plan.heads, "G": plan.kv_heads, "K": plan.head_dim}
@@ -20,11 +26,15 @@ def ungated_ms(plan: OpsPlan, rates: Rates, work: str) -> float:
 
 
 def gate_ms(plan: OpsPlan, rates: Rates, row: Timing) -> float:
-    """The row's gate alone; 0 without one."""
-    if row.gate == "none":
-        return 0.0
-    moved = gate_bytes(_of_queries(plan), row.at["granularity"], row.work, more_passes=row.at.get("more_passes", 0))
-    return rates.ms(moved, 0)
+    """The row's gate alone, 0 without one: what the plain operation moves, or the candidate where it moves less. A pass that a
+    candidate makes beside it is no part of a floor."""
+    return _gate_ms(plan, rates, row, min(0, row.at.get("more_passes", 0)))
+
+
+def own_gate_ms(plan: OpsPlan, rates: Rates, row: Timing) -> float | None:
+    """The row's gate with the passes that its candidate makes beside the plain operation's; None where it makes none."""
+    more = row.at.get("more_passes", 0)
+    return _gate_ms(plan, rates, row, more) if more > 0 and "backward" in row.work else None
 
 
 def logits_bytes(plan: OpsPlan, granularity: str) -> int:
@@ -44,6 +54,12 @@ def all_bytes(plan: OpsPlan) -> int:
     logits = sum(logits_bytes(plan, granularity) for granularity in granularities)
     weights = 2 * 4 * 12 * (plan.heads * plan.head_dim) ** 2
     return (len(plan.gates) + 1) * ungated + logits + weights
+
+
+def _gate_ms(plan: OpsPlan, rates: Rates, row: Timing, more_passes: int) -> float:
+    if row.gate == "none":
+        return 0.0
+    return rates.ms(gate_bytes(_of_queries(plan), row.at["granularity"], row.work, more_passes=more_passes), 0)
 
 
 def _of_queries(plan: OpsPlan) -> int:

@@ -1,7 +1,8 @@
 """bench ops: gated attention by every implementation and peer, next to no gate, and the gate alone.
 
 Notable: everything of the shape is timed in every round, ungated and gated, so that ratios are within rounds: to the
-fastest of all ungated candidates. A candidate is first held to the numeric contract on shorter sequences of the same
+fastest of all ungated candidates. All are given slices of one packed projection, as a layer with `execution.packed` has them,
+and what they copy of these is their own time. A candidate is first held to the numeric contract on shorter sequences of the same
 type and heads; one that fails is not timed. Forward passes keep what a backward pass needs.
 """
 
@@ -9,7 +10,6 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,22 +24,25 @@ from ..ops.gated_attention import gated_attention
 from .candidates import Candidate, attention_candidates, gate_candidates
 from .floors import Rates
 from .kept import bytes_kept
-from .op_costs import all_bytes, gate_ms, logits_bytes, matrix_bytes, op_ms, ungated_ms
+from .op_costs import all_bytes, gate_ms, logits_bytes, matrix_bytes, op_ms, own_gate_ms, own_op_ms, ungated_ms
 from .plan import OpsPlan
 from .room import no_room
+from .slices import Arguments, drawn, on_sliced_logits, on_slices
 from .timing import OVER, Budget, Timing, Turns, Work, take_turns, why_not
 
 NOTE = (
-    "Floors: attention at the product's rate, 2 B H T² K operations forward and 2.5 times as many backward, or each tensor "
-    "moved once where that takes longer; and the gate's own kernels, 3 passes over a tensor as large as the output forward and "
-    "5 backward (elementwise), 2 and 3 (headwise), 1 more where the output is recovered, 1 fewer where a headwise gate goes "
-    "in with the log-sum-exp. Kept: q, k, v, logits, output and what the forward pass saves, each storage once. Peers that are "
-    "compiled are timed on CUDA alone, and on a CPU no Triton kernel is run: that these hold the contract is what the tests say, "
-    "through Triton's interpreter. The row of Qwen3-Next is our reading of its attention between the projections."
+    "Layout: queries, keys, values and logits are slices of one packed projection's output, rows of [q, k, v, logits], for every "
+    "candidate and in both tables; copies that one needs of them are its own time; outputs are [B, T, H, K], and gradients are "
+    "not joined again. Floors: attention at the product's rate, 2 B H T² K operations forward and 2.5 times as many backward, or "
+    "each tensor moved once where that takes longer; and the gate's own kernels, 3 passes over a tensor as large as the output "
+    "forward and 5 backward (elementwise), 2 and 3 (headwise), 1 fewer where a headwise gate goes in with the log-sum-exp; a pass "
+    "that a candidate makes beside these, to recover the output, is no part of the floor and is in own traffic. Kept: q, k, v, "
+    "logits, output and what the forward pass saves, each storage once. Peers that are compiled are timed on CUDA alone, and on a "
+    "CPU no Triton kernel is run: that these hold the contract is what the tests say, through Triton's interpreter. The row of "
+    "Qwen3-Next is our reading of its attention between the projections."
 )
 BOTH = "forward + backward"
 _CHECKED = 256  # tokens of the contract's sequences, at most
-Arguments = dict[str, Any]
 
 
 def measure(plan: OpsPlan, rates: Rates, budget: Budget, tell: Callable[[str], None]) -> list[Timing]:
@@ -75,7 +78,8 @@ def _attention(plan: OpsPlan, rates: Rates, budget: Budget, tell: Callable[[str]
         for c in attention_candidates(spec, device, length=plan.length):
             tell(f"the contract: {word}, {c.name}")
             contract = no_room(matrix_bytes(plan), plan.device) if c.has_matrices else ""
-            contract = contract or held(c, partial(gated_attention, gate=spec, impl="reference"), short, budget)
+            sliced = replace(c, call=partial(on_slices, c.call))
+            contract = contract or held(sliced, partial(gated_attention, gate=spec, impl="reference"), short, budget)
             for work in ("forward", BOTH):
                 row = _row("ops", plan, spec, c, work, contract)
                 rows.append(row)
@@ -102,7 +106,7 @@ def _attention(plan: OpsPlan, rates: Rates, budget: Budget, tell: Callable[[str]
             continue
         times = turns.times[_key(row)]
         row = row.timed(times, floor_ms=works[_key(row)].floor_ms)
-        row = replace(row, kept_mib=kept_mib.get(_key(row)))
+        row = replace(row, kept_mib=kept_mib.get(_key(row)), own_floor_ms=own_op_ms(plan, rates, row))
         base = best[row.work]
         if base is not None:
             row = row.over(times, turns.times[_key(base)], f"ungated, {base.candidate}")
@@ -126,7 +130,8 @@ def _gate_alone(plan: OpsPlan, rates: Rates, budget: Budget, tell: Callable[[str
         drawn_long = drawn(plan, spec, batch=plan.batch, length=plan.length)
         for c in gate_candidates(spec, device):
             short, long = _of_gate(drawn_short, c), _of_gate(drawn_long, c)
-            contract = held(c, partial(apply_gate, spec=spec), short, budget)
+            sliced = replace(c, call=partial(on_sliced_logits, c.call))
+            contract = held(sliced, partial(apply_gate, spec=spec), short, budget)
             for work in ("forward", "backward"):
                 row = _row("gate", plan, spec, c, work, contract)
                 rows.append(row)
@@ -140,11 +145,12 @@ def _gate_alone(plan: OpsPlan, rates: Rates, budget: Budget, tell: Callable[[str
             out.append(replace(row, contract=turns.failed.get(_key(row), row.contract)))
             continue
         row = row.timed(turns.times[_key(row)], floor_ms=works[_key(row)].floor_ms)
+        row = replace(row, own_floor_ms=own_gate_ms(plan, rates, row))
         against = next((n for n in ("torch.compile", "eager") if _key(replace(row, candidate=n)) in turns.times), None)
         if against is not None:
             base = turns.times[_key(replace(row, candidate=against))]
             row = row.over(turns.times[_key(row)], base, against)
-            row = replace(row, at=row.at | {"peer_most_ms": max(base.ms)})
+            row = replace(row, at=row.at | {"peer_upper_ms": base.upper})
         out.append(row)
     return out
 
@@ -156,21 +162,6 @@ def _room_to_compile(plan: OpsPlan) -> AbstractContextManager[object]:
 
     # Each gate is compiled for the checked and for the timed shape, and the default limit is 8 in all.
     return torch._dynamo.config.patch(recompile_limit=64)
-
-
-def drawn(plan: OpsPlan, spec: GateSpec | None, *, batch: int, length: int) -> Arguments:
-    """Random q, k, v, logits and an upstream gradient of a plan's heads and type, by the names that the op has; leaves."""
-    dtype, device, K = getattr(torch, plan.dtype), torch.device(plan.device), plan.head_dim
-    g = torch.Generator(device).manual_seed(0)
-
-    def normal(n_heads: int, width: int, *, is_leaf: bool = True) -> Tensor:
-        x = torch.randn(batch, length, n_heads, width, generator=g, device=device).to(dtype)
-        return x.requires_grad_(is_leaf)
-
-    out = {"q_BTHK": normal(plan.heads, K), "k_BSGK": normal(plan.kv_heads, K), "v_BSGK": normal(plan.kv_heads, K)}
-    if spec is not None:
-        out["gate_logits_BTHK"] = normal(plan.heads, K if spec.granularity == "elementwise" else 1)
-    return out | {"grad_BTHK": normal(plan.heads, K, is_leaf=False)}
 
 
 def held(candidate: Candidate, reference: Callable[..., Tensor], arguments: Arguments, budget: Budget) -> str:
@@ -235,6 +226,8 @@ def _gate_work(call: Callable[..., Tensor], arguments: Arguments, work: str, flo
 def _of_gate(arguments: Arguments, candidate: Candidate) -> Arguments:
     names = {"y_BTHK": "q_BTHK", "logits_BTHK": "gate_logits_BTHK", "grad_BTHK": "grad_BTHK"}
     given = {name: arguments[there] for name, there in names.items()}
+    # Attention writes its output apart.
+    given["y_BTHK"] = given["y_BTHK"].detach().contiguous().requires_grad_()
     return {name: t.detach() if name in candidate.without else t for name, t in given.items()}
 
 

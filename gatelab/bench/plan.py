@@ -114,10 +114,14 @@ class DecodePlan(_Heads):
     cache: Numbers
 
 
+PEERS = ("loop", "transformers")
+
+
 class TrainPlan(Plan):
     """Training steps of `tokens` tokens in sequences of `context`, `steps` of them a round, of every size and gate; with
     `group` above 1 also as many runs of one shape in one process. A gated model has its FFN narrowed to the weights of the
-    ungated one."""
+    ungated one. `peers` train the ungated one: `loop`, the trainer compiled and uncaptured, and `transformers`, its Llama of
+    the same shape."""
 
     sizes: Words
     context: Annotated[int, Field(ge=2)]
@@ -128,6 +132,7 @@ class TrainPlan(Plan):
     group: Positive = 1
     packed: bool = False
     attention: Attention = "auto"
+    peers: Words = ("none",)
 
     @field_validator("sizes")
     @classmethod
@@ -142,6 +147,14 @@ class TrainPlan(Plan):
         for word in gates:
             ModelConfig(gate=parse_gates(word))
         return ("none", *(word for word in gates if word != "none"))
+
+    @field_validator("peers")
+    @classmethod
+    def _peers(cls, peers: tuple[str, ...]) -> tuple[str, ...]:
+        for word in peers:
+            if word not in ("none", *PEERS):
+                raise ValueError(f"peer {word!r}: expected none, {' or '.join(PEERS)}{nearest(word, list(PEERS))}")
+        return tuple(word for word in peers if word != "none")
 
     @model_validator(mode="after")
     def _whole(self) -> "TrainPlan":
@@ -170,7 +183,7 @@ _NARROW = {"heads": 4, "kv_heads": 2, "head_dim": 32, "dtype": "float32"}
 DEFAULTS: dict[tuple[str, str], dict[str, Any]] = {
     ("ops", "cuda"): {**_WIDE, "tokens": 32_768, "length": 4096},
     ("ops", "cpu"): {**_NARROW, "tokens": 512, "length": 128},
-    ("train", "cuda"): {"sizes": ("30m",), "context": 1024, "tokens": 65_536, "steps": 5, "packed": True},
+    ("train", "cuda"): {"sizes": ("30m",), "context": 1024, "tokens": 65_536, "steps": 5, "packed": True, "peers": PEERS},
     ("train", "cpu"): {"sizes": ("64x2x4x256",), "context": 64, "tokens": 512, "steps": 2},
     ("decode", "cuda"): {**_WIDE, "batch": (1, 8, 64), "cache": (4096,)},
     ("decode", "cpu"): {**_NARROW, "batch": (1, 4), "cache": (256,)},

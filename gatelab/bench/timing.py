@@ -80,6 +80,11 @@ class Times:
     def median(self) -> float:
         return statistics.median(self.ms)
 
+    @property
+    def upper(self) -> float:
+        """Upper quartile: the end of the middle half."""
+        return statistics.quantiles(self.ms, n=4, method="inclusive")[2]
+
 
 @dataclass(frozen=True)
 class Turns:
@@ -93,9 +98,10 @@ class Turns:
 @dataclass(frozen=True)
 class Timing:
     """A row of the results. Times in milliseconds over `rounds`; `floor_ms` is what the device must spend by its measured
-    rates; `ratio` is the median over rounds of the time over that of `against`; `of_layer` what it takes beyond its
-    own ungated pass, as a share of a decoder layer's time; `kept_mib` what is kept for the backward pass, `kept_goal_mib` what
-    may be; `contract` holds, fails or says why there is no time."""
+    rates, `own_floor_ms` what it must where the candidate's kernels move more than that; `ratio` is the median over rounds of
+    the time over that of `against`; `of_layer` what it takes beyond its own ungated pass, as a share of a decoder layer's time;
+    `kept_mib` what is kept for the backward pass, `kept_goal_mib` what may be; `contract` holds, fails or says why there is
+    no time."""
 
     what: str
     shape: str
@@ -108,6 +114,7 @@ class Timing:
     most_ms: float | None = None
     rounds: int | None = None
     floor_ms: float | None = None
+    own_floor_ms: float | None = None
     of_floor: float | None = None
     ratio: float | None = None
     ratio_least: float | None = None

@@ -26,29 +26,34 @@ from ..train.group import Group, pick_device, pick_dtype
 from ..train.loop import train
 from .floors import HOPPER_FLOPS, Rates
 from .goals import JUDGED_ON
-from .held_training import first_step, references, verdicts
+from .held_training import Unstacked, first_step, references, verdicts
 from .plan import TrainPlan, size
 from .room import no_room
 from .timing import OVER, RUNS, Budget, Timing, Work, take_turns, wall_clock, why_not
+from .train_peers import LLAMA, LlamaLoop, has_transformers, unlike_llama
 
 NOTE = (
     "Floor: all operations at the product's rate. MFU: 6 operations a weight that a token multiplies, the head's with them and "
     "the embedding's not, and 12 H K a pair of a query and a key that it sees, n²/2 of them in a sequence of n; over 989 "
     "TFLOP/s on H100 and H200, over the product's rate elsewhere. Gated models have their FFN narrowed to equal weights. "
     "Contract: loss, gradient norm and gradient of the first step against attention=reference in a wider type, at most twice the "
-    "error of attention=reference in the same type."
+    "error of attention=reference in the same type. transformers' Llama has the ungated model's shape and weights of its own, so "
+    "it is held to as many weights, a first loss near that of random logits and one that falls on a repeated batch, and no more; "
+    "its tokens lie on the device before. The compiled loop is the trainer without captured steps."
 )
 _TOKENS = 1 << 22
+_BEGUN = 0.35  # of the time of a size, that must be left when a peer is begun
 _UNIT = 8  # channels; a width that is no multiple of it is slow on tensor cores
 
 
 @dataclass(frozen=True)
 class _Arm:
-    """A model to train, and how many runs of it in one process."""
+    """A model to train, how many runs of it in one process, and by what: the trainer where `peer` is empty."""
 
     row: Timing
     model: ModelConfig
     runs: int
+    peer: str = ""
 
 
 def measure(plan: TrainPlan, rates: Rates, budget: Budget, tell: Callable[[str], None]) -> list[Timing]:
@@ -82,23 +87,34 @@ def _check_served(plan: TrainPlan) -> None:
 def _of_size(plan: TrainPlan, word: str, rates: Rates, budget: Budget, *, share: float) -> list[Timing]:
     device, until = torch.device(plan.device), budget.share(share)
     arms = [_arm(plan, word, gate, runs) for gate in plan.gates for runs in dict.fromkeys((1, plan.group))]
-    works, contracts, begun = {}, {}, []
+    # Last, so that it is they that there is no time for.
+    arms += [_peer(arms[0], peer) for peer in plan.peers if peer != "transformers" or has_transformers()]
+    works, contracts, begun, whole = {}, {}, [], until.left
     for i, arm in enumerate(arms):
         key, floor_ms = _key(arm.row), rates.ms(0, _flops(plan, arm) * plan.steps * arm.runs)
         why = no_room(_bytes(plan, arm), plan.device)
         # Of its own steps one, and two of the reference's, are the contract's.
         why = why or until.lacks((RUNS + 3 / plan.steps) * floor_ms / 1e3)
         why = why or (OVER if i and not until.left else "")
+        # What a peer takes to be compiled is not known before, and all others wait for it.
+        why = why or (OVER if arm.peer and until.left < _BEGUN * whole else "")
+        why = why or (unlike_llama(arm.model) if arm.peer == "transformers" else "")
         if why:
             contracts[key] = why
             continue
-        steps = _Steps(plan, arm)
-        contracts[key] = steps.contract()
+        try:
+            steps = _steps(plan, arm)
+            contracts[key] = steps.contract()
+        except Exception as error:
+            contracts[key] = why_not(error)
+            continue
         if contracts[key].startswith("holds"):
             works[key] = Work(lambda _, s=steps: s.take(plan.steps), floor_ms=floor_ms)
             begun.append(steps)
         else:
             steps.close()
+    # However long the last took to be compiled, what is ready is timed.
+    until = Budget.of(max(until.left, until.asked / 10))
     turns = take_turns(works, device, budget=until, measure=wall_clock(device))
     for steps in begun:
         steps.close()
@@ -153,6 +169,18 @@ def _arm(plan: TrainPlan, word: str, gate: str, runs: int) -> _Arm:
     return _Arm(Timing("train", shape, gate, candidate, "step of a run", is_own=True, at=at), model, runs)
 
 
+def _peer(arm: _Arm, peer: str) -> _Arm:
+    candidate = LLAMA if peer == "transformers" else "alone, compiled loop"
+    return replace(arm, row=replace(arm.row, candidate=candidate, is_own=False), peer=peer)
+
+
+def _steps(plan: TrainPlan, arm: _Arm) -> "_Steps | LlamaLoop":
+    if arm.peer != "transformers":
+        return _Steps(plan, arm)
+    (run,), _ = _runs(plan, arm)
+    return LlamaLoop(run, torch.device(plan.device), plan.micro_batch)
+
+
 class _Steps:
     """The steps of a group, which is made when the first is asked for."""
 
@@ -194,7 +222,7 @@ class _Steps:
 
 
 def _group(plan: TrainPlan, arm: _Arm) -> Group:
-    return Group(*_runs(plan, arm))
+    return (Unstacked if arm.peer else Group)(*_runs(plan, arm))
 
 
 def _runs(plan: TrainPlan, arm: _Arm) -> tuple[list[Run], Execution]:

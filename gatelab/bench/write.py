@@ -26,6 +26,7 @@ _COLUMNS: dict[str, Callable[[Timing], Any]] = {
     "rounds": lambda r: r.rounds,
     "floor ms": lambda r: _rounded(r.floor_ms),
     "of floor": lambda r: _rounded(r.of_floor),
+    "own traffic ms": lambda r: _rounded(r.own_floor_ms),
     "ratio": lambda r: _rounded(r.ratio, 4),
     "ratio, least to most": lambda r: _range(r.ratio_least, r.ratio_most),
     "to": lambda r: r.against,

@@ -82,6 +82,7 @@ def train(
     group: int | None = None,
     packed: bool | None = None,
     attention: str | None = None,
+    peers: str | None = None,
     common: Common = _COMMON,
 ) -> int:
     """Steps of the trainer: tokens a second and MFU, gated and ungated, alone and many at once.
@@ -106,10 +107,14 @@ def train(
         Queries, keys, values and gate in one product; on a GPU unless --no-packed.
     attention:
         The implementation of attention, as `impl` of GatedAttention; auto unless stated.
+    peers:
+        What else trains the ungated model, joined by commas: loop (the trainer, compiled and uncaptured), transformers (its Llama,
+        compiled), or none; both on a GPU unless stated.
     """
     given = {
         "sizes": sizes, "context": context, "tokens": tokens, "micro_batch": micro_batch, "steps": steps,
         "gates": gates, "group": group, "packed": packed, "attention": attention,
+        "peers": peers,
     }  # fmt: skip
     return _carry_out("train", given, common)
 

@@ -7,7 +7,7 @@ field does not rename old runs; a changed default raises `SCHEMA`.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
 from .. import SCHEMA
 from .ask import AskConfig
@@ -248,18 +248,27 @@ class Run(Config):
 Attention = Literal["auto", "reference", "sdpa", "flash", "flash-lean", "short", "hopper"]
 
 
+def _flag(value: Any) -> Any:
+    """As true and false are written in a command."""
+    return {"true": True, "false": False}.get(value.lower(), value) if isinstance(value, str) else value
+
+
+Packed = Annotated[Literal["auto", True, False], BeforeValidator(_flag)]
+
+
 class Execution(Config):
     """How a run is carried out; nothing here changes its fingerprint.
 
     `slots` groups of runs at a time (0: as many as cores allow); `group` runs of one shape in one process, stacked where they
     can be (0: as many as keep a GPU busy, on CPUs one); `threads` a process on CPUs; `micro_batch` sequences at a time,
     gradients accumulated (0: the whole batch); `compile` auto compiles on GPUs; `packed` computes queries, keys, values and
-    the gates that read the same input in one matrix product; `attention` is the implementation of attention that is taken,
-    `impl` of GatedAttention, and one that cannot serve the run refuses it: results of both are equal up to rounding. A
-    checkpoint at least every `checkpoint_s` seconds; a run longer than `timeout_s` seconds (0: no limit) is stopped and may
-    be resumed; one that was lost is tried again `lost_retries` times. `processes` of one machine share the batches of a group,
-    each with a GPU of its own where there are GPUs; `gpu_share` of a GPU is what a group of one process takes. `parallel` lays
-    them out; where it needs more processes than are stated, there are as many as it needs.
+    the gates that read the same input in one matrix product, auto on GPUs where a model has such gates and no mesh parts its
+    weights; `attention` is the implementation of attention that is taken, `impl` of GatedAttention, and one that cannot serve
+    the run refuses it: results of both are equal up to rounding. A checkpoint at least every `checkpoint_s` seconds; a run
+    longer than `timeout_s` seconds (0: no limit) is stopped and may be resumed; one that was lost is tried again `lost_retries`
+    times. `processes` of one machine share the batches of a group, each with a GPU of its own where there are GPUs;
+    `gpu_share` of a GPU is what a group of one process takes. `parallel` lays them out; where it needs more processes than are
+    stated, there are as many as it needs.
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -268,7 +277,7 @@ class Execution(Config):
     threads: Annotated[int, Field(gt=0, le=1024)] = 1
     micro_batch: Annotated[int, Field(ge=0)] = 0
     compile: Literal["auto", "on", "off"] = "auto"
-    packed: bool = False
+    packed: Packed = "auto"
     attention: Attention = "auto"
     checkpoint_s: Annotated[float, Field(ge=0)] = 30.0
     timeout_s: Annotated[float, Field(ge=0)] = 0.0

@@ -63,6 +63,7 @@ class Group:
         self.device = pick_device(self.execution.device)
         runs = [resolve(run) for run in runs]
         first = runs[0]
+        self._gates = first.model.all_gates
         parallel, world = self.execution.parallel, processes()
         # All that a mesh could be refused for, before processes wait for each other.
         parallel.check(first.model, first.train.batch_size, world)
@@ -127,6 +128,14 @@ class Group:
         """On a mesh block by block, else the whole step but for its update where runs are not stacked."""
         return self._compiles([m.run for m in self.members])
 
+    @property
+    def is_packed(self) -> bool:
+        """Whether the products of one input are one: where nothing is said, on GPUs, of a model some gate of which joins them."""
+        if self.execution.packed != "auto":
+            return self.execution.packed
+        joins = any(g.source == "hidden" and g.rank is None and g.mlp is None for g in self._gates)
+        return joins and self.device.type == "cuda" and self.ranks.mesh is None
+
     def _compiles(self, runs: list[Run]) -> bool:
         if self.execution.compile == "auto":
             return self.device.type == "cuda" and all(run.optim.qk_clip is None for run in runs)
@@ -139,7 +148,7 @@ class Group:
             "device": name,
             "compute_dtype": str(self.dtype).removeprefix("torch."),
             "compiled": self.is_compiled,
-            "packed": self.execution.packed,
+            "packed": self.is_packed,
             "attention": self._attention(),
             "attention_kernels": attention_kernels(
                 self.run.model, self._attention(), dtype=self.dtype, device=self.device
@@ -262,7 +271,7 @@ class Group:
         """How a model computes."""
         model.compute_dtype, model.is_packed, model.attention = (
             self.dtype,
-            self.execution.packed,
+            self.is_packed,
             self.execution.attention,
         )
 
@@ -273,7 +282,7 @@ def processes() -> int:
 
 
 def _refuse_beside_mesh(execution: Execution) -> None:
-    if execution.packed:
+    if execution.packed is True:
         raise ValueError(
             "execution.packed=true joins projections, of which execution.parallel gives each rank a part; leave one of them out"
         )

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from gatelab.bench import candidates, ops, timing
+from gatelab.bench import candidates, ops, slices, timing
 from gatelab.bench.benchmark import Benchmark, benchmark, utc_now
 from gatelab.bench.goals import judged
 from gatelab.bench.plan import plan
@@ -95,6 +95,42 @@ def test_every_gate_is_timed_beside_no_gate_by_every_implementation() -> None:
     }
 
 
+def test_everything_is_timed_and_judged_on_slices_of_one_projection(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[str, list[torch.Tensor]]] = []
+    right_op, right_gate = op.IMPLEMENTATIONS["sdpa"], ops.gate_candidates
+
+    def attend(q: Any, k: Any, v: Any, logits: Any, *rest: Any) -> torch.Tensor:
+        if logits is not None:  # else it may be the layer's
+            seen.append(("ops", [q, k, v, logits]))
+        return right_op(q, k, v, logits, *rest)
+
+    def gates(*given: Any) -> list[Any]:
+        def watched(call: Any, y_BTHK: torch.Tensor, logits_BTHK: torch.Tensor) -> torch.Tensor:
+            assert y_BTHK.is_contiguous()
+            seen.append(("gate", [logits_BTHK]))
+            return call(y_BTHK=y_BTHK, logits_BTHK=logits_BTHK)
+
+        return [replace(c, call=lambda call=c.call, **tensors: watched(call, **tensors)) for c in right_gate(*given)]
+
+    monkeypatch.setitem(op.IMPLEMENTATIONS, "sdpa", attend)
+    monkeypatch.setattr(ops, "gate_candidates", gates)
+    found = small_ops(gates="sdpa-headwise")
+    assert {name for name, _ in seen} == {"ops", "gate"} and "slices of one packed projection" in ops.NOTE
+    for _, given in seen:
+        assert len({t.untyped_storage().data_ptr() for t in given}) == 1
+        # 4 + 2 + 2 heads of 8 channels and 4 logits are 68; where the gate is checked alone they are 36.
+        assert all(t.stride(1) in (64, 128) and t.stride(3) == 1 for t in given)
+    assert all(row.contract == "holds" for row in found.rows if row.candidate == "gatelab sdpa")
+
+
+def test_slices_have_the_numbers_and_gradients_of_what_they_join() -> None:
+    given = {name: torch.randn(2, 3, n, 5, requires_grad=True) for name, n in (("q_BTHK", 4), ("k_BSGK", 2))}
+    joined = slices._joined(given)
+    assert all(torch.equal(joined[name], t) for name, t in given.items())
+    (3 * joined["q_BTHK"]).sum().backward()
+    assert (given["q_BTHK"].grad == 3).all() and not given["k_BSGK"].grad.any()
+
+
 def test_a_wrong_result_fails_and_has_no_time_and_no_ratio(monkeypatch: pytest.MonkeyPatch) -> None:
     right = op.IMPLEMENTATIONS["sdpa"]
     monkeypatch.setitem(op.IMPLEMENTATIONS, "sdpa", lambda *given: right(*given) + 0.1)
@@ -131,7 +167,8 @@ def test_a_wrong_decoding_step_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(op.IMPLEMENTATIONS, "sdpa", lambda *given: right(*given) * 1.02)
     shape = {"batch": "2", "cache": "9", "heads": 4, "kv_heads": 2, "head_dim": 8, "seconds": 120.0}
     rows = benchmark("decode", plan("decode", "cpu", shape), lambda _: None).rows
-    assert rows and all(row.contract.startswith("FAIL output") and row.ratio is None for row in rows)
+    layers = [row for row in rows if row.is_own and row.work.endswith("layer")]
+    assert layers and all(row.contract.startswith("FAIL output") and row.ratio is None for row in layers)
 
 
 def test_the_kernels_that_decode_are_what_is_judged(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,8 +176,9 @@ def test_the_kernels_that_decode_are_what_is_judged(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(gated_decode.split, "unserved", lambda *_: None)
     monkeypatch.setitem(gated_decode.IMPLEMENTATIONS, "split", lambda *given, **slots: right(*given, **slots) * 1.02)
     shape = {"batch": "2", "cache": "9", "heads": 4, "kv_heads": 2, "head_dim": 8, "seconds": 120.0}
-    rows = benchmark("decode", plan("decode", "cpu", shape), lambda _: None).rows
-    assert rows and all(row.contract.startswith("FAIL output") and row.ratio is None for row in rows)
+    rows = [row for row in benchmark("decode", plan("decode", "cpu", shape), lambda _: None).rows if row.is_own]
+    assert {row.work.rpartition(", ")[2] for row in rows} == {"a layer", "attention alone"}
+    assert all(row.contract.startswith("FAIL output") and row.ratio is None for row in rows)
 
 
 @pytest.mark.parametrize("wrong", ["first_token_mass", "sink_importance", "attention_entropy", "attention_focus"])

@@ -260,3 +260,17 @@ def test_a_key_without_a_position_does_not_go_with_packed_documents_under_rope()
         override(Run(), fields)
     assert override(Run(), {**fields, "model.positions": "learned"}).data.document_mask
     assert override(Run(), {**fields, "data.document_mask": False}).model.positions == "rope"
+
+
+@pytest.mark.parametrize("written", [True, "true", "True", False, "false", "auto"])
+def test_packed_is_auto_or_said(written: object) -> None:
+    wanted = {"true": True, "false": False}.get(str(written).lower(), written)
+    execution = validate(Execution, {"packed": written})
+    assert execution.packed is wanted or execution.packed == wanted == "auto"
+    assert Execution.model_validate_json(execution.model_dump_json()) == execution
+    assert Execution().packed == "auto"
+
+
+def test_packed_otherwise_is_refused() -> None:
+    with pytest.raises(ConfigError, match="packed='maybe': expected one of 'auto', 'True', 'False'"):
+        validate(Execution, {"packed": "maybe"})

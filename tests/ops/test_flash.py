@@ -1,6 +1,7 @@
 """Attention and its gate as one operator: the contract, what it keeps, what it refuses, and what `auto` makes of it."""
 
 import math
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,7 +16,9 @@ from gatelab.config.normaliser import NORMALISERS, SinkLogit, Softmax
 from gatelab.nn.attention import GatedAttention
 from gatelab.ops.contract import check
 from gatelab.ops.gated_attention import Call, choose, chosen_for, flash, gated_attention, short
+from gatelab.ops.gated_attention.call import call_of
 from gatelab.ops.gated_attention.cases import CASES, Case, apart, inputs, together
+from gatelab.ops.gated_attention.scoring import Scoring, scoring
 
 REFERENCE = partial(gated_attention, impl="reference")
 SERVED = {"plain", "headwise", "elementwise", "grouped-odd", "one-kv-head", "both-ways", "cross", "one-token"}
@@ -289,6 +292,50 @@ def test_auto_is_the_own_kernels_where_they_were_faster(monkeypatch: pytest.Monk
     assert chosen(64, 513) == chosen(32, 2049) == chosen(128, 64) == chosen(48, 64) == "flash-lean"
     assert chosen(64, 512, window=8) == chosen(32, 64, extras=("mask_BTS",)) == "sdpa"
     assert choose("auto", Softmax(), a_call(head_dim=64, n_queries=1, n_keys=64)) == "sdpa"
+
+
+def test_auto_without_a_gradient_is_what_is_fastest_forward(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flash, "_missing", lambda device: None)
+    monkeypatch.setattr(short, "_missing", lambda device: None)
+
+    def chosen(head_dim: int, n: int, gate: str | None = None, **changes: object) -> str:
+        spec = None if gate is None else GateSpec.parse(gate)
+        call = a_call(head_dim=head_dim, n_queries=n, n_keys=n, gate=spec, has_gradients=False, **changes)
+        return choose("auto", Softmax(), call)
+
+    assert chosen(32, 2048) == chosen(32, 512, "sdpa-headwise") == "short"
+    assert chosen(32, 512, "sdpa-elementwise") == chosen(32, 2049) == "flash-lean"
+    assert chosen(64, 512) == chosen(64, 256, "sdpa-headwise") == chosen(64, 64, "sdpa-elementwise") == "flash-lean"
+    assert chosen(32, 64, window=8) == "sdpa"
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_call_knows_whether_a_gradient_is_wanted(monkeypatch: pytest.MonkeyPatch, compiled: bool) -> None:
+    monkeypatch.setattr(flash, "_missing", lambda device: None)
+    monkeypatch.setattr(short, "_missing", lambda device: None)
+
+    softmax, on_gpu = Softmax(), {"device": CUDA}
+
+    def chosen(*given: Tensor | None) -> Tensor:
+        """A number that says what was chosen, as if it were on a GPU."""
+        call = call_of(*given, None, scoring_of(given[0], given[1]))
+        names = ("short", "flash-lean", "sdpa")
+        return given[0].new_tensor(float(names.index(choose("auto", softmax, replace(call, **on_gpu)))))
+
+    def scoring_of(q_BTHK: Tensor, k_BSGK: Tensor) -> Scoring:
+        nothing = ("learned", "heads", "window", "mask_BTS", "bias_BHTS", "score_logits_BSH", "score_gate")
+        return scoring(q_BTHK, k_BSGK, normaliser=softmax, is_causal=True, **dict.fromkeys(nothing))
+
+    asked = torch.compile(chosen, fullgraph=True, backend="eager") if compiled else chosen
+    q = torch.zeros(1, 8, 2, 64, dtype=torch.bfloat16)
+    logits = torch.zeros(1, 8, 2, 1, requires_grad=True)
+    leaf = q.clone().requires_grad_()
+    assert asked(q, q, q, None).item() == 1 and asked(leaf, q, q, None).item() == 0
+    assert asked(q, q, leaf, None).item() == asked(q, q, q, logits).item() == asked(2 * leaf, q, q, None).item() == 0
+    with torch.no_grad():
+        assert asked(leaf, leaf, leaf, logits).item() == 1
+    if compiled:
+        torch._dynamo.reset()
 
 
 def test_a_device_that_the_kernels_do_not_know_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

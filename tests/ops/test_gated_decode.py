@@ -1,7 +1,9 @@
 """One query a sequence against a cache: the contract of the kernels, on a CUDA device, else in Triton's interpreter; and that
 a layer decodes with them what it decodes without."""
 
+import ast
 import importlib.util
+import json
 import math
 import os
 import subprocess
@@ -9,6 +11,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,6 +27,7 @@ from gatelab.ops.contract import check
 from gatelab.ops.gated_attention import gated_attention
 from gatelab.ops.gated_decode import IMPLEMENTATIONS, choose, gated_decode, split
 
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "inside_h100_2026-11.json"
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 if importlib.util.find_spec("triton") is None:
     pytest.skip("needs triton", allow_module_level=True)
@@ -86,8 +90,10 @@ SHAPES = (
     Shape("padded", B=3, first=(0, 7, 70)),
     Shape("unequal", B=3, end=(75, 20, 1)),
     Shape("everything", B=3, first=(3, 0, 11), end=(75, 20, 33), window=25, gate="sdpa-headwise"),
-    Shape("the-cut-that-is-used", S=300, cut=kernels.CUTS[128]),
-    Shape("the-cut-of-wide-heads", B=1, S=300, H=3, G=1, K=200, gate="sdpa-headwise", cut=kernels.CUTS[256]),
+    Shape("the-cut-of-few-sequences", S=300, cut=kernels.CUTS[128].few),
+    *(Shape(f"the-cut-of-many-{n}", S=300, cut=cut) for n, (_, cut) in enumerate(kernels.CUTS[128].many)),
+    Shape("the-cut-of-narrow-heads", S=300, cut=kernels.CUTS[64].few),
+    Shape("the-cut-of-wide-heads", B=1, S=300, H=3, G=1, K=200, gate="sdpa-headwise", cut=kernels.CUTS[256].few),
 )
 by_shape = pytest.mark.parametrize("shape", SHAPES, ids=lambda s: s.name)
 
@@ -210,6 +216,27 @@ def test_the_number_of_splits_follows_from_shapes_alone() -> None:
     assert n(64, 100_000, 8, cut) == 1
 
 
+MEASURED = [row for row in json.loads(RESULTS.read_text())["short_and_decode"] if row["kind"] == "cuts"]
+
+
+@pytest.mark.parametrize("row", MEASURED, ids=lambda row: f"{row['B']}x{row['S']}")
+def test_the_cut_is_the_fastest_measured_at_that_shape(row: dict[str, Any]) -> None:
+    """32 heads on 8 of 128, by what is launched: keys at a time, warps, stages and splits on 132 multiprocessors."""
+    fastest = min(row["us"], key=lambda name: row["us"][name][0])
+    cut = kernels.cut_of(128, row["B"] * 8, row["S"])
+    with torch.device("meta"):
+        q_B1HK, k_BSGK = torch.empty(row["B"], 1, 32, 128), torch.empty(row["B"], row["S"], 8, 128)
+    on_132 = cut._replace(n_programs=132 * cut.n_programs)
+    assert cut[:3] == ast.literal_eval(fastest)[:3]
+    assert kernels.n_splits(q_B1HK, k_BSGK, on_132) == row["n_splits"][fastest]
+
+
+def test_there_is_a_cut_for_every_shape_and_six_were_measured() -> None:
+    assert len(MEASURED) == 6
+    assert all(cuts.many[-1][0] == kernels._ANY for cuts in kernels.CUTS.values())
+    assert all(isinstance(kernels.cut_of(K, n, S), Cut) for K in (1, 65, 256) for n in (1, 9**5) for S in (1, 2**30))
+
+
 @by_shape
 def test_every_element_of_the_results_is_written(monkeypatch: pytest.MonkeyPatch, shape: Shape) -> None:
     given = drawn(shape)
@@ -246,7 +273,7 @@ def test_shut_and_open_gates_stay_finite() -> None:
     given = drawn(Shape("extreme", B=4, gate="sdpa-headwise"), torch.float16)
     given["gate_logits_B1HK"] = torch.tensor([-80.0, 80.0, -1e4, 1e4], device=DEVICE).half()[:, None, None, None]
     z = split.gated_decode(**given, window=None, first_B=None, end_B=None)
-    y = by_kernels(**(given | {"gate_logits_B1HK": None, "gate": None}), cut=kernels.CUTS[128])
+    y = by_kernels(**(given | {"gate_logits_B1HK": None, "gate": None}), cut=kernels.cut_of(16, 8, 75))
     assert torch.equal(z[1], y[1]) and torch.equal(z[3], y[3]) and not z[0].any() and not z[2].any()
 
 
@@ -449,8 +476,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from gatelab.ops.gated_decode import kernels, split
 
-def shared_bytes(capability, K, R):
-    cut, kernel = kernels.cut_of(K), kernels.split_kernel
+def shared_bytes(capability, K, R, cut):
+    kernel = kernels.split_kernel
     constants = {"HAS_FIRST": True, "HAS_END": True, "R": R, "K": K, "PADDED": K, "X": max(16, R), "Y": cut.passed}
     types = {n: "*bf16" for n in "qkv"} | {"first": "*i64", "end": "*i64", "sums": "*fp32", "pairs": "*fp32", "scale": "fp32"}
     types |= {n: "i32" for n in ("S", "G", "N", "window")} | dict.fromkeys(constants, "constexpr")
@@ -461,9 +488,11 @@ def shared_bytes(capability, K, R):
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options).metadata.shared
 
 limits = {80: 163, 89: 99, 90: 227}
-found = {(c, K, R): shared_bytes(c, K, R) for c in limits for K, R in ((64, 128), (128, 1), (128, 64), (256, 1), (256, 32))}
-assert all(R * K <= split._MOST_CHANNELS for _, K, R in found)
-assert all(0 < n <= 1024 * limits[c] for (c, K, R), n in found.items()), found
+shapes = ((64, 128), (128, 1), (128, 64), (256, 1), (256, 32))
+cuts = {K: {kernels.cut_of(K, n, S) for n in (1, 10**4) for S in (4096, 32768)} for K, _ in shapes}
+found = {(c, K, R, cut): shared_bytes(c, K, R, cut) for c in limits for K, R in shapes for cut in cuts[K]}
+assert all(R * K <= split._MOST_CHANNELS for _, K, R, _ in found)
+assert all(0 < n <= 1024 * limits[c] for (c, *_), n in found.items()), found
 """
 
 

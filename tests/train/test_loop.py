@@ -1,6 +1,7 @@
 """Training equals a plain loop written out, whatever the micro-batches, the group or the type."""
 
 import math
+from dataclasses import replace
 from typing import get_args
 
 import pytest
@@ -268,6 +269,32 @@ def test_packed_products_train_as_separate_ones_and_the_facts_say_so() -> None:
     assert (group.facts()["packed"], other.facts()["packed"]) == (False, True)
     assert [s.loss[0] for s in packed] == pytest.approx([s.loss[0] for s in apart], rel=1e-5)
     assert weights(group).keys() == weights(other).keys()
+
+
+GATES = {
+    "": False,
+    "sdpa-headwise": True,
+    "sdpa-headwise-lse": False,
+    "sdpa-elementwise-rank=4": False,
+    "sdpa-headwise-static": False,
+    "value-headwise+sdpa-headwise-static": True,
+}
+
+
+@pytest.mark.parametrize("gate", GATES)
+def test_products_are_packed_by_themselves_on_a_gpu_where_a_gate_joins_them(
+    monkeypatch: pytest.MonkeyPatch, gate: str
+) -> None:
+    group = Group([tiny.run(model=tiny.model(gate=gate or None))])
+    assert group.is_packed is group.members[0].model.is_packed is group.facts()["packed"] is False
+    monkeypatch.setattr(group, "device", torch.device("cuda"))
+    assert group.is_packed is GATES[gate]
+    monkeypatch.setattr(group, "ranks", replace(group.ranks, mesh=object()))
+    assert not group.is_packed
+    monkeypatch.setattr(group, "execution", Execution(packed=True))
+    assert group.is_packed is True
+    monkeypatch.setattr(group, "execution", Execution(packed=False))
+    assert group.is_packed is False
 
 
 def test_attention_runs_through_the_implementation_that_is_named_and_the_facts_say_so() -> None:

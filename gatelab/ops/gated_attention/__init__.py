@@ -34,8 +34,10 @@ OPERATORS = {
     "hopper": Operator(hopper.unserved, hopper.attention),
 }
 # Channels of a head -> the longest sequence whose forward and backward pass together take `short` less time than any other,
-# measured on an H100 (benchmarks/results/inside_h100_2026-11.md).
+# and whose forward pass alone does without a gate or with a headwise one (with an elementwise one it gains nothing); measured on
+# an H100 (benchmarks/results/inside_h100_2026-11.md).
 _SHORT = {32: 2048, 64: 512}
+_SHORT_FORWARD = {32: 2048}
 _SOFTMAX = Softmax()
 
 
@@ -43,8 +45,8 @@ def choose(impl: str, normaliser: Normaliser = _SOFTMAX, call: Call | None = Non
     """The implementation that `auto` means for a normaliser and a call; callers store the name with their results.
 
     A softmax, with a slot or without, goes to the fused kernels: on CUDA devices to the operator that was measured to be the
-    fastest, where one serves the call, else to `sdpa`. Any other normaliser goes to the whole matrix, which takes memory of
-    T × S a head. Without a call the answer holds for every call.
+    fastest, with a backward pass or without, where one serves the call, else to `sdpa`. Any other normaliser goes to the whole
+    matrix, which takes memory of T × S a head. Without a call the answer holds for every call.
 
     Raises:
         ValueError: for a name that does not exist, or one that does not serve the normaliser or the call.
@@ -67,7 +69,9 @@ def choose(impl: str, normaliser: Normaliser = _SOFTMAX, call: Call | None = Non
 
 def _fastest(normaliser: Normaliser, call: Call) -> str | None:
     """The operator for a call on a CUDA device; None where none is known to gain anything."""
-    is_short = call.n_queries == call.n_keys <= _SHORT.get(call.head_dim, 0) and call.window is None
+    is_elementwise = call.gate is not None and call.gate.granularity == "elementwise"
+    longest = _SHORT if call.has_gradients else {} if is_elementwise else _SHORT_FORWARD
+    is_short = call.n_queries == call.n_keys <= longest.get(call.head_dim, 0) and call.window is None
     if is_short and short.unserved(normaliser, call) is None:
         return "short"
     return "flash-lean" if flash.unserved(normaliser, call) is None else None
@@ -76,7 +80,7 @@ def _fastest(normaliser: Normaliser, call: Call) -> str | None:
 def chosen_for(
     config: ModelConfig, impl: str = "auto", *, dtype: torch.dtype, device: torch.device, has_mask: bool = False
 ) -> str:
-    """What `impl` means in the layers of a resolved model on whole sequences, joined by `+` where they differ.
+    """What `impl` means in the layers of a resolved model that is trained on whole sequences, joined by `+` where they differ.
 
     Args:
         dtype: that the model computes in.
@@ -231,8 +235,8 @@ def _attend(
     reads_lse: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """The output of the implementation that `impl` means, and the rows' denominators where they are read and known."""
-    name = choose(impl, s.normaliser, call_of(q_BTHK, k_BSGK, v_BSGK, gate, s))
     given = (q_BTHK, k_BSGK, v_BSGK, gate_logits_BTHK)
+    name = choose(impl, s.normaliser, call_of(*given, gate, s))
     if name in OPERATORS:
         known = {"window": s.window, "segment_ids_BT": s.segment_ids_BT}
         return OPERATORS[name].attend(

@@ -16,7 +16,7 @@ EXTRAS = ("segment_ids_BT", "mask_BTS", "bias_BHTS", "score_gate")
 @dataclass(frozen=True)
 class Call:
     """Sizes, types and what else was given. `extras`: the names of the arguments that were given of `EXTRAS`; `dtypes`: of
-    q, k and v."""
+    q, k and v; `has_gradients`: whether a backward pass may follow."""
 
     n_queries: int
     n_keys: int
@@ -27,13 +27,18 @@ class Call:
     is_causal: bool = True
     window: int | None = None
     extras: tuple[str, ...] = ()
+    has_gradients: bool = True
 
 
-def call_of(q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, gate: GateSpec | None, s: Scoring) -> Call:
+def call_of(
+    q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, gate_logits_BTHK: Tensor | None, gate: GateSpec | None, s: Scoring
+) -> Call:
     """The call with these arguments."""
     (_, T, _, K), S, dtypes = q_BTHK.shape, k_BSGK.shape[1], (q_BTHK.dtype, k_BSGK.dtype, v_BSGK.dtype)
     extras = tuple(name for name in EXTRAS if getattr(s, name) is not None)
-    return Call(T, S, K, dtypes, q_BTHK.device, gate, s.is_causal, s.window, extras)
+    differentiable = (q_BTHK, k_BSGK, v_BSGK, gate_logits_BTHK)
+    has_gradients = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in differentiable)
+    return Call(T, S, K, dtypes, q_BTHK.device, gate, s.is_causal, s.window, extras, has_gradients)
 
 
 def unserved_inside(normaliser: Normaliser, call: Call | None = None, *, serves: tuple[str, ...] = ()) -> str | None:

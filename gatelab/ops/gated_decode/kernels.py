@@ -36,8 +36,26 @@ class Cut(NamedTuple):
     fewest: int
 
 
-# Channels of a head at most -> the cut; wider heads pass over fewer keys at a time, for the sake of shared memory.
-CUTS = {128: Cut(64, 4, 3, 2, 128), 256: Cut(32, 4, 3, 2, 128)}
+class Cuts(NamedTuple):
+    """`few` where sequences and key heads alone do not fill a device; `many` where they do, by keys at most, the last for
+    any number."""
+
+    few: Cut
+    many: tuple[tuple[int, Cut], ...]
+
+
+# Sequences times key heads from which on they fill a device by themselves: about two programs a multiprocessor of 132.
+_MANY = 256
+# Channels of a head at most -> the cuts. Those of 128 channels launch the fastest of the four to seven timed at 8, 64 and 512
+# sequences times key heads behind 4,096 and 32,768 keys on an H100 (`benchmarks/results/inside_h100_2026-11.md`). With few,
+# splits as many as fill the device, of 256 keys at least: 16 of them took 12.1 µs where 32 took 13.2. With many, two or three
+# splits a sequence and key head took less than one. Between the two lengths nothing was timed: the middle of their logarithms.
+# Nor were other widths; wider heads pass over fewer keys at a time, for the sake of shared memory.
+CUTS = {
+    64: Cuts(Cut(64, 4, 3, 2, 128), ((_ANY, Cut(64, 4, 3, 2, 128)),)),
+    128: Cuts(Cut(64, 4, 3, 2, 256), ((11_585, Cut(128, 4, 2, 4, 128)), (_ANY, Cut(64, 4, 3, 8, 128)))),
+    256: Cuts(Cut(32, 4, 3, 2, 128), ((_ANY, Cut(32, 4, 3, 2, 128)),)),
+}
 
 
 def gated_decode(
@@ -63,7 +81,7 @@ def gated_decode(
         return gated_decode(*given, window=window, first_B=first_B, end_B=end_B, cut=cut).to(q_B1HK.dtype)
     B, _, H, K = q_B1HK.shape
     S, G = k_BSGK.shape[1:3]
-    cut = cut or cut_of(K)
+    cut = cut or cut_of(K, B * G, S)
     q, k, v = (t if t.stride(3) == 1 else t.contiguous() for t in (q_B1HK, k_BSGK, v_BSGK))
     z_B1HK = torch.empty(B, 1, H, K, dtype=q.dtype, device=q.device)
     N, padded = n_splits(q, k, cut), max(16, triton.next_power_of_2(K))
@@ -87,9 +105,10 @@ def gated_decode(
     return z_B1HK
 
 
-def cut_of(K: int) -> Cut:
-    """The table's for heads of K channels."""
-    return next(cut for widest, cut in CUTS.items() if widest >= K)
+def cut_of(K: int, n_rows: int, n_keys: int) -> Cut:
+    """The table's for heads of K channels, so many sequences times key heads, and a cache of so many keys."""
+    cuts = next(cuts for widest, cuts in CUTS.items() if widest >= K)
+    return cuts.few if n_rows < _MANY else next(cut for most, cut in cuts.many if most >= n_keys)
 
 
 def n_splits(q_B1HK: Tensor, k_BSGK: Tensor, cut: Cut) -> int:
