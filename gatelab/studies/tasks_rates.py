@@ -1,0 +1,29 @@
+"""Do the gains confirmed in `tasks-by-architecture` stay when each arm has its own best learning rate? Three cells.
+
+That study trained every arm at one rate, the best of an ungated pilot, so that a gate may have gained what a rate would. Here the
+settings whose loss a gate lowered are trained at a third of that rate and at three times it too, on seeds on which nothing else
+was run. Runs of all rates and seeds of an arm are of one shape, and on a GPU one stack of 15:
+
+    gatelab run tasks-rates execution.group=15
+"""
+
+from gatelab import Study
+from gatelab.studies.gates_on_tasks import ARMS
+from gatelab.studies.tasks_by_architecture import cell
+
+RATES = (3e-4, 1e-3, 3e-3)
+SETTINGS = (("encoder", "select"), ("encoder", "identifier"), ("experts", "track"))
+FRESH = tuple(range(13, 18))  # the screen has 0 to 4, its confirmation 5 to 12
+POINTS = {f"{where} {task} lr{rate:g}": (task, where, rate) for where, task in SETTINGS for rate in RATES}
+
+study = Study(
+    name="tasks-rates",
+    question="Where a gate after attention lowered the loss of a task, does it still when each arm is trained at the best of three "
+    "learning rates?",
+    cells={name: cell(task, "1m", where, lr=rate, tokens=24_576_000) for name, (task, where, rate) in POINTS.items()},
+    about={name: f"The task {task}, {where}, 1m, AdamW at {rate:g}." for name, (task, where, rate) in POINTS.items()},
+    arms=tuple(arm for arm in ARMS if arm.name in ("none", "sdpa-headwise", "sdpa-elementwise")),
+    seeds=FRESH,
+    match_unit=8,
+    primary=("val_loss", "task_accuracy@1x"),
+)

@@ -1,0 +1,19 @@
+"""The confirmed cells at three rates: their middle one is the cell as it was, and the seeds are new."""
+
+from gatelab.config import canonical
+from gatelab.studies import tasks_by_architecture, tasks_rates
+from gatelab.study.grouping import shape_of
+from gatelab.study.plan import make_plan
+
+
+def test_the_middle_rate_is_the_cell_that_was_confirmed():
+    for architecture, task in tasks_rates.SETTINGS:
+        middle = tasks_rates.study.cells[f"{architecture} {task} lr0.001"]
+        assert middle == tasks_by_architecture.study.cells[f"1m {architecture} {task}"]
+    assert min(tasks_rates.study.seeds) == 13  # 0 to 4 are the screen's, 5 to 12 its confirmation's
+
+
+def test_all_rates_and_seeds_of_an_arm_are_of_one_shape():
+    runs = make_plan(tasks_rates.study).runs
+    assert len(runs) == 135 and len({p.fingerprint for p in runs}) == 135
+    assert len({shape_of(canonical(p.run)) for p in runs}) == 9
