@@ -2,9 +2,9 @@
 
 That study trained every arm at one rate, the best of an ungated pilot, so that a gate may have gained what a rate would. Here the
 settings whose loss a gate lowered are trained at a third of that rate and at three times it too, on seeds on which nothing else
-was run. Runs of all rates and seeds of an arm are of one shape, and on a GPU one stack of 15:
+was run. Runs of all rates and seeds of an arm are of one shape, and on a GPU one stack of 15, or with that of another task:
 
-    gatelab run tasks-rates execution.group=15
+    gatelab run tasks-rates execution.group=30
 """
 
 from gatelab import Study
