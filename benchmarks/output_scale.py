@@ -24,6 +24,7 @@ from gatelab.train.loop import train
 ARMS = {
     "none": ("none", 1.0),
     "none, half": ("none", 0.5),
+    "none, quarter": ("none", 0.25),
     "headwise": ("paper/g1-headwise", 1.0),
     "static": ("paper/g1-input-independent", 1.0),
     "headwise, twice": ("paper/g1-headwise", 2.0),
