@@ -37,7 +37,8 @@ class ModelConfig(Config):
     the first block reads (BERT: layer). `qk_norm` rms-all-heads takes one mean over all heads' channels (OLMo 2), the others
     one a head. `positions` learned adds a table of max_seq_len rows at the bottom, relative is T5's bias. `n_token_types`
     kinds of tokens have a row each, added at the bottom of an encoder (BERT's segments; 0: none). `rope_fraction` of a head's
-    channels turn. `init`: `normal` draws weights from N(0, init_std²); `fan-in` is PyTorch's default (linear layers uniform in
+    channels turn. `init`: `normal` draws weights from N(0, init_std²); `scaled` does too, and divides what writes to the residual
+    stream by the root of how many layers of its stack do (GPT-2); `fan-in` is PyTorch's default (linear layers uniform in
     ±1/√fan_in, embeddings N(0, 1)). `bias` puts biases into the projections and the MLP; a gate's bias is the gate's own.
     """
 
@@ -78,7 +79,7 @@ class ModelConfig(Config):
     moe: MoE | None = None
     bias: bool = False
     tied_embeddings: bool = False
-    init: Literal["normal", "fan-in"] = "normal"
+    init: Literal["normal", "scaled", "fan-in"] = "normal"
     init_std: Positive = 0.02
 
     @field_validator("gate", mode="before")

@@ -17,11 +17,15 @@ from ..nn.moe import Experts
 from ..nn.softmax import LearnedNormaliser
 from .model import Model
 
+# Layers that write to the residual stream.
+_WRITERS = (".o_proj", ".w2")
+
 
 def initialise(model: Model, config: ModelConfig, seed: int) -> None:
     """Draw every weight in place.
 
-    `normal`: N(0, init_std²), biases 0. `fan-in`: linear layers uniform in ±1/√fan_in, biases too, embeddings N(0, 1).
+    `normal`: N(0, init_std²), biases 0. `scaled`: the same, over √n where one of n layers of a stack writes to the residual
+    stream (GPT-2, Radford et al. 2019, section 2.3). `fan-in`: linear layers uniform in ±1/√fan_in, biases too, embeddings N(0, 1).
     Registers are embeddings. Norms, constant gates and what a gate or a normaliser states about its start stay.
     """
     with torch.no_grad():
@@ -51,10 +55,18 @@ def _draw_map(module: Linear | HeadLinear | Experts, name: str, config: ModelCon
     is_narrowed_in = getattr(module, "paired_side", "out") == "in"
     for key, part in _parts(module, f"{name}.weight", module.weight):
         weight = _draw(part, key, seed, fan_in, transposed=is_narrowed_in)
-        part.copy_(weight * (bound if fan_in else config.init_std))
+        part.copy_(weight * (bound if fan_in else config.init_std * _onto_residual(name, config)))
     if getattr(module, "bias", None) is not None:
         for key, part in _parts(module, f"{name}.bias", module.bias):
             part.copy_(_draw(part, key, seed, True) * bound if fan_in else part * 0)
+
+
+def _onto_residual(name: str, config: ModelConfig) -> float:
+    """What the standard deviation of a linear layer of this name is multiplied by."""
+    if config.init != "scaled" or not name.endswith(_WRITERS):
+        return 1.0
+    stack = next(s for s in config.architecture.stacks if name.startswith(f"{s.blocks}."))
+    return (config.depth(stack) * (3 if stack.has_cross else 2)) ** -0.5
 
 
 def _parts(module: nn.Module, name: str, whole: Tensor) -> list[tuple[str, Tensor]]:

@@ -201,3 +201,34 @@ def test_the_first_drawn_numbers_are_these() -> None:
     """Fixed for good: every stored run names its result by its seed."""
     first = weights()["blocks.0.attention.q_proj.weight"][0, :3]
     torch.testing.assert_close(first, torch.tensor([-0.0213884749, -0.0038018280, -0.0179101508]))
+
+
+EXPERTS = {
+    "n_layers": 2,
+    "mlp": "swiglu",
+    "d_ff": None,
+    "moe": {"n_experts": 4, "top_k": 2, "d_expert": 8, "n_shared": 1},
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "writers"),
+    [
+        ({"n_layers": 3}, {"blocks.": 6}),
+        (EXPERTS, {"blocks.": 4}),
+        (
+            {"arch": "encoder-decoder", "n_layers": 2, "n_encoder_layers": 3},
+            {"encoder_blocks.": 6, "blocks.": 6},
+        ),
+    ],
+    ids=str,
+)
+def test_scaled_divides_what_writes_to_the_residual_stream(changes: dict[str, object], writers: dict[str, int]) -> None:
+    plain, scaled = weights(**changes), weights(init="scaled", **changes)
+    seen = set()
+    for name, weight in plain.items():
+        stack = next((s for s in writers if name.startswith(s)), None)
+        writes = name.rsplit(".", 1)[0].endswith((".o_proj", ".w2")) and stack is not None
+        seen |= {stack} if writes else set()
+        torch.testing.assert_close(scaled[name], weight / math.sqrt(writers[stack]) if writes else weight)
+    assert seen == set(writers)
