@@ -11,13 +11,13 @@ of the number of layers that do (`init=scaled`, as GPT-2), and the ungated model
 from gatelab import Arm, Study, override
 from gatelab.studies.text_rates import study as rates
 
-STARTS = {"normal": "all weights of one size", "scaled": "what writes to the residual stream divided by 4"}
+STARTS = {"normal": "weights begin with one size", "scaled": "what writes to the residual stream begins at a quarter"}
 
 study = Study(
     name="text-start",
     question="On real text, does a gate after attention lower the held-out loss of a short run whichever way weights are begun?",
     cells={f"prose {init}": override(rates.cells["prose lr0.001"], {"model.init": init}) for init in STARTS},
-    about={f"prose {init}": f"33 million weights, old prose, AdamW at 0.001; at the start {what}." for init, what in STARTS.items()},
+    about={f"prose {init}": f"33 million weights, old prose, AdamW at 0.001; {what}." for init, what in STARTS.items()},
     arms=(
         Arm("none", {"model.gate": "none"}, "no gate"),
         Arm("g1-headwise", {"model.gate": "paper/g1-headwise"}, "G1, headwise"),
