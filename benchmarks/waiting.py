@@ -70,6 +70,8 @@ CASES = {
     **{f"mixture-{T}": Case(tuple(TASKS), T) for T in (128, 512)},
     # As many runs and streams as five arms of five seeds; arms are of different shapes, so rates stand in for them.
     **{f"stack-{name}": Case((name,), 128, batch_size=32, seeds=5, rates=5) for name in _ASKED},
+    # The most that a stack of so many runs can ask for: a stream each, of every task.
+    "stack-mixture": Case(tuple(TASKS), 128, batch_size=32, seeds=25),
 }
 
 

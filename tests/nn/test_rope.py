@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gatelab.config.rope import LinearScaling, NTKScaling, RopeScaling, Unscaled, YaRN
 from gatelab.nn.rope import Rope
@@ -222,3 +223,45 @@ def test_tables_that_were_built_on_the_meta_device_get_their_values():
         emptied.to_empty(device="cpu")
     for rope in (emptied, untouched):
         assert torch.equal(rope(x_BTHK, 90), plain(x_BTHK, 90))
+
+
+@every_fraction
+@pytest.mark.parametrize("n_tokens", [1, T])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_without_gradients_it_turns_in_fewer_kernels_to_the_same_numbers(
+    dtype: torch.dtype, n_tokens: int, fraction: float
+):
+    rope = Rope(K, THETA, 128, fraction=fraction, scaling=SCALINGS[3])
+    rope = rope.double() if dtype == torch.float64 else rope
+    x_BTHK = torch.randn(B, n_tokens, 2 * H, K, dtype=torch.float64).to(dtype)[:, :, 1 : H + 1]
+    with Kernels() as with_gradients:
+        expected = rope(x_BTHK, 90)
+    with torch.no_grad(), Kernels() as without:
+        found = rope(x_BTHK, 90)
+    assert found.dtype == dtype and found.is_contiguous() and not found.requires_grad
+    torch.testing.assert_close(found, expected, rtol=4 * torch.finfo(dtype).eps, atol=4 * torch.finfo(dtype).eps)
+    is_partial = fraction < 1
+    assert without.names == ["mul", "addcmul", "mul", "addcmul", *["copy_"] * is_partial]
+    casts = 2 * ["_to_copy"] if dtype in (torch.bfloat16, torch.float16) else []
+    plain = ["mul", "mul", "sub", "mul", "mul", "add", *["cat"] * (1 + is_partial)]
+    assert sorted(with_gradients.names) == sorted([*plain, *casts])
+
+
+def test_without_gradients_it_compiles_to_one_graph():
+    rope, x_BTHK = Rope(K, THETA, 64), torch.randn(B, T, H, K)
+    compiled = torch.compile(rope, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x_BTHK, 3), rope(x_BTHK, 3))
+
+
+class Kernels(TorchDispatchMode):
+    """The names of what computes or copies, in order; views and empty tensors are neither."""
+
+    def __enter__(self) -> "Kernels":
+        self.names: list[str] = []
+        return super().__enter__()
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        if not op.is_view and op.overloadpacket.__name__ not in ("empty_like", "promote_types"):
+            self.names.append(op.overloadpacket.__name__)
+        return op(*args, **(kwargs or {}))
