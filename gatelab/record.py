@@ -137,7 +137,8 @@ class Metric:
     `name` is the row metric, `label` human words without an article ('held-out loss'). `equivalence` bounds the
     |difference|, in `unit`, that counts as nothing. A `bimodal` metric is reported by shares: a run shows it when its
     value is above `threshold`, and `event` says so in words ('shows a sink'; None: '<label> is above <threshold>');
-    its `equivalence` is not tested.
+    its `equivalence` is not tested. One that is also `graded` counts such runs only where their values lie in two groups, and else
+    compares means (docs/metrics.md).
     `primary` metrics form the family of the study's false-discovery control and are declared before looking.
 
     Raises:
@@ -153,6 +154,7 @@ class Metric:
     threshold: float | None = None
     primary: bool = False
     event: str | None = None
+    graded: bool = False
 
     def __post_init__(self) -> None:
         allowed = ("lower-is-better", "higher-is-better", "neutral")

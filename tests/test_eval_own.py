@@ -17,7 +17,9 @@ from prompt_cases import ROWS
 from gatelab import lab
 from gatelab.cli import _status
 from gatelab.config import AskConfig, ModelConfig, ProbeConfig, Run, Tasks, Text, TrainConfig
+from gatelab.evals.own_lines import lines_of
 from gatelab.models.interop import import_model
+from gatelab.record import Row
 from gatelab.study.study import Arm, Study
 
 ASKED = "gatelab/needle,gatelab/ruler/niah_single_1"
@@ -308,6 +310,33 @@ def test_an_untrained_model_stands_beside_a_score(place: Path, runs: dict[str, P
     assert status == 0 and "untrained: the same model before training, weights drawn from seed 0" in " ".join(
         out.split()
     )
+
+
+def test_parts_of_an_answer_stand_beside_guesses_of_them_and_pairs_are_told_apart(runs: dict[str, Path]):
+    words = ("--tasks", "gatelab/cite,gatelab/mqar", "--lengths", "96", "--limit", 4)
+    rows = [Row(**{"run": "", "step": 0} | r) for r in rows_of(runs["ids"], *words)]
+    lines = {(x["task"], x["metric"]): x for x in lines_of(rows)}
+    f1 = lines["gatelab/cite", "citation_f1"]
+    assert (f1["chance"], f1["copying"]) == pytest.approx((1 / 896, 1 / 8))
+    assert f1["low"] <= f1["value"] <= f1["high"] and f1["untrained"] is not None
+    whole = lines["gatelab/cite", "exact_match"]
+    assert (whole["chance"], whole["copying"]) == pytest.approx((1 / 896 / 1024, 1 / 128))
+    for metric in ("answer_exact", "citation_precision", "citation_recall"):
+        own = lines["gatelab/cite", metric]
+        assert own["copying"] == pytest.approx(1 / 16 if metric == "answer_exact" else 1 / 8)
+        assert None not in (own["chance"], own["low"], own["high"], own["untrained"])
+    pairs = [f"query_accuracy{words}" for words in ("", ", 4 pairs", ", 8 pairs", ", 16 pairs")]
+    assert [metric for task, metric in lines if task == "gatelab/mqar"] == [
+        "exact_match",
+        pairs[0],
+        "choice",
+        *pairs[1:],
+    ]
+    copying = [lines["gatelab/mqar", metric]["copying"] for metric in pairs]
+    assert copying == pytest.approx([1 / 16, 1 / 4, 1 / 8, 1 / 16], rel=0.05)
+    assert all(lines["gatelab/mqar", metric][c] is not None for metric in pairs for c in ("low", "chance", "untrained"))
+    stated = rows_of(runs["ids"], *words, "--distractors", 3)
+    assert not [r for r in stated if "bin" in r]
 
 
 def test_questions_lie_where_their_publishers_put_them(place: Path, tmp_path: Path):

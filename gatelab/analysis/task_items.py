@@ -5,22 +5,24 @@ intervals come from drawing items anew. They speak of these seeds, and of items 
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import isfinite
+from operator import attrgetter
 from statistics import fmean
 from typing import Any
 
 from ..store import StoreError, StudyFolder
 from ..tasks import Knobs, TaskItem, open_task
 from ..tasks.metrics import N_BINS, PositionCurve, answer_by_citation, bin_of, cited, position_curve
-from .tasks import Key
+from .shares import exact_interval
+from .tasks import Asking, Key
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
     """An answer of a run to an item. `times` is its length over the shortest that the run was asked; `knobs` make it again;
-    `strips` are what `gatelab.evals.strips` kept of it, or None."""
+    `strips` are what `gatelab.evals.strips` kept of it, and `inside` what `gatelab.evals.inside` did, or None."""
 
     key: Key
     task: str
@@ -35,6 +37,7 @@ class Asked:
     given: tuple[int, ...]
     knobs: tuple[tuple[str, Any], ...]
     strips: dict[str, Any] | None = None
+    inside: dict[str, Any] | None = None
 
     def item(self) -> TaskItem:
         """What was asked."""
@@ -81,6 +84,7 @@ def _asked(key: Key, record: dict[str, Any], shortest: int) -> Asked:
         given=tuple(map(int, record["given"].split())),
         knobs=tuple(f["knobs"].items()),
         strips=f.get("strips"),
+        inside=f.get("inside"),
     )
 
 
@@ -95,14 +99,27 @@ def grouped(items: Iterable[Asked]) -> dict[Group, list[Asked]]:
     return out
 
 
-def depth_curves(items: Iterable[Asked]) -> dict[Group, PositionCurve]:
-    """Accuracy by depth, of groups that were asked at all that a curve needs."""
+def lower_ends(items: Iterable[Asked]) -> dict[Asking, float]:
+    """The lower ends of the exact 95% intervals over items of each run's accuracies."""
+    found: dict[Asking, list[bool]] = defaultdict(list)
+    for a in items:
+        found[a.key, a.task, a.times, a.stretch].append(a.is_right)
+    return {asking: exact_interval(sum(rights), len(rights))[0] for asking, rights in found.items()}
+
+
+def depth_curves(
+    items: Iterable[Asked], score: Callable[[Asked], float] = attrgetter("is_right")
+) -> dict[Group, PositionCurve]:
+    """A score by depth, accuracy or `attrgetter("margin")`, of groups that were asked at all that a curve needs; an answer whose
+    score is no number is left out."""
     out = {}
     for group, own in grouped(items).items():
-        by_item: dict[int, list[bool]] = defaultdict(list)
-        place = {a.index: a.bin for a in own if a.bin is not None}
+        by_item: dict[int, list[float]] = defaultdict(list)
+        place: dict[int, int] = {}
         for a in own:
-            by_item[a.index].append(a.is_right)
+            if a.bin is not None and isfinite(score(a)):
+                place[a.index] = a.bin
+                by_item[a.index].append(score(a))
         if {0, 4, 5, 6, N_BINS - 1} <= set(place.values()):
             chosen = sorted(place)
             depths = [place[i] / (N_BINS - 1) for i in chosen]

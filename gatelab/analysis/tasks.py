@@ -6,13 +6,14 @@ a seed or it is not, so seeds are counted; a seed that never gets there is censo
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from types import MappingProxyType
 
 from ..store import StudyFolder
 from ..study.metrics import SOLVED, STUDY_METRICS
-from ..tasks.metrics import MIN_LENGTHS, effective_length
+from ..tasks.metrics import MIN_LENGTHS, effective_length, guessing
 from .digest import digest
 from .shares import exact_interval
 
@@ -22,15 +23,18 @@ _MIDDLE = (4, 5, 6)
 MORE = (
     "copied_from_start", "edit_similarity", "answer_precision", "answer_recall", "answer_f1", "answer_exact",
     "citation_precision", "citation_recall", "citation_f1", "context_answers", "memory_answers", "memorization_ratio",
-    "error_neighbour", "error_other_value", "error_elsewhere", "first_error", "sentence_recall",
+    "error_neighbour", "error_other_value", "error_elsewhere", "first_error", "sentence_recall", "query_accuracy",
 )  # fmt: skip
-_NAMES = ("exact_match", "answer_margin", "answer_floor", "answer_chance", "answer_ties", "answer_nan", *MORE)
+_NAMES = (
+    "exact_match", "answer_margin", "answer_floor", "answer_chance", "answer_ties", "answer_nan", *MORE,
+    *(f"{metric}_{end}" for metric in MORE for end in ("chance", "floor")),
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class TaskRow:
     """One mean over items. `times` is the length over that of training; `bin` the depth's, of `sentence_recall` the sentence's
-    number, None: of all items; `stretch` how positions were stretched."""
+    number, of `query_accuracy` how many pairs there are, None: of all items; `stretch` how positions were stretched."""
 
     cell: str
     arm: str
@@ -136,20 +140,38 @@ def solved(rows: Iterable[TaskRow], *, done: set[Key] | None = None, confidence:
 Told = tuple[str, str, str, str]  # cell, arm, task, stretch
 
 
-def effective_lengths(rows: Iterable[TaskRow], *, done: set[Key] | None = None) -> dict[Told, dict[int, int | None]]:
+Asking = tuple[Key, str, int, str]  # of a run: task, times, stretch
+
+
+def effective_lengths(
+    rows: Iterable[TaskRow], *, done: set[Key] | None = None, lows: Mapping[Asking, float] = MappingProxyType({})
+) -> dict[Told, dict[int, int | None]]:
     """{…: {seed: the longest multiple of the length of training at which accuracy is at least 85% of the best at the three
-    shortest}}, None where nothing is right; of runs in `done` (None: of all) that were asked at three lengths or more."""
+    shortest}}, each less what guessing scores there (`guessing`), None where that best is not above it; of runs in `done` (None:
+    of all) that were asked at three lengths or more.
+
+    Args:
+        lows: the lower ends of the accuracies' intervals, where they are known; the best's has to be above guessing too.
+    """
     out: dict[Told, dict[int, int | None]] = {}
     for key, own in last_rows(rows).items():
         if done is not None and key not in done:
             continue
         asked = [r for r in own if r.metric == "exact_match" and r.bin is None]
+        beside = {(r.metric, r.task, r.times, r.stretch): r.value for r in own if r.bin is None}
         for task, stretch in dict.fromkeys((r.task, r.stretch) for r in asked):
             # At the length of training there is nothing to stretch.
             meant = [r for r in asked if r.task == task and (r.stretch == stretch or r.times == 1)]
             by_times = {r.times: r.value for r in meant}
-            if len(by_times) >= MIN_LENGTHS:
-                out.setdefault((key[0], key[1], task, stretch), {})[key[2]] = effective_length(by_times)
+            if len(by_times) < MIN_LENGTHS:
+                continue
+            guesses, ends = {}, {}
+            for r in meant:
+                where = (task, r.times, r.stretch)
+                guess = guessing(beside.get(("answer_chance", *where)), beside.get(("answer_floor", *where)))
+                guesses |= {} if guess is None else {r.times: guess}
+                ends |= {r.times: lows[key, *where]} if (key, *where) in lows else {}
+            out.setdefault((key[0], key[1], task, stretch), {})[key[2]] = effective_length(by_times, guesses, ends)
     return out
 
 

@@ -15,7 +15,7 @@ from ..tasks import Knobs, TaskError, TaskItem, open_task
 from ..tasks.metrics import N_BINS
 from ..tasks.task import LONGEST
 from .reach import reaching
-from .tasks import Answer, ask_items, hidden, items_of, reader_of, rows_of
+from .tasks import Answer, Reader, ask_items, hidden, items_of, load_rows, loads_of, reader_of, rows_of
 
 # Tokens of the items that are kept from one look to the next: of many tasks and lengths so many each, of few four times as many;
 # more are made anew.
@@ -46,6 +46,8 @@ def asked(model: Model, run: Run, *, fingerprint: str, step: int, is_whole: bool
                 answers = ask_items(reader, _questions(name, knobs, run.ask.items, run.resolved_objective.kind))
                 where = {} if trained is None else {"intervention": stretch, "dose": length / trained}
                 found = _rows(answers, knobs, fingerprint=fingerprint, step=step)
+                if is_whole and length == run.train.seq_len:
+                    found += _by_load(reader, name, knobs, run, fingerprint, step)
                 rows += [replace(row, **where) for row in found]
                 items += list(_items(answers, knobs, where, run=fingerprint, step=step))
     return rows, items
@@ -102,6 +104,11 @@ def _is_spread(name: str, knobs: Knobs) -> bool:
     return knobs.depth is None and open_task(name).has_depth
 
 
+def questions(run: Run, name: str, length: int) -> Sequence[TaskItem]:
+    """The items of a task and length that a run is asked."""
+    return _questions(name, _knobs(run.data, length), run.ask.items, run.resolved_objective.kind)
+
+
 def _questions(name: str, knobs: Knobs, n_items: int, objective: str) -> Sequence[TaskItem]:
     n_tokens = n_items * knobs.length
     make = _kept_items if n_tokens <= _KEPT else _kept_long_items if n_tokens <= 4 * _KEPT else _made_items
@@ -131,8 +138,21 @@ def _rows(answers: Sequence[Answer], knobs: Knobs, *, fingerprint: str, step: in
     return rows
 
 
+def _by_load(reader: Reader, name: str, knobs: Knobs, run: Run, fingerprint: str, step: int) -> list[Row]:
+    """Rows of the numbers of pairs at which a task is asked too."""
+    task, kind = open_task(name), run.resolved_objective.kind
+    return [
+        row
+        for at in loads_of(task, knobs)
+        for row in load_rows(
+            ask_items(reader, _questions(name, at, run.ask.items, kind)), task, at, run=fingerprint, step=step
+        )
+    ]
+
+
 def _items(answers: Sequence[Answer], knobs: Knobs, where: dict, *, run: str, step: int) -> Iterator[Item]:
-    """The answers as records from which `Task.item` makes the item again, so that its spans need not be kept."""
+    """The answers as records from which `Task.item` makes the item again, so that spans of distractors, of which there may be
+    hundreds, need not be kept."""
     for i, item in enumerate(items_of(answers, knobs, run=run, step=step)):
         task = open_task(item.task)
         made_of = {
@@ -141,5 +161,5 @@ def _items(answers: Sequence[Answer], knobs: Knobs, where: dict, *, run: str, st
             "distractors": knobs.distractors,
             "hardness": knobs.hardness,
         }
-        kept = {k: v for k, v in item.factors.items() if k not in ("evidence", "distractors")}
+        kept = {k: v for k, v in item.factors.items() if k != "distractors"}
         yield replace(item, factors={**kept, **where, "knobs": made_of})

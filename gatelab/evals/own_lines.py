@@ -1,6 +1,6 @@
 """Lines of the table of `gatelab eval` on our own tasks: a score, its interval, and what guessing and blind copying score."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -9,8 +9,8 @@ from .changes import share_interval
 
 PREFIX = "gatelab/"
 # What a task is judged by, and the choice.
-MAIN = ("exact_match", "found", "best_subspan_em", "rouge_l", "citation_f1", "choice")
-# What stands beside it: nothing is known of chance there, but for those of abstention.
+MAIN = ("exact_match", "found", "best_subspan_em", "rouge_l", "citation_f1", "query_accuracy", "choice")
+# What stands beside it.
 _BESIDE = (
     "citation_precision", "citation_recall", "answer_exact", "answer_f1", "answer_precision", "answer_recall",
     "memorization_ratio", "error_neighbour", "error_other_value", "error_elsewhere", "first_error",
@@ -76,28 +76,52 @@ def abstention_rows(row: Callable[..., Row], said: Sequence[tuple[bool, bool]]) 
     return [made for name, scores in of.items() if scores for made in with_interval(row, f"abstention_{name}", scores)]
 
 
+def guesses_beside(metric: str, known: Container[str]) -> tuple[str, str]:
+    """The metrics of what chance and blind copying score beside a metric: its own where they are `known`, else those of the whole
+    answer, of what a task is judged by."""
+    what = metric if f"{metric}_chance" in known or metric not in MAIN else "answer"
+    return f"{what}_chance", f"{what}_floor"
+
+
 def lines_of(rows: Iterable[Row]) -> list[dict[str, Any]]:
     """A line a score of rows of sources `tasks` and `citations`: what guessing and blind copying score beside it, and what was
     counted."""
     groups: dict[tuple[str, int, float | None], dict[str, float]] = {}
     for row in rows:
-        groups.setdefault((row.task, row.length, row.depth), {}).setdefault(row.metric, row.value)
+        # Of several pairs, or sentences, each number by itself.
+        groups.setdefault((row.task, row.length, row.depth), {}).setdefault(
+            row.metric if row.bin is None else f"{row.metric}/{row.bin}", row.value
+        )
     return [
-        _line(task, metric, length, depth, of)
+        made
         for (task, length, depth), of in groups.items()
-        for metric in [m for m in _SCORES if m in of] or ["none"]
+        for made in (
+            *(_line(task, metric, length, depth, of) for metric in [m for m in _SCORES if m in of] or ["none"]),
+            *_by_load(task, length, depth, of),
+        )
     ]
+
+
+def _by_load(task: str, length: int, depth: float | None, of: dict[str, float]) -> list[dict[str, Any]]:
+    """A line a number of pairs at which it was asked beside."""
+    numbers = sorted(int(name.partition("/")[2]) for name in of if name.startswith("query_accuracy/"))
+    names = {"low": "_low", "high": "_high", "chance": "_chance", "copying": "_floor", "untrained": "_untrained"}
+    return [
+        line(
+            task, f"query_accuracy, {n} pairs", length, depth, of[f"query_accuracy/{n}"], items=int(of["items"]),
+            **{column: of.get(f"query_accuracy{end}/{n}") for column, end in names.items()},
+        )
+        for n in numbers
+    ]  # fmt: skip
 
 
 def _line(task: str, metric: str, length: int, depth: float | None, of: dict[str, float]) -> dict[str, Any]:
     is_choice = metric == "choice"
     what = "choice" if is_choice else "answer"
-    chance, copying = of.get(f"{what}_chance"), of.get(f"{what}_floor")
+    chance, copying = (of.get(name) for name in guesses_beside(metric, of))
     if metric.startswith("abstention"):
         # Who always says that there is none.
         chance, copying = None, of.get("answer_floor") if metric.endswith("precision") else 1.0
-    elif metric in _BESIDE:
-        chance = copying = None
     is_answer = metric in MAIN and not is_choice
     return line(
         task, metric, length, depth, of.get(metric),

@@ -3,9 +3,10 @@
 Notable: a run that was trained on the tasks' own ids is asked in them, anything else in the words of its tokenizer.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from importlib.metadata import version
+from math import isfinite
 from statistics import fmean
 from typing import Any
 
@@ -18,6 +19,7 @@ from ..models.external import External
 from ..models.model import Model
 from ..record import Item, Row
 from ..tasks import Knobs, Task, open_task
+from ..tasks.metrics import Verdict
 from ..tasks.papers import PaperQuestions
 from ..tasks.prompt import PromptTask, words_of
 from ..tasks.vocabulary import NONE
@@ -32,12 +34,25 @@ from .measures import EVIDENCE, TEXTS
 from .own_across import ByItem, by_depth, by_length
 from .own_asking import LENGTH, PREFIX, PROMPTS, OwnAsking, Prepared, asked_in
 from .own_evidence import by_evidence
-from .own_lines import abstention_rows, lines_of, with_interval
+from .own_lines import MAIN, abstention_rows, lines_of, with_interval
 from .own_posed import noise_of, posed_in_ids, posed_in_words
 from .own_reading import by_reading
 from .own_text import Progress, ask_prompts, asked_again, check_length, items_of_said, rows_of_said, untrained_rows
 from .reach import reaching
-from .tasks import Reader, ask_items, choice_rows, choices, hidden, items_of, reader_of, rows_of
+from .tasks import (
+    Answer,
+    Reader,
+    ask_items,
+    choice_rows,
+    choices,
+    hidden,
+    items_of,
+    load_rows,
+    loads_of,
+    reader_of,
+    rows_of,
+    scores_of,
+)
 from .untrained import ITEMS, Untrained, untrained
 
 
@@ -104,7 +119,11 @@ def evaluate_text(
                         progress=progress,
                     )  # fmt: skip
                     rows += untrained_rows(again, task, at[depth], run=opened.name, writes=writes)
-                scores[depth] = _by_item((s.index, s.scores(task.metric)) for s in said if s.prompt is not None)
+                scores[depth] = _by_item(
+                    (s.index, s.scores(task.metric) | ({"choice_margin": s.margin} if isfinite(s.margin) else {}))
+                    for s in said
+                    if s.prompt is not None
+                )
                 found.rows += rows
                 found.records += lines_of(rows)
                 found.items += items_of_said(said, task, at[depth], run=opened.name)
@@ -225,9 +244,10 @@ def evaluate_ids(
             readers = [reader_of(reaching(m, length), run.resolved_objective) for m in (model, fresh) if m is not None]
             scores: dict[float | None, dict[str, ByItem]] = {}
             for k in knobs:
-                rows, items, scores[k.depth] = _ask(
-                    readers, task, k, asking.limit, title, is_hidden=isinstance(model, Encoder)
-                )
+                is_hidden = isinstance(model, Encoder)
+                rows, items, scores[k.depth] = _ask(readers, task, k, asking.limit, title, is_hidden=is_hidden)
+                if asking.distractors is None:
+                    rows += _ask_loads(readers, task, k, asking.limit, title, is_hidden=is_hidden)
                 found.rows += rows
                 found.records += lines_of(rows)
                 found.items += items
@@ -263,21 +283,48 @@ def _ask(
     answers, chosen = ask_items(readers[0], items), choices(readers[0], items)
     rows = rows_of(answers, task, knobs, run=run, step=0)
     rows += choice_rows(chosen, items, task, knobs, run=run, step=0)
-    # The means are there.
-    rows += with_interval(row, "exact_match", [a.verdict.is_right for a in answers])[1:]
-    rows += with_interval(row, "choice", [v.credit for v in chosen])[1:]
+    shares = _shares(answers, chosen, task)
+    for metric in shares[0]:
+        # The means are there.
+        rows += with_interval(row, metric, [s[metric] for s in shares])[1:]
     if task.name == "absent":
         rows += abstention_rows(row, [(a.given == (NONE,), a.item.answer == (NONE,)) for a in answers])
     rows += [row("items", float(len(items)), "items"), row("items_refused", 0.0, "items")]
     for reader in readers[1:]:
-        rights = [float(a.verdict.is_right) for a in ask_items(reader, items)]
-        credits = [v.credit for v in choices(reader, items)]
-        rows += [row("exact_match_untrained", fmean(rights)), row("choice_untrained", fmean(credits))]
+        before = _shares(ask_items(reader, items), choices(reader, items), task)
+        rows += [row(f"{metric}_untrained", fmean(s[metric] for s in before)) for metric in before[0]]
     scores = _by_item(
-        (a.item.index, {"exact_match": float(a.verdict.is_right), "choice": v.credit})
-        for a, v in zip(answers, chosen, strict=True)
+        (a.item.index, {m: s[m] for m in MAIN if m in s} | ({"answer_margin": a.margin} if isfinite(a.margin) else {}))
+        for a, s in zip(answers, shares, strict=True)
     )
     return rows, items_of(answers, knobs, run=run, step=0), scores
+
+
+def _shares(answers: Sequence[Answer], chosen: Sequence[Verdict], task: Task) -> list[dict[str, float]]:
+    """What each item scores, by metric."""
+    return [scores_of(a, task) | {"choice": v.credit} for a, v in zip(answers, chosen, strict=True)]
+
+
+def _ask_loads(
+    readers: list[Reader], task: Task, knobs: Knobs, n_items: int, run: str, *, is_hidden: bool
+) -> list[Row]:
+    """Items of other numbers of pairs: what is said after each key, with its interval and beside the untrained model."""
+    rows: list[Row] = []
+    for at in loads_of(task, knobs):
+        made = [task.item(at, index) for index in range(n_items)]
+        items = [hidden(item) for item in made] if is_hidden else made
+        answers = ask_items(readers[0], items)
+        rows += load_rows(answers, task, at, run=run, step=0)
+
+        def row(metric: str, value: float, at: Knobs = at) -> Row:
+            where = {"task": task.name, "length": at.length, "bin": 1 + at.distractors}
+            return Row(run, 0, "tasks", metric, value, "share", **where)
+
+        rows += with_interval(row, "query_accuracy", [scores_of(a, task)["query_accuracy"] for a in answers])[1:]
+        for reader in readers[1:]:
+            before = [scores_of(a, task)["query_accuracy"] for a in ask_items(reader, items)]
+            rows.append(row("query_accuracy_untrained", fmean(before)))
+    return rows
 
 
 def _finished(found: Found, title: str, asking: OwnAsking, prepared: Prepared, new_tokens: int | None) -> Found:

@@ -272,6 +272,10 @@ def rows_of_said(said: Sequence[Said], task: PromptTask, setting: Setting, *, ru
     floors = [s.prompt.floor for s in asked if s.prompt.floor is not None]
     if floors:
         rows.append(row("answer_floor", floors))
+    for metric in dict.fromkeys(m for s in asked for m in s.prompt.guesses):
+        own = [s.prompt.guesses[metric] for s in asked if metric in s.prompt.guesses]
+        for end, guesses in zip(("chance", "floor"), zip(*own, strict=True), strict=True):
+            rows.append(row(f"{metric}_{end}", guesses))
     if task.name in CITATIONS:
         rows += _citation_rows(asked, setting, run)
     if task.name == "absent":
@@ -304,13 +308,23 @@ def untrained_rows(said: Sequence[Said], task: PromptTask, setting: Setting, *, 
     """What an untrained model scored, beside the trained one's rows."""
     found: dict[str, list[float]] = {}
     for s in said:
-        for metric, value in s.scores(task.metric).items():
+        for metric, value in (s.scores(task.metric) | (_parts(s) if writes else {})).items():
             if writes or metric == "choice":
                 found.setdefault(f"{metric}_untrained", []).append(value)
     return [
         Row(run, 0, "tasks", metric, fmean(values), "share", task=task.name, length=setting.length, depth=setting.depth)
         for metric, values in found.items()
     ]
+
+
+def _parts(said: Said) -> dict[str, float]:
+    """The scores of parts of an answer, beside which guesses are known."""
+    if said.prompt.task in CITATIONS:
+        text = judged(said.prompt, "" if said.is_tied else said.written[0])
+        shares = {f"citation_{name}": getattr(text.share, name) for name in ("precision", "recall")}
+        return {"answer_exact": float(text.is_answer_right)} | shares
+    worth = worth_of(said.prompt, said.written, is_sure=said.is_sure)
+    return {metric: value for (metric, _), value in worth.items() if metric in said.prompt.guesses}
 
 
 def _citation_rows(asked: Sequence[Said], setting: Setting, run: str) -> list[Row]:

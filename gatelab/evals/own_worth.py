@@ -9,7 +9,7 @@ from typing import Any
 
 from ..tasks import TASKS, open_task
 from ..tasks.errors import Key, errors_of
-from ..tasks.metrics import copied_from_start, edit_similarity, overlap
+from ..tasks.metrics import cited, copied_from_start, edit_similarity, overlap
 from ..tasks.prompt import Prompt, words_in
 from ..tasks.vocabulary import word
 
@@ -34,9 +34,18 @@ def worth_of(prompt: Prompt, written: Sequence[str], *, is_sure: bool) -> dict[K
         ("copied_from_start", None): float(copied_from_start(given, start)),
     }
     task = open_task(prompt.task)
-    if task.answer == "set":
-        share = overlap(given, right)
-        out |= {(f"answer_{name}", None): getattr(share, name) for name in ("precision", "recall", "f1")}
+    shares = {}
+    match task.answer:
+        case "set":
+            shares["answer"] = overlap(given, right)
+        case "cite":
+            is_right, shares["citation"] = cited(given, right)
+            out["answer_exact", None] = float(is_right)
+        case "each":
+            hits = [own == answer for own, answer in zip(said, answers, strict=True)]
+            out["query_accuracy", None] = sum(hits) / len(hits)
+    for what, share in shares.items():
+        out |= {(f"{what}_{name}", None): getattr(share, name) for name in ("precision", "recall", "f1")}
     if not is_sure:
         return out  # which error it is, is not known
     values = {w for w in words_in(prompt.parts[0]) if w.isdigit()} - set(right)

@@ -17,8 +17,9 @@ from ..models.encoder import Encoder
 from ..models.encoder_decoder import EncoderDecoder
 from ..models.model import Model
 from ..record import Item, Row
-from ..tasks import VOCAB_SIZE, Knobs, Task, TaskItem, open_task
+from ..tasks import VOCAB_SIZE, Knobs, Task, TaskError, TaskItem, open_task
 from ..tasks.errors import UNITS, Key, errors_of, means
+from ..tasks.guesses import guesses_of
 from ..tasks.metrics import Verdict, choice, cited, copied_from_start, edit_similarity, overlap
 from ..tasks.options import N_OPTIONS, chance_of, copied_choice, options_of
 from ..tasks.text import TokenItem
@@ -37,13 +38,14 @@ LENGTHS = (1, 2, 4, 8)  # times the length of training
 class Answer:
     """What a model said to an item. `margin`: the least, over the answer's tokens, of the right one's log-probability less
     the best wrong one's, in nats, each after the right ones before it; not-a-number where a logit is. `verdict` is of the
-    exact match: a tie or no number anywhere is wrong."""
+    exact match: a tie or no number anywhere is wrong. `rights`: the same of each token, after the right ones before it."""
 
     item: TaskItem
     given: tuple[int, ...]
     log_p: float
     margin: float
     verdict: Verdict
+    rights: tuple[bool, ...] = ()
 
 
 def reader_of(model: Model, objective: Objective | None = None) -> Reader:
@@ -136,28 +138,30 @@ def _ask(reader: Reader, items: list[TaskItem]) -> list[Answer]:
     logits_BAV = reader(tokens_BT, at_BA)
     judged = [_judged(logits_AV, right_A) for logits_AV, right_A in zip(logits_BAV, right_BA, strict=True)]
     given_BA = logits_BAV.argmax(dim=-1)
-    wrong = [i for i, (verdict, _, _) in enumerate(judged) if not verdict.is_right and not verdict.is_nan]
+    wrong = [i for i, (verdict, *_) in enumerate(judged) if not verdict.is_right and not verdict.is_nan]
     if wrong and at_BA.shape[1] > 1:
         given_BA[wrong] = _continued(reader, tokens_BT[wrong], at_BA[wrong], right_BA[wrong], given_BA[wrong])
     return [
-        Answer(item, tuple(given_A), log_p, margin, verdict)
-        for item, given_A, (verdict, log_p, margin) in zip(items, given_BA.tolist(), judged, strict=True)
+        Answer(item, tuple(given_A), log_p, margin, verdict, rights)
+        for item, given_A, (verdict, log_p, margin, rights) in zip(items, given_BA.tolist(), judged, strict=True)
     ]
 
 
-def _judged(logits_AV: Tensor, right_A: Tensor) -> tuple[Verdict, float, float]:
-    """Of one answer: the exact match, the log-probability, and the margin."""
+def _judged(logits_AV: Tensor, right_A: Tensor) -> tuple[Verdict, float, float, tuple[bool, ...]]:
+    """Of one answer: the exact match, the log-probability, the margin, and whether each token is right."""
     log_p_AV, right_A1 = logits_AV.double().log_softmax(dim=-1), right_A[:, None]
     right_p_A = log_p_AV.gather(1, right_A1)[:, 0]
     margin = (right_p_A - log_p_AV.scatter(1, right_A1, -math.inf).amax(dim=-1)).amin()
     best_A = logits_AV.amax(dim=-1)
     if not torch.isfinite(best_A).all() or logits_AV.isnan().any():
-        return Verdict(False, 0.0, is_nan=True), math.nan, math.nan
+        return Verdict(False, 0.0, is_nan=True), math.nan, math.nan, (False,) * len(right_A)
     is_best_A = logits_AV.gather(1, right_A1)[:, 0] == best_A
     n_best_A = (logits_AV == best_A[:, None]).sum(dim=-1)
     is_tied = bool((n_best_A > 1).any())
     credit = float((is_best_A / n_best_A).prod())
-    return Verdict(bool(is_best_A.all()) and not is_tied, credit, is_tied), float(right_p_A.sum()), float(margin)
+    verdict = Verdict(bool(is_best_A.all()) and not is_tied, credit, is_tied)
+    rights = tuple((is_best_A & (n_best_A == 1)).tolist())
+    return verdict, float(right_p_A.sum()), float(margin), rights
 
 
 def _continued(reader: Reader, tokens_BT: Tensor, at_BA: Tensor, right_BA: Tensor, given_BA: Tensor) -> Tensor:
@@ -223,7 +227,7 @@ def ask_text(model: NextToken, item: TokenItem) -> tuple[Verdict, float, tuple[i
     model.check(len(item.ids), f"{item.task} {item.index}")
     positions = [p - 1 for start, end in item.answers for p in range(start, end)]
     logits_AV = model.logits(model.states(list(item.ids)), torch.tensor(positions, device=model.device)).float().cpu()
-    verdict, _, margin = _judged(logits_AV, torch.tensor([item.ids[p + 1] for p in positions]))
+    verdict, _, margin, _ = _judged(logits_AV, torch.tensor([item.ids[p + 1] for p in positions]))
     return verdict, margin, tuple(logits_AV.argmax(dim=-1).tolist())
 
 
@@ -257,6 +261,23 @@ def items_of(answers: Sequence[Answer], knobs: Knobs, *, run: str, step: int) ->
     ]
 
 
+def scores_of(a: Answer, task: Task) -> dict[str, float]:
+    """{metric: share} of one answer: all of it, and by parts where the task's answer has some."""
+    out = {"exact_match": float(a.verdict.is_right)}
+    match task.answer:
+        case "set":
+            share = overlap(a.given, a.item.answer)
+        case "cite":
+            is_right, share = cited(a.given, a.item.answer)
+            out["answer_exact"] = float(is_right)
+        case "each":
+            return out | {"query_accuracy": float(np.mean(a.rights))}
+        case _:
+            return out
+    what = "citation" if task.answer == "cite" else "answer"
+    return out | {f"{what}_{name}": getattr(share, name) for name in ("precision", "recall", "f1")}
+
+
 def rows_of(answers: Sequence[Answer], task: Task, knobs: Knobs, *, run: str, step: int) -> list[Row]:
     """What docs/metrics.md says of source `tasks`: means over the items of one task and length.
 
@@ -280,8 +301,15 @@ def rows_of(answers: Sequence[Answer], task: Task, knobs: Knobs, *, run: str, st
         )
 
     margins = [a.margin for a in answers if math.isfinite(a.margin)]
+    scores = [scores_of(a, task) for a in answers]
+    guesses = [guesses_of(task, a.item) for a in answers]
     rows = [
-        row("exact_match", [a.verdict.is_right for a in answers]),
+        *(row(metric, [s[metric] for s in scores]) for metric in scores[0]),
+        *(
+            row(f"{metric}_{end}", [g[metric][i] for g in guesses])
+            for metric in guesses[0]
+            for i, end in enumerate(("chance", "floor"))
+        ),
         row("answer_floor", [a.item.floor for a in answers]),
         row("answer_chance", [chance_of(a.item) for a in answers]),
         row("answer_ties", [a.verdict.is_tied for a in answers]),
@@ -292,18 +320,26 @@ def rows_of(answers: Sequence[Answer], task: Task, knobs: Knobs, *, run: str, st
     if margins:
         rows.append(row("answer_margin", margins, "nats"))
     errors = means([_errors(a) for a in answers if not a.verdict.is_nan])
-    rows += [replace(row(metric, [value], UNITS[metric]), bin=b) for (metric, b), value in errors.items()]
-    if task.answer == "set":
-        shares = [overlap(a.given, a.item.answer) for a in answers]
-    elif task.answer == "cite":
-        both = [cited(a.given, a.item.answer) for a in answers]
-        rows.append(row("answer_exact", [is_right for is_right, _ in both]))
-        shares = [share for _, share in both]
-    else:
-        return rows
-    what = "citation" if task.answer == "cite" else "answer"
-    rows += [row(f"{what}_{name}", [getattr(s, name) for s in shares]) for name in ("precision", "recall", "f1")]
-    return rows
+    return rows + [replace(row(metric, [value], UNITS[metric]), bin=b) for (metric, b), value in errors.items()]
+
+
+def loads_of(task: Task, knobs: Knobs) -> list[Knobs]:
+    """The knobs at which a task is asked too, with other numbers of distractors: as many as have room."""
+    out = []
+    for n in task.loads:
+        at = replace(knobs, distractors=n)
+        try:
+            task.item(at, 0)
+        except TaskError:
+            continue
+        out.append(at)
+    return out
+
+
+def load_rows(answers: Sequence[Answer], task: Task, knobs: Knobs, *, run: str, step: int) -> list[Row]:
+    """`query_accuracy` of items of so many pairs, chance and copying beside it, the number being the coordinate `bin`."""
+    rows = rows_of(answers, task, knobs, run=run, step=step)
+    return [replace(row, bin=1 + knobs.distractors) for row in rows if row.metric.startswith("query_accuracy")]
 
 
 def _errors(a: Answer) -> dict[Key, float]:

@@ -10,6 +10,7 @@ from functools import lru_cache
 
 from .citations import CitedText, cited_text
 from .draws import Draws, key_of
+from .guesses import Guess
 from .middle import RETRIEVED, best_subspan, document_sizes, documents_of, questions_of
 from .options import N_OPTIONS
 from .papers import PAPERS, QUESTIONS, YES_NO, PaperQuestion, paper_sizes, questions_of_papers
@@ -100,8 +101,9 @@ def _facts(name: str, setting: Setting, index: int, size: int, n_gold: int) -> P
     wrong = [p for p in order if p < size and p not in places][: N_OPTIONS - 1]
     cited = [[p + 1 for p in places], *(sorted([p + 1 for p in places[:-1]] + [w + 1]) for w in wrong)]
     said = [f" {word(value)} " + "".join(f"[{n}]" for n in numbers) for numbers in cited]
+    blind = {"answer_exact": (1 / N_VALUES, 1 / (2 * size - n_gold + 1))}  # of the facts that are said, each once
     return _prompt(
-        name, index, script, said, (word(value),), cited[0], size, None if n_gold > 1 else places[0] / (size - 1)
+        name, index, script, said, (word(value),), cited[0], size, None if n_gold > 1 else places[0] / (size - 1), blind
     )
 
 
@@ -149,11 +151,13 @@ def _prompt(
     gold: list[int],
     size: int,
     depth: float | None,
+    guesses: dict[str, Guess] | None = None,
 ) -> Prompt:
     def blind(n: int) -> float:
         """Mean F1 of who cites n documents blindly: of those right, 2 × how many / (cited + gold)."""
         return n * len(gold) / size * 2 / (n + len(gold))
 
+    most = min(max(_MOST, len(gold)), size)
     return Prompt(
         task=name,
         index=index,
@@ -166,9 +170,15 @@ def _prompt(
         distractors=tuple(script.spans["distractor"]),
         depth=depth,
         chance=blind(1),
-        floor=blind(min(max(_MOST, len(gold)), size)),
+        floor=blind(most),
         factors={"n_documents": size, "gold": gold},
         kept=tuple(script.spans["kept"]),
+        guesses={
+            "citation_precision": (len(gold) / size, len(gold) / size),
+            "citation_recall": (1 / size, most / size),
+            "citation_f1": (blind(1), blind(most)),
+            **(guesses or {}),
+        },
     )
 
 

@@ -195,13 +195,22 @@ def position_curve(
     )
 
 
+def guessing(chance: float | None, copying: float | None) -> float | None:
+    """What a score has to be above to say something: the greater of chance and of blind copying; None where neither is known.
+
+    Where copying scores 1 it is all that is asked (a needle without distractors), and no guess.
+    """
+    return max((g for g in (chance, copying) if g is not None and g < 1), default=None)
+
+
 def effective_length(
     score_by_length: dict[int, float],
     chance_by_length: Mapping[int, float] = MappingProxyType({}),
     low_by_length: Mapping[int, float] = MappingProxyType({}),
 ) -> int | None:
-    """The longest length whose score is at least 85% of the model's own best at its three shortest lengths, both less what chance
-    scores there, where that is known; None where none is, or that best is no number or not above chance (0 where it is not known).
+    """The longest length whose score is at least 85% of the model's own best at its three shortest lengths, both less what guessing
+    scores there (`guessing`), where that is known; None where none is, or that best is no number or not above it (0 where it is
+    not known).
 
     NoLiMa's relative form; RULER's fixed 85.6 is another model's score.
 

@@ -96,5 +96,7 @@ TASK = Task(
     levels=range(1, 4),
     default_hardness=1,
     distractors=15,
+    answer="each",
     has_depth=False,
+    loads=(3, 7, 15, 31, 63),
 )

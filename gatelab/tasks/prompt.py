@@ -11,6 +11,7 @@ from math import floor
 from typing import Any, Literal
 
 from ..config import nearest
+from .guesses import Guess, guesses_of
 from .options import chance_of, copied_choice, options_of
 from .task import LONGEST, Knobs, Span, Task, TaskError, TaskItem
 from .text import as_text
@@ -51,6 +52,7 @@ class Prompt:
     chance: what tokens of the right kind, drawn at random, score. floor: what blind copying of such out of the item scores;
         None where no kind can be told.
     kept: spans that say what is asked, such as the question; not of every task.
+    guesses: chance and copying of what it is scored by beside, by metric; of those alone for which they are known.
     """
 
     task: str
@@ -67,6 +69,7 @@ class Prompt:
     floor: float | None
     factors: dict[str, Any] = field(default_factory=dict)
     kept: tuple[Span, ...] = ()
+    guesses: dict[str, Guess] = field(default_factory=dict)
 
     def read(self, number: int = -1, answers: tuple[str, ...] | None = None) -> str:
         """What is read before an answer, the answers before it (the right ones unless given) included."""
@@ -350,4 +353,5 @@ def _in_words(task: Task, item: TaskItem) -> Prompt:
         floor=item.floor,
         factors=dict(item.factors),
         kept=as_text(task, own).evidence,
+        guesses=guesses_of(task, item),
     )

@@ -92,9 +92,10 @@ class Task:
     forms: in text, the sentence of each kind of piece. noise: the sentence of noise. join: what stands between sentences.
     hardness: what the knob means, with its `levels` and its default.
     distractors: the default of the knob; None: as many as there is room for.
-    answer: `sequence` (all of it, in order), `set` (precision and recall in any order as well) or `cite` (a value, then
-        documents).
+    answer: `sequence` (all of it, in order), `set` (precision and recall in any order as well), `cite` (a value, then
+        documents) or `each` (after each key its value).
     has_depth: whether the evidence has one place.
+    loads: numbers of distractors at which it is asked too, so that load is told apart from length.
     """
 
     name: str
@@ -108,8 +109,9 @@ class Task:
     levels: range
     default_hardness: int
     distractors: int | None
-    answer: Literal["sequence", "set", "cite"] = "sequence"
+    answer: Literal["sequence", "set", "cite", "each"] = "sequence"
     has_depth: bool = True
+    loads: tuple[int, ...] = ()
     join: str = " "
     noise: str = "{}."
 

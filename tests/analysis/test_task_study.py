@@ -7,7 +7,7 @@ import planted_tasks as planted
 import pytest
 from scipy.stats import beta
 
-from gatelab.analysis.task_items import asked_items, citations, worst_items
+from gatelab.analysis.task_items import asked_items, citations, lower_ends, worst_items
 from gatelab.analysis.task_study import TaskStudy, task_study
 from gatelab.analysis.tasks import effective_lengths, final_values, reached, solved, sooner, task_rows, u_index
 from gatelab.store import StoreError, StudyFolder
@@ -64,6 +64,30 @@ def test_the_effective_length_is_each_seeds_own_and_takes_three_lengths(study: T
     key = (planted.CELL, base.arm, "cite")
     assert effective_lengths(rows) == {(*key, "none"): {0: 4, 1: None}, (*key, "yarn"): {0: 8}}
     assert effective_lengths(rows, done={(planted.CELL, base.arm, 1)}) == {(*key, "none"): {1: None}}
+
+
+def test_an_effective_length_is_not_one_of_guessing(study: TaskStudy) -> None:
+    """Accuracy is 0.26 and 0.25 among four chains; what is above 0.25 is kept at the length of training alone."""
+    base = next(r for r in study.rows if r.metric == "exact_match" and r.bin is None and r.step == 100)
+    at = {1: (0.26, 0.6), 2: (0.25, 0.55), 4: (0.25, 0.4), 8: (0.25, 0.26)}
+    rows = [replace(base, times=t, value=v, seed=s) for t, values in at.items() for s, v in enumerate(values)]
+    key = (planted.CELL, base.arm, base.task, "none")
+    assert effective_lengths(rows) == {key: {0: 8, 1: 2}}
+    beside = {"answer_floor": 0.25, "answer_chance": 0.001}
+    rows += [replace(r, metric=metric, value=v) for r in rows for metric, v in beside.items()]
+    assert effective_lengths(rows) == {key: {0: 1, 1: 2}}
+    lows = {((planted.CELL, base.arm, s), base.task, 1, "none"): low for s, low in ((0, 0.18), (1, 0.5))}
+    assert effective_lengths(rows, lows=lows) == {key: {0: None, 1: 2}}
+    whole = [replace(r, value=1.0) if r.metric == "answer_floor" else r for r in rows]
+    assert effective_lengths(whole, lows=lows) == {key: {0: 8, 1: 2}}, "where copying is all, chance is what counts"
+
+
+def test_lower_ends_are_those_of_exact_intervals_over_items(folder: StudyFolder) -> None:
+    items = asked_items(folder, DONE)
+    lows = lower_ends(items)
+    assert set(lows) == {(key, "cite", t, "none") for key in DONE for t in (1, 2)}
+    assert lows[(planted.CELL, "none", 0), "cite", 1, "none"] == pytest.approx(beta.ppf(0.025, 16, 7))
+    assert lows[(planted.CELL, "none", 0), "cite", 2, "none"] == 0
 
 
 def test_a_seed_that_never_gets_there_is_censored_and_not_slow(study: TaskStudy) -> None:

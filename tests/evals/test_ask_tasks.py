@@ -23,11 +23,14 @@ from gatelab.evals.tasks import (
     choices,
     hidden,
     items_of,
+    load_rows,
+    loads_of,
     reader_of,
     rows_of,
 )
 from gatelab.models import build_model
 from gatelab.tasks import TASKS, VOCAB_SIZE, Knobs, TaskError, TaskItem, open_task
+from gatelab.tasks.guesses import guesses_of
 from gatelab.tasks.metrics import Verdict
 from gatelab.tasks.options import options_of
 from gatelab.tasks.text import as_text, tokenised
@@ -342,11 +345,48 @@ def test_an_encoder_is_asked_with_its_answers_hidden_as_it_is_trained():
 def test_every_row_is_defined_in_the_metrics_page():
     page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
     section = page.partition("## Tasks (")[2].partition("\n## ")[0]
-    for name in ("cite", "multivalue", "needle", "multikey", "bracket", "select", "conflict"):
+    for name in ("cite", "multivalue", "needle", "multikey", "bracket", "select", "conflict", "mqar"):
         task = open_task(name)
         reader, items = reader_of(model()), [task.item(knobs(name), 0)]
         rows = rows_of(ask_items(reader, items), task, knobs(name), run="r", step=0)
         rows += choice_rows(choices(reader, items), items, task, knobs(name), run="r", step=0)
         assert {r.value for r in rows if r.metric == "choice_chance"} == {1 / 8}
+        parts = {f"{metric}_{end}" for metric in guesses_of(task, items[0]) for end in ("chance", "floor")}
+        assert parts <= {r.metric for r in rows}
         for row in rows:
-            assert f"| `{row.metric}` | {row.unit} |" in section, row.metric
+            metric = row.metric.rpartition("_")[0] if row.metric in parts else row.metric
+            assert f"`{metric}`" in section if row.metric in parts else f"| `{metric}` | {row.unit} |" in section, (
+                metric
+            )
+
+
+def test_each_key_of_mqar_counts_and_a_tie_does_not():
+    task, k = open_task("mqar"), knobs("mqar", distractors=3)
+    item = task.item(k, 0)
+
+    def read(tokens_BT: Tensor, at_BA: Tensor) -> Tensor:
+        """Right after the first two keys, tied with another value after the third, wrong after the last."""
+        logits_BAV = torch.zeros(1, 4, VOCAB_SIZE)
+        for a, token in enumerate(item.answer[:3]):
+            logits_BAV[0, a, token] = 9.0
+        logits_BAV[0, 2, item.answer[2] ^ 1] = logits_BAV[0, 3, item.answer[3] ^ 1] = 9.0
+        return logits_BAV
+
+    (answer,) = ask_items(read, [item])
+    assert answer.rights == (True, True, False, False) and not answer.verdict.is_right
+    rows = {r.metric: r.value for r in rows_of([answer], task, k, run="r", step=0)}
+    assert (rows["exact_match"], rows["query_accuracy"]) == (0, 0.5)
+    assert rows["query_accuracy_chance"] == 1 / 1024 and rows["query_accuracy_floor"] == 1 / 4
+    (broken,) = ask_items(lambda t, at: torch.full((1, 4, VOCAB_SIZE), math.nan), [item])
+    assert broken.rights == (False,) * 4
+
+
+def test_a_task_is_asked_at_as_many_pairs_as_have_room():
+    task = open_task("mqar")
+    assert [k.distractors for k in loads_of(task, Knobs(length=64))] == [3, 7, 15]
+    assert [k.distractors for k in loads_of(task, Knobs(length=128))] == [3, 7, 15, 31]
+    assert loads_of(open_task("cite"), Knobs(length=128)) == []
+    k = loads_of(task, Knobs(length=64))[1]
+    rows = load_rows(ask(reader_of(model()), task, k, 3), task, k, run="r", step=5)
+    assert {r.metric for r in rows} == {f"query_accuracy{end}" for end in ("", "_chance", "_floor")}
+    assert {(r.bin, r.length, r.step) for r in rows} == {(8, 64, 5)}

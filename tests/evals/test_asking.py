@@ -116,7 +116,8 @@ def test_an_item_can_be_made_again_from_its_record() -> None:
         f = record.factors
         knobs = Knobs(f["length"], f["knobs"]["asked_depth"], f["knobs"]["distractors"], f["knobs"]["hardness"])
         item = open_task(record.task).item(knobs, record.item)
-        assert record.answer == " ".join(map(str, item.answer)) and "evidence" not in f
+        assert record.answer == " ".join(map(str, item.answer)) and "distractors" not in f
+        assert f["evidence"] == [list(span) for span in item.evidence]
 
 
 def test_between_looks_the_length_of_training_alone_is_asked() -> None:

@@ -6,10 +6,11 @@ that do not have no mean that any of them shows.
 
 from collections.abc import Sequence
 
-from ..charts import Arms, Figure, Line, Spec, channel, columns, fitted, layer, lines, records, short, stepped
+from ..charts import Arms, Figure, Line, channel, columns, fitted, layer, lines, records, short, stepped
 from ..figures import NARROW, SMALL
 from ..measured import Points
 from ..style import BASELINE, DASHED, DOTTED, RAMP
+from .scores import Score
 
 N_DEPTHS = 11
 # What a score stands beside: its name, how its line is drawn, how opaque.
@@ -17,15 +18,20 @@ BESIDE = {"copying": (DOTTED, 1.0), "chance": (DASHED, 0.6), "untrained": ((1, 5
 
 
 def lengths_chart(
-    seeds: Sequence[Line], medians: dict[str, Points], beside: dict[str, Points], arms: Arms, alt_text: str
+    seeds: Sequence[Line],
+    medians: dict[str, Points],
+    beside: dict[str, Points],
+    arms: Arms,
+    score: Score,
+    alt_text: str,
 ) -> Figure:
-    """Accuracy over multiples of the length of training: every seed thin, each arm's median thick, and what it stands beside
+    """A score over multiples of the length of training: every seed thin, each arm's median thick, and what it stands beside
     (names of `BESIDE`) in grey."""
     times = sorted({x for line in seeds for x, _ in line.points})
     axis = {"values": times, "labelExpr": "datum.label + '×'", "format": "d", "grid": False}
     scale = {"type": "log", "base": 2, "domain": [times[0] * 0.95, times[-1] * 1.05]}
     x = channel("x:Q") | {"title": "length over that of training", "scale": scale, "axis": axis}
-    at = {"x": x, "y": _accuracy()}
+    at = {"x": x, "y": score.y()}
     layers = [
         layer(
             records(points),
@@ -38,7 +44,7 @@ def lengths_chart(
     drawn = {"type": "line", "strokeCap": "butt" if arms.is_dashed else "round"}
     looks = at | arms.looks()
     dots = [r for n in seeds for r in records(n.points, arm=n.arm, seed=n.seed)]
-    told = (("x:Q", "length, times"), ("y:Q", "accuracy"))
+    told = (("x:Q", "length, times"), ("y:Q", score.axis))
     tips = [channel("arm:N"), channel("seed:N"), *(channel(field) | {"title": title} for field, title in told)]
     layers += [
         lines(
@@ -55,9 +61,13 @@ def lengths_chart(
 
 
 def depth_chart(
-    bins: dict[str, Sequence[float]], ranges: dict[str, Sequence[tuple[float, float]]], arms: Arms, alt_text: str
+    bins: dict[str, Sequence[float]],
+    ranges: dict[str, Sequence[tuple[float, float]]],
+    arms: Arms,
+    score: Score,
+    alt_text: str,
 ) -> Figure:
-    """Accuracy over eleven depths, an arm a line, with the interval of each depth as a band."""
+    """A score over eleven depths, an arm a line, with the interval of each depth as a band."""
     scale, axis = {"domain": [0, 1], "nice": False}, {"format": "%", "tickCount": 5, "grid": False}
     x = channel("x:Q") | {"title": "depth of the evidence", "scale": scale, "axis": axis}
     band = [
@@ -73,7 +83,7 @@ def depth_chart(
         lines(
             [{"arm": arm, **columns(own)} for arm, own in points.items()],
             {"type": "line", "strokeWidth": 2},
-            {"x": x, "y": _accuracy(), **arms.looks()},
+            {"x": x, "y": score.y(), **arms.looks()},
         ),
     ]
     return fitted(layers, alt_text, SMALL, 180)
@@ -98,8 +108,3 @@ def depth_map(values: dict[tuple[int, int], float], alt_text: str) -> Figure:
         {"mark": {"type": "text", "fontSize": 9}, "encoding": at | said},
     ]
     return stepped(told, layers, alt_text, 27, 24)
-
-
-def _accuracy() -> Spec:
-    scale, axis = {"domain": [0, 1], "nice": False}, {"tickCount": 5}
-    return channel("y:Q") | {"title": "accuracy [share]", "scale": scale, "axis": axis}

@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING
 from ..book import Book
 from ..charts import Line
 from ..figures import curves
-from ..markup import Html, decimal, number, tag
+from ..markup import Html, number, tag
 from ..measured import Points, thin
-from ..parts import ramp, section
-from ..style import RAMP
-from .figures import depth_chart, depth_map, lengths_chart
+from ..parts import section
+from .depths import depths_section
+from .evidence import evidence_section
+from .figures import lengths_chart
 from .items import worst_item
-from .table import beside, citation_table, curve_table, reached_table, solved_table
+from .scores import SCORES, Score
+from .table import beside, citation_table, reached_table, solved_table
 from .worth import worth_tables
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ def task_sections(book: Book, study: "TaskStudy") -> Sections:
         "learning": ("How soon", _learning),
         "depths": ("Tasks by depth", _depths),
         "citations": ("Citations", _citations),
+        "evidence": ("Evidence", evidence_section),
         "items": ("Items", _items),
     }
     found = {name: (word, make(book, study)) for name, (word, make) in made.items()}
@@ -47,7 +50,9 @@ def _lengths(book: Book, study: "TaskStudy") -> Html | None:
         "Items of which the model says all of the answer, at multiples of the length that it was trained at. Thin: one seed."
         " Thick: the median of an arm's finished seeds, not their mean: a seed solves a task or does not. Grey: what copying"
         " blindly out of the item gives (dotted), tokens of the right kind drawn at random (dashed), and the models before"
-        " training (wide dots)."
+        " training (wide dots). The margin: by how much the right token leads the best wrong one where the answer is least"
+        " sure, mean over items, in nats; it tells models apart where all is right, or nothing. Of a task that asks many keys also"
+        " the share of keys after which the value is said; solved are items all of whose keys are right."
     )
     out = [tag("p", lead)]
     for cell in book.cells:
@@ -55,9 +60,10 @@ def _lengths(book: Book, study: "TaskStudy") -> Html | None:
         if not own:
             continue
         figures = [
-            extrapolation(book, study.rows, own, task, stretch)
-            for task in _distinct(r.task for r in own)
-            for stretch in _distinct(r.stretch for r in own if r.task == task)
+            extrapolation(book, study.rows, own, task, stretch, score)
+            for score in SCORES
+            for task in _distinct(r.task for r in own if r.metric == score.metric)
+            for stretch in _distinct(r.stretch for r in own if r.task == task and r.metric == score.metric)
         ]
         shares = [s for s in study.solved if s.cell == cell["name"]]
         out += [book.heading(cell), tag("div", figures, class_="grid"), solved_table(shares, book.arms.labels)]
@@ -65,25 +71,29 @@ def _lengths(book: Book, study: "TaskStudy") -> Html | None:
     said = tag(
         "p",
         "Solved: nine in ten items right, or more. Exact (Clopper–Pearson) intervals of the true share of seeds. Effective length:"
-        " the longest at which a seed keeps 85% of the best accuracy at its own three shortest, be that high or low; “none” where"
-        " nothing is right. Copied from the start: an answer that begins as the text does.",
+        " the longest at which a seed keeps 85% of the best accuracy at its own three shortest, both less what guessing scores"
+        " (the greater of chance and copying); “none” where that best, or its interval over items, is not above guessing. Copied"
+        " from the start: an answer that begins as the text does.",
     )
     return section("lengths", "Tasks by length", out, said)
 
 
-def extrapolation(book: Book, rows: "list[TaskRow]", own: "list[TaskRow]", task: str, stretch: str) -> Html:
+def extrapolation(
+    book: Book, rows: "list[TaskRow]", own: "list[TaskRow]", task: str, stretch: str, score: Score = SCORES[0]
+) -> Html:
     """A cell's task by length, of its final rows `own`; among all `rows` are those that it stands beside."""
     # At the length of training there is nothing to stretch.
     meant = [r for r in own if r.task == task and (r.stretch == stretch or r.times == 1)]
-    seeds = _by_seed([r for r in meant if r.metric == "exact_match" and r.bin is None])
+    seeds = _by_seed([r for r in meant if r.metric == score.metric and r.bin is None])
     medians = _medians(book, seeds)
     cell = own[0].cell
-    lines = beside([r for r in rows if r.cell == cell and r.task == task])
+    lines = beside([r for r in rows if r.cell == cell and r.task == task], score.metric)
     ends = "; ".join(f"{book.arms.labels[a]} {_said(points)}" for a, points in medians.items())
-    alt_text = f"Accuracy of {task} by length, {_WORDS[stretch]}, in {cell}. Medians: {ends}"
+    alt_text = f"{score.said} of {task} by length, {_WORDS[stretch]}, in {cell}. Medians: {ends}"
     grey = ", ".join(f"{name} {number(points[0][1], 2)}" for name, points in lines.items())
-    title = f"{task}, positions {_WORDS[stretch]}"
-    return book.charts.place(lengths_chart(seeds, medians, lines, book.arms, alt_text), title, f"At 1×: {grey}.")
+    title = f"{task}{score.title}, positions {_WORDS[stretch]}"
+    chart = lengths_chart(seeds, medians, lines, book.arms, score, alt_text)
+    return book.charts.place(chart, title, f"At 1×: {grey}." if grey else None)
 
 
 def _learning(book: Book, study: "TaskStudy") -> Html | None:
@@ -97,14 +107,14 @@ def _learning(book: Book, study: "TaskStudy") -> Html | None:
     out = []
     for cell in book.cells:
         figures = []
-        own = [r for r in study.rows if r.cell == cell["name"] and r.metric == "exact_match" and r.bin is None]
+        own = [r for r in study.rows if r.cell == cell["name"] and r.bin is None]
         own = [r for r in own if r.times == 1 and r.stretch == "none"]
-        for task in _distinct(r.task for r in own):
-            seeds = [
-                _told(book, cell["name"], line) for line in _by_seed([r for r in own if r.task == task], along="step")
-            ]
-            if any(len(line.points) > 2 for line in seeds):
-                figures.append(_curve(book, cell["name"], task, seeds))
+        for score in (s for s in SCORES if s.is_share):
+            for task in _distinct(r.task for r in own if r.metric == score.metric):
+                asked = [r for r in own if (r.task, r.metric) == (task, score.metric)]
+                seeds = [_told(book, cell["name"], line) for line in _by_seed(asked, along="step")]
+                if any(len(line.points) > 2 for line in seeds):
+                    figures.append(_curve(book, cell["name"], task, seeds, score))
         found = [r for r in study.reached if r.cell == cell["name"]]
         if figures and found:
             refused = {f.arm for f in book.findings if f.cell == cell["name"] and f.verdict == "refused"}
@@ -119,67 +129,18 @@ def _told(book: Book, cell: str, line: Line) -> Line:
     return line if run is None or run.is_done else replace(line, cut=run.state)
 
 
-def _curve(book: Book, cell: str, task: str, seeds: list[Line]) -> Html:
+def _curve(book: Book, cell: str, task: str, seeds: list[Line], score: Score) -> Html:
     medians = _medians(book, seeds)
     ends = "; ".join(f"{book.arms.labels[a]} {number(p[-1][1])}" for a, p in medians.items() if p)
     chart = curves(
-        seeds, medians, book.arms, domain=[0, 1], y_title="accuracy [share]",
-        alt_text=f"Accuracy of {task} over training in {cell}. Medians at the end: {ends}",
+        seeds, medians, book.arms, domain=[0, 1], y_title=score.axis,
+        alt_text=f"{score.said} of {task} over training in {cell}. Medians at the end: {ends}",
     )  # fmt: skip
-    return book.charts.place(chart, task)
+    return book.charts.place(chart, f"{task}{score.title}")
 
 
 def _depths(book: Book, study: "TaskStudy") -> Html | None:
-    """Accuracy by length and depth, curves over depth, and their ends against the middle."""
-    final = [r for r in _final(book, study) if r.bin is not None and r.metric == "exact_match" and r.stretch == "none"]
-    if not final:
-        return None
-    lead = (
-        "Where the evidence stands: at the beginning of the text (0) or as late as it can (100%). Maps: the median of an arm's"
-        " finished seeds, by length. Lines: all seeds of an arm, an item's score being its mean over them; bands: 95% of what"
-        " other items like these would give to the same seeds. The U-index is the mean of both ends less the middle three depths."
-    )
-    out = [tag("p", lead), ramp(RAMP, "0", "1", "accuracy; all maps of this section are on this one scale")]
-    for cell in book.cells:
-        own = [r for r in final if r.cell == cell["name"]]
-        for task in _distinct(r.task for r in own):
-            of_task = [r for r in own if r.task == task]
-            arms = [a for a in book.arms.labels if any(r.arm == a for r in of_task)]
-            maps = [_map(book, task, [r for r in of_task if r.arm == arm]) for arm in arms]
-            heading = tag("h3", cell["title"] if task in cell["title"] else f"{cell['title']}, {task}")
-            out += [heading, tag("div", maps, class_="row"), _curves(book, study, cell["name"], task)]
-    return section("depths", "Tasks by depth", out)
-
-
-def _map(book: Book, task: str, own: "list[TaskRow]") -> Html:
-    cells: dict[tuple[int, int], list[float]] = {}
-    for r in own:
-        cells.setdefault((r.times, r.bin), []).append(r.value)
-    n, arm = len({r.seed for r in own}), own[0].arm
-    values = {key: median(found) for key, found in cells.items()}
-    lowest = min(values, key=lambda key: (values[key], key))
-    caption = f"median of {n} seed{'s' if n > 1 else ''}; lowest {decimal(values[lowest], 2)} at {lowest[0]}×, {lowest[1] * 10}%"
-    alt_text = f"Accuracy of {task} by length and depth, {book.arms.labels[arm]}: {caption}"
-    return book.charts.place(depth_map(values, alt_text), book.arm(arm), caption)
-
-
-def _curves(book: Book, study: "TaskStudy", cell: str, task: str) -> list[Html]:
-    """Of the shortest length and of the longest."""
-    found = {g: c for g, c in study.curves.items() if (g[0], g[2], g[4]) == (cell, task, "none")}
-    times = sorted({g[3] for g in found})
-    out = []
-    for t in dict.fromkeys(times[:1] + times[-1:]):
-        own = {
-            arm: found[cell, arm, task, t, "none"] for arm in book.arms.labels if (cell, arm, task, t, "none") in found
-        }
-        said = "; ".join(f"{book.arms.labels[arm]} U-index {number(c.u_index.value, 2)}" for arm, c in own.items())
-        bins, ranges = {a: c.bins for a, c in own.items()}, {a: c.ranges for a, c in own.items()}
-        chart = depth_chart(
-            bins, ranges, book.arms, f"Accuracy of {task} by depth at {t}× the length, in {cell}. {said}"
-        )
-        figure = book.charts.place(chart, f"{task} at {t}×")
-        out.append(tag("div", tag("div", figure), tag("div", curve_table(own, book.arms.labels)), class_="grid"))
-    return out
+    return depths_section(book, study, _final(book, study))
 
 
 def _citations(book: Book, study: "TaskStudy") -> Html | None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..markup import NONE, Html, decimal
 from ..tables import csv_text, table
+from .scores import Score
 
 if TYPE_CHECKING:
     from ...analysis.task_study import TaskStudy
@@ -76,18 +77,19 @@ def reached_table(
     return table(columns, rows, numeric={1, 2}, name="steps to nine in ten")
 
 
-def curve_table(curves: dict[str, "PositionCurve"], labels: dict[str, str]) -> Html:
-    """What stands at the ends of the text against its middle, by arm."""
+def curve_table(curves: dict[tuple[int, str], "PositionCurve"], labels: dict[str, str], score: Score) -> Html:
+    """What stands at the ends of the text against its middle, by length and arm."""
     rows = [
-        [labels[arm], *(_interval(getattr(c, name)) for name in ("primacy", "recency", "u_index", "worst"))]
-        for arm, c in curves.items()
+        [f"{t}×, {labels[arm]}", *(interval(getattr(c, name)) for name in ("primacy", "recency", "u_index", "worst"))]
+        for (t, arm), c in curves.items()
     ]
-    columns = ["arm", "first less middle", "last less middle", "U-index", "worst depth"]
-    return table(columns, rows, numeric={1, 2, 3, 4}, name="ends of the text against its middle")
+    columns = [score.axis, "first less middle", "last less middle", "U-index", "worst depth"]
+    return table(columns, rows, numeric={1, 2, 3, 4}, name=f"ends of the text against its middle, {score.axis}")
 
 
-def _interval(x: "Interval") -> str:
-    return f"{decimal(x.value, 2)} ({decimal(x.low, 2)} to {decimal(x.high, 2)})"
+def interval(x: "Interval | None", digits: int = 2) -> str:
+    """An estimate with its ends; a dash for none."""
+    return NONE if x is None else f"{decimal(x.value, digits)} ({decimal(x.low, digits)} to {decimal(x.high, digits)})"
 
 
 def citation_table(shares: dict[str, dict[tuple[bool, bool], float]], labels: dict[str, str]) -> Html:
@@ -98,11 +100,12 @@ def citation_table(shares: dict[str, dict[tuple[bool, bool], float]], labels: di
     return table(columns, rows, numeric={1, 2, 3, 4}, name="answer by citation")
 
 
-def beside(rows: Sequence["TaskRow"]) -> dict[str, list[tuple[float, float]]]:
-    """What scores of a task stand beside, as points over multiples of the length: means of what copying blindly gives, of
-    tokens of the right kind drawn at random, and the accuracy before training."""
+def beside(rows: Sequence["TaskRow"], score: str) -> dict[str, list[tuple[float, float]]]:
+    """What a score of a task stands beside, as points over multiples of the length: means of what copying blindly gives, of
+    tokens of the right kind drawn at random, and the score before training."""
     first = min((r.step for r in rows), default=0)
-    wanted: dict[str, Any] = {"copying": "answer_floor", "chance": "answer_chance", "untrained": "exact_match"}
+    what = "answer" if score == "exact_match" else score
+    wanted: dict[str, Any] = {"copying": f"{what}_floor", "chance": f"{what}_chance", "untrained": score}
     out = {}
     for name, metric in wanted.items():
         by_times: dict[int, list[float]] = {}
