@@ -4,7 +4,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from .base import Json, print_json, tell
+from .base import Json, print_json, refusing, tell
 
 if TYPE_CHECKING:
     from ..train.planner import Job, Layout, StepPlan
@@ -31,6 +31,8 @@ def plan(
     json_: Json = False,
 ) -> int:
     """Say what a study would do (runs, parameters, tokens, operations, memory), or what its steps, or a size's, take on GPUs.
+
+    A study file is Python, and planning it runs it: take only files that you would run as a script.
 
     Parameters
     ----------
@@ -198,7 +200,7 @@ def _show(name: str, plans: "list[StepPlan]") -> None:
     print(
         "does not; at most: with nothing hidden. A GPU sends at its links' stated rates. Of meshes three were timed, each of two"
     )
-    print("H200: planned were 0.87 to 0.97 of their time, and 1.00 to 1.89 of their memory.")
+    print("H200: planned were 0.87 to 0.97 of their time, and 1.00 to 1.09 of their memory.")
     if any(p.recompute for p in plans):
         print("again: blocks are computed a second time in the backward pass, which the trainer does not do yet")
     if not d.is_measured:
@@ -261,11 +263,13 @@ def _study(study: str, assignments: tuple[str, ...], pilot: Path | None, *, is_j
     from ..store import StudyFolder
     from ..terminal import print_records
 
-    planned = lab.plan(study, parse_assignments(assignments))
+    with refusing():
+        planned = lab.plan(study, parse_assignments(assignments))
+        found = None if pilot is None else StudyFolder.open(pilot)
     if warning := lab.baseline_warning(planned):
         tell(f"note: {warning}")
     entries = planned.entries(Path("runs") / planned.study.name)
-    seen = [] if pilot is None else lab.foresight(StudyFolder.open(pilot), of=planned)
+    seen = [] if found is None else lab.foresight(found, of=planned)
     if is_json:
         print_json([*entries, *map(asdict, seen)])
         return 0

@@ -193,7 +193,8 @@ def test_where_nothing_fits_the_plan_says_so():
 def test_what_the_trainer_cannot_do_is_never_chosen():
     job = Job(SIZES["70b"].model, 1 << 22, 4096)
     assert not any(best_step(job, n).recompute for n in (8, 32, 1024))
-    assert not best_step(job, 32).fits and best_step(job, 32, Layout(recompute=True)).fits
+    long = Job(SIZES["70b"].model.model_copy(update={"max_seq_len": 16_384}), 1 << 22, 16_384)
+    assert not best_step(long, 64).fits and best_step(long, 64, Layout(recompute=True)).fits
     assert best_step(job, 1024).fits
 
 

@@ -4,7 +4,10 @@ Notable: states are exact, and so are gathered weights; activations are `train.c
 compiled code does not keep: float32 copies of what gates multiply, which are computed again, the output before a gate that is
 recovered from the one after it (`flash-lean`), the experts' outputs in float32, and, where steps are not captured, as on meshes,
 SiLU of a SwiGLU's gate, computed again (compiled blocks keep three tensors of the FFN's width, counted on CPUs; captured steps
-held no less than four, `measured`). Left out: the allocator's waste, workspaces,
+held no less than four, `measured`). Where tensor ranks exchange within compiled blocks, what a block keeps is what it read and
+the sums that it received, two or three tensors of the model's width, and all else is computed again in the backward pass (torch
+2.11 on H200s, by a record of every allocation; on CPUs torch 2.13 keeps the rest too, and plans of such meshes are too low by
+it). Left out: the allocator's waste, workspaces,
 NCCL's buffers and the driver's share.
 """
 
@@ -47,6 +50,8 @@ def memory(
     """Of a step of `n_parts` micro-batches of `micro_batch` sequences each, of a resolved model."""
     n = states(model, mesh)
     kept, recomputed = activations(of_rank(model, mesh.tp), context, objective, is_captured=mesh.gpus == 1)
+    if mesh.tp > 1 and model.moe is None:
+        kept = recomputed + _received(model, context, objective)
     held = 4 * n if n_parts > 1 or mesh.is_sharded else 0
     forward = Memory(
         weights=4 * n,
@@ -95,6 +100,14 @@ def activations(model: ModelConfig, context: int, objective: Objective | None, *
             blocks.append(block)
         more, largest = more + sum(blocks), max(largest, max(blocks), key=abs)
     return bare.activations + more, bare.recomputed + largest
+
+
+def _received(model: ModelConfig, context: int, objective: Objective | None) -> int:
+    """Bytes of one sequence's sums over tensor ranks that stay within blocks; the last of a block is what the next reads."""
+    read = lengths(model, context, objective)
+    stacks = zip(model.architecture.stacks, read, strict=True)
+    within = sum((2 if s.has_cross else 1) * model.depth(s) * (n + model.registers) for s, n in stacks)
+    return 2 * within * model.d_model
 
 
 def _gate_bytes(c: ModelConfig, spec: GateSpec) -> int:
