@@ -84,7 +84,7 @@ def test_a_folder_of_studies_and_archives_becomes_one_page(results, capsys):
     assert err.splitlines() == [f"reading {results / 'alpha'}", f"reading {results / 'beta' / 'folder.tar.gz'}"]
     page = page_of(results / "atlas.html")
     for words in (
-        "2 studies with 8 finished runs", "B beta has fewer than 3 seeds", "sdpa-headwise", "(1 of 1 settings)",
+        "2 studies with 8 finished runs", ">[B]</a> has fewer than 3 seeds", "sdpa-headwise", " in 1 of 1 settings, ",
         'href="beta/report.html"', 'href="beta.md"', "2 versions of the code", "Never run here: encoder",
         "No anomaly was confirmed",
     ):  # fmt: skip
@@ -168,7 +168,7 @@ def test_runs_in_common_are_flagged_and_count_once(tmp_path):
     page = page_of(lab.atlas([tmp_path]))
     assert "6 of its runs are those of A few" in page
     assert "sdpa-headwise in A toy: the runs are among those of B, which counts" in page
-    assert "(1 of 1 settings)" in page and "A (in B)" in page
+    assert " in 1 of 1 settings, " in page and "A (in B)" in page
 
 
 def test_a_study_without_a_control_and_an_unfinished_one_are_flagged(tmp_path):
@@ -271,6 +271,21 @@ def test_claims_are_on_the_page_where_their_files_are(tmp_path):
     (seeds / "seeds.csv").write_text("\n".join(lines), encoding="utf-8")
     page = page_of(lab.atlas([tmp_path]))
     assert "Ledger of claims" in page and "8 of 8 seeds" in page
+    assert "<b>not run</b>" in page and "of these not run" in page, "lines that wait for their runs are lines"
+    assert "Planned, not run" in page and "gatelab run text-trend" in page
     (seeds / "seeds.csv").unlink()
     page = page_of(lab.atlas([tmp_path]))
     assert "Ledger of claims" not in page and "the ledger of claims</b>: left out" in page
+
+
+def test_runs_that_have_not_ended_are_planned_with_the_command_that_takes_them_up(tmp_path):
+    folder = study(tmp_path / "half", "half", unfinished=(2, 3, 4), seeds=5)
+    made = study(tmp_path / "made" / "part", "part", unfinished=(0,), changes=LARGER)
+    archive(made.path, tmp_path / "folder.tar.gz")
+    shutil.rmtree(tmp_path / "made")
+    page = page_of(lab.atlas([tmp_path]))
+    assert "8 runs of 2 studies that are written down have no rows here" in page
+    assert f"<b>half</b>: 6 of 10 runs. What? <code>gatelab run {folder.path}</code>" in page
+    assert (
+        "<b>part</b>: 2 of 6 runs. What? <code>gatelab run DIR (DIR: what folder.tar.gz holds, unpacked)</code>" in page
+    )

@@ -159,6 +159,18 @@ def test_a_chat_template_is_applied_printed_and_kept(place: Path, tmp_path: Path
         (("--tasks", "piqa", "--limit", "0"), 2, "--limit 0: expected 1 or more"),
         (("--tasks", "piqa", "--batch-size", "0"), 2, "--batch-size 0"),
         (("--tasks", "niah_single_1", "--lengths", "512"), 2, "--lengths 512: expected numbers of tokens from 1024"),
+        (
+            ("--tasks", "piqa,ruler_vt", "--lengths", "512"),
+            2,
+            "the harness's generators of ruler_vt may not come to an end",
+        ),
+        (
+            ("--tasks", "piqa,gsm8k", "--lengths", "512"),
+            2,
+            "--lengths 512: is for our tasks and the harness's RULER, and none",
+        ),
+        (("--tasks", "piqa", "--yarn", "1"), 2, "--yarn 1: expected a number above 1"),
+        (("--tasks", "piqa", "--yarn", "nan"), 2, "--yarn nan: expected a number above 1"),
         (("--tasks", "humaneval"), 2, "--run-code"),
         (("--tasks", "gsm8k"), 1, "asks for 256 new tokens, and the model has positions for 256"),
     ],

@@ -130,6 +130,67 @@ def test_a_run_on_tasks_is_asked_in_their_ids_at_multiples_of_its_length(runs: d
     assert status == 0 and "needle" in out, err
 
 
+def test_lengths_of_ours_may_be_short_beside_a_benchmark_of_the_harness(place: Path):
+    names = "piqa,gatelab/needle"
+    (place / "files" / "piqa").mkdir(exist_ok=True)
+    row = {"goal": "shut the gate", "sol1": "lift the latch", "sol2": "push it to", "label": 1}
+    (place / "files" / "piqa" / "validation.jsonl").write_text(f"{json.dumps(row)}\n")
+    words = (
+        "--tasks",
+        names,
+        "--lengths",
+        "256",
+        "--limit",
+        1,
+        "--no-untrained",
+        "--data-dir",
+        place / "files",
+        "--json",
+    )
+    status, out, err = gatelab("eval", place / "ours", *words)
+    assert status == 0, err
+    assert {(r["task"], r.get("length")) for r in map(json.loads, out.splitlines())} >= {
+        ("piqa", None),
+        ("needle", 256),
+    }
+
+
+def test_positions_are_stretched_by_yarn_for_all_kinds_of_models(place: Path, runs: dict[str, Path], tmp_path: Path):
+    found = {}
+    for name, length in (("model", 2000), ("ours", 2000)):
+        words = ("eval", place / name, "--tasks", "gatelab/needle", "--lengths", length, "--limit", 1, "--no-untrained")
+        status, _, err = gatelab(*words)
+        assert status == 1 and "this model has positions for 1024 tokens" in err
+        status, _, err = gatelab(*words, "--yarn", 2, "--out", tmp_path / name)
+        assert status == 0, err
+        about = json.loads((tmp_path / name / "eval.json").read_text())
+        assert about["yarn"] == 2 and "its positions were extended from 1024 to 2048 tokens (yarn)" in about["notes"]
+        rows = [json.loads(line) for line in (tmp_path / name / "rows.jsonl").read_text().splitlines()]
+        assert {(r["intervention"], r["dose"]) for r in rows} == {("yarn", 2.0)}
+        found[name] = {r["metric"]: r["value"] for r in rows}
+    assert found["model"] == pytest.approx(found["ours"], rel=1e-3, abs=1e-4)
+    words = ("eval", runs["ids"], "--tasks", "gatelab/needle", "--lengths", "64,128", "--limit", 4, "--no-untrained")
+    margins = {}
+    for yarn in ((), ("--yarn", 2)):
+        status, out, err = gatelab(*words, *yarn, "--json")
+        assert status == 0, err
+        rows = [json.loads(line) for line in out.splitlines()]
+        margins[yarn] = [r["value"] for r in rows if r["metric"] == "answer_margin"]
+    assert len(margins[()]) == 2 and margins[()] != margins["--yarn", 2]
+    status, out, _ = gatelab(*words, "--yarn", 2)
+    assert "its positions were extended from 64 to 128 tokens (yarn)" in " ".join(out.split())
+
+
+def test_positions_that_do_not_turn_are_not_stretched(place: Path):
+    (place / "learned").mkdir()
+    save_tokenizer(place / "learned")
+    save_model(place / "learned", "GPT2LMHeadModel", max_position_embeddings=256, bos_token_id=0, eos_token_id=1)
+    words = ("--tasks", "gatelab/needle", "--lengths", "200", "--yarn", 4)
+    status, _, err = gatelab("eval", place / "learned", *words)
+    says = "positions of a model of type 'gpt2' are not one decoder's rotary ones to extend; take at most 256 tokens"
+    assert status == 1 and says in err, err
+
+
 def test_distractors_and_hardness_are_asked_for_in_words_and_in_ids(place: Path, runs: dict[str, Path], tmp_path: Path):
     knobs = ("--limit", 1, "--distractors", 2, "--hardness", 3)
     for model, length, kind in ((place / "model", "900", "words"), (runs["ids"], "64", "ids")):

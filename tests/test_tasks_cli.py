@@ -11,7 +11,10 @@ import pytest
 
 from gatelab import catalogue
 from gatelab.cli import _status
+from gatelab.evals.own_asking import PROMPTS, OwnAsking, prepare
 from gatelab.tasks import TASKS, Knobs, open_task
+from gatelab.tasks.made_up import RECORDS, filled
+from gatelab.tasks.prompt import Setting
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGE, PAGE_OF_EVAL = ((DOCS / f"{name}.md").read_text(encoding="utf-8") for name in ("tasks", "eval"))
@@ -29,19 +32,65 @@ def test_tasks_of_text_alone_are_listed_with_what_they_need(capsys: pytest.Captu
     assert _status(["tasks"]) == 0
     shown = " ".join(capsys.readouterr().out.partition("in text alone")[2].split())
     said = (PAGE_OF_EVAL.partition("## Our own tasks")[2]).partition("\n## ")[0]
-    for record in catalogue.prompt_records():
+    prompts = catalogue.prompt_records()
+    for record in (*prompts, *catalogue.measure_records()):
         assert f"{record['name']} {record['what']} {record['mirrors']} {record['needs']}" in shown
         assert record["needs"] != f"--data-dir, with {record['name']}.jsonl" or f"| `{record['name']}.jsonl` |" in said
-    assert len(catalogue.prompt_records()) == 29
+    for record in prompts:
+        example, levels = (" ".join(record[k].split()) for k in ("example", "no_chance"))
+        assert shown.count(f"{record['name']} ") >= 3 and example.split(" → ")[1] in shown and levels in shown
+    assert [r["name"] for r in prompts] == list(PROMPTS) and len(PROMPTS) == 26
 
 
 def test_records_are_json_and_have_every_number(capsys: pytest.CaptureFixture[str]):
     assert _status(["tasks", "--json"]) == 0
     records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [r["name"] for r in records] == list(TASKS)
-    for r in records:
+    assert [r["name"] for r in records] == [*TASKS, *PROMPTS]
+    for r in records[: len(TASKS)]:
         assert r["choice"] == 1 / 8 and 0 < r["exact"] < 0.01 and 0 <= r["copying"] <= 1
         assert r["mirrors"] and r["signal"] and " → " in r["example"]
+    for r in records[len(TASKS) :]:
+        assert r["mirrors"] and r["metric"] and " → " in r["example"] and r["is_made_up"] == (r["needs"] != "nothing")
+        assert (r["no_chance"] == "") == (r["exact"] is not None) == (r["copying"] is not None)
+        assert all(level is None or 0 <= level <= 1 for level in (r["choice"], r["exact"], r["copying"]))
+    assert {r["name"]: r["no_chance"] for r in records if r.get("no_chance")}.keys() == {
+        "ruler/qa_1", "ruler/qa_2", "summary/qmsum",
+        *(f"middle/qa{word}" for word in ("", "_aware", "_random", "_random_aware", "_closed_book", "_oracle")),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PROMPTS)
+def test_items_of_text_alone_are_shown_with_their_files(name: str, capsys: pytest.CaptureFixture[str]):
+    assert _status(["tasks", f"gatelab/{name}", "length=700", "--items", "2", "--json"]) == 0
+    records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    task = PROMPTS[name]
+    assert [r["item"] for r in records] == [0, 1] and records[0]["text"] != records[1]["text"]
+    for r in records:
+        assert (
+            r["n_words"] <= 700
+            and r["task"] == name
+            and all(part in r["text"] for part in r["answers"] + r["evidence"])
+        )
+        assert r["is_made_up"] == bool(task.needs) and len(r["files"]) == len(task.sources)
+    for (file, line), source in zip(records[0]["files"].items(), task.sources, strict=True):
+        assert file == f"{source.names[0]}.jsonl" and set(source.fields) <= json.loads(line).keys()
+    assert _status(["tasks", name, "length=700", "--items", "1"]) == 0
+    shown = capsys.readouterr().out
+    assert all(
+        line in shown and f"{file} in --data-dir has lines like this one, which is made up" in shown
+        for file, line in records[0]["files"].items()
+    )
+    assert ("of a made-up record or essay" in shown) == bool(task.needs) and records[0]["text"] in shown
+
+
+def test_the_lines_that_are_shown_are_lines_that_are_read(tmp_path: Path):
+    """As `gatelab eval --data-dir` reads them."""
+    names = [name for name, task in PROMPTS.items() if task.needs == "rows"]
+    for name, rows in RECORDS.items():
+        (tmp_path / f"{name}.jsonl").parent.mkdir(exist_ok=True)
+        (tmp_path / f"{name}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    prepared = prepare(OwnAsking(tuple(names), data_dir=tmp_path))
+    assert len(names) == 11 and all(prepared[name].held == filled(PROMPTS[name], Setting()).held for name in names)
 
 
 def test_items_of_one_are_those_of_its_number(capsys: pytest.CaptureFixture[str]):
@@ -78,6 +127,24 @@ def test_items_are_shown_with_answer_depth_and_floor(capsys: pytest.CaptureFixtu
         (["needle", "length=[8,16]"], "length: an item takes one value; ask once for each"),
         (["cite", "length=20"], "take a length of at least 68, or lower distractors"),
         (["needle", "--items", "0"], "--items=0: expected 1 or more"),
+        (["ruler/vvt"], "did you mean 'ruler/vt'?"),
+        (["ruler"], "ruler is 13 tasks: ruler/niah_single_1, "),
+        (
+            ["found/kv"],
+            "found/kv is a measure, taken on items of middle/kv: gatelab eval MODEL --tasks gatelab/found/kv",
+        ),
+        (["long_ppl"], "long_ppl is a measure, taken on a text: gatelab eval"),
+        (
+            ["ruler/vt", "hardness=2"],
+            "hardness: no such knob of a task of text alone; allowed here: length, seed, depth, layout",
+        ),
+        (["ruler/vt", "layout=old"], "layout='old': expected spread or original"),
+        (["ruler/vt", "depth=0.5"], "ruler/vt: depth=0.5, and its evidence has no one place"),
+        (["ruler/cwe", "length=100"], "ruler/cwe 0: its shortest item has"),
+        (
+            ["middle/qa", "--items", "9"],
+            "--items=9: middle/qa is shown on 8 made-up questions; ask for at most as many",
+        ),
     ],
 )
 def test_a_mistake_is_said_in_a_sentence(words: list[str], says: str, capsys: pytest.CaptureFixture[str]):

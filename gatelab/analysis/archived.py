@@ -1,7 +1,8 @@
 """The runs of a result's archive: how each ended, what it was, and its rows of the metrics that claims read; nothing is unpacked.
 
 An archive holds a study's folder as `gatelab run` writes it (study.json, runs/*/run.json, done.json, rows.jsonl). Of the rows
-those of the whole model are read, at every look: positions as trained, of no domain of the data.
+those of the whole model are read, at every look, of no domain of the data; positions are as trained, but of accuracies, which
+are read with YaRN too.
 """
 
 import json
@@ -12,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from lzma import LZMAError
-from math import nan
+from math import isfinite, nan
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ _READ = ("study.json", "confirmation.json", "run.json", "done.json", "rows.jsonl
 # Of each metric the coordinates that tell its rows apart.
 _KEPT = {
     "val_loss": (), "gate_mean": (), "gate_below": ("threshold",), "gate_hoyer": (), "position_mass": ("bin",),
-    "position_mass_uniform": ("bin",), "exact_match": ("length", "bin"), "citation_f1": ("length",),
+    "position_mass_uniform": ("bin",), "exact_match": ("intervention", "length", "bin"), "citation_f1": ("length",),
+    "loss_spikes": ("threshold",),
 }  # fmt: skip
 _WORTH_PARSING = re.compile(rf'"metric": ?"(?:{"|".join(_KEPT)})"'.encode()).search
 _NOT_THE_MODEL = ("layer", "head", "domain", "intervention")
@@ -43,12 +45,12 @@ class Kept:
     config: Mapping[str, Any]
     looks: Mapping[tuple, Looks]
 
-    def last(self, metric: str, *at: float) -> float:
+    def last(self, metric: str, *at: float | str | None) -> float:
         """The value at the last look; nan where there is none."""
         looks = self.looks.get((metric, *at), {})
         return looks[max(looks)] if looks else nan
 
-    def bins(self, metric: str, *at: float) -> dict[int, float]:
+    def bins(self, metric: str, *at: float | str | None) -> dict[int, float]:
         """{bin: value at the last look}."""
         keys = [k for k in self.looks if k[: 1 + len(at)] == (metric, *at) and k[-1] is not None]
         return {int(k[-1]): self.last(*k) for k in keys}
@@ -64,8 +66,24 @@ def position_bias(run: Kept) -> float:
 
 def u_size(run: Kept, times: int) -> float:
     """|U-index| of `exact_match` at a multiple of the length of training."""
-    u = u_index(run.bins("exact_match", times * run.config["train"]["seq_len"]))
+    u = u_index(run.bins("exact_match", None, times * run.config["train"]["seq_len"]))
     return nan if u is None else abs(u)
+
+
+def accuracy(run: Kept, times: int, stretch: str | None = None) -> float:
+    """`exact_match` at a multiple of the length of training, positions as trained or stretched."""
+    return run.last("exact_match", stretch, times * run.config["train"]["seq_len"], None)
+
+
+def unstable(run: Kept) -> float:
+    """1 of a run that diverged or has loss spikes, 0 of one that has neither, by the rule of the screen (docs/metrics.md)."""
+    if run.status == "diverged":
+        return 1.0
+    both, alone = run.last("loss_spikes", None), [run.last("loss_spikes", t) for t in (0.1, 7.0)]
+    if isfinite(both):
+        return float(both > 0)
+    # Of rows that count by each threshold alone: fewer than three of either are none by both.
+    return 0.0 if min(alone) < 3 else nan
 
 
 # What claims read of a run that is done; docs/metrics.md says what each is.
@@ -77,7 +95,14 @@ NUMBERS: dict[str, Callable[[Kept], float]] = {
     "citation_f1": lambda run: run.last("citation_f1", run.config["train"]["seq_len"]),
     "position_bias": position_bias,
     "u_size@8x": lambda run: u_size(run, 8),
+    "accuracy@1x": lambda run: accuracy(run, 1),
+    "accuracy@8x": lambda run: accuracy(run, 8),
+    "accuracy@2x, YaRN": lambda run: accuracy(run, 2, "yarn"),
+    "accuracy@8x, YaRN": lambda run: accuracy(run, 8, "yarn"),
+    "unstable": unstable,
 }
+# What a run that diverged has too.
+OF_DIVERGED = ("unstable",)
 
 
 def kept(folder: Path) -> list[Kept]:
@@ -141,9 +166,10 @@ def _looks(lines: Any) -> dict[tuple, dict[int, float]]:
             continue
         row = json.loads(line)
         stack = row.get("stack") or ""
-        if row["metric"] not in _KEPT or stack == "cross" or any(row.get(c) is not None for c in _NOT_THE_MODEL):
+        at = _KEPT.get(row["metric"])
+        if at is None or stack == "cross" or any(row.get(c) is not None for c in _NOT_THE_MODEL if c not in at):
             continue
-        key = (row["metric"], *(row.get(c) for c in _KEPT[row["metric"]]))
+        key = (row["metric"], *(row.get(c) for c in at))
         site = row.get("site") or ""
         place = (stack, "" if site == "sdpa" else site)
         places.setdefault(key, {}).setdefault(place, {})[row["step"]] = float(row["value"])

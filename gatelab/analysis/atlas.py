@@ -10,8 +10,9 @@ from typing import Any
 
 from .atlas_views import Views
 from .ledger_of_claims import Entry
+from .planned import Open
 from .recommend import Advice
-from .stages import Verdict
+from .stages import EFFECT, Claim, Verdict
 from .standing import Against, Answer, Told, answers
 
 # What the map of effects can be drawn of, beside its words.
@@ -35,9 +36,10 @@ class Place:
 class Sheet:
     """A study of the atlas. `arms` {its name there: the name here}, without the baseline; `labels` {name here: its words there};
     `places` {setting: place}; `runs` {(cell, its name there): the finished ones of the screen}; `advice` may be why nothing is
-    recommended; `registered` are the claims of anomalies, of which `n_read` have a verdict on fresh seeds, where those `confirmed`
-    held; `pages` {word: relative address} lie beside the atlas, `#NAME` being the section of that name of the study's own page;
-    `views` is what is drawn."""
+    recommended; `registered` are the claims of anomalies and effects, `verdicts` what fresh seeds said of those that were read;
+    `pages` {word: relative address} lie beside the atlas, `#NAME` being the section of that name of the study's own page; `views`
+    is what is drawn. `plan` {(cell, arm, seed): steps} was planned, of which `n_open` have not ended; `again` is the command
+    that takes these up."""
 
     letter: str
     name: str
@@ -52,12 +54,19 @@ class Sheet:
     places: dict[str, Place]
     runs: dict[tuple[str, str], frozenset[str]]
     advice: Advice | str
-    registered: int
-    confirmed: list[Verdict]
+    registered: list[Claim]
+    verdicts: list[Verdict]
     flags: list[str]
     pages: dict[str, str] = field(default_factory=dict)
-    n_read: int = 0
     views: Views | None = None
+    plan: dict[tuple[str, str, int], int] = field(default_factory=dict)
+    n_open: int = 0
+    again: str = ""
+
+    @property
+    def confirmed(self) -> list[Verdict]:
+        """The verdicts that confirm their claim."""
+        return [v for v in self.verdicts if v.verdict == "confirmed"]
 
     @property
     def told(self) -> list[Told]:
@@ -100,19 +109,37 @@ class Sheet:
 
 
 @dataclass(frozen=True, slots=True)
+class Counted:
+    """Registered claims: how many fresh seeds confirmed, of how many that they were read for; how many wait for their runs."""
+
+    confirmed: int
+    read: int
+    waiting: int
+
+
+@dataclass(frozen=True, slots=True)
 class Atlas:
-    """`refused` are (what, why) of sources that could not be read; `claims` is None where no page of the ledger's is there."""
+    """`refused` are (what, why) of sources that could not be read; `claims` is None where no page of the ledger's is there; `open`
+    is what was planned and not run."""
 
     sheets: list[Sheet]
     refused: list[tuple[str, str]]
     claims: list[Entry] | None = None
+    open: list[Open] = field(default_factory=list)
+
+    def counted(self, *, effects: bool) -> "Counted":
+        """The registered claims of anomalies, or those of `effects`."""
+        read = [v for s in self.sheets for v in s.verdicts if (v.claim.rule == EFFECT) == effects]
+        n = sum((c.rule == EFFECT) == effects for s in self.sheets for c in s.registered)
+        return Counted(sum(v.verdict == "confirmed" for v in read), len(read), n - len(read))
 
     @property
     def answers(self) -> list[Answer]:
         """Which arm for which use, over the settings of all studies; comparisons whose runs are those of another study once."""
         twice = self.repeated
-        told = [t for s in self.sheets for t in s.told if (t.setting, t.arm) not in twice]
-        return answers(told, [a for s in self.sheets for a in s.against])
+        counted = [s for s in self.sheets if s.letter not in taken_from(self.sheets)]
+        told = [t for s in counted for t in s.told if (t.setting, t.arm) not in twice]
+        return answers(told, [a for s in counted for a in s.against])
 
     @property
     def repeated(self) -> dict[tuple[str, str], str]:
@@ -198,6 +225,30 @@ def _said(value: Any) -> str:
         return str(value)
     more = [f"{k}={v}" for k, v in value.items() if k != "kind" and v not in (None, 0, 0.0, False)]
     return " ".join([str(value.get("kind", "")), *more]).strip()
+
+
+def taken_from(sheets: Sequence[Sheet]) -> dict[str, str]:
+    """{letter of a study: that of another} where its comparisons are some of the other's on fewer seeds. Its cells were taken from
+    that one, for what was found in them or not, and do not count a second time."""
+    held = [(s.letter, _compared(s)) for s in sheets]
+    out = {}
+    for letter, own in held:
+        for other, theirs in held:
+            if own and own.keys() < theirs.keys() and all(n < theirs[key] for key, n in own.items()):
+                out.setdefault(letter, other)
+    return out
+
+
+def _compared(s: Sheet) -> dict[tuple[str, str], int]:
+    """{(setting of the baseline's runs, of the arm's): how many of these are done}."""
+    if s.views is None:
+        return {}
+    base, runs = s.views.study["baseline"], s.views.settings
+    return {
+        (runs[cell, base], setting): len(s.views.sights[cell, arm].seeds)
+        for (cell, arm), setting in runs.items()
+        if arm != base and (cell, base) in runs and (cell, arm) in s.views.sights
+    }
 
 
 def shared(plans: Sequence[tuple[str, Iterable[str]]]) -> list[tuple[str, str, int, bool]]:

@@ -14,8 +14,12 @@ from ..store import StudyFolder
 from .best_rate import LOSS, Setting
 from .confirmed import Anomaly, Course
 from .digest import digest, table
+from .optimum import seed_losses
+from .paired import Outcome
 from .phases import Axis, Phases, Point
+from .sights import Sights
 from .tasks import Key, TaskRow, last_rows, task_rows
+from .varied import Varied
 
 RATE = "optim.lr"
 LEAST_RATES = 3  # with two a lowest point says nothing of what lies between or beyond
@@ -29,7 +33,9 @@ class Views:
     """Of a study, whose study.json without its plan is `study`. `phases` have the learning rate across, None where the cells are no
     grid with one; `ladders` are the settings with three rates or more, those of the same rates together; `courses` are {(cell, arm,
     seed, reading): course} of cells whose sink was looked at three times or more, `n_looks` the most looks of a run; `tasks` the
-    rows of all items at the end of a run and before its training."""
+    rows of all items at the end of a run and before its training. Of what fresh seeds confirmed `anomalies` are the cells and arms
+    with an anomaly, `effects` those with an effect; some are both. `varied` is how effects vary over cells, None where nothing was
+    tested; `sights` {(cell, arm): what all finished runs have to be seen by}, `settings` {(cell, arm): what its runs are}."""
 
     study: dict[str, Any]
     phases: Phases | None = None
@@ -38,6 +44,10 @@ class Views:
     n_looks: int = 0
     tasks: list[TaskRow] = field(default_factory=list)
     anomalies: list[Anomaly] = field(default_factory=list)
+    effects: list[Anomaly] = field(default_factory=list)
+    varied: Varied | None = None
+    sights: Sights = field(default_factory=dict)
+    settings: dict[tuple[str, str], str] = field(default_factory=dict)
 
 
 def along(found: Phases | None, key: str) -> Phases | None:
@@ -48,11 +58,13 @@ def along(found: Phases | None, key: str) -> Phases | None:
         return None
     order = [at, *(i for i in range(len(axes)) if i != at)]
     points = [replace(p, at=tuple(p.at[i] for i in order)) for p in found.points]
-    return Phases(axes[at], tuple(axes[i] for i in order[1:]), points)
+    return Phases(axes[at], tuple(axes[i] for i in order[1:]), points, found.losses)
 
 
-def ladders(settings: Iterable[Setting], findings: Iterable[Finding]) -> list[Phases]:
-    """The settings as points of rate (across) and setting, of which the loss alone is told; those of the same rates together."""
+def ladders(settings: Iterable[Setting], findings: Sequence[Finding], outcomes: Iterable[Outcome] = ()) -> list[Phases]:
+    """The settings as points of rate (across) and setting, of which the loss alone is told; those of the same rates together.
+    `outcomes` are the study's."""
+    of_seeds = seed_losses(outcomes, findings)
     losses: dict[str, list[Finding]] = {}
     for f in (f for f in findings if f.metric == LOSS):
         losses.setdefault(f.cell, []).append(f)
@@ -70,6 +82,7 @@ def ladders(settings: Iterable[Setting], findings: Iterable[Finding]) -> list[Ph
                 for rate, cell in s.cells.items()
                 for f in losses.get(cell, ())
             ],
+            of_seeds,
         )
         for rates, held in groups.items()
     ]

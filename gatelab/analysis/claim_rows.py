@@ -7,7 +7,7 @@ from math import isfinite
 from pathlib import Path
 
 from ..store import StoreError
-from .archived import NUMBERS, kept
+from .archived import NUMBERS, OF_DIVERGED, kept
 
 Row = dict[str, str]
 Groups = dict[str, dict[int, float]]  # {cell: {seed: value}}
@@ -70,7 +70,8 @@ def numbers(folder: Path, number: str, arm: str, cells: Sequence[str] = ("*",)) 
     """{cell: {seed: number}} of the finished runs of an archive that have it, of the cells that fit one of the patterns."""
     out: Groups = {}
     for run in kept(folder):
-        if run.arm == arm and run.status == "done" and fits(run.cell, cells):
+        is_ended = run.status == "done" or (number in OF_DIVERGED and run.status == "diverged")
+        if run.arm == arm and is_ended and fits(run.cell, cells):
             value = NUMBERS[number](run)
             if isfinite(value):
                 out.setdefault(run.cell, {})[run.seed] = value

@@ -1,26 +1,29 @@
 """The kinds of test that a claim of others may have: every number is computed from the files of a result's page.
 
 A test gives a number with its 95% interval, and the claim says in which region the true one lies: supported where the whole
-interval lies in it, refuted where it lies outside, else undecided. One run has no interval over seeds and decides nothing. That two
-things are alike is asked with an interval of 90%: that it lies within bounds is what two one-sided tests at 5% ask.
+interval lies in it, refuted where it lies outside, else undecided. One run has no interval over seeds and decides nothing; nor do
+cells without room for a difference (`room.py`). That two things are alike is asked with an interval of 90%: that it lies within
+bounds is what two one-sided tests at 5% ask. Numbers whose interval a file states are in `stated_tests.py`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf, isfinite, nan
 from pathlib import Path
 from statistics import fmean
+from typing import TypeVar
 
-from ..study.metrics import SOLVED
 from .anomalies.readings import SINK
 from .both_ways import over_cells_and_seeds
-from .claim_rows import Groups, Row, by_seed, differences, effects, less, numbers, rows
+from .claim_rows import Groups, by_seed, differences, effects, less, numbers
+from .room import Room, has_room
 from .shares import exact_interval
 from .student import estimate, interval
 from .verdicts import SILENT_UNITS, number, places
 
 ALIKE = 0.9  # confidence of an interval that is to lie within bounds
 ALL = ("*",)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,9 +104,11 @@ def difference(
     keeping: bool = False,
     confidence: float = 0.95,
     file: str = "seeds.csv",
+    beside: str = "",
+    room: Room | None = None,
 ) -> Test:
     """The mean over seeds of arm minus `than`, Student's t; `keeping` of the seeds in which the arm has a sink. `cell`: of several
-    that the file has."""
+    that the file has. `room` is asked of the sizes of what both do `beside` a third arm."""
 
     def test(folder: Path) -> Measured:
         runs = by_seed(folder, file, column, (arm, than), cell)
@@ -111,7 +116,13 @@ def difference(
         if keeping:
             mass = by_seed(folder, "seeds.csv", "first_token_mass", (arm,), cell)[arm]
             seeds = [s for s in seeds if mass.get(s, 0.0) > SINK]
-        return _mean({"": {s: runs[arm][s] - runs[than][s] for s in seeds}}, unit, confidence)
+        if room is not None:
+            third = by_seed(folder, file, column, (beside,), cell)[beside]
+            sizes = [abs(fmean(runs[a][s] - third[s] for s in seeds if s in third)) for a in (arm, than)]
+            if not has_room(sizes, room):
+                said = " and ".join(number(x, places(x / 10)) for x in sizes)
+                return Measured(nan, nan, nan, f"no room: they differ from {beside} by {said}", unit)
+        return mean_over({"": {s: runs[arm][s] - runs[than][s] for s in seeds}}, unit, confidence)
 
     return test
 
@@ -140,71 +151,80 @@ def effect(
     *,
     cells: Sequence[str] = ALL,
     as_ratio: bool = False,
-    where_solved: bool = False,
+    where: Sequence[Room] = (),
 ) -> Test:
     """An arm's effect in a study's effects.csv: over its cells and the seeds that they share where there are several, else over
-    seeds; `as_ratio` of the two means, of one run each; `where_solved` in the cells whose task both arms have at the length of
-    training, in the mean over seeds."""
+    seeds; `as_ratio` of the two means, of one run each; in the cells that have what `where` needs of arm and baseline."""
 
     def test(folder: Path) -> Measured:
-        found = effects(folder, metric, arm, cells)
-        if where_solved:
-            accuracy = effects(folder, "task_accuracy@1x", arm, cells)
-            solved = {c for c, r in accuracy.items() if min(float(r["baseline_mean"]), float(r["arm_mean"])) >= SOLVED}
-            found = {c: r for c, r in found.items() if c in solved}
+        found, n_cells = effects(folder, metric, arm, cells), 0
+        for room in where:
+            means = _means(effects(folder, room.number, arm, cells))
+            found, n_cells = _with(found, means, room), n_cells or len(found)
             if not found:
-                return Measured(nan, nan, nan, "no cell whose task both learn", unit)
+                return _without(room, n_cells, unit)
         if as_ratio:
             (row,) = found.values()
             n, ratio = len(differences(row)), float(row["arm_mean"]) / float(row["baseline_mean"])
             return Measured(ratio, nan, nan, "one seed" if n == 1 else f"means of {n} seeds", unit)
-        return _mean({c: differences(r) for c, r in found.items()}, unit)
+        return mean_over({c: differences(r) for c, r in found.items()}, unit, of=n_cells, words=_words(where))
 
     return test
 
 
 def effect_gap(
-    metric: str, arm: str, than: str, unit: str = "", *, cells: Sequence[str] = ALL, confidence: float = 0.95
+    metric: str,
+    arm: str,
+    than: str,
+    unit: str = "",
+    *,
+    cells: Sequence[str] = ALL,
+    confidence: float = 0.95,
+    room: Room | None = None,
+    moved: Room | None = None,
 ) -> Test:
-    """The effect of one arm minus that of another, seed by seed: arm minus `than`, where both have the baseline's seeds."""
+    """The effect of one arm minus that of another, seed by seed: arm minus `than`, where both have the baseline's seeds; in the
+    cells where the arms have `room`, and the sizes of their effects on the baseline have room to differ (`moved`)."""
 
     def test(folder: Path) -> Measured:
-        one, other = ({c: differences(r) for c, r in effects(folder, metric, a, cells).items()} for a in (arm, than))
-        return _mean(less(one, other), unit, confidence)
+        of = [effects(folder, metric, a, cells) for a in (arm, than)]
+        one, other = ({c: differences(r) for c, r in found.items()} for found in of)
+        pairs, n_cells = less(one, other), 0
+        for needed, column in ((room, "arm_mean"), (moved, "")):
+            if needed is None or not pairs:
+                continue
+            means = {
+                c: [float(f[c][column]) if column else abs(fmean(differences(f[c]).values())) for f in of]
+                for c in pairs
+            }
+            n_cells = n_cells or len(pairs)
+            pairs = _with(pairs, means, needed)
+            if not pairs:
+                return _without(needed, n_cells, unit)
+        return mean_over(pairs, unit, confidence, of=n_cells, words=_words([r for r in (room, moved) if r]))
 
     return test
 
 
 def level(name: str, arm: str, unit: str = "", *, cells: Sequence[str] = ALL) -> Test:
     """A number of an arm's runs in the archive (`archived.NUMBERS`), over cells and seeds."""
-    return lambda folder: _mean(numbers(folder, name, arm, cells), unit)
+    return lambda folder: mean_over(numbers(folder, name, arm, cells), unit)
 
 
-def gap(name: str, arm: str, than: str, unit: str = "", *, cells: Sequence[str] = ALL, at_least: float = -inf) -> Test:
-    """Arm minus `than`, paired by seed, of a number of runs in the archive; of cells in which the mean of either is `at_least`."""
-
-    def test(folder: Path) -> Measured:
-        one, other = (numbers(folder, name, a, cells) for a in (arm, than))
-        pairs = less(one, other)
-        reached = {c: d for c, d in pairs.items() if max(fmean(one[c].values()), fmean(other[c].values())) >= at_least}
-        if pairs and not reached:
-            return Measured(nan, nan, nan, f"no cell of {len(pairs)} in which either has {at_least:g}", unit)
-        return _mean(reached, unit)
-
-    return test
-
-
-def cost(arm: str, than: str) -> Test:
-    """The arithmetic of a token in training, over that of `than`, from runs.csv: counted, not sampled, the mean over cells."""
+def gap(
+    name: str, arm: str, than: str, unit: str = "", *, cells: Sequence[str] = ALL, where: Sequence[Room] = ()
+) -> Test:
+    """Arm minus `than`, paired by seed, of a number of runs in the archive; in the cells that have what `where` needs."""
 
     def test(folder: Path) -> Measured:
-        of = [
-            {r["cell"]: float(r["flops"]) / float(r["tokens"]) for r in rows(folder, "runs.csv", {"arm": a})}
-            for a in (arm, than)
-        ]
-        shared = of[0].keys() & of[1].keys()
-        ratio = sum(of[0][c] / of[1][c] for c in shared) / len(shared)
-        return Measured(ratio, ratio, ratio, "counted, not sampled")
+        pairs, n_cells = less(*(numbers(folder, name, a, cells) for a in (arm, than))), 0
+        for room in where:
+            of = [numbers(folder, room.number, a, cells) for a in (arm, than)]
+            means = {c: [fmean(found[c].values()) for found in of] for c in pairs if all(c in found for found in of)}
+            pairs, n_cells = _with(pairs, means, room), n_cells or len(pairs)
+            if not pairs:
+                return _without(room, n_cells, unit)
+        return mean_over(pairs, unit, of=n_cells, words=_words(where))
 
     return test
 
@@ -219,67 +239,30 @@ def elsewhere(page: str, test: Test) -> Test:
     return there
 
 
-def stated(file: str, where: Row, over: str, unit: str = "nats") -> Test:
-    """A number whose interval the file has: columns `mean` or `loss_change`, `low` and `high` or those of the change."""
-
-    def test(folder: Path) -> Measured:
-        (row,) = rows(folder, file, where)
-        value = row.get("mean") or row["loss_change"]
-        low, high = (row.get(side) or row[f"loss_change_{side}"] for side in ("low", "high"))
-        return Measured(float(value), float(low), float(high), over, unit)
-
-    return test
+def _means(found: Mapping[str, Mapping[str, str]]) -> dict[str, list[float]]:
+    return {c: [float(r[side]) for side in ("baseline_mean", "arm_mean")] for c, r in found.items()}
 
 
-def unread(file: str, arm: str, at_most: float, column: str = "reads_skipped", unit: str = "") -> Test:
-    """A column at the threshold at which the largest share of the bytes is left unread, of those whose change in loss lies below
-    `at_most` with its interval (of none 0); of one model with the file's interval, else the mean over seeds."""
-
-    def test(folder: Path) -> Measured:
-        found: dict[int, Row] = {}
-        for row in rows(folder, file, {"arm": arm}):
-            seed, share = int(row["seed"]), float(row["reads_skipped"])
-            best = float(found.setdefault(seed, {}).get("reads_skipped", 0))
-            if float(row["loss_change_high"]) < at_most and share > best:
-                found[seed] = row
-        if len(found) > 1:
-            return _mean({"": {seed: float(row.get(column, 0)) for seed, row in found.items()}}, unit)
-        (row,) = found.values()
-        if not row:
-            return Measured(0.0, nan, nan, "no threshold that costs so little", unit)
-        low, high = (float(row[f"{column}_{side}"]) for side in ("low", "high"))
-        return Measured(float(row[column]), low, high, "sequences of one model", unit)
-
-    return test
+def _with(found: Mapping[str, T], means: Mapping[str, Sequence[float]], room: Room) -> dict[str, T]:
+    return {c: x for c, x in found.items() if c in means and has_room(means[c], room)}
 
 
-def excess(file: str, where: Row, control: Row, over: str) -> Test:
-    """One stated number minus another; its interval is the widest that both intervals allow, since they are not paired."""
-    one, other = stated(file, where, over), stated(file, control, over)
-
-    def test(folder: Path) -> Measured:
-        a, b = one(folder), other(folder)
-        return Measured(a.value - b.value, a.low - b.high, a.high - b.low, over, a.unit)
-
-    return test
+def _without(room: Room, n_cells: int, unit: str) -> Measured:
+    cells = f"{n_cells} cell{'s' * (n_cells != 1)}"
+    return Measured(nan, nan, nan, f"no room: 0 of {cells} {room.words} ({room.number})", unit)
 
 
-def quotient(file: str, where: Row, than: Row) -> Test:
-    """One run's value over another's: no interval."""
-
-    def test(folder: Path) -> Measured:
-        (a,), (b,) = rows(folder, file, where), rows(folder, file, than)
-        return Measured(float(a["value"]) / float(b["value"]), nan, nan, "one seed")
-
-    return test
+def _words(where: Sequence[Room]) -> str:
+    return " and ".join(dict.fromkeys(room.words for room in where))
 
 
-def _mean(groups: Groups, unit: str = "", confidence: float = 0.95) -> Measured:
-    """The mean over cells and the seeds that they share, over the seeds of one cell, or of one seed."""
+def mean_over(groups: Groups, unit: str = "", confidence: float = 0.95, *, of: int = 0, words: str = "") -> Measured:
+    """The mean over cells and the seeds that they share, over the seeds of one cell, or of one seed; `of` how many cells there
+    were before those `words` were chosen."""
     n_seeds = max((len(d) for d in groups.values()), default=0)
-    cells = f"{len(groups)} cell{'s' * (len(groups) > 1)}"
+    cells = f"{len(groups)} of {of} cells {words}," if of else f"{len(groups)} cell{'s' * (len(groups) > 1)} of"
     seeds = f"{n_seeds} seed{'s' * (n_seeds != 1)}" if n_seeds != 1 else "one seed"
-    over = f"{cells} of {seeds}" if "" not in groups else seeds
+    over = f"{cells} {seeds}" if "" not in groups else seeds
     if n_seeds == 0:
         return Measured(nan, nan, nan, "no seed that has it", unit)
     if n_seeds == 1:
@@ -291,6 +274,7 @@ def _mean(groups: Groups, unit: str = "", confidence: float = 0.95) -> Measured:
         else estimate([*next(iter(groups.values())).values()])
     )
     if e.sigma == 0:
-        return Measured(e.mean, nan, nan, f"the same in each of {over.replace(' of ', ' and ')}", unit)
+        said = over if of else over.replace(" of ", " and ")
+        return Measured(e.mean, nan, nan, f"the same in each of {said}", unit)
     said = over if confidence == 0.95 else f"{over}, interval of {confidence:.0%}"
     return Measured(e.mean, *interval(e, confidence), said, unit)

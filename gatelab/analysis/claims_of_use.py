@@ -8,15 +8,15 @@ from .claim_tests import (
     ALIKE,
     Claim,
     Region,
-    cost,
     difference,
     effect,
     effect_gap,
     gap,
     level,
-    unread,
 )
 from .rate_tests import at_smallest, bears_more, best_rate, borne, slope_over_width
+from .room import LOSS, MOVED, Room, accurate
+from .stated_tests import cost, unread
 
 PAPER = "arXiv 2505.06708"
 PROPOSAL = "Gating Gone Wild, the proposal"
@@ -28,7 +28,7 @@ GATES = {"headwise": HEADWISE, "elementwise": ELEMENTWISE}
 
 _TASKS, _PILOT, _TEXT, _TOY = "tasks-by-architecture", "gates-on-tasks", "gates-on-text", "sinkless-seeds"
 _PHASES, _RATES, _WIDTHS = "backcopy-phases", "backcopy-rates", "backcopy-widths"
-# Of retrieval (`needle`) every arm's loss is at the floor: it is asked at length.
+# Of retrieval (`needle`) every arm's loss is at its floor: it is asked at length.
 _KINDS = {
     "track": "tracking",
     "cite": "citation",
@@ -36,17 +36,22 @@ _KINDS = {
     "identifier": "code",
     "conflict": "faithfulness",
 }
-_WITH_ROOM = tuple(f"* {task}" for task in _KINDS)
-# Where accuracy at eight times the length of training is neither none nor all.
-_REACHED = ("* needle", "* conflict")
+# The tasks with an answer at every place.
+_PLACED = ("* needle", "* conflict")
+_AT_8 = (accurate("task_accuracy@8x"),)
+_AT_8_ALONE = (accurate("accuracy@8x"),)
+_CITED = (Room("citation_f1", 0.5, words="in which either arm has more than one half"),)
 _BELOW = Region(high=0.0)
 _FREE = Region(high=-NOTHING)
 _SMALL = Region(-NOTHING, NOTHING)
-_AT_G1 = "gates help most after attention (G1): more than on the values (G2)"
-_ALIKE = "a headwise gate does what an elementwise one does to the loss"
-_SPARSE = "the scores of a gate after attention are sparse"
+_AT_G1 = f"gates help most after attention (G1): by more than {NOTHING} nats more than on the values (G2)"
+_ALIKE = f"a headwise gate does what an elementwise one does to the loss, within {NOTHING} nats"
+_SPARSE = "the scores of a gate after attention are sparse: more than half are below 0.1"
 _CHEAPER = "gated attention costs less a token"
-_UNREAD = "gated attention can read fewer keys and values at the same loss: none behind a shut gate"
+_UNREAD = (
+    f"gated attention can leave more than {SAVED} of its keys and values unread, those behind a shut gate, for less than"
+    f" {NOTHING} nats"
+)
 _STABLE = "gated models bear larger learning rates"
 _BETTER_AT = "the best learning rate of gated models is larger"
 _SCALES = "gates improve how models scale: the gain grows with size"
@@ -56,60 +61,62 @@ _PLACES = "gates lessen the bias for places"
 
 CLAIMS: tuple[Claim, ...] = (
     *(
-        Claim(f"gates help retrieval ({gate})", PAPER, _TASKS,
+        Claim(f"gates help retrieval, by more than {ACCURACY} of the items ({gate})", PAPER, _TASKS,
               f"share of the items of `needle` that are right at eight times the length of training, arm minus no gate, over four"
               f" architectures: above {ACCURACY}",
-              effect("task_accuracy@8x", arm, cells=["* needle"]), Region(low=ACCURACY),
-              ("sink logit", effect("task_accuracy@8x", SINK_LOGIT, cells=["* needle"])))
+              effect("task_accuracy@8x", arm, cells=["* needle"], where=_AT_8), Region(low=ACCURACY),
+              ("sink logit", effect("task_accuracy@8x", SINK_LOGIT, cells=["* needle"], where=_AT_8)))
         for gate, arm in GATES.items()
     ),
     *(
-        Claim(f"gates help {kind} ({gate})", PROPOSAL if kind in ("citation", "faithfulness") else PAPER, _TASKS,
+        Claim(f"gates help {kind}, by more than {NOTHING} nats ({gate})",
+              PROPOSAL if kind in ("citation", "faithfulness") else PAPER, _TASKS,
               f"held-out loss of the answers of `{task}`, arm minus no gate, over four architectures: below −{NOTHING}",
-              effect("val_loss", arm, "nats", cells=[f"* {task}"]), _FREE,
-              ("sink logit", effect("val_loss", SINK_LOGIT, "nats", cells=[f"* {task}"])))
+              effect("val_loss", arm, "nats", cells=[f"* {task}"], where=[LOSS]), _FREE,
+              ("sink logit", effect("val_loss", SINK_LOGIT, "nats", cells=[f"* {task}"], where=[LOSS])))
         for task, kind in _KINDS.items() for gate, arm in GATES.items()
     ),
     *(
-        Claim(f"gated models are more faithful to the text ({gate})", PROPOSAL, _TASKS,
+        Claim(f"gated models are more faithful to the text, by more than {ACCURACY} of the items ({gate})", PROPOSAL, _TASKS,
               f"share of the items of `conflict` that are right, arm minus no gate, over four architectures: above {ACCURACY}",
-              effect("task_accuracy@1x", arm, cells=["* conflict"]), Region(low=ACCURACY),
-              ("sink logit", effect("task_accuracy@1x", SINK_LOGIT, cells=["* conflict"])))
+              effect("task_accuracy@1x", arm, cells=["* conflict"], where=[accurate("task_accuracy@1x")]), Region(low=ACCURACY),
+              ("sink logit", effect("task_accuracy@1x", SINK_LOGIT, cells=["* conflict"], where=[accurate("task_accuracy@1x")])))
         for gate, arm in GATES.items()
     ),
     *(
-        Claim(f"gated models cite better ({gate})", PROPOSAL, _TASKS,
+        Claim(f"gated models cite better, by more than {ACCURACY} in F1 ({gate})", PROPOSAL, _TASKS,
               f"F1 of the documents cited in `cite`, arm minus no gate, where either has one half: above {ACCURACY}",
-              gap("citation_f1", arm, "none", cells=["* cite"], at_least=0.5), Region(low=ACCURACY),
-              ("sink logit, all cells", gap("citation_f1", SINK_LOGIT, "none", cells=["* cite"])))
+              gap("citation_f1", arm, "none", cells=["* cite"], where=_CITED), Region(low=ACCURACY),
+              ("sink logit", gap("citation_f1", SINK_LOGIT, "none", cells=["* cite"], where=_CITED)))
         for gate, arm in GATES.items()
     ),
-    Claim(_AT_G1, PAPER, _TASKS, f"held-out loss, G1 minus G2, both elementwise, without `needle`: below −{NOTHING}",
-          effect_gap("val_loss", ELEMENTWISE, VALUE, "nats", cells=_WITH_ROOM), _FREE,
-          ("sink logit minus G2", effect_gap("val_loss", SINK_LOGIT, VALUE, "nats", cells=_WITH_ROOM))),
+    Claim(_AT_G1, PAPER, _TASKS, f"held-out loss, G1 minus G2, both elementwise: below −{NOTHING}",
+          effect_gap("val_loss", ELEMENTWISE, VALUE, "nats", room=LOSS), _FREE,
+          ("sink logit minus G2", effect_gap("val_loss", SINK_LOGIT, VALUE, "nats", room=LOSS))),
     Claim(_AT_G1, PAPER, _PILOT, f"held-out loss, G1 minus G2, both elementwise: below −{NOTHING}",
-          effect_gap("val_loss", ELEMENTWISE, VALUE, "nats"), _FREE,
-          ("sink logit minus G2", effect_gap("val_loss", SINK_LOGIT, VALUE, "nats"))),
+          effect_gap("val_loss", ELEMENTWISE, VALUE, "nats", room=LOSS), _FREE,
+          ("sink logit minus G2", effect_gap("val_loss", SINK_LOGIT, VALUE, "nats", room=LOSS))),
     Claim(_AT_G1, PAPER, _TEXT, f"held-out loss, G1 minus G2, both elementwise: below −{NOTHING}",
           effect_gap("val_loss", "g1-elementwise", "g2-elementwise", "nats"), _FREE,
           ("sink logit minus G2", effect_gap("val_loss", "sink-logit", "g2-elementwise", "nats"))),
     Claim(_ALIKE, PAPER, _TOY, f"held-out loss, elementwise minus headwise: within ±{NOTHING}",
-          difference("val_loss", ELEMENTWISE, HEADWISE, "nats", confidence=ALIKE), _SMALL,
+          difference("val_loss", ELEMENTWISE, HEADWISE, "nats", confidence=ALIKE, beside="none", room=MOVED), _SMALL,
           ("headwise minus none", difference("val_loss", HEADWISE, "none", "nats", confidence=ALIKE))),
     Claim(_ALIKE, PAPER, _PHASES, f"held-out loss, elementwise minus headwise, both from one half: within ±{NOTHING}",
-          effect_gap("val_loss", "elementwise-half", "headwise-half", "nats", confidence=ALIKE), _SMALL,
-          ("from 0.95", effect_gap("val_loss", "elementwise-open", "headwise-open", "nats", confidence=ALIKE))),
-    Claim(_ALIKE, PAPER, _TASKS, f"held-out loss, elementwise minus headwise, without `needle`: within ±{NOTHING}",
-          effect_gap("val_loss", ELEMENTWISE, HEADWISE, "nats", cells=_WITH_ROOM, confidence=ALIKE), _SMALL,
-          ("sink logit minus headwise", effect_gap("val_loss", SINK_LOGIT, HEADWISE, "nats", cells=_WITH_ROOM, confidence=ALIKE))),
+          effect_gap("val_loss", "elementwise-half", "headwise-half", "nats", confidence=ALIKE, moved=MOVED), _SMALL,
+          ("from 0.95", effect_gap("val_loss", "elementwise-open", "headwise-open", "nats", confidence=ALIKE, moved=MOVED))),
+    Claim(_ALIKE, PAPER, _TASKS, f"held-out loss, elementwise minus headwise: within ±{NOTHING}",
+          effect_gap("val_loss", ELEMENTWISE, HEADWISE, "nats", confidence=ALIKE, room=LOSS, moved=MOVED), _SMALL,
+          ("sink logit minus headwise",
+           effect_gap("val_loss", SINK_LOGIT, HEADWISE, "nats", confidence=ALIKE, room=LOSS, moved=MOVED))),
     Claim(_ALIKE, PAPER, _TEXT, f"held-out loss, elementwise minus headwise: within ±{NOTHING}",
           effect_gap("val_loss", "g1-elementwise", "g1-headwise", "nats", confidence=ALIKE), _SMALL,
           ("sink logit minus headwise", effect_gap("val_loss", "sink-logit", "g1-headwise", "nats", confidence=ALIKE))),
     *(
         Claim(f"{_PLACES} (answers, {gate})", SUMMARY, _TASKS,
               "size of the U-index at eight times the length of training in `needle` and `conflict`, arm minus no gate: below 0",
-              gap("u_size@8x", arm, "none", cells=_REACHED), _BELOW,
-              ("sink logit", gap("u_size@8x", SINK_LOGIT, "none", cells=_REACHED)))
+              gap("u_size@8x", arm, "none", cells=_PLACED, where=_AT_8_ALONE), _BELOW,
+              ("sink logit", gap("u_size@8x", SINK_LOGIT, "none", cells=_PLACED, where=_AT_8_ALONE)))
         for gate, arm in GATES.items()
     ),
     *(

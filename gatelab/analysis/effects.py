@@ -2,7 +2,8 @@
 
 Per comparison: Student's t on the differences between runs of one seed, with variances shrunk across cells where there
 are ten or more; where a bimodal metric has runs in both its regimes, McNemar's exact test on the seeds that changed
-regime instead, because three runs that happen to agree would make t certain. Over the study: Benjamini-Hochberg on the
+regime instead, because three runs that happen to agree would make t certain; a graded one, which has them in no two groups,
+by t with a least p. Over the study: Benjamini-Hochberg on the
 primary metrics, all cells and arms as one family. Beside each: equivalence within the declared bound, and the smallest
 effect that this test could have seen.
 """
@@ -12,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from math import inf, isnan, nan
 
 from ..record import Finding, Metric
+from .graded import LUCK, no_surer
 from .paired import Outcome, Outcomes, Pairs, comparisons
 from .shares import p_changes, seeds_needed, share
 from .student import (
@@ -50,7 +52,10 @@ class _Test:
             return nan
         if self.pairs.changes is not None and len(self.pairs.seeds) >= 2:
             return p_changes(*self.pairs.changes)
-        return p_two_sided(self.estimate) if self.estimate else nan
+        if not self.estimate:
+            return nan
+        p = p_two_sided(self.estimate)
+        return no_surer(p, len(self.pairs.seeds)) if self.pairs.metric.graded else p
 
 
 def effects(
@@ -160,7 +165,7 @@ def _finding(test: _Test, table: Outcomes, baseline: str, confidence: float, fdr
         equivalence=bound,
         p_equivalence=None if bound is None else p_equivalent(e, bound) if e else nan,
         detectable=_within(widest, detectable_effect(e.sigma, e.n, test.level, _POWER, e.df))
-        if e and pairs.changes is None
+        if e and pairs.changes is None and not (metric.graded and no_surer(0.0, n) > test.level)
         else nan,
         verdict="",
         sentence="",
@@ -198,6 +203,11 @@ def _cautions(f: Finding, test: _Test) -> list[str]:
         notes.append(
             f"bimodal over seeds: p is McNemar's exact test on the seeds that changed ({lost} lost it, {gained} gained"
             " it); the mean describes no single run, and its t interval trusts few seeds too much"
+        )
+    elif test.pairs.metric.graded and f.n_pairs >= 2:
+        notes.append(
+            f"graded over seeds: the values are in no two groups with the threshold between them, so means are compared; seeds that"
+            f" agree by luck spread too little, and p is {compact(2 * LUCK**f.n_pairs)} at least"
         )
     if test.pairs.metric.bimodal and test.pairs.metric.equivalence is not None:
         notes.append("equivalence is not tested on a bimodal metric")

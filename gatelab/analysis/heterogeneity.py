@@ -25,7 +25,7 @@ class Pooled:
     """The mean over cells of an arm's effect, each cell counting once; the interval and `p` are of that mean when other
     cells of the kind, or other seeds, are drawn (t over cells, or over the seeds that they share: the wider). `between` is
     the cells' own standard deviation (0 at least), `within` that of a pair, `p_between` of the F test that all cells have
-    one effect."""
+    one effect, F of `df` and `df_error` degrees of freedom."""
 
     arm: str
     reading: str
@@ -39,6 +39,9 @@ class Pooled:
     between: float
     within: float
     p_between: float
+    f: float = nan
+    df: int = 0
+    df_error: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,10 +106,11 @@ def pooled(evidence: Evidence, reading: str, arm: str, confidence: float = 0.95)
     between = sum(len(d) * (d.mean() - grand) ** 2 for d in groups) / (len(n) - 1)
     # The pairs a cell that make the mean squares of unequal cells comparable.
     pairs_a_cell = (n.sum() - (n**2).sum() / n.sum()) / (len(n) - 1)
+    f = between / within if within > 0 else nan
     return Pooled(
         arm, reading, evidence.readings[reading].unit, len(n), int(n.sum()), e.mean, low, high,
         p_two_sided(e) if e.sigma > 0 else nan, sqrt(max(0.0, (between - within) / pairs_a_cell)), sqrt(within),
-        _p_f(between / within, len(n) - 1, df_within) if within > 0 else nan,
+        _p_f(f, len(n) - 1, df_within) if within > 0 else nan, f, len(n) - 1, df_within,
     )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from .cause_tests import arm_where, edit, excess, where_sinks
 from .causes import LOSS, MASS, Hypothesis
 from .dependence_tests import arms_by_start, at, cells_by
 from .depth_tests import in_layers, thirds_edited, thirds_trained
+from .layer_tests import EACH, each_layer, layers_edited
 from .mediation import SAYS, gate_moved, sink_moved
 from .onsets import comes_first
 
@@ -122,6 +123,27 @@ HYPOTHESES: tuple[Hypothesis, ...] = (
         of="loss",
     ),
     Hypothesis(
+        "shut-scores",
+        "the gate works by scores below one: held open it is no gate",
+        "arXiv 2505.06708",
+        (edit("gate=open", of_gate=True),),
+        of="loss",
+    ),
+    Hypothesis(
+        "score-scale",
+        "the gate works at the scale of its logits: at half and at twice that it works less",
+        "ours",
+        (edit("gate-scale=0.5", of_gate=True), edit("gate-scale=2", of_gate=True)),
+        of="loss",
+    ),
+    Hypothesis(
+        "layer-by-layer",
+        "the gates of some layer matter more than those of another",
+        "ours",
+        (layers_edited("gate=open"),),
+        of="loss",
+    ),
+    Hypothesis(
         "depth",
         "the gate's effect depends on depth, as over-mixing does",
         "arXiv 2504.02732",
@@ -206,4 +228,12 @@ def edits_of(model: Mapping[str, Any], *, gated: bool) -> list[str]:
     """The interventions that the tests ask of the gated runs, or of the ungated ones, with the layers of this model written
     out."""
     words = (word for h in HYPOTHESES for test in h.tests for word, of_gate in test.edits if of_gate == gated)
-    return list(dict.fromkeys(found for word in words if (found := in_layers(word, model)) is not None))
+    return list(dict.fromkeys(found for word in words for found in _written_out(word, model)))
+
+
+def _written_out(word: str, model: Mapping[str, Any]) -> list[str]:
+    """The word with its layers, a word each where it is of one layer at a time; none where the model has no such layers."""
+    if word.endswith(f":{EACH}"):
+        return each_layer(word, model)
+    found = in_layers(word, model)
+    return [] if found is None else [found]

@@ -11,6 +11,7 @@ from math import isfinite, nan
 import numpy as np
 
 from ..record import Metric
+from .graded import splits
 
 _ENDINGS = {
     "diverged": "diverged",
@@ -68,8 +69,10 @@ class Pairs:
     @property
     def changes(self) -> tuple[int, int] | None:
         """(seeds that lose the event, seeds that gain it) against the baseline, for a bimodal metric whose runs fall on
-        both sides of its threshold; else None: then a mean describes the runs of each arm."""
+        both sides of its threshold, a graded one's in two groups; else None: then a mean describes the runs of each arm."""
         if not self.metric.bimodal or not self.seeds:
+            return None
+        if self.metric.graded and not splits([*self.baseline_values, *self.arm_values], self.metric.threshold):
             return None
         before, after = self.baseline_values > self.metric.threshold, self.arm_values > self.metric.threshold
         if len({*before.tolist(), *after.tolist()}) < 2:

@@ -5,7 +5,7 @@ their names: a key in which some two cells differ and in nothing else; keys that
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 from math import isfinite, isnan
 from typing import Any
@@ -56,11 +56,13 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Phases:
-    """`across` is the axis with the most levels, `down` the others; `points` the arms' in the order of the study."""
+    """`across` is the axis with the most levels, `down` the others; `points` the arms' in the order of the study; `losses` {(cell,
+    arm): {seed: held-out loss}} of the seeds that the points tell, for what lies between the levels."""
 
     across: Axis
     down: tuple[Axis, ...]
     points: list[Point]
+    losses: Mapping[tuple[str, str], Mapping[int, float]] = field(default_factory=dict)
 
     def of(self, arm: str) -> list[Point]:
         """An arm's points."""
@@ -85,6 +87,7 @@ def phases(
     findings: Iterable[Finding],
     shares: Iterable[Mapping[str, Any]],
     states: Mapping[tuple[str, str, int], str],
+    losses: Mapping[tuple[str, str], Mapping[int, float]] | None = None,
 ) -> Phases | None:
     """The points of every arm of a study; None of one whose cells are no grid, or without a finished run.
 
@@ -119,7 +122,7 @@ def phases(
                     by_finding.get((cell, arm, LOSS)), _of_seeds(by_finding.get((cell, arm, SINK))), lost.get((cell, arm), {}),
                 )
             )  # fmt: skip
-    return Phases(across, down, points)
+    return Phases(across, down, points, losses or {})
 
 
 def _of_seeds(f: Finding | None) -> Finding | None:

@@ -138,15 +138,17 @@ def _survived(t: Told, found: AtBest, baseline: str) -> Told:
 
 
 def _confirmed(t: Told, found: AtBest, baseline: str, verdicts: Iterable[Verdict]) -> Told:
-    """With the stronger word where this very comparison, in one cell for arm and baseline, was confirmed in its direction."""
+    """With the strongest word and the side of the claim where this very comparison, in one cell for arm and baseline, was
+    registered as an effect and confirmed: fresh seeds count for more than the screen's family of tests, in which controls are."""
     cell = found.best.get((t.setting, t.arm))
-    if t.side <= 0 or cell != found.best.get((t.setting, baseline)):
+    if t.word == DIVERGED or cell != found.best.get((t.setting, baseline)):
         return t
-    claim = (EFFECT, cell, t.arm, t.use.metric, t.use.better)
-    same = [
-        v for v in verdicts if (v.claim.rule, v.claim.cell, v.claim.arm, v.claim.reading, v.claim.direction) == claim
-    ]
-    return replace(t, word=CONFIRMED) if any(v.verdict == "confirmed" for v in same) else t
+    claim = (EFFECT, cell, t.arm, t.use.metric)
+    for v in verdicts:
+        of = (v.claim.rule, v.claim.cell, v.claim.arm, v.claim.reading)
+        if v.verdict == "confirmed" and of == claim and v.n_pairs >= SEEDS_NEEDED:
+            return replace(t, side=v.claim.direction * t.use.better, word=CONFIRMED, is_telling=True)
+    return t
 
 
 def _anomalies(

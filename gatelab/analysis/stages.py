@@ -18,6 +18,7 @@ from typing import Any
 from .anomalies.alarm import Alarm, Rule
 from .anomalies.evidence import LUCK, Evidence
 from .anomalies.screen import Screened
+from .graded import no_surer
 from .shares import p_more_often
 from .student import Prior, p_two_sided, q_values
 
@@ -54,7 +55,8 @@ class Verdict:
 @dataclass(frozen=True, slots=True)
 class Registration:
     """The content of confirmation.json. `priors` are (arm, reading, degrees of freedom, variance); `needs` (cell, arm) of the
-    runs that the claims' tests read, so that these can be carried out where the screen's rows are not."""
+    runs that the claims' tests read, so that these can be carried out where the screen's rows are not; `graded` the readings that
+    count seeds only where these fall into two groups. A registration without it is older than that rule, and counts them always."""
 
     claims: list[Claim]
     seeds: list[int]
@@ -63,6 +65,7 @@ class Registration:
     fdr: float
     priors: list[tuple[str, str, float, float]]
     needs: list[tuple[str, str]] = field(default_factory=list)
+    graded: list[str] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -94,6 +97,7 @@ class Registration:
             and all(c.direction in (-1, 0, 1) for c in self.claims)
             and all(len(p) == 4 and all(isinstance(x, float) and x > 0 for x in p[2:]) for p in self.priors)
             and all(len(n) == 2 and all(isinstance(x, str) for x in n) for n in self.needs)
+            and all(isinstance(x, str) for x in self.graded)
         )
 
 
@@ -178,7 +182,8 @@ def register(
             # What the cells can know of a variance is not more than all their pairs together.
             pooled = sum(e.n - 1 for c in evidence.cells if (e := evidence.estimate(reading, c, arm)) and e.sigma > 0)
             priors.append((arm, reading, float(min(prior.df, pooled)), prior.variance))
-    return Registration(found, list(fresh), used, alpha, fdr, priors)
+    graded = sorted({c.reading for c in found if (m := evidence.readings.get(c.reading)) is not None and m.graded})
+    return Registration(found, list(fresh), used, alpha, fdr, priors, graded=graded)
 
 
 def chosen(
@@ -216,9 +221,10 @@ def confirm(registration: Registration, evidence: Evidence, rules: Sequence[Rule
 
 
 def on_fresh(registration: Registration, evidence: Evidence) -> Evidence:
-    """The evidence of the registered seeds, with what the screen knew of the variances."""
+    """The evidence of the registered seeds, with what the screen knew of the variances, and the rule of that time for what is
+    graded."""
     priors = {(arm, reading): Prior(df, variance) for arm, reading, df, variance in registration.priors}
-    return evidence.only(registration.seeds, priors)
+    return evidence.only(registration.seeds, priors).graded(registration.graded)
 
 
 def _notes(claim: Claim, fresh: Evidence, rules: dict[str, Rule]) -> list[str]:
@@ -295,7 +301,10 @@ def _effect(evidence: Evidence, reading: str, cell: str, arm: str) -> tuple[floa
         lost, gained = changes
         return p_changes(lost, gained), 1 if gained > lost else -1
     e = evidence.estimate(reading, cell, arm)
-    return (nan, 0) if e is None or e.sigma == 0 else (p_two_sided(e), 1 if e.mean > 0 else -1)
+    if e is None or e.sigma == 0:
+        return nan, 0
+    p = p_two_sided(e)
+    return no_surer(p, e.n) if evidence.readings[reading].graded else p, 1 if e.mean > 0 else -1
 
 
 def _one_sided(fresh: Evidence, claim: Claim, p: float, direction: int) -> float:

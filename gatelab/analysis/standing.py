@@ -26,7 +26,8 @@ class Told:
     """What one setting says of an arm: `finding` is at each arm's own best rate, its cell the setting; `side` 1 for it, −1 against,
     0 neither; `word` one of STRENGTHS where a side is taken, else `nothing seen`, `nothing to tell` (no spread, or all runs of both
     on the better side already), `runs diverged` (of the arm and not of the baseline: the others are never for it) or `pilot`. It
-    `is_telling` with three pairs and something to test.
+    `is_telling` with three pairs and something to test. Where fresh seeds confirmed an effect, `side` and `word` are that claim's,
+    whatever the screen's own `finding` shows.
 
     `excluded` is the smallest gain that the data exclude; nan where nothing is. Of a metric that a seed shows or not it is a share
     of the seeds that could change for the better, and `changed` has how many did, of how many, and how many did for the worse.
@@ -79,6 +80,11 @@ class Standing:
         return [t for t in self.telling if t.side == side]
 
     @property
+    def confirmed(self) -> list[Told]:
+        """Its settings with an effect for it that fresh seeds confirmed."""
+        return [t for t in self.on(1) if t.word == CONFIRMED]
+
+    @property
     def strength(self) -> str:
         """The strongest word of a setting for it; where there is none, why."""
         words = {t.word for t in self.on(1)}
@@ -123,10 +129,12 @@ class Answer:
 
     @property
     def shown(self) -> list[Standing]:
-        """The arms that a reader is shown: favoured, or of those that help in places the best, or none."""
+        """The arms that a reader is shown: favoured; or of those that help in places the best, and each with a confirmed effect; or
+        none."""
         if self.favoured:
             return [s for s in self.standings if s.arm in self.favoured]
-        return [s for s in self.standings if s.on(1) and s.rank == self.standings[0].rank]
+        best = self.standings[0].rank
+        return [s for s in self.standings if s.on(1) and (s.rank == best or s.strength == CONFIRMED)]
 
     @property
     def worse(self) -> list[Standing]:

@@ -1,5 +1,4 @@
-"""The tasks: what each measures and mirrors, what guessing would score, an example; and items of one of them. And those that are
-text alone."""
+"""The tasks: what each measures and mirrors, what guessing would score, an example; and items of one of them."""
 
 from itertools import count
 from typing import Any
@@ -40,39 +39,6 @@ def task_records() -> list[Record]:
             }
         )
     return records
-
-
-def prompt_records() -> list[Record]:
-    """One record a task that is text alone, and a measure, asked by `gatelab eval`."""
-    from ..evals.measures import ASKED, MEASURES
-    from ..tasks.cited import CITATIONS
-    from ..tasks.meetings import SUMMARIES
-    from ..tasks.middle import MIDDLE
-    from ..tasks.ruler import RULER
-
-    return [
-        {
-            "name": task.name,
-            "what": task.what,
-            "mirrors": task.mirrors,
-            "needs": {
-                "": "nothing",
-                "essay": "--haystack FILE",
-                "rows": f"--data-dir, with {' and '.join(f'{source.names[0]}.jsonl' for source in task.sources)}",
-            }[task.needs],
-        }
-        for task in (*RULER.values(), *MIDDLE.values(), *SUMMARIES.values(), *CITATIONS.values())
-    ] + [
-        {
-            "name": measure.name if measure.of == "text" else f"{measure.name}/…",
-            "what": measure.what,
-            "mirrors": measure.mirrors,
-            "needs": "a text: the standard library, or --text"
-            if measure.of == "text"
-            else f"one of {', '.join(ASKED)}",
-        }
-        for measure in MEASURES.values()
-    ]
 
 
 def task_items(name: str, given: dict[str, Any], n_items: int) -> list[Record]:

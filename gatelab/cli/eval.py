@@ -2,7 +2,9 @@
 
 import sys
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import cache
+from math import inf
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,6 +14,7 @@ from .base import Json, print_json, tell
 
 Flag = Annotated[bool, Parameter(negative="")]
 _SHORTEST = 1024  # of the harness's RULER: its variable tracking is not made at 512
+_GENERATED = ("ruler", "niah_")  # how its names begin
 _ITEMS = 100  # of our own tasks, which have no end
 _OWN = "gatelab/"
 _TEXTS = (f"{_OWN}long_ppl", f"{_OWN}position_loss", f"{_OWN}skipped_reads")
@@ -36,6 +39,7 @@ def eval_(
     window: int | None = None,
     keys: Path | None = None,
     untrained: bool | None = None,
+    yarn: float | None = None,
     chat: Flag = False,
     run_code: Flag = False,
     dtype: Literal["float32", "bfloat16", "auto"] = "float32",
@@ -89,6 +93,9 @@ def eval_(
     untrained:
         Ask our tasks of the same model before training too, all that is asked; unless stated the choices of the first 20 items,
         of models up to 200 million weights.
+    yarn:
+        Stretch the rotary positions so many times, as in 4, by YaRN: those that the model has; of a run that was trained on our
+        tasks' ids, its length of training.
     chat:
         Questions and answers as a conversation, in the chat template of the model's tokenizer; the prompt of one of ours is one
         turn.
@@ -110,6 +117,7 @@ def eval_(
     from importlib.util import find_spec
 
     from ..config import ConfigError
+    from ..evals.harness.benchmarks import BENCHMARKS
 
     names = tuple(dict.fromkeys(name.strip() for name in tasks.split(",") if name.strip()))
     own, others = (tuple(n for n in names if n.startswith(_OWN) == is_own) for is_own in (True, False))
@@ -124,7 +132,14 @@ def eval_(
         "--window": (window, 1),
     }
     wrong += [f"{word} {n}: expected {low} or more" for word, (n, low) in least.items() if n is not None and n < low]
-    shortest, why = (_SHORTEST, "; the harness's generators may not come to an end below") if others else (1, "")
+    if yarn is not None and not 1 < yarn < inf:
+        wrong.append(f"--yarn {yarn:g}: expected a number above 1, how many times the positions are to reach, as in 4")
+    generated = [n for n in others if n.startswith(_GENERATED)]
+    shortest, why = 1, ""
+    if generated:
+        shortest, why = _SHORTEST, f"; the harness's generators of {', '.join(generated)} may not come to an end below"
+    elif lengths is not None and others and not own and set(others) <= set(BENCHMARKS):
+        wrong.append(f"--lengths {lengths}: is for our tasks and the harness's RULER, and none is asked; leave it out")
     sizes = [size.strip() for size in (lengths or "4096").split(",")]
     if not all(size.isdecimal() and int(size) >= shortest for size in sizes):
         wrong.append(
@@ -181,12 +196,17 @@ def eval_(
         raise ValueError(f"gatelab eval needs {' and '.join(absent)}: pip install 'gatelab[eval]'")
     if data_dir is not None:
         _keep_off_the_hub()
-    from ..models.external import Loading
+    from ..models.external import Extension, Loading
     from ..models.interop.destination import destination
     from .scores import asked_own, bar, open_model, write
 
     loading = Loading(
-        head=True, dtype=dtype, device=device, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle
+        head=True,
+        dtype=dtype,
+        device=device,
+        trust_remote_code=trust_remote_code,
+        allow_pickle=allow_pickle,
+        extension=None if yarn is None else Extension(kind="yarn", factor=yarn),
     )
     opened = cache(lambda: open_model(model, loading))
     with nullcontext() if out is None else destination(out) as draft, bar() as progress:
@@ -211,8 +231,18 @@ def eval_(
             )  # fmt: skip
         if ask_own is not None:
             found.append(ask_own())
+        if yarn is not None:
+            for part in found:
+                part.rows = [
+                    row if row.intervention else replace(row, intervention="yarn", dose=yarn) for row in part.rows
+                ]
         if draft is not None:
-            how = {"dtype": dtype, "device": device, "data_dir": None if data_dir is None else str(data_dir)}
+            how = {
+                "dtype": dtype,
+                "device": device,
+                "yarn": yarn,
+                "data_dir": None if data_dir is None else str(data_dir),
+            }
             write(draft, found, how)
     if json_:
         print_json([row.as_dict() for part in found for row in part.rows])

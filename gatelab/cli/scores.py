@@ -43,7 +43,10 @@ def asked_own(
 
         with TemporaryDirectory() as companions:
             found = lab.stored_model(model, Path(companions))
-            return evaluate_ids(placed(found, loading), run, found.title, asking, prepared, progress=progress)
+            asked, notes = placed(found, loading, trained=run.train.seq_len)
+            made = evaluate_ids(asked, run, found.title, asking, prepared, progress=progress)
+            made.notes += notes
+            return made
 
     return ask
 

@@ -3,9 +3,10 @@
 Notable: held-out sequence i of a task is its item i, the one that evaluation asks; training has a stream of its own for
 each seed, so no item of it is held out. Of several tasks each step makes many items of one, those of as many steps as there are
 tasks: a call for a few takes more than half as long as one for many, and a device waits for a long step, whatever the mean.
+Where several seeds are read in turn, each call makes more, and they take turns at it too.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -15,28 +16,24 @@ from gatelab.tasks.vocabulary import BOS
 
 from .batch import IGNORED, Batch, DataError, joined
 
-_ROOM = 2**24  # bytes of a source's items that are made ahead, those of all seeds together
+_ROOM = 2**25  # bytes of a source's items that are made ahead, those of all seeds together
+_AT_ONCE = 2**14  # tokens of a call above which items take no less time each
 _KEPT = np.int16  # holds every id, and IGNORED
 
 
 @dataclass(frozen=True, slots=True)
 class _Made:
-    """Items of one task: tokens and targets, a row each."""
+    """Items `start` and following of one task: of each its tokens, and its targets."""
 
     knobs: Knobs
-    items: range
-    tokens_NT: np.ndarray
-    targets_NT: np.ndarray
+    start: int
+    items_N2T: np.ndarray
 
-    def has(self, knobs: Knobs, items: range) -> bool:
-        return self.items.start <= items.start and items.stop <= self.items.stop and self.knobs == knobs
+    def has(self, knobs: Knobs, start: int, stop: int) -> bool:
+        return self.start <= start and stop <= self.start + len(self.items_N2T) and self.knobs == knobs
 
-    def of(self, items: range) -> tuple[np.ndarray, np.ndarray]:
-        rows = slice(items.start - self.items.start, items.stop - self.items.start)
-        return self.tokens_NT[rows], self.targets_NT[rows]
-
-    def kept(self) -> "_Made":
-        return replace(self, tokens_NT=self.tokens_NT.astype(_KEPT), targets_NT=self.targets_NT.astype(_KEPT))
+    def of(self, start: int, stop: int) -> np.ndarray:
+        return self.items_N2T[start - self.start : stop - self.start]
 
 
 class TaskSource:
@@ -65,7 +62,7 @@ class TaskSource:
         except TaskError as error:
             raise DataError(f"data.names={','.join(config.names)}: {error}") from None
         self._ahead: dict[tuple[int, int], _Made] = {}  # by seed and task
-        self._seeds: set[int] = set()
+        self._places: dict[int, int] = {}  # of the seeds, in the order in which they came
         self.description = f"items of {', '.join(config.names)}, an unlimited stream of {VOCAB_SIZE:,} ids"
 
     def train_batch(self, seed: int, step: int, batch_size: int, seq_len: int) -> Batch:
@@ -74,20 +71,26 @@ class TaskSource:
         Raises:
             DataError: when `seq_len`, or the shortest length, has no room for an item.
         """
+        self._expect([seed])
+        return self._train_batch(seed, step, batch_size, seq_len)
+
+    def train_batches(self, seeds: list[int], step: int, batch_size: int, seq_len: int) -> Batch:
+        self._expect(seeds)
+        return joined([self._train_batch(seed, step, batch_size, seq_len) for seed in seeds])
+
+    def _train_batch(self, seed: int, step: int, batch_size: int, seq_len: int) -> Batch:
         first, until = step * batch_size, (step + 1) * batch_size
-        lengths, size = self._lengths(seq_len), self._size(seed, batch_size, seq_len)
+        lengths, size = self._lengths(seq_len), self._size(batch_size, seq_len)
+        turn = self._places[seed] * size // len(self._places)
         parts = []
         while first < until:
             stage = min(first // self.config.stage, len(lengths) - 1)
             last = None if stage == len(lengths) - 1 else (stage + 1) * self.config.stage
             end = until if last is None else min(until, last)
             knobs = self._knobs(lengths[stage], seed=seed, split="train")
-            parts.append(self._batch(knobs, first, end - first, seq_len, size=size, last=last))
+            parts.append(self._batch(knobs, first, end - first, seq_len, size=size, turn=turn, last=last))
             first = end
         return parts[0] if len(parts) == 1 else joined(parts)
-
-    def train_batches(self, seeds: list[int], step: int, batch_size: int, seq_len: int) -> Batch:
-        return joined([self.train_batch(seed, step, batch_size, seq_len) for seed in seeds])
 
     def heldout_batch(self, index: int, batch_size: int, seq_len: int) -> Batch:
         return self._batch(self._knobs(seq_len, seed=0, split="eval"), index * batch_size, batch_size, seq_len)
@@ -117,54 +120,59 @@ class TaskSource:
             lengths.append(2 * lengths[-1])
         return [*lengths[:-1], seq_len]
 
-    def _size(self, seed: int, batch_size: int, seq_len: int) -> int:
-        """How many items of a task are made at once: as many as a batch has, or as there is room for; 0 where that is no more
-        than a batch has of each task."""
-        if seed not in self._seeds:
-            self._seeds.add(seed)
-            self._ahead.clear()  # the room is shared out anew
-        n_tasks, of_each = len(self.tasks), -(-batch_size // len(self.tasks))
-        room = _ROOM // (2 * _KEPT().itemsize * seq_len * n_tasks * len(self._seeds))
-        size = min(batch_size, room - of_each)
+    def _expect(self, seeds: list[int]) -> None:
+        """That these are read too; the room is shared out anew."""
+        if new := [seed for seed in dict.fromkeys(seeds) if seed not in self._places]:
+            self._places |= {seed: len(self._places) + i for i, seed in enumerate(new)}
+            self._ahead.clear()
+
+    def _size(self, batch_size: int, seq_len: int) -> int:
+        """How many items of a task are made at once: as many as a batch has, or those of several seeds, up to what makes an item
+        cheaper; as there is room for; 0 where that is no more than a batch has of each task."""
+        n_tasks, of_each, n_seeds = len(self.tasks), -(-batch_size // len(self.tasks)), len(self._places)
+        room = _ROOM // (2 * _KEPT().itemsize * seq_len * n_tasks * n_seeds)
+        wanted = max(batch_size, min(n_seeds * batch_size, _AT_ONCE // seq_len))
+        size = min(wanted, room - of_each)
         return size if size > of_each else 0
 
     def _batch(
-        self, knobs: Knobs, first: int, n: int, seq_len: int, *, size: int = 0, last: int | None = None
+        self, knobs: Knobs, first: int, n: int, seq_len: int, *, size: int = 0, turn: int = 0, last: int | None = None
     ) -> Batch:
         """Sequences first … first + n − 1; with `size` items are kept for those that follow, but for none from `last` on."""
         until, n_tasks = first + n, len(self.tasks)
-        inputs_BT = np.full((n, seq_len), BOS, np.int64)
-        targets_BT = np.full((n, seq_len), IGNORED, np.int64)
-        domain_BT = np.empty((n, seq_len), np.int8)
+        both_B2T = np.empty((n, 2, seq_len), _KEPT)
+        both_B2T[:, 0, knobs.length :], both_B2T[:, 1, knobs.length :] = BOS, IGNORED
         for i in range(n_tasks):
-            rows, wanted = slice((i - first) % n_tasks, n, n_tasks), self._items(i, first, until)
-            if not wanted:
+            start, stop = self._items(i, first, until)
+            if start == stop:
                 continue
             made = self._ahead.get((knobs.seed, i))
-            if made is None or not made.has(knobs, wanted):
+            if made is None or not made.has(knobs, start, stop):
                 end = until
                 if size:
-                    # Tasks take turns: each has enough until a sequence of its own, `size` items apart.
-                    end += (i * size - until) % (n_tasks * size)
-                made = self._made(i, knobs, self._items(i, first, end if last is None else min(end, last)), seq_len)
+                    # Tasks take turns, and seeds within them: each has enough until a sequence of its own, `size` items apart.
+                    end += (i * size + turn - until) % (n_tasks * size)
+                made = self._made(i, knobs, *self._items(i, first, end if last is None else min(end, last)), seq_len)
                 if size:
-                    self._ahead[knobs.seed, i] = made.kept()
-            inputs_BT[rows, : knobs.length], targets_BT[rows, : knobs.length] = made.of(wanted)
-            domain_BT[rows] = i
-        return Batch(inputs_BT, targets_BT, domain_BT=domain_BT)
+                    self._ahead[knobs.seed, i] = made
+            both_B2T[(i - first) % n_tasks :: n_tasks, :, : knobs.length] = made.of(start, stop)
+        domain_BT = np.repeat(((first + np.arange(n)) % n_tasks).astype(np.int8), seq_len).reshape(n, seq_len)
+        return Batch(both_B2T[:, 0].astype(np.int64), both_B2T[:, 1].astype(np.int64), domain_BT=domain_BT)
 
-    def _items(self, i: int, first: int, until: int) -> range:
-        """Those of task i that are sequences first … until − 1."""
+    def _items(self, i: int, first: int, until: int) -> tuple[int, int]:
+        """Those of task i that are sequences first … until − 1: the first, and the first that is not."""
         n_tasks = len(self.tasks)
-        return range((first + n_tasks - 1 - i) // n_tasks, (until + n_tasks - 1 - i) // n_tasks)
+        return (first + n_tasks - 1 - i) // n_tasks, (until + n_tasks - 1 - i) // n_tasks
 
-    def _made(self, i: int, knobs: Knobs, items: range, seq_len: int) -> _Made:
+    def _made(self, i: int, knobs: Knobs, start: int, stop: int, seq_len: int) -> _Made:
         try:
-            batch = self.tasks[i].batch(knobs, items.start, len(items))
+            batch = self.tasks[i].batch(knobs, start, stop - start)
         except TaskError as error:
             knob = "train.seq_len" if knobs.length == seq_len else "data.shortest"
             raise DataError(f"{knob}={knobs.length}: {error}") from None
-        return _Made(knobs, items, batch.tokens_BT, self._targets(batch))
+        items_N2T = np.empty((stop - start, 2, knobs.length), _KEPT)
+        items_N2T[:, 0], items_N2T[:, 1] = batch.tokens_BT, self._targets(batch)
+        return _Made(knobs, start, items_N2T)
 
     def _targets(self, items: TaskBatch) -> np.ndarray:
         if self.config.targets == "all":

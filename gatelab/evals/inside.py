@@ -84,11 +84,12 @@ class _Inside(Probe):
         self.distractors_BT = self._tokens([item.distractors for item in items], device)
         self.asked_BT = self._tokens([[(at, at + 1) for at in item.asked] for item in items], device)
         answer = open_task(items[0].task).answer
-        self.pair_2BT = torch.zeros(2, len(items), self.n_tokens, dtype=torch.int64, device=device)
+        pair_2BT = torch.zeros(2, len(items), self.n_tokens, dtype=torch.int64)
         self.is_each = answer == "each"
         for b, item in enumerate(items if self.is_each else ()):
-            for at, (start, end) in _pairs(item):
-                self.pair_2BT[:, b, at] = torch.tensor([start, end])
+            for at, span in _pairs(item):
+                pair_2BT[:, b, at] = torch.tensor(span)
+        self.pair_2BT = pair_2BT.to(device)
         self.to_own_BT = torch.zeros(len(items), self.n_tokens, dtype=torch.float64, device=device)
         # Of an answer with documents the first token asked is before the value.
         self.has_documents = answer == "cite"
@@ -160,7 +161,7 @@ class _Inside(Probe):
             site: {where: torch.stack(layers, dim=1).tolist() for where, layers in of.items()}
             for site, of in self.gates.items()
         }
-        to_each = self.to_each_BT.tolist()
+        to_each, to_own = self.to_each_BT.tolist(), self.to_own_BT.tolist()
         out: list[dict[str, Any] | None] = []
         for b, item in enumerate(self.items):
             if not item.evidence:
@@ -173,7 +174,7 @@ class _Inside(Probe):
             inside["even"] = _even(item, self.is_each)
             if self.is_each:
                 n_layers = len(mass["evidence"][b])
-                inside["of_each"] = _rounded([float(self.to_own_BT[b, at]) / n_layers for at in item.asked])
+                inside["of_each"] = _rounded([to_own[b][at] / n_layers for at in item.asked])
             if self.has_documents:
                 inside["attended"] = _attended(item, to_each[b])
             out.append(inside)

@@ -34,6 +34,7 @@ def analyse(folder: StudyFolder, *, fdr: float = FDR, confidence: float = 0.95) 
     Raises:
         StoreError: when the folder holds no study, or one that was edited, or a confirmation that was.
     """
+    folder.refresh(None)
     study, kept = checked(folder), registration_of(folder)
     metrics = [Metric(**m) for m in study["metrics"]]
     arms = [a["name"] for a in study["arms"]]

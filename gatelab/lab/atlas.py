@@ -2,12 +2,15 @@
 
 import os
 import re
+import shlex
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import quote
 
-from ..analysis.atlas import Atlas, Sheet, shared
+from ..analysis.atlas import Atlas, Sheet, shared, taken_from
 from ..analysis.ledger_of_claims import CLAIMS, Entry, judged
+from ..analysis.planned import Open, still_open
 from ..report.atlas import write_atlas
 from ..store import StoreError
 from .sheet import sheet
@@ -45,7 +48,11 @@ def atlas(
     except StoreError as error:
         claims = None
         refused.append(("the ledger of claims", str(error)))
-    return write_atlas(page, Atlas(made, refused, claims))
+    home = _home(paths)
+    stored = {s.name: s.plan for s in made}
+    begun = [Open(s.name, s.question, s.n_open, len(s.plan), s.again) for s in made if s.n_open]
+    never = [] if home is None else still_open(home, stored)
+    return write_atlas(page, Atlas(made, refused, claims, [*begun, *never]))
 
 
 def read_atlas(
@@ -66,13 +73,17 @@ def read_atlas(
                     raise StoreError(f"{source.path}: has the runs of {whole[0][1]}, which is here already")
                 tell(f"reading {source.path}")
                 flags = [f"{n} of its runs are those of {earlier}" for _, earlier, n, _ in twins]
-                sheets.append(sheet(folder, letter, flags, _pages(source, page.parent)))
+                made = sheet(folder, letter, flags, _pages(source, page.parent))
+                sheets.append(replace(made, again=_again(source)))
                 plans.append((name, plan))
         except StoreError as error:
             why = str(error).removeprefix(f"{source.path}: ")
             tell(f"{source.path} is not in the atlas: {why}")
             refused.append((str(source.path), why))
-    return sheets, refused
+    flag = "its comparisons are some of those of {}, on fewer seeds: shown, and not counted a second time"
+    taken = taken_from(sheets)
+    told = [replace(s, flags=[*s.flags, flag.format(taken[s.letter])]) if s.letter in taken else s for s in sheets]
+    return told, refused
 
 
 def _letter(i: int) -> str:
@@ -97,9 +108,20 @@ def _pages(source: Source, beside: Path) -> dict[str, str]:
 
 
 def _claims(paths: Sequence[str | Path]) -> list[Entry] | None:
-    """The ledger, of the lines whose page lies in one of the folders; None where no page does."""
-    for folder in (Path(p) for p in paths if Path(p).is_dir()):
-        there = [c for c in CLAIMS if (folder / c.page).is_dir()]
-        if there:
-            return judged(folder, there)
-    return None
+    """The ledger, of the lines whose page lies there, and of those that wait for their runs; None where no page does."""
+    home = _home(paths)
+    if home is None:
+        return None
+    return judged(home, [c for c in CLAIMS if c.test is None or c.planned or (home / c.page).is_dir()])
+
+
+def _home(paths: Sequence[str | Path]) -> Path | None:
+    """The folder that has pages of the ledger's, as docs/results."""
+    pages = {c.page for c in CLAIMS}
+    return next((Path(p) for p in paths if any((Path(p) / name).is_dir() for name in pages)), None)
+
+
+def _again(source: Source) -> str:
+    """The command that takes up what of a study has not ended."""
+    run = shlex.join(["gatelab", "run", str(source.path)])
+    return f"gatelab run DIR (DIR: what {source.path.name} holds, unpacked)" if source.is_archive else run

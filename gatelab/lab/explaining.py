@@ -18,6 +18,7 @@ from ..analysis.stages import Claim
 from ..config import nearest
 from ..record import Row
 from ..store import RunFolder, StoreError, StudyFolder
+from ..study.checkpoints import WEIGHTS
 from ..study.ledger import state_of
 from .declared import registration_of
 from .finding import hunt, screened
@@ -52,6 +53,7 @@ def edit(
             "--edit: the intervals of edits need SciPy, which this machine does not have; install it, or take the runs' folders"
             " with their weights to one that has it"
         )
+    folder.refresh(lambda name: name == WEIGHTS)
     study = _check_cell(folder, cell)
     gated = {a["name"]: a["name"] != study["baseline"] for a in study["arms"] if not a["control"]}
     registration, path = registration_of(folder), folder.path / FILE
@@ -76,6 +78,7 @@ def edit(
         with open(path, "a", encoding="utf-8") as file:
             file.writelines(json.dumps(row.as_dict()) + "\n" for row in rows)
         n_edited += 1
+        folder.push()
         tell("; ".join([f"{i} of {len(runs)}: {e['arm']} seed {e['seed']}, {len(rows)} rows", *refused]))
     return n_edited
 

@@ -96,6 +96,7 @@ def register(
     except ValueError as error:
         raise StoreError(f"{folder.path}: {error}") from None
     write_json(folder.path / CONFIRMATION, registration.as_json())
+    folder.push()
     return registration
 
 

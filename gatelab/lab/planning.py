@@ -11,6 +11,7 @@ from ..analysis.anomalies import RULES
 from ..bench.plan import size
 from ..config import Change, ConfigError, Run, canonical, fingerprint, override, validate
 from ..models.sizes import count_parameters, match_d_ff
+from ..objects import address_of
 from ..store import RunFolder, StoreError, StudyFolder, read_json, read_stored, write_json
 from ..study.ledger import check_place
 from ..study.plan import Plan, make_plan
@@ -72,6 +73,12 @@ def single(assignments: dict[str, list[Any]], config: Path | None = None) -> Stu
 
 def _run_in(path: Path) -> Run:
     """The run of a run.json, or of a file that holds nothing but a configuration."""
+    address = address_of(path)
+    if address is not None:
+        folder, _, name = address.rpartition("/")
+        there = StudyFolder.at(folder)
+        path = there.path / name
+        there.objects.download(name, path)
     content = read_json(path)
     if not isinstance(content, dict):
         raise ConfigError([f"--config {path}: holds a {type(content).__name__}; expected a run.json"])
@@ -94,7 +101,7 @@ def step_jobs(study: str | Study, assignments: dict[str, list[Any]] | None = Non
             )
             continue
         target = None
-        for arm in loaded.arms:
+        for arm in loaded.arms_of(cell):
             run = override(base, arm.changes)
             model = run.resolved(run.model.vocab_size - run.resolved_objective.extra_ids(run.train.seq_len)).model
             target = target or count_parameters(model)
@@ -127,7 +134,8 @@ def size_job(word: str, change: Change | None = None, *, tokens: int = STEP_TOKE
 
 
 def save_plan(planned: Plan, out: str | Path, *, beside: Path | None = None) -> StudyFolder:
-    """Write study.json and the configuration of every run; runs of an earlier, smaller plan of the study stay.
+    """Write study.json and the configuration of every run, into a folder or to an address such as s3://bucket/x; runs of an
+    earlier, smaller plan of the study stay.
 
     Args:
         beside: a folder of runs; finished ones that planned runs start from are copied from there.
@@ -136,12 +144,26 @@ def save_plan(planned: Plan, out: str | Path, *, beside: Path | None = None) -> 
         StoreError: when `out` holds something else, or finished runs that are not in the new plan, or not the run that
             one starts from; or lies where leases cannot be taken.
     """
-    check_place(out)
-    out = Path(out)
-    content = planned.as_json(out)
+    address = address_of(out)
+    if address is None:
+        check_place(out)
+        return _written(planned, Path(out), Path(out), beside)
+    folder = StudyFolder.at(address)
+    folder.check()
+    try:
+        _written(planned, folder.path, Path(address), beside)
+    except StoreError as error:
+        raise StoreError(str(error).replace(str(folder.path), address)) from None
+    folder.push()
+    return folder
+
+
+def _written(planned: Plan, out: Path, named: Path, beside: Path | None) -> StudyFolder:
+    """As `save_plan`, into a folder that users know by another name when it mirrors an address."""
+    content = planned.as_json(named)
     is_new = not (out / "study.json").is_file()
     if not is_new:
-        kept = _kept(StudyFolder.open(out), planned)
+        kept = _kept(StudyFolder(out), planned)
         _refuse_to_drop(StudyFolder(out), planned, kept)
         content["plan"] += kept
         content["seeds"] = sorted({*content["seeds"], *(entry["seed"] for entry in kept)})

@@ -10,6 +10,7 @@ from ..analysis.confirmed import Seen, anomalies, is_about, seen_in
 from ..analysis.looked import Looked, with_rows
 from ..analysis.refusals import Refusals
 from ..analysis.task_study import task_study
+from ..analysis.varied import varied
 from ..report import write_report
 from ..report.anomaly_cards import MOST_CARDS
 from ..report.seeds import seeds_files
@@ -40,6 +41,7 @@ def report(folder: StudyFolder, analysis: Analysis) -> Path:
         tasks=task_study(folder, done),
         looked=looked,
         advice=advice,
+        varied=None if looked is None else varied(looked.hunt),
         note=_refused(analysis.refusals),
         state=lambda run: states[run.fingerprint],
         beside=seeds_files(analysis.outcomes, folder.study()["metrics"], kept),

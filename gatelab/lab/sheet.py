@@ -9,9 +9,11 @@ from ..analysis.looked import Looked
 from ..analysis.phases import phases
 from ..analysis.recommend import Advice
 from ..analysis.refusals import UNKNOWN
+from ..analysis.sights import settings, sights
 from ..analysis.stages import EFFECT
+from ..analysis.varied import varied
 from ..store import RunFolder, StoreError, StudyFolder
-from ..study.ledger import state_of
+from ..study.ledger import FINISHED, state_of
 from .analysing import Analysis, analyse
 from .declared import registration_of
 from .finding import screened
@@ -49,12 +51,13 @@ def sheet(folder: StudyFolder, letter: str, flags: list[str], pages: dict[str, s
         places=_places(study, planned, advice),
         runs=_finished(planned, kept),
         advice=advice,
-        registered=0 if registration is None else sum(c.rule != EFFECT for c in registration.claims),
-        confirmed=[v for v in looked.verdicts if v.verdict == "confirmed" and v.claim.rule != EFFECT] if looked else [],
+        registered=[] if registration is None else registration.claims,
+        verdicts=[] if looked is None else looked.verdicts,
         flags=[*flags, *_flags(planned, advice, [] if looked is None else looked.hunt.notes)],
         pages=pages,
-        n_read=0 if looked is None else sum(v.claim.rule != EFFECT for v in looked.verdicts),
         views=_views(folder, analysis, looked, planned, kept, advice),
+        plan={(entry["cell"], entry["arm"], entry["seed"]): entry["steps"] for entry, *_ in planned},
+        n_open=sum(state not in FINISHED for *_, state in planned),
     )
 
 
@@ -124,14 +127,19 @@ def _views(
     states = {(e["cell"], e["arm"], e["seed"]): state for e, _, state in planned if e["seed"] not in kept}
     runs = {key for key, state in states.items() if state == "done"}
     found, n_looks = courses(folder, runs)
+    confirmed = [] if looked is None else with_anomalies(folder, looked).confirmed
     return Views(
         study=stated(study, [s for s in study["seeds"] if s not in kept]),
         phases=along(phases(study, analysis.findings, [asdict(s) for s in analysis.shares], states), RATE),
-        ladders=[] if isinstance(advice, str) else ladders(advice.at_best.settings, analysis.findings),
+        ladders=[]
+        if isinstance(advice, str)
+        else ladders(advice.at_best.settings, analysis.findings, analysis.outcomes),
         courses=found,
         n_looks=n_looks,
         tasks=by_length(folder, runs),
-        anomalies=[] if looked is None else [
-            a for a in with_anomalies(folder, looked).confirmed if any(h.claim.rule != EFFECT for h in a.held)
-        ],
-    )  # fmt: skip
+        anomalies=[a for a in confirmed if any(h.claim.rule != EFFECT for h in a.held)],
+        effects=[a for a in confirmed if any(h.claim.rule == EFFECT for h in a.held)],
+        varied=None if looked is None else varied(looked.hunt),
+        sights=sights(folder, {(e["cell"], e["arm"], e["seed"]) for e, _, state in planned if state == "done"}),
+        settings=settings(folder),
+    )

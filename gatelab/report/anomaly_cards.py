@@ -9,7 +9,7 @@ from math import isfinite
 from typing import TYPE_CHECKING
 
 from .book import Book
-from .card_sights import curves_of, gates_of, maps_of, unit_of, word
+from .card_sights import curves_of, gates_of, maps_of, own_sights, unit_of, word
 from .figures import map_top
 from .markup import NONE, Html, decimal, places, probability, tag
 from .tables import csv_text
@@ -44,19 +44,21 @@ def anomaly_cards(book: Book, found: "Sequence[Anomaly]") -> Html | None:
 def _card(book: Book, a: "Anomaly", top: float, *, is_open: bool) -> Html:
     more = f" And {len(a.held) - 1} more claim{'s' * (len(a.held) > 2)}." if len(a.held) > 1 else ""
     words = [book.arm(a.arm), f" in {a.cell}: ", tag("b", a.held[0].claim.rule), f": {headline(a.held[0])}{more}"]
+    sides = own_sights(book, a)
     return tag(
-        "details", tag("summary", words), _claims(book, a), curves_of(book, a), gates_of(book, a), maps_of(book, a, top),
+        "details", tag("summary", words), _claims(book, a), curves_of(book, a, sides), gates_of(book, a, sides[a.arm]),
+        maps_of(book, a, sides, top),
         _neighbours(book, a), _causes(book, a), _again(a), class_="anomaly print", open=is_open,
     )  # fmt: skip
 
 
-def short_card(book: Book, a: "Anomaly", name: str, way: Html | None) -> Html:
-    """The same without what only its study's page can show, folded; `name` is its anchor, `way` leads to that page."""
+def short_card(book: Book, a: "Anomaly", name: str, sights: Html | None, way: Html | None) -> Html:
+    """The same folded, with what the caller has to see it by; `name` is its anchor, `way` leads to its study's page."""
     words = [book.arm(a.arm), f" in {a.cell}: ", tag("b", a.held[0].claim.rule), f": {headline(a.held[0])}"]
     lines = [tag("code", a.commands[0]), tag("button", "copy", type="button", data_copy=True)] if a.commands else []
     again = tag("div", tag("h4", "Again"), tag("div", lines, class_="command")) if lines else None
     return tag(
-        "details", tag("summary", words), _claims(book, a), _neighbours(book, a), _causes(book, a), again,
+        "details", tag("summary", words), _claims(book, a), sights, _neighbours(book, a), _causes(book, a), again,
         tag("p", way, class_="about") if way else None, class_="anomaly print", id=name,
     )  # fmt: skip
 

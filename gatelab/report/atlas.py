@@ -14,15 +14,18 @@ from ..config.architecture import ARCHITECTURES
 from ..store import write_text
 from .atlas_book import linked
 from .atlas_cards import anchors, anomalies
+from .atlas_effects import confirmed_effects
 from .atlas_guide import guide
 from .atlas_map import MAP_CSS, coverage, maps
 from .atlas_phases import phases_of, rates_of
 from .atlas_training import emergence, lengths
+from .atlas_varied import varies
+from .atlas_words import Words
 from .claims import spans_of
 from .document import Charts, document
 from .markup import NONE, Html, join, span, tag
-from .parts import contents, footer, glossary, section
-from .recommend import recommendations, silent
+from .parts import contents, footer, section
+from .recommend import Names, recommendations, silent
 from .tables import csv_text
 from .tables import table as tabulated
 
@@ -30,14 +33,6 @@ if TYPE_CHECKING:
     from ..analysis.atlas import Atlas
 
 _PLAIN = "The curves need JavaScript. The maps, the cards, the tables and the CSV file do not."
-_WORDS = {
-    "Study, letter": "Each study has a letter, which stands before its settings and cells everywhere on this page.",
-    "Setting": "A cell of a study, or its cells that differ in the learning rate alone, each arm at its own best rate.",
-    "Effect": "The mean over pairs of one seed of arm minus baseline; its interval is Student's t at 95%.",
-    "Interval, none": "Of one pair there is none; and none where seeds change between two states, which an exact test judges.",
-    "Screen, confirmed": "A screen names candidates at a false-discovery rate; a confirmation tests them on seeds that were"
-    " registered before they were run, by Holm at 5%.",
-}
 
 
 def write_atlas(page: Path, atlas: "Atlas") -> Path:
@@ -51,10 +46,13 @@ def write_atlas(page: Path, atlas: "Atlas") -> Path:
 
 
 def _body(atlas: "Atlas", charts: Charts, csv_name: str) -> Html:
+    words = Words(atlas)
     parts = {
         "guide": ("In ten minutes", guide(atlas)),
-        "which": ("Which for what", _which(atlas)),
+        "which": ("Which for what", _which(atlas, words)),
+        "confirmed": ("Confirmed effects", confirmed_effects(atlas, words)),
         "map": ("Map of effects", maps(atlas)),
+        "varies": ("Where it varies", varies(atlas, charts)),
         "phases": ("Phases", phases_of(atlas, charts, anchors(atlas))),
         "rates": ("Learning rates", rates_of(atlas, charts)),
         "training": ("Over training", emergence(atlas, charts)),
@@ -63,7 +61,6 @@ def _body(atlas: "Atlas", charts: Charts, csv_name: str) -> Html:
         **({} if atlas.claims is None else {"claims": ("Claims", _claims(atlas))}),
         "studies": ("Studies", _studies(atlas)),
         "flags": ("Refused and flagged", _flags(atlas)),
-        "how": ("How to read this page", glossary(_WORDS.items())),
     }
     header = tag(
         "header",
@@ -92,31 +89,29 @@ def _facts(atlas: "Atlas") -> Html:
     return tag("dl", [tag("div", tag("dt", k), tag("dd", v)) for k, v in pairs], class_="facts")
 
 
-def arm(name: str) -> Html:
-    """An arm by what its configuration says."""
-    return tag("code", name)
-
-
-def _which(atlas: "Atlas") -> Html:
+def _which(atlas: "Atlas", words: Words) -> Html:
     every = (
         "a cell of a study, or its cells that differ in the learning rate alone, in which each arm stands at its own best rate; the"
-        " letter before it is the study's"
+        " letter behind it is the study's"
     )
     told = [t for s in atlas.sheets for t in s.told]
-    named = f"Controls, put beside the gates by their studies: {', '.join(atlas.controls)}."
+    named = f"Controls, put beside the gates by their studies: {', '.join(map(words.arm, atlas.controls))}."
     note = tag("p", named, class_="about") if atlas.controls else None
-    table = recommendations(atlas.answers, arm, [u.name for u in silent(told)], every=every)
+    table = recommendations(atlas.answers, Names(words.gate, words.where), [u.name for u in silent(told)], every=every)
     return section("which", "Which arm for which use", table, note)
 
 
 def _claims(atlas: "Atlas") -> Html:
     order = {"supported": 0, "refuted": 1, "undecided": 2}
-    entries = sorted(atlas.claims or (), key=lambda e: order.get(e.verdict, 3))
-    rows = [[e.claim, e.source, e.asks, e.measured, e.control or NONE, tag("b", e.verdict)] for e in entries]
+    entries = sorted(atlas.claims or (), key=lambda e: (not e.is_run, order.get(e.verdict, 3)))
+    rows = [
+        [e.claim, e.source, e.asks, e.measured, e.control or NONE, tag("b", e.verdict if e.is_run else "not run")]
+        for e in entries
+    ]
     lead = (
         "What has been said of gates and sinks, and what the results here say to it, at their scale. Supported: the whole interval"
-        " lies where the claim says; refuted: it lies outside; undecided: neither, or no interval. Nothing is corrected for the"
-        " number of lines."
+        " lies where the claim says; refuted: it lies outside; undecided: neither, or no interval; not run: it waits for what it"
+        " names. Nothing is corrected for the number of lines."
     )
     columns = ["claim", "source", "the number, and where it should lie", "measured", "control", "verdict"]
     return section("claims", "Ledger of claims", tag("p", lead), tabulated(columns, rows, numeric=set(), name="claims"))

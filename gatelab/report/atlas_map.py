@@ -1,8 +1,11 @@
 """The map of the atlas: for each arm its effects by architecture, data and size, study by study; blank where nothing was run."""
 
+from dataclasses import dataclass
 from math import isfinite
 from typing import TYPE_CHECKING
 
+from .atlas_effects import anchors
+from .atlas_words import CHECK, Words
 from .markup import NONE, Html, decimal, places, quantity, tag
 from .parts import section
 from .style import VERDICTS
@@ -74,8 +77,9 @@ def maps(atlas: "Atlas") -> Html:
         "p",
         tag("span", "▼ lower", style="--c:var(--lower)"), tag("span", "▲ higher", style="--c:var(--higher)"),
         f"the fuller the colour, the further the effect is from zero in half-widths of its 95% interval, full at {FAR:g}; in"
-        " brackets where no effect is seen, of fewer than three seeds, and where runs of the arm diverged",
-        class_="about key",
+        " brackets where no effect is seen, of fewer than three seeds, and where runs of the arm diverged; ",
+        tag("b", CHECK), " an effect that was registered and confirmed on fresh seeds, which the mark leads to (the number is the"
+        " screen's)", class_="about key",
     )  # fmt: skip
     word = tag("span", "metric: ", class_="quiet", id="metric-word")
     shown = tag("div", list(panels.values()), class_="panels")
@@ -96,8 +100,8 @@ def _panel(atlas: "Atlas", metric: str, words: str) -> Html | None:
     unit = next(
         t.finding.unit for rows in told.values() for fields in rows.values() for of in fields.values() for t in of
     )
-    twice = atlas.repeated
-    tables = [_table(atlas, name, told[name], words, twice) for name in atlas.arms if name in told]
+    known = _Known(Words(atlas), atlas.repeated, anchors(atlas))
+    tables = [_table(atlas, name, told[name], words, known) for name in atlas.arms if name in told]
     about = f"{words[:1].upper()}{words[1:]}{f', {unit}' if unit not in ('', '1') else ''}: arm minus baseline."
     shown, more = tag("div", tables[:_OPEN], class_="maps"), tables[_OPEN:]
     rest = f"{len(more)} more arm{'s' * (len(more) != 1)}"
@@ -110,51 +114,74 @@ def _table(
     name: str,
     rows: dict[tuple[str, str], dict[str, list["Told"]]],
     words: str,
-    twice: dict[tuple[str, str], str],
+    known: "_Known",
 ) -> Html:
     columns = ["data", *sizes(atlas)]
     several = len({p.architecture for p in atlas.places}) > 1
     body = []
     for architecture, data in sorted(rows):
         of = rows[architecture, data]
-        fields = [tag("td", _fields(of.get(size, []), twice)) for size in sizes(atlas)]
+        fields = [tag("td", _fields(of.get(size, []), known)) for size in sizes(atlas)]
         body.append(tag("tr", tag("th", f"{architecture}: {data}" if several else data, scope="row"), fields))
-    labels = dict.fromkeys(label for s in atlas.sheets for a, label in s.labels.items() if a == name)
-    caption = tag("caption", tag("b", name), tag("span", f" {'; '.join(labels)}", class_="quiet"))
+    label = known.words.arm(name)
+    caption = tag("caption", tag("b", label[:1].upper(), label[1:]), tag("span", f" {name}", class_="quiet"))
     table = tag("table", caption, headings(columns, set()), tag("tbody", body), class_="map")
-    return scrolling(table, f"{words} of {name}")
+    return scrolling(table, f"{words} of {label}")
 
 
-def _fields(told: list["Told"], twice: dict[tuple[str, str], str]) -> list[Html]:
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """`twice` {(setting, arm): study whose runs its own are}; `effects` {(setting, arm, metric): anchor of what was confirmed}."""
+
+    words: Words
+    twice: dict[tuple[str, str], str]
+    effects: dict[tuple[str, str, str], str]
+
+
+def _fields(told: list["Told"], known: _Known) -> list[Html]:
     """A line a setting, named by its study's letter, or in full where the study has several here."""
     letters = [t.setting.partition(" ")[0] for t in told]
     names = [a if letters.count(a) == 1 else t.setting for a, t in zip(letters, told, strict=True)]
-    return [_field(t, name, twice.get((t.setting, t.arm))) for t, name in zip(told, names, strict=True)]
+    return [_field(t, name, known) for t, name in zip(told, names, strict=True)]
 
 
-def _field(t: "Told", name: str, among: str | None) -> Html:
-    """An effect; `among` whose runs its own are."""
-    n = t.finding.n_pairs
+def _field(t: "Told", name: str, known: _Known) -> Html:
+    from ..analysis.standing import CONFIRMED
+
+    n, among = t.finding.n_pairs, known.twice.get((t.setting, t.arm))
+    at = known.effects.get((t.setting, t.arm, t.finding.metric))
+    words = f"{t.setting}: {n} pair{'s' * (n != 1)}, {t.word}"
+    mark = None
+    if t.word == CONFIRMED:
+        mark = tag("a", CHECK, href=f"#{at}", title=t.word) if at else tag("b", CHECK, title=t.word)
     return effect_field(
-        t.finding, is_seen=t.word not in ("pilot", "runs diverged"), without=_without(t), side=t.side,
+        t.finding, is_seen=t.word not in ("pilot", "runs diverged"), without=_without(t), side=t.side, mark=mark, title=words,
         before=tag("span", f"{name}{f' (in {among})' if among else ''} ", class_="quiet"),
-        title=f"{t.setting}: {n} pair{'s' * (n != 1)}, {t.word}",
     )  # fmt: skip
 
 
 def effect_field(
-    f: "Finding", *, is_seen: bool = True, without: str = NONE, side: int = 0, before: Html | None = None, title: str
+    f: "Finding",
+    *,
+    is_seen: bool = True,
+    without: str = NONE,
+    side: int = 0,
+    before: Html | None = None,
+    mark: Html | None = None,
+    title: str,
 ) -> Html:
     """An effect as a field of a map: with its sign where one was seen (and `is_seen` lets it), in brackets where not, and its
-    interval or what stands `without` one, in the colour of its reach or, without one, of its `side`."""
+    interval or what stands `without` one, in the colour of its reach or, without one, of its `side`. A `mark` stands for one that
+    was confirmed, whatever this finding shows alone."""
     half = (f.high - f.low) / 2
     reach = min(abs(f.effect) / half / FAR, 1.0) if isfinite(half) and half > 0 else 1.0 if side else 0.0
     digits = places(max((abs(x) for x in (f.effect, f.low, f.high) if isfinite(x)), default=1.0), 2)
-    is_seen = is_seen and f.verdict in ("lower", "higher")
-    sign = tag("b", VERDICTS[f.verdict][0], aria_hidden="true") if is_seen else None
+    is_seen = mark is not None or (is_seen and f.verdict in ("lower", "higher"))
+    seen = f.verdict if f.verdict in ("lower", "higher") else "lower" if f.effect < 0 else "higher"
+    sign = tag("b", VERDICTS[seen][0], aria_hidden="true") if is_seen else None
     number = decimal(f.effect, digits)
     interval = f"{decimal(f.low, digits)} to {decimal(f.high, digits)}" if isfinite(half) else without
-    value = [sign, " ", tag("b", number)] if is_seen else f"({number})"
+    value = [sign, " ", tag("b", number), [" ", mark] if mark else None] if is_seen else f"({number})"
     colour = "less" if f.effect < 0 else "more"
     return tag("div", before, value, tag("small", interval), class_=colour, title=title, style=f"--r:{reach:.2f}")
 

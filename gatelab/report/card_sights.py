@@ -2,7 +2,7 @@
 attended to. What they do not have is said in its place.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from math import ceil, isfinite
 from statistics import median
 from typing import TYPE_CHECKING
@@ -18,6 +18,7 @@ from .tables import table as tabulated
 
 if TYPE_CHECKING:
     from ..analysis.confirmed import Anomaly
+    from ..analysis.sights import Sight
 
 _MOST_POINTS = 60  # of a curve
 _MOST_LAYERS = 12  # of the table of gates
@@ -39,12 +40,34 @@ def word(book: Book, a: "Anomaly", reading: str) -> tuple[str, str]:
     )
 
 
-def curves_of(book: Book, a: "Anomaly") -> Html:
+def own_sights(book: Book, a: "Anomaly") -> dict[str, "Sight"]:
+    """{arm: what the finished runs of this study have}, of the baseline and the gate."""
+    from ..analysis.sights import Sight
+
+    out, m = {}, book.measured
+    for side in (book.arms.baseline, a.arm):
+        keys = {r.key[2]: r.key for r in m.of(a.cell, side) if r.is_done}
+        curves = {
+            reading: {seed: course for (arm, seed), course in of.items() if arm == side and seed in keys}
+            for reading, of in a.seen.courses.items()
+        }
+        curves |= {r: {s: c for s, k in keys.items() if (c := m.curves.get((*k, r)))} for r in _BESIDE}
+        out[side] = Sight(
+            list(keys), curves,
+            {s: m.heads[k] for s, k in keys.items() if k in m.heads},
+            {s: m.layers[*k, "gate_mean"] for s, k in keys.items() if (*k, "gate_mean") in m.layers},
+            {s: a.seen.shut[k[1:]] for s, k in keys.items() if k[1:] in a.seen.shut},
+            {s: m.histograms[k] for s, k in keys.items() if k in m.histograms},
+        )  # fmt: skip
+    return out
+
+
+def curves_of(book: Book, a: "Anomaly", sides: Mapping[str, "Sight"], *, with_table: bool = True) -> Html:
     """Each claim's metric over training, and the two that are always shown; at their last look in a table."""
     shown = dict.fromkeys(r for r in (*(h.claim.reading for h in a.held), *_BESIDE) if r != "unstable")
-    sides, figures, rows, lacking = (book.arms.baseline, a.arm), [], [], []
+    figures, rows, lacking = [], [], []
     for reading in shown:
-        found = [b for side in sides if (b := _band(book, a, reading, side)) is not None]
+        found = [b for side, sight in sides.items() if (b := _band(sight, reading, side)) is not None]
         label, unit = word(book, a, reading)
         if not found:
             lacking.append(label)
@@ -68,17 +91,15 @@ def curves_of(book: Book, a: "Anomaly") -> Html:
     legend = "Line: median of the seeds; band: from the least to the largest." if figures else ""
     return tag(
         "div", tag("h4", "Over training"), tag("div", figures, class_="row") if figures else None,
-        tag("p", " ".join([legend, *notes]).strip(), class_="about") if legend or notes else None, table if rows else None,
+        tag("p", " ".join([legend, *notes]).strip(), class_="about") if legend or notes else None,
+        table if rows and with_table else None,
     )  # fmt: skip
 
 
-def _band(book: Book, a: "Anomaly", reading: str, side: str) -> Band | None:
-    """The finished seeds of an arm over the steps that all of them have."""
-    curves, courses = [], a.seen.courses.get(reading, {})
-    for run in (r for r in book.measured.of(a.cell, side) if r.is_done):
-        kept = book.measured.curves.get((*run.key, reading)) if reading in _BESIDE else courses.get(run.key[1:])
-        if points := thin(kept or [], run.entry["steps"], _MOST_POINTS):
-            curves.append(dict(points))
+def _band(sight: "Sight", reading: str, side: str) -> Band | None:
+    """The seeds of an arm over the steps that all of them have."""
+    courses = sight.curves.get(reading, {})
+    curves = [dict(points) for _, c in sorted(courses.items()) if (points := thin(c, c[-1][0], _MOST_POINTS))]
     return band(side, curves)
 
 
@@ -89,12 +110,13 @@ def _range(b: Band) -> str:
     return f"{decimal(middle, digits)} ({decimal(low, digits)} to {decimal(high, digits)})"
 
 
-def gates_of(book: Book, a: "Anomaly") -> Html:
+def gates_of(book: Book, a: "Anomaly", sight: "Sight", *, with_table: bool = True) -> Html:
     """Histograms by layer, and the mean gate and the share of shut scores."""
-    keys = [r.key for r in book.measured.of(a.cell, a.arm) if r.is_done]
-    pooled = [book.measured.histograms[k] for k in keys if k in book.measured.histograms]
-    means = _by_layer(book.measured.layers.get((*k, "gate_mean"), {}) for k in keys)
-    shut = _by_layer(a.seen.shut.get(k[1:], {}) for k in keys)
+    pooled, means, shut = (
+        list(sight.histograms.values()),
+        _by_layer(sight.gates.values()),
+        _by_layer(sight.shut.values()),
+    )
     heading = tag("h4", "Gate scores")
     if not (pooled or means or shut):
         return tag("div", heading, tag("p", "The rows of this study have no gate scores of this arm.", class_="about"))
@@ -108,9 +130,9 @@ def gates_of(book: Book, a: "Anomaly") -> Html:
         note = (
             f"Of {len(pooled)} finished seeds, pooled, the brighter the more; blank: below 0.0001 of a layer's scores."
         )
-    shown = layers[:: ceil(len(layers) / _MOST_LAYERS)] if layers else []
+    shown = layers[:: ceil(len(layers) / _MOST_LAYERS)] if layers and with_table else []
     rows = [[n, *(_spread(of.get(n, [])) for of in (means, shut))] for n in shown]
-    every = f" One layer in {ceil(len(layers) / _MOST_LAYERS)} is listed." if len(shown) < len(layers) else ""
+    every = f" One layer in {ceil(len(layers) / _MOST_LAYERS)} is listed." if rows and len(shown) < len(layers) else ""
     columns = ["layer", "mean gate, median (range)", "share below 0.1, median (range)"]
     return tag(
         "div", heading, tag("p", note + every, class_="about"),
@@ -132,11 +154,11 @@ def _spread(values: list[float]) -> str:
     return f"{decimal(median(values), 2)} ({decimal(min(values), 2)} to {decimal(max(values), 2)})" if values else NONE
 
 
-def maps_of(book: Book, a: "Anomaly", top: float) -> Html:
+def maps_of(book: Book, a: "Anomaly", sides: Mapping[str, "Sight"], top: float) -> Html:
     """First-token mass by layer and head, the baseline's beside the arm's."""
     figures = []
-    for side in (book.arms.baseline, a.arm):
-        tables = [t for r in book.measured.of(a.cell, side) if r.is_done and (t := book.measured.heads.get(r.key))]
+    for side, sight in sides.items():
+        tables = [t for t in sight.heads.values() if t]
         if not tables:
             continue
         held: dict[tuple[int, int], list[float]] = {}

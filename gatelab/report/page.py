@@ -21,12 +21,15 @@ from .recommend import recommendations_csv, which_section
 from .style import VERDICTS, arm_colours
 from .tables import badge, curves_csv, effects_csv, pairing_table, runs_csv, runs_table, shares_table, shown_runs
 from .tasks import task_sections, tasks_csv
+from .varied import FILE as VARIED
+from .varied import varied_csv, varied_section
 
 if TYPE_CHECKING:
     from ..analysis.looked import Looked
     from ..analysis.phases import Phases
     from ..analysis.recommend import Advice
     from ..analysis.task_study import TaskStudy
+    from ..analysis.varied import Varied
 
 _NONE = tag("p", "None to report.", class_="about")
 _PLAIN = "The charts need JavaScript. The verdicts, the tables and the CSV files do not."
@@ -59,13 +62,15 @@ def write_report(
     tasks: "TaskStudy | None" = None,
     looked: "Looked | None" = None,
     advice: "Advice | str | None" = None,
+    varied: "Varied | None" = None,
     note: str = "",
     state: Callable[[RunFolder], str] = state_of,
     beside: Mapping[str, str] | None = None,
 ) -> Path:
     """Write report.html, effects.csv, runs.csv, curves.csv, tasks.csv of a study on tasks, phases.csv of one whose cells are a
     grid, anomalies.csv of one that was screened, confirmed.csv of one of which fresh seeds confirmed something,
-    recommendations.csv of one that recommends and what is `beside` them into the study's folder; returns the page's path.
+    recommendations.csv of one that recommends, varied.csv of one with gates to compare over cells and what is `beside` them into
+    the study's folder; returns the page's path.
 
     Same folder and findings in, same bytes out. Runs that are missing, unfinished or diverged are named with their
     state. Each file is replaced at once or not at all.
@@ -76,6 +81,7 @@ def write_report(
         tasks: what `gatelab.analysis.task_study` makes of the folder; None: the page has no sections of tasks.
         looked: what the search for anomalies found; None: the page has no section of them.
         advice: which arm for which use, or why nothing is recommended; None: the page has no section of it.
+        varied: how effects vary over cells and whose spread changes; None: the page has no section of it.
         note: a paragraph of the reporter's own, above the verdicts.
         state: a run folder's state in a word; 'done' is the one that counts as finished.
         beside: {name: text} of further files, such as `seeds_files` makes.
@@ -88,7 +94,7 @@ def write_report(
     book = Book(measured, list(findings), arms_of(study), {m["name"]: m for m in study["metrics"]})
     grid = found_phases(book, shares)
     files = dict(beside or {})
-    body = _body(book, shares, pairing, tasks, looked, advice, grid, note, list(files))
+    body = _body(book, shares, pairing, tasks, looked, advice, varied, grid, note, list(files))
     page = folder.path / "report.html"
     write_text(folder.path / "effects.csv", effects_csv(findings))
     write_text(folder.path / "runs.csv", runs_csv(measured))
@@ -103,6 +109,8 @@ def write_report(
         write_text(folder.path / "anomalies.csv", anomalies_csv(looked))
     if looked is not None and looked.confirmed:
         write_text(folder.path / CONFIRMED, confirmed_csv(looked.confirmed))
+    if varied is not None:
+        write_text(folder.path / VARIED, varied_csv(varied))
     if advice is not None and not isinstance(advice, str):
         write_text(folder.path / "recommendations.csv", recommendations_csv(advice))
     write_text(page, document(study["name"], body, book.charts, plain=_PLAIN))
@@ -116,6 +124,7 @@ def _body(
     tasks: "TaskStudy | None",
     looked: "Looked | None",
     advice: "Advice | str | None",
+    varied: "Varied | None",
     grid: "Phases | None",
     note: str,
     files: Sequence[str],
@@ -126,6 +135,7 @@ def _body(
         **({} if advice is None else {"which": ("Which for what", which_section(book, advice))}),
         **({} if tasks is None else task_sections(book, tasks)),
         **({} if grid is None else {"phases": ("Phases", phases_section(book, grid))}),
+        **({} if varied is None else {"varies": ("Where it varies", varied_section(book, varied))}),
         **({} if looked is None else {"anomalies": ("Anomalies", anomalies_section(book, looked))}),
         "loss": ("Loss", sections.losses(book)),
         "mass": ("First-token mass", sections.masses(book)),
@@ -151,7 +161,7 @@ def _body(
         name
         for name, part in (
             ("tasks.csv", tasks), ("phases.csv", grid), ("anomalies.csv", looked),
-            (CONFIRMED, (looked.confirmed or None) if looked else None), ("recommendations.csv", advice),
+            (CONFIRMED, (looked.confirmed or None) if looked else None), ("recommendations.csv", advice), (VARIED, varied),
         )
         if part is not None and not isinstance(part, str)
     ]  # fmt: skip

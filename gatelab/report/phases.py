@@ -27,9 +27,18 @@ _WIDE, _HIGH = 78, 40  # pixels of a field
 
 def found_phases(book: Book, shares: "Sequence[dict[str, Any]]") -> "Phases | None":
     """The phases of the page's study; None where its cells are no grid of two axes or more."""
-    from ..analysis.phases import phases
+    from ..analysis.optimum import seed_losses
+    from ..analysis.paired import Outcome
+    from ..analysis.phases import LOSS, phases
 
-    return phases(book.measured.study, book.findings, shares, {run.key: run.state for run in book.measured.runs})
+    read = book.measured
+    outcomes = [
+        Outcome(*run.key, LOSS, read.curves[*run.key, LOSS][-1][1], run.state)
+        for run in read.runs
+        if read.curves.get((*run.key, LOSS))
+    ]
+    states = {run.key: run.state for run in read.runs}
+    return phases(read.study, book.findings, shares, states, seed_losses(outcomes, book.findings))
 
 
 def phases_section(book: Book, found: "Phases") -> Html:

@@ -8,6 +8,11 @@ the atlas find it by what it is. 304 runs of ten shapes:
 
     gatelab run backcopy-cards execution.group=256 execution.slots=3
 
+The archive of its folder keeps of each run run.json, environment.json, done.json and rows.jsonl to five digits: every row of the
+last look, and of each look what cards draw: losses (those of training at looks alone), first-token mass, value drain, largest
+activations, gate means and shares below a threshold of the model and by layer, gate histograms by layer, and first-token mass by
+head.
+
 It is a picture of what was confirmed, not another test of it: its cells were chosen for what was found in them.
 """
 

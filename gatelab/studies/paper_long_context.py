@@ -18,6 +18,7 @@ from gatelab.config.data import Data
 from gatelab.models.ladder import SIZES
 
 LONG_THETA = 1_000_000.0
+FOLLOWS: dict[str, str | tuple[str, str]] = {"long": "short", "stretched": "long"}
 
 
 def recipe(
@@ -42,8 +43,6 @@ def recipe(
         batch_tokens: of a step, in both.
         lr: the highest rate of the first training and that of the continuation.
     """
-    first, then, stretched_to = short, lengths[0] * short, lengths[1] * short
-    factor = lengths[1] / lengths[0]
     base = Run(
         model=model.model_copy(update={"max_seq_len": None}),
         data=data,
@@ -51,17 +50,38 @@ def recipe(
         train=TrainConfig(tokens=tokens[0], batch_size=max(1, batch_tokens // short), seq_len=short),
         probe=ProbeConfig(times=4, sequences=16, eval_sequences=64),
     )
+    cells = stages(base, tokens=tokens[1], lengths=lengths, batch_tokens=batch_tokens, lr=lr[1])
+    return Study(
+        name=name,
+        question="After a change of its positions, which model loses less: the one with or without an elementwise gate?",
+        cells=cells,
+        about=about(cells),
+        arms=(
+            Arm("none", {"model.gate": "none"}, "no gate"),
+            Arm("sdpa-elementwise", {"model.gate": "sdpa-elementwise"}, "elementwise gate"),
+        ),
+        seeds=seeds,
+        follows=FOLLOWS,
+        match_unit=8,
+    )
+
+
+def stages(base: Run, *, tokens: int, lengths: tuple[int, int], batch_tokens: int, lr: float) -> dict[str, Run]:
+    """The cell `base`, its continuation on as many `tokens` at the first of the `lengths` with a new RoPE base, and these weights
+    with YaRN at the second, which are not trained."""
+    short = base.train.seq_len
+    then, stretched_to = (times * short for times in lengths)
     long = override(
         base,
         {
             "model.rope_theta": LONG_THETA,
-            "optim.lr": lr[1],
-            "train.tokens": tokens[1],
+            "optim.lr": lr,
+            "train.tokens": tokens,
             "train.batch_size": max(1, batch_tokens // then),
             "train.seq_len": then,
         },
     )
-    yarn = {"kind": "yarn", "factor": factor, "original_seq_len": then}
+    yarn = {"kind": "yarn", "factor": lengths[1] / lengths[0], "original_seq_len": then}
     stretched = override(
         long,
         {
@@ -74,23 +94,17 @@ def recipe(
             "probe.eval_sequences": 8,
         },
     )
-    return Study(
-        name=name,
-        question="After a change of its positions, which model loses less: the one with or without an elementwise gate?",
-        cells={"short": base, "long": long, "stretched": stretched},
-        about={
-            "short": f"Trained at {first:,} tokens.",
-            "long": f"Gone on from the short one: {then:,} tokens, RoPE base 1,000,000.",
-            "stretched": f"The long one's weights with YaRN by {factor:g}, looked at with {stretched_to:,} tokens; not trained.",
-        },
-        arms=(
-            Arm("none", {"model.gate": "none"}, "no gate"),
-            Arm("sdpa-elementwise", {"model.gate": "sdpa-elementwise"}, "elementwise gate"),
-        ),
-        seeds=seeds,
-        follows={"long": "short", "stretched": "long"},
-        match_unit=8,
-    )
+    return {"short": base, "long": long, "stretched": stretched}
+
+
+def about(cells: dict[str, Run]) -> dict[str, str]:
+    """A sentence a stage."""
+    first, then, to = (run.train.seq_len for run in cells.values())
+    return {
+        "short": f"Trained at {first:,} tokens.",
+        "long": f"Gone on from the short one: {then:,} tokens, RoPE base 1,000,000.",
+        "stretched": f"The long one's weights with YaRN by {to / then:g}, looked at with {to:,} tokens; not trained.",
+    }
 
 
 study = recipe(

@@ -28,11 +28,11 @@ class Source:
 
 
 def _accuracy(times: int, where: str) -> Source:
-    """The accuracy at a multiple of the length of training; solved or not, so that no mean over seeds is told."""
+    """The accuracy at a multiple of the length of training: solved or not where the runs fall into these two groups."""
     return Source(
         Metric(
             f"task_accuracy@{times}x", "share", HIGHER, f"accuracy {where}",
-            bimodal=True, threshold=_BELOW_SOLVED, event=f"at least {SOLVED:g} of the items are right {where}",
+            bimodal=True, threshold=_BELOW_SOLVED, event=f"at least {SOLVED:g} of the items are right {where}", graded=True,
         ),
         of="tasks",
     )  # fmt: skip

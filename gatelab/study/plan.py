@@ -1,5 +1,6 @@
 """From a study to runs: resolve, match parameters, name. The plan is what study.json holds and the ledger works on."""
 
+import re
 import shlex
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -101,6 +102,7 @@ def make_plan(study: Study) -> Plan:
         ConfigError: parameters that cannot be matched, a text that is too short (`DataError`), listing all.
     """
     runs, sources, problems = [], {}, []
+    of_arms: list[tuple[str, str, str]] = []  # cell, arm, what is wrong with it
     planned: dict[tuple[str, str, int], Planned] = {}
     for cell in _in_order(study):
         base = study.cells[cell]
@@ -111,7 +113,7 @@ def make_plan(study: Study) -> Plan:
             problems += [p for p in [f"cell {cell}: {error}"] if p not in problems]
             continue
         target = None
-        for arm in study.arms:
+        for arm in study.arms_of(cell):
             try:
                 resolved = _resolved(base, arm, source)
                 # The baseline comes first and keeps its width; so does an arm whose width is what it is about.
@@ -120,7 +122,7 @@ def make_plan(study: Study) -> Plan:
                     resolved = _matched(resolved, target, study.match_unit)
                 study.execution.parallel.check(resolved.model, resolved.train.batch_size, study.execution.processes)
             except ValueError as error:
-                problems += [f"cell {cell}, arm {arm.name}: {p}" for p in str(error).splitlines()]
+                of_arms += [(cell, arm.name, p) for p in str(error).splitlines()]
                 continue
             n = count_parameters(resolved.model)
             for seed in study.seed_values:
@@ -128,19 +130,31 @@ def make_plan(study: Study) -> Plan:
                 before = study.source_of(cell, arm.name)
                 first = planned.get((*before, seed)) if before else None
                 if first is not None:
-                    problems += [
-                        f"cell {cell}, arm {arm.name}: {p}"
-                        for p in _misfits(first, run)
-                        if seed == study.seed_values[0]
-                    ]
+                    of_arms += [(cell, arm.name, p) for p in _misfits(first, run) if seed == study.seed_values[0]]
                     run = run.model_copy(update={"init_from": first.fingerprint})
                 name = fingerprint(run, source.digest)
                 entry = Planned(cell, arm.name, seed, run, name, n, n - target, first is not None)
                 planned[cell, arm.name, seed] = entry
                 runs.append(entry)
-    if problems:
-        raise ConfigError(problems)
+    if problems or of_arms:
+        raise ConfigError(problems + _merged(of_arms, sum(len(study.arms_of(cell)) for cell in study.cells)))
     return Plan(study, runs, sources)
+
+
+def _merged(of_arms: list[tuple[str, str, str]], n_arms: int) -> list[str]:
+    """One line a sentence, whatever its numbers, with how many of the arms of all cells it is about."""
+    alike: dict[str, list[tuple[str, str, str]]] = {}
+    for problem in of_arms:
+        alike.setdefault(re.sub(r"\d+", "#", problem[2]), []).append(problem)
+    out = []
+    for among in alike.values():
+        (cell, arm, sentence), n = among[0], len({problem[:2] for problem in among})
+        if n == 1:
+            out += [f"cell {cell}, arm {arm}: {problem[2]}" for problem in among]
+            continue
+        is_all = n == n_arms and len({problem[2] for problem in among}) == 1
+        out.append(f"{n} of {n_arms} arms{'' if is_all else f', such as {arm} of cell {cell}'}: {sentence}")
+    return out
 
 
 def _in_order(study: Study) -> list[str]:

@@ -73,6 +73,7 @@ class Study:
         follows: cells that go on from others, `{cell: source}`: each of its runs starts from the weights of the same arm
             and seed in the source; `{cell: (source, arm)}`: of that arm, whichever its own is (a gate inserted later).
             Where arms differ in gates, set match to None: narrowed weights do not fit.
+        only: cells that have some of the arms alone, `{cell: arms}`; the baseline is in every cell.
         execution: how the runs are carried out unless the command line says otherwise.
 
     Raises:
@@ -90,6 +91,7 @@ class Study:
     equivalence: dict[str, float] = field(default_factory=dict)
     about: dict[str, str] = field(default_factory=dict)
     follows: dict[str, str | tuple[str, str]] = field(default_factory=dict)
+    only: dict[str, tuple[str, ...]] = field(default_factory=dict)
     execution: Execution = field(default_factory=Execution)
 
     def __post_init__(self) -> None:
@@ -104,9 +106,9 @@ class Study:
             problems.append(f"match_unit={self.match_unit}: expected 1 or more")
         problems += _seed_problems(self.seeds)
         problems += [f"about: no cell {n!r}{nearest(n, list(self.cells))}" for n in self.about if n not in self.cells]
-        problems += _follow_problems(self)
+        problems += _only_problems(self) or _follow_problems(self)
         for cell, run in self.cells.items():
-            problems += _arm_problems(cell, run, self.arms)
+            problems += _arm_problems(cell, run, self.arms_of(cell))
         try:
             choose(self.primary, self.equivalence)
         except ConfigError as error:
@@ -123,6 +125,12 @@ class Study:
     def seed_values(self) -> tuple[int, ...]:
         """The seeds, written out."""
         return tuple(range(self.seeds)) if isinstance(self.seeds, int) else tuple(self.seeds)
+
+    def arms_of(self, cell: str) -> tuple[Arm, ...]:
+        """The arms that a cell has, the baseline first."""
+        if cell not in self.only:
+            return self.arms
+        return self.arms[:1] + tuple(a for a in self.arms[1:] if a.name in self.only[cell])
 
     def source_of(self, cell: str, arm: str) -> tuple[str, str] | None:
         """The cell and arm whose weights an arm of a cell starts from; None: it starts afresh."""
@@ -144,7 +152,8 @@ class Study:
             return replace(self, **_chosen(self, [str(name) for name in assignments["cell"]])).changed(rest)
         if "arm" in assignments:
             rest = {path: values for path, values in assignments.items() if path != "arm"}
-            return replace(self, arms=_chosen_arms(self, [str(name) for name in assignments["arm"]])).changed(rest)
+            arms = _chosen_arms(self, [str(name) for name in assignments["arm"]])
+            return replace(self, arms=arms, only=_only(self, arms)).changed(rest)
         known = {path for arm in self.arms for path in arm.changes}
         if "model.gate" in known:
             known.add("model.preset")  # a name for what these arms are
@@ -169,11 +178,15 @@ class Study:
                 problems += error.problems
         if problems:
             raise ConfigError(list(dict.fromkeys(problems)))
-        about = {name: self.about[cell.origin] for name, cell in cells.items() if cell.origin in self.about}
+        kept = {"about": self.about, "only": _only(self, fields["arms"])}
+        fields |= {
+            key: {name: of[cell.origin] for name, cell in cells.items() if cell.origin in of}
+            for key, of in kept.items()
+        }
         if self.follows and set(cells) != set(self.cells):
             split = ", ".join(path for path, values in of_cells.items() if len(values) > 1)
             raise ConfigError([f"{split}: takes one value, since cells of this study go on from one another"])
-        return replace(self, cells={name: cell.run for name, cell in cells.items()}, about=about, **fields)
+        return replace(self, cells={name: cell.run for name, cell in cells.items()}, **fields)
 
 
 def _chosen(study: Study, names: list[str]) -> dict[str, Any]:
@@ -192,7 +205,9 @@ def _chosen(study: Study, names: list[str]) -> dict[str, Any]:
     ]
     if problems:
         raise ConfigError(problems)
-    kept = {name: {c: v for c, v in getattr(study, name).items() if c in cells} for name in ("about", "follows")}
+    kept = {
+        name: {c: v for c, v in getattr(study, name).items() if c in cells} for name in ("about", "follows", "only")
+    }
     return {"cells": cells, **kept}
 
 
@@ -207,6 +222,12 @@ def _chosen_arms(study: Study, names: list[str]) -> tuple[Arm, ...]:
     if problems:
         raise ConfigError(problems)
     return study.arms[:1] + tuple(a for a in study.arms[1:] if any(fnmatchcase(a.name, name) for name in names))
+
+
+def _only(study: Study, arms: tuple[Arm, ...]) -> dict[str, tuple[str, ...]]:
+    """Which of these arms the cells of `only` have: of the study's own as before, and those that the command line made."""
+    before, names = {a.name for a in study.arms}, [a.name for a in arms[1:]]
+    return {cell: tuple(n for n in names if n in own or n not in before) for cell, own in study.only.items()}
 
 
 @dataclass(frozen=True)
@@ -327,6 +348,19 @@ def _seed_problems(seeds: int | tuple[int, ...]) -> list[str]:
         except ConfigError as error:
             problems += error.problems
     return problems + [f"seeds: {seed} is there twice" for seed, n in Counter(seeds).items() if n > 1]
+
+
+def _only_problems(study: Study) -> list[str]:
+    """Cells and arms that `only` names and are not there, or arms that no cell has."""
+    arms = [a.name for a in study.arms]
+    problems = [f"only: no cell {c!r}{nearest(c, list(study.cells))}" for c in study.only if c not in study.cells]
+    problems += [
+        f"only: {cell} has no arm {name!r}{nearest(name, arms)}"
+        for cell, names in study.only.items()
+        for name in names
+        if name not in arms
+    ]
+    return problems
 
 
 def _follow_problems(study: Study) -> list[str]:

@@ -2,7 +2,8 @@
 
 Notable: where the gold one stands is the knob `depth`. Words of the prompts, scores and 100 tokens for an answer are the
 paper's. Its own documents were retrieved; `qa_random` takes those of other questions, its variant, from a file of gold ones;
-`…_aware` asks before the context too, which the paper calls query-aware contextualization.
+`…_aware` asks before the context too, which the paper calls query-aware contextualization; `qa_closed_book` asks without any
+document, and `qa_oracle` with the gold one alone: its baselines, below and above.
 """
 
 import re
@@ -149,6 +150,37 @@ def _documents(name: str, setting: Setting, index: int, size: int) -> Prompt:
     )
 
 
+def _baseline(name: str, setting: Setting, index: int, size: int) -> Prompt:
+    """Without documents (size 0), or with the gold one alone (1)."""
+    asked: Question = setting.held[index]
+    script = Script()
+    if size:
+        script.say(
+            "Write a high-quality answer for the given question using only the provided search results (some of which might be "
+            "irrelevant).\n\n",
+            "kept",
+        )
+        script.say("Document [1](Title: {}) {}".format(*asked.gold), "evidence")
+        script.say("\n\n")
+    script.say(f"Question: {asked.text}\nAnswer:", "kept")
+    return Prompt(
+        task=name,
+        index=index,
+        parts=(script.text,),
+        answers=(f" {asked.answers[0]}",),
+        options=(),
+        references=asked.answers,
+        n_new=_N_NEW,
+        evidence=tuple(script.spans["evidence"]),
+        distractors=(),
+        depth=None,
+        chance=0.0,
+        floor=None,
+        factors={"n_documents": size},
+        kept=tuple(script.spans["kept"]),
+    )
+
+
 def _others(name: str, setting: Setting, index: int) -> Sequence[tuple[str, str]]:
     """The documents that may stand beside the gold one, those that come first first."""
     return _strangers(setting, index) if name.startswith("middle/qa_random") else setting.held[index].others
@@ -188,8 +220,7 @@ def document_sizes(name: str, setting: Setting, index: int) -> tuple[int, int]:
     Raises:
         TaskError: no such question, or no documents beside its gold one.
     """
-    if index >= len(setting.held):
-        raise TaskError(f"{name} {index}: the file has {len(setting.held)} questions; take a lower --limit")
+    _check_number(name, setting, index)
     n = 1 + len(_others(name, setting, index))
     if n < 2:
         raise TaskError(
@@ -198,12 +229,30 @@ def document_sizes(name: str, setting: Setting, index: int) -> tuple[int, int]:
     return 2, n
 
 
+def _check_number(name: str, setting: Setting, index: int) -> None:
+    if index >= len(setting.held):
+        raise TaskError(f"{name} {index}: the file has {len(setting.held)} questions; take a lower --limit")
+
+
 def _of_documents(name: str, what: str, source: Source) -> PromptTask:
     return PromptTask(
         name, what, "Lost in the Middle, multi-document QA (arXiv 2307.03172)",
         lambda setting, index, size: _documents(name, setting, index, size),
         lambda setting, index: document_sizes(name, setting, index),
         best_subspan, "best_subspan_em", stops=("\n",), needs="rows", sources=(source,), read=questions_of,
+    )  # fmt: skip
+
+
+def _of_baseline(name: str, what: str, n_documents: int) -> PromptTask:
+    def sizes(setting: Setting, index: int) -> tuple[int, int]:
+        _check_number(name, setting, index)
+        return n_documents, n_documents
+
+    source = Source((*RETRIEVED.names, *_ORACLE.names), _FIELDS)
+    return PromptTask(
+        name, what, "Lost in the Middle, multi-document QA (arXiv 2307.03172)",
+        lambda setting, index, size: _baseline(name, setting, index, size), sizes,
+        best_subspan, "best_subspan_em", stops=("\n",), has_depth=False, needs="rows", sources=(source,), read=questions_of,
     )  # fmt: skip
 
 
@@ -224,5 +273,7 @@ MIDDLE: dict[str, PromptTask] = {
         _of_documents("middle/qa_aware", "the same, the question being asked before the documents too", RETRIEVED),
         _of_documents("middle/qa_random", "answers from one document among those of other questions", _ORACLE),
         _of_documents("middle/qa_random_aware", "the same, asked before the documents too", _ORACLE),
+        _of_baseline("middle/qa_closed_book", "answers the questions of qa without a document, from memory", 0),
+        _of_baseline("middle/qa_oracle", "answers the questions of qa from the gold document alone", 1),
     )
 }

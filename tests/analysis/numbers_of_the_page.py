@@ -1,6 +1,7 @@
 """The simulated numbers of docs/statistics.md, by the tests' own studies: python tests/analysis/numbers_of_the_page.py [part …]"""
 
 import sys
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -9,8 +10,11 @@ from test_anomaly_rules import RULES, alarms, names_one, rule_p
 from test_best_rate import false_alarms
 from test_cause_dependence import found_in, planted_share
 from test_dispersion import DRAWS, over_seeds, pitman_morgan
+from test_graded import EQUAL, METRIC, OTHER
+from test_graded import rates as told_apart
 from test_heterogeneity import SIZES, dependences, pooled
 from test_heterogeneity import study as sizes_study
+from test_optimum import coverage
 from test_stages import two_stages
 
 from gatelab.analysis.anomalies.seeds import p_split
@@ -110,6 +114,23 @@ def rates():
             )
 
 
+def accuracies():
+    for name, (one, other) in {**{k: (v, v) for k, v in EQUAL.items()}, **OTHER}.items():
+        for n in (3, 5, 8, 16):
+            new, counted = told_apart(one, other, n, 1000)
+            old, _ = told_apart(one, other, n, 1000, replace(METRIC, graded=False))
+            print(f"accuracies {name}, {n} seeds: {new:.1%}, in two groups {counted:.1%}; always counted {old:.1%}")
+
+
+def optima():
+    for n in (3, 5, 16):
+        for noise in (0.02, 0.1, 0.3):
+            inside, unbounded = coverage(n, noise, 2000)
+            print(
+                f"optimum of three rates, {n} seeds, noise {noise}: covered {inside:.1%}, not bounded {unbounded:.1%}"
+            )
+
+
 def causes():
     for n_seeds in (20, 64):
         alarms, seen = (found_in(1000, n_seeds, share) for share in (lambda *_: 0.5, planted_share))
@@ -119,7 +140,7 @@ def causes():
             )
 
 
-PARTS = (rules, screens, regimes, cells, spreads, skewed, stages, rates, causes)
+PARTS = (rules, screens, regimes, cells, spreads, skewed, stages, rates, accuracies, optima, causes)
 
 if __name__ == "__main__":
     for part in PARTS:

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 from planted_archive import losses, planted
 
-from gatelab.analysis.archived import NUMBERS, kept
+from gatelab.analysis.archived import NUMBERS, kept, unstable
 from gatelab.analysis.claim_rows import by_seed, numbers
 from gatelab.analysis.claim_tests import gap, level
+from gatelab.analysis.room import Room
 from gatelab.store import StoreError
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
@@ -64,11 +65,39 @@ def test_numbers_are_of_finished_runs_and_pairs_of_seeds_that_both_have(tmp_path
     assert numbers(folder, "gate_hoyer", "gated") == {"x": {0: 1.5, 1: 1.7}}
     found = gap("gate_hoyer", "gated", "none")(folder)
     assert found.value == pytest.approx(0.55) and found.over == "1 cell of 2 seeds"
-    assert str(gap("gate_hoyer", "gated", "none", at_least=5.0)(folder)) == "no cell of 1 in which either has 5"
+    far = gap("gate_hoyer", "gated", "none", where=[Room("gate_hoyer", 5.0, words="above 5")])(folder)
+    assert str(far) == "no room: 0 of 1 cell above 5 (gate_hoyer)"
     assert level("gate_hoyer", "none")(folder).value == pytest.approx(1.55)
     assert level("gate_hoyer", "none", cells=["y"])(folder).over == "the same in each of 1 cell and 3 seeds"
     with pytest.raises(StoreError, match="no gate_hoyer of a finished run of gated in y"):
         numbers(folder, "gate_hoyer", "gated", ["y"])
+
+
+def test_accuracies_are_told_by_length_and_stretch_and_other_edits_are_no_rows(tmp_path):
+    rows = [row("exact_match", v, length=n, intervention=i) for v, n, i in
+            ((0.9, 16, None), (0.3, 128, None), (0.5, 128, "yarn"), (0.6, 32, "yarn"), (0.1, 128, "zero"))]  # fmt: skip
+    (found,) = kept(planted(tmp_path, [run("c", "a", 0, rows)]))
+    names = ("accuracy@1x", "accuracy@8x", "accuracy@2x, YaRN", "accuracy@8x, YaRN")
+    assert [NUMBERS[name](found) for name in names] == [0.9, 0.3, 0.6, 0.5]
+
+
+def test_a_run_is_unstable_that_diverges_or_spikes_by_both_thresholds_at_once(tmp_path):
+    cases = [
+        ([row("loss_spikes", 4)], "done", 1.0),
+        ([row("loss_spikes", 0)], "done", 0.0),
+        (
+            [row("loss_spikes", 0), row("loss_spikes", 9, threshold=0.1), row("loss_spikes", 8, threshold=7.0)],
+            "done",
+            0.0,
+        ),
+        ([row("loss_spikes", 30, threshold=0.1), row("loss_spikes", 0, threshold=7.0)], "done", 0.0),
+        ([row("loss_spikes", 30, threshold=0.1), row("loss_spikes", 9, threshold=7.0)], "done", nan),
+        ([], "done", nan),
+        ([], "diverged", 1.0),
+    ]
+    folder = planted(tmp_path, [run("c", "a", s, rows, status) for s, (rows, status, _) in enumerate(cases)])
+    assert [unstable(k) for k in kept(folder)] == pytest.approx([value for *_, value in cases], nan_ok=True)
+    assert numbers(folder, "unstable", "a")["c"] == {0: 1.0, 1: 0.0, 2: 0.0, 3: 0.0, 6: 1.0}
 
 
 def test_an_archive_that_cannot_be_read_is_named(tmp_path):

@@ -9,18 +9,15 @@ from gatelab.analysis.claim_tests import (
     Claim,
     Measured,
     Region,
-    cost,
     difference,
     effect,
     effect_gap,
     elsewhere,
-    excess,
-    quotient,
     share_with_sink,
-    stated,
-    unread,
 )
 from gatelab.analysis.ledger_of_claims import CLAIMS, judged, page
+from gatelab.analysis.room import LOSS, MOVED, Room, accurate, has_room, solved
+from gatelab.analysis.stated_tests import cost, excess, quotient, stated, unread
 from gatelab.cli import _status
 from gatelab.store import StoreError
 
@@ -83,9 +80,54 @@ def test_a_difference_is_paired_by_seed(folder):
 def test_an_effect_is_over_cells_and_seeds_or_has_no_interval(folder):
     both = effect("val_loss", "gated")(folder)
     assert both.value == pytest.approx(1.5) and both.low < -4  # two cells, one degree of freedom
-    assert effect("val_loss", "gated", where_solved=True)(folder).value == pytest.approx(1.0)
+    solvers = effect("val_loss", "gated", where=[solved("task_accuracy@1x")])(folder)
+    assert solvers.value == pytest.approx(1.0) and solvers.over == "1 of 2 cells that both solve, 3 seeds"
     once = effect("val_loss", "once", as_ratio=True)(folder)
     assert str(once) == "0.250, one seed" and Region(high=0.5).verdict(once) == "undecided"
+
+
+def test_cells_at_a_floor_or_a_ceiling_refute_nothing(folder):
+    # In cell b both arms are at the floor of eight times the length, in d at the ceiling: their zeros say nothing of a gate.
+    more = "".join(
+        f"{cell},gated,task_accuracy@{times}x,{base},{base + gain},0;1;2,{gain};{gain};{gain + slip}\n"
+        for cell, of in {
+            "a": ((1, 0.95, 0, 0.0), (8, 0.4, 0.2, 0.03)),
+            "b": ((1, 0.95, 0, 0.0), (8, 0.01, 0.0, 0.01)),
+            "d": ((1, 1.0, 0, 0.0), (8, 1.0, 0.0, -0.01)),
+            "e": ((1, 0.3, 0, 0.0), (8, 0.5, 0.3, 0.02)),
+        }.items()
+        for times, base, gain, slip in of
+    )
+    (folder / "effects.csv").write_text(EFFECTS.partition("\n")[0] + "\n" + more, encoding="utf-8")
+    far, where = "task_accuracy@8x", (solved("task_accuracy@1x"), accurate("task_accuracy@8x"))
+    found = effect(far, "gated", where=where)(folder)
+    assert found.value == pytest.approx(0.21) and found.over == "1 of 4 cells that both solve and with room, 3 seeds"
+    none = effect(far, "gated", cells=["b", "d"], where=where)(folder)
+    assert str(none) == "no room: 0 of 2 cells with room (task_accuracy@8x)"
+    blind = effect(far, "gated", cells=["b"])(folder)
+    assert Region(low=0.05).verdict(blind) == "refuted" and Region(low=0.05).verdict(none) == "undecided"
+
+
+def test_room_is_asked_of_all_arms_alike():
+    far = accurate("x")
+    assert has_room([0.0, 0.3], far) and has_room([0.3, 0.0], far) and not has_room([0.04, 0.0], far)
+    assert not has_room([0.96, 1.0], far) and has_room([0.9, 1.0], far)
+    assert has_room([0.9, 0.95], solved("x")) and not has_room([0.89, 1.0], solved("x"))
+    assert has_room([0.0, 0.02], LOSS) and not has_room([0.01, 0.002], LOSS)
+
+
+def test_two_idle_gates_are_not_shown_to_be_alike(folder):
+    alike = difference("val_loss", "gated", "none", confidence=ALIKE, beside="none", room=Room("x", 0.5))
+    assert str(alike(folder)) == "no room: they differ from none by 0.250 and 0.000"
+    more = "".join(f"{c},{a},val_loss,2,{2 + e},0;1,{e};{e + 0.001}\n" for c, a, e in
+                   (("a", "x", 0.004), ("a", "y", 0.005), ("b", "x", 0.3), ("b", "y", 0.302)))  # fmt: skip
+    (folder / "effects.csv").write_text(EFFECTS + more, encoding="utf-8")
+    found = effect_gap("val_loss", "x", "y", confidence=ALIKE, moved=MOVED)(folder)
+    assert found.value == pytest.approx(-0.002) and found.over.startswith(
+        "the same in each of 1 of 2 cells with room, 2 seeds"
+    )
+    idle = effect_gap("val_loss", "x", "y", cells=["a"], room=LOSS, moved=MOVED)(folder)
+    assert str(idle) == "no room: 0 of 1 cell with room (the effect)"
 
 
 def test_cells_are_chosen_and_arms_compared_by_their_seeds(folder):

@@ -231,6 +231,41 @@ def test_a_confirmed_effect_of_this_very_comparison_has_the_strongest_word():
         assert found.standings[0].strength == SCREEN
 
 
+def test_a_confirmed_effect_takes_a_side_where_the_screen_saw_none():
+    outcomes = rows({"a": {"gate": 0.0, "other": 0.0}, "b": {"gate": 0.0, "other": 0.0}})
+    seen = advised(outcomes, dict.fromkeys("ab", TEXT), verdicts=[verdict("effect", "a", "val_loss", -1)])
+    found = answer(seen, "a lower held-out loss")
+    assert (found.word, [s.arm for s in found.shown]) == ("in places", ["gate"])
+    gate, other = standing(found, "gate"), standing(found, "other")
+    assert (gate.strength, [t.setting for t in gate.confirmed], other.strength) == (CONFIRMED, ["a"], NOTHING)
+    assert {t.setting: t.finding.verdict for t in gate.told}["a"] == "unclear", "the numbers stay the screen's"
+
+
+def test_a_confirmed_effect_for_the_worse_is_against_and_one_of_two_fresh_seeds_says_nothing():
+    outcomes = rows({"a": {"gate": 0.0}})
+    for one, side, word in (
+        (verdict("effect", "a", "val_loss", 1), -1, CONFIRMED),
+        (replace(verdict("effect", "a", "val_loss", -1), n_pairs=2), 0, NOTHING),
+    ):
+        (told,) = answer(advised(outcomes, {"a": TEXT}, verdicts=[one]), "a lower held-out loss").standings[0].told
+        assert (told.side, told.word) == (side, word)
+
+
+def test_what_is_left_of_diverged_runs_is_not_confirmed():
+    outcomes = without(rows({"a": {"gate": -0.3}}), ("a", "gate", (0, 1)))
+    found = answer(
+        advised(outcomes, {"a": TEXT}, verdicts=[verdict("effect", "a", "val_loss", -1)]), "a lower held-out loss"
+    )
+    assert found.word == DIVERGED
+
+
+def test_each_arm_with_a_confirmed_effect_is_shown_beside_the_best():
+    outcomes = rows({c: {"often": -0.2 if c in "ab" else 0.0, "sure": 0.0} for c in "abcde"})
+    claim = Claim("effect", "e", "sure", "val_loss", -1, 0.01, 0.02)
+    seen = advised(outcomes, dict.fromkeys("abcde", TEXT), verdicts=[Verdict(claim, 5, 0.001, 0.002, "confirmed")])
+    assert [s.arm for s in answer(seen, "a lower held-out loss").shown] == ["often", "sure"]
+
+
 def test_confirmed_anomalies_and_opposite_effects_speak_against():
     bases = dict.fromkeys(RATES, TEXT)
     claims = [

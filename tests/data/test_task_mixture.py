@@ -41,7 +41,7 @@ def is_defined(batch: Batch, *of: object) -> None:
 
 
 def kept_bytes(source: TaskSource) -> int:
-    return sum(m.tokens_NT.nbytes + m.targets_NT.nbytes for m in source._ahead.values())
+    return sum(made.items_N2T.nbytes for made in source._ahead.values())
 
 
 @pytest.mark.parametrize(
@@ -110,6 +110,20 @@ def test_each_step_makes_a_batch_of_one_task_and_each_task_has_its_turn(calls: l
     assert {calls[i : i + n].count((name, batch_size)) for i in (0, n) for name in ALL.names} == {1}
     source.train_batch(0, 100 + 2 * n, batch_size, 80)  # as another arm of the seed asks for it again
     assert len(calls) == 2 * n
+
+
+def test_of_several_seeds_each_call_makes_more_and_each_step_has_as_many_calls(calls: list[tuple[str, int]]):
+    source, batch_size, seeds, n = TaskSource(ALL), 32, [7, 3, 11, 0], len(ALL.names)
+    source.train_batches(seeds, 0, batch_size, 80)
+    assert len(calls) == len(seeds) * n and max(k for _, k in calls) <= 4 * batch_size  # nothing is made twice
+    for step in range(1, 1 + 4 * n):
+        calls.clear()
+        found = source.train_batches(seeds, step, batch_size, 80)
+        assert [k for _, k in calls] == [4 * batch_size]
+    for i, seed in enumerate(seeds):
+        rows = slice(i * batch_size, (i + 1) * batch_size)
+        own = Batch(*(array[rows] for array in (found.inputs_BT, found.targets_BT)), domain_BT=found.domain_BT[rows])
+        is_defined(own, ALL, seed, step, batch_size, 80)
 
 
 def test_no_item_is_made_for_a_stage_that_has_ended(calls: list[tuple[str, int]]):

@@ -13,7 +13,7 @@ from gatelab.config import AskConfig, ConfigError, Continuation, Run, Tasks, Tra
 from gatelab.config.rope import YaRN
 from gatelab.evals import asking
 from gatelab.evals.asking import asked, left_out
-from gatelab.evals.reach import reaching
+from gatelab.evals.reach import reaching, stretched
 from gatelab.evals.tasks import ask, ask_items, at_lengths, reader_of
 from gatelab.models import build_model
 from gatelab.models.encoder_decoder import EncoderDecoder
@@ -120,6 +120,23 @@ def test_an_item_can_be_made_again_from_its_record() -> None:
         assert f["evidence"] == [list(span) for span in item.evidence]
 
 
+def test_keys_are_asked_by_number_of_pairs_at_the_length_of_training_when_all_is() -> None:
+    r = run(data=Tasks(names=("mqar",), distractors=5))
+    model = build_model(r.model)
+    rows, items = asked(model, r, fingerprint="f", step=3, is_whole=True)
+    by_pairs = [x for x in rows if x.bin is not None]
+    assert {(x.length, x.step, x.task) for x in by_pairs} == {(T, 3, "mqar")}
+    room = [n for n in (4, 8, 16, 32, 64) if 1 + 3 * n <= T]
+    assert sorted({x.bin for x in by_pairs}) == room and len(by_pairs) == 3 * len(room)
+    floors = [next(x.value for x in by_pairs if (x.metric, x.bin) == ("query_accuracy_floor", n)) for n in room]
+    assert floors == pytest.approx([1 / n for n in room], rel=0.1)
+    of_all = {(x.metric, x.length) for x in rows if x.bin is None}
+    assert {("query_accuracy", T), ("query_accuracy", 2 * T), ("query_accuracy_chance", T)} <= of_all
+    assert {len(i.answer.split()) for i in items} == {6}, "items are those of the run's own number"
+    rows, _ = asked(model, r, fingerprint="f", step=1, is_whole=False)
+    assert not [x for x in rows if x.bin is not None]
+
+
 def test_between_looks_the_length_of_training_alone_is_asked() -> None:
     r = run(ask={"stretch": ("none", "yarn"), "times": (1, 2, 4)})
     model = build_model(r.model)
@@ -204,6 +221,30 @@ def test_the_same_weights_reach_further_and_yarn_turns_them_as_it_should(registe
     with torch.no_grad():
         model.head.weight.mul_(2)
     assert torch.equal(stretched.head.weight, model.head.weight), "what is trained on is asked"
+
+
+def test_positions_are_stretched_by_a_factor_from_those_that_were_trained() -> None:
+    model = build_model(tiny.model(max_seq_len=16))
+    for given, reach, scaling in (
+        ({}, 40, YaRN(factor=2.5, original_seq_len=16)),
+        ({"trained": 4}, 16, YaRN(factor=2.5, original_seq_len=4)),
+    ):
+        longer, note = stretched(model, 2.5, "tiny", **given)
+        built = build_model(tiny.model(max_seq_len=reach, rope_scaling=scaling))
+        tokens_BT = torch.randint(0, 17, (2, reach), generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            assert torch.equal(longer(tokens_BT), built(tokens_BT))
+        assert (
+            note
+            == f"its positions were extended from {given.get('trained', 16)} to {40 if not given else 10} tokens (yarn)"
+        )
+    learned = build_model(tiny.model(positions="learned", max_seq_len=16))
+    with pytest.raises(
+        ValueError, match=r"--yarn 4: stretches plain rotary .*, and tiny has positions=learned; leave it out"
+    ):
+        stretched(learned, 4, "tiny")
+    with pytest.raises(ValueError, match=r"tiny has rotary positions scaled already \(yarn\)"):
+        stretched(longer, 4, "tiny")
 
 
 def test_what_cannot_reach_is_refused() -> None:

@@ -59,6 +59,38 @@ def test_ends_and_middle_are_told_of_the_items_that_all_eleven_depths_have():
     assert (lines[0]["metric"], lines[0]["items"], len(lines)) == ("primacy of exact_match", 4, 4)
 
 
+def test_a_margin_has_ends_and_middle_too_in_nats():
+    """All is right, and the less surely so the nearer the middle."""
+    scores = {d: {"exact_match": dict.fromkeys(range(3), 1.0), "answer_margin": dict.fromkeys(range(3), 10 * abs(d - 0.5))}
+              for d in DEPTHS}  # fmt: skip
+    rows, lines = by_depth("r", "needle", 256, scores)
+    found = {(r.domain, r.metric): (r.value, r.unit) for r in rows}
+    assert found["exact_match", "u_index"] == (0, "share")
+    assert found["answer_margin", "u_index"] == (pytest.approx(5 - (1 + 0 + 1) / 3), "nats")
+    assert "u_index of answer_margin" in {x["metric"] for x in lines}
+
+
+def test_an_effective_length_is_above_the_greater_guess_of_its_own_score():
+    def rows(values: dict[int, float], metric: str) -> list[Row]:
+        return [Row("r", 0, "tasks", metric, v, "share", task="cite", length=n) for n, v in values.items()]
+
+    scores = rows({64: 0.5, 128: 0.2, 256: 0.13}, "citation_f1")
+    beside = [
+        *rows(dict.fromkeys((64, 128, 256), 1e-6), "answer_chance"),
+        *rows(dict.fromkeys((64, 128, 256), 0.4), "answer_floor"),
+    ]
+    assert [made.value for made in by_length([*scores, *beside])[0]] == [64], "its whole answer's, where it has none"
+    own = [
+        *rows({64: 0.12, 128: 0.12, 256: 0.12}, "citation_f1_floor"),
+        *rows({64: 0, 128: 0, 256: 0}, "citation_f1_chance"),
+    ]
+    low = rows({64: 0.1}, "citation_f1_low")
+    (made,) = by_length([*scores, *beside, *own])[0]
+    assert made.value == 64 and by_length([*scores, *beside, *own, *low]) == ([], [])
+    pairs = [Row("r", 0, "tasks", "query_accuracy", 1.0, "share", task="mqar", length=n, bin=4) for n in (64, 128, 256)]
+    assert by_length(pairs) == ([], []), "numbers of pairs are no lengths"
+
+
 @pytest.mark.parametrize("depths", [[None], DEPTHS[:-1], [*DEPTHS, 0.55]])
 def test_other_depths_have_no_such_numbers(depths: list):
     assert by_depth("r", "needle", 256, {d: {"exact_match": {0: 1.0}} for d in depths}) == ([], [])
@@ -77,6 +109,20 @@ def test_answers_of_sets_have_precision_recall_and_edits():
     assert set(worth(of, *of.answers, is_sure=False).values()) == {0}, "what was tied was not known"
     assert "answer_f1" in worth(prompt("multiquery"), *prompt("multiquery").answers)
     assert "answer_f1" not in worth(prompt("needle"), " 12.")
+
+
+def test_parts_of_answers_in_words_are_told_beside_guesses():
+    of = prompt("cite")
+    value, document = of.answers[0].split()
+    assert worth(of, f" {value} {int(document) + 1}") | {"copied_from_start": 0} == {
+        "answer_exact": 1, "citation_precision": 0, "citation_recall": 0, "citation_f1": 0, "edit_similarity": 1 / 2,
+        "copied_from_start": 0,
+    }  # fmt: skip
+    assert worth(of, f" 1 {document}")["citation_f1"] == 1 and of.guesses["citation_f1"][1] == pytest.approx(1 / 8)
+    pairs = prompt("mqar", distractors=3)
+    assert worth(pairs, *pairs.answers[:3], " 1.")["query_accuracy"] == 3 / 4
+    assert worth(pairs, *pairs.answers, is_sure=False)["query_accuracy"] == 0
+    assert set(pairs.guesses) == {"query_accuracy"} and prompt("needle").guesses == {}
 
 
 def test_words_that_go_on_behind_an_answer_do_not_count():

@@ -45,7 +45,7 @@ def test_a_field_has_effect_interval_and_letter_and_blanks_stay_blank(atlas):
     scales = [r for r in page.rows if r and r[0] == "data"]
     assert all(len(r) == len(scales[0]) for r in scales), "maps share their columns"
     regions = [a.get("aria-label", "") for tag, a in page.elements if a.get("role") == "region"]
-    assert "table of held-out loss of headwise" in regions and "maps of first-token mass" in regions
+    assert "table of held-out loss of sdpa-headwise" in regions and "maps of first-token mass" in regions
 
 
 def test_every_link_within_the_page_leads_somewhere(atlas):

@@ -14,6 +14,7 @@ from gatelab.report.figures import curves, forest, gate_histogram, map_top, mass
 from gatelab.report.measured import mean_curve, mean_table, thin
 from gatelab.report.style import RAMP, arm_colours
 from gatelab.report.tasks.figures import depth_chart, depth_map, lengths_chart
+from gatelab.report.tasks.scores import SCORES
 
 NAMES = list(ARMS)
 TEST_ARMS = Arms({name: f"the {name}" for name in NAMES}, arm_colours(NAMES, "none"), "none")
@@ -188,8 +189,8 @@ def test_charts_with_all_their_parts_are_vega_lite(arms):
         )
     for is_log in (True, False):
         check(gate_histogram(shares, {first: 0.4}, arms, "x", top=1.0, is_log=is_log))
-    check(lengths_chart(lines, means, {"chance": points, "copying": points, "untrained": points}, arms, "x"))
-    check(depth_chart({first: [0.5] * 11}, {first: [(0.25, 0.75)] * 10 + [(math.nan, math.nan)]}, arms, "x"))
+    check(lengths_chart(lines, means, {"chance": points, "copying": points, "untrained": points}, arms, SCORES[0], "x"))
+    check(depth_chart({first: [0.5] * 11}, {first: [(0.25, 0.75)] * 10 + [(math.nan, math.nan)]}, arms, SCORES[2], "x"))
     check(depth_map({(1, 0): 0.5, (8, 10): 0.9}, "x"))
     check(mass_map({(0, 0): 0.5, (1, 3): 0.9}, 1.0, "x", side=36))
 

@@ -66,7 +66,7 @@ def test_every_seed_is_drawn_over_the_lengths_and_the_thick_line_is_a_median(rep
 
 
 def test_scores_stand_beside_chance_copying_and_the_untrained_model(reported):
-    grey = [v for v in values(chart(reported.page, "by length, as trained")) if "arm" not in v]
+    grey = [v for v in values(chart(reported.page, "Accuracy of cite by length, as trained")) if "arm" not in v]
     assert sorted((v["x"], v["y"]) for v in grey) == [(1, 0), (1, 0.001), (1, 0.125), (2, 0), (2, 0.001), (2, 0.125)]
     assert "At 1×: copying 0.12, chance 0.0010, untrained 0." in reported.page.text
 
@@ -137,8 +137,70 @@ def test_curves_over_depth_have_bands_and_their_ends_a_table(reported):
     assert len(bands) == 22 and {(v["low"], v["high"]) for v in bands if v["arm"] == "none" and v["x"] == 0.5} == {
         (0, 0)
     }
-    (none,) = [r for r in reported.page.rows if r[0] == "no gate" and "1.00 (1.00 to 1.00)" in r]
-    assert none == ["no gate", *["1.00 (1.00 to 1.00)"] * 3, "0.00 (0.00 to 0.00)"]
+    (none,) = [r for r in reported.page.rows if r[0] == "1×, no gate" and "1.00 (1.00 to 1.00)" in r]
+    assert none == ["1×, no gate", *["1.00 (1.00 to 1.00)"] * 3, "0.00 (0.00 to 0.00)"]
+    # Where nothing is right at twice the length, the margin still has a curve, and at every length that was asked.
+    for words in ("Accuracy of cite by depth at 2×", "Margin of cite by depth at 1×", "Margin of cite by depth at 2×"):
+        assert {v["arm"] for v in values(chart(reported.page, words)) if "low" in v} == set(planted.ARMS)
+    # 1 at the ends; −1 in the middle but for item 5, which has −2: a mean of −1 − 1/6.
+    assert any(r[:2] == ["1×, no gate", "2.17 (2.00 to 2.33)"] for r in reported.page.rows)
+
+
+def test_the_margin_is_drawn_over_the_lengths_beside_the_untrained_models(reported):
+    spec = chart(reported.page, "Margin of cite by length, as trained")
+    curves = [v for v in values(spec) if isinstance(v.get("x"), list)]
+    seeds = {(v["arm"], v["seed"]): v["y"] for v in curves if "seed" in v}
+    assert seeds == {key: pytest.approx([4 * last - 2, 2 * last - 2]) for key, (_, last) in planted.LEARNED.items()}
+    assert sorted((v["x"], v["y"]) for v in values(spec) if "arm" not in v) == [(1, -2), (2, -2)]
+
+
+def test_parts_of_answers_stand_beside_guesses_and_pairs_are_told_apart(tmp_path: Path):
+    folder = planted.make_study(tmp_path / "study")
+    for _, run in folder.planned():
+        lines = [json.loads(line) for line in run.rows_path.read_text().splitlines()]
+        first = next(
+            r for r in lines if (r["metric"], r["step"], r["length"]) == ("exact_match", 100, 64) and "bin" not in r
+        )
+        scores = {"citation_f1": 0.5, "citation_f1_chance": 0.001, "citation_f1_floor": 0.125, "query_accuracy": 0.3}
+        pairs = {"query_accuracy": 0.75, "query_accuracy_floor": 0.25}
+        more = [
+            *(first | {"metric": metric, "value": v} for metric, v in scores.items()),
+            *(first | {"metric": metric, "value": v, "bin": 4} for metric, v in pairs.items()),
+            first | {"metric": "citation_f1", "value": 0.125, "step": 0},
+        ]
+        run.rows_path.write_text("".join(json.dumps(r) + "\n" for r in [*lines, *more]))
+    page = written(folder, DONE)
+    assert [r for r in page.rows if r[0] in ("headwise gate at 1×", "copying, 1×", "chance, 1×", "untrained, 1×")] == [
+        ["headwise gate at 1×", "0.50", "0.30", "0.75"], ["copying, 1×", "0.125", "–", "0.250"],
+        ["chance, 1×", "0.001", "–", "–"], ["untrained, 1×", "0.125", "–", "–"],
+    ]  # fmt: skip
+    spec = chart(page, "Accuracy at each key of cite by length, as trained")
+    assert {tuple(v["y"]) for v in values(spec) if isinstance(v.get("x"), list)} == {(0.3,)}
+
+
+def test_what_was_seen_inside_is_joined_with_being_right(tmp_path: Path):
+    folder = planted.make_study(tmp_path / "study")
+    for entry, run in folder.planned():
+        lines = [json.loads(line) for line in run.items_path.read_text().splitlines()]
+        for line in lines:
+            gold = [int(t) for t in line["answer"].split()][1:]
+            scores = {"evidence": [0.75, 0.25], "asked": [0.5, 0.5], "all": [0.5, 0.5]}
+            line["factors"]["inside"] = {
+                "evidence": [0.5, 0.25] if line["correct"] else [0.25, 0.25], "distractors": [0.25, 0.25],
+                "first": [0.125, 0.125], "gates": {} if entry["arm"] == "none" else {"sdpa": scores},
+                "even": 0.125, "attended": gold,
+            }  # fmt: skip
+        run.items_path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    page = written(folder, DONE)
+    assert ids(page)[1:7] == ["lengths", "learning", "depths", "citations", "evidence", "items"]
+    rows = [r for r in page.rows if r[0] == "1×, no gate" and len(r) == 5]
+    assert ["1×, no gate", "0.375 (48)", "0.250 (18)", "0.125 (0.125 to 0.125)", "0.125"] in rows
+    assert ["2×, no gate", "–", "0.250 (66)", "–", "0.125"] in page.rows
+    # One item in 22 is wrong in a seed of the gated arm, which is too few to compare.
+    assert ["1×, headwise gate", "0.500 (63)", "0.500 (3)", "–"] in page.rows
+    assert "gate scores at the evidence, sdpa" in page.text
+    (found,) = [r for r in page.rows if r[0] == "2×, no gate" and len(r) == 6]
+    assert found[1:4] == ["0.00 (0.00 to 0.00)", "1.00 (1.00 to 1.00)", "0.00 (0.00 to 0.00)"]
 
 
 def test_answers_and_citations_are_in_a_table_of_four(reported):

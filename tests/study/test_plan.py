@@ -102,11 +102,21 @@ def test_what_cannot_be_matched_is_refused_for_all_cells_at_once():
     narrow = TOY.model_copy(update={"model": ModelConfig(d_model=16, n_heads=2, d_ff=2, mlp="relu")})
     with pytest.raises(ConfigError) as caught:
         make_plan(Study("x", "?", {"a": narrow, "b": narrow}, STUDY.arms[:3]))
-    assert [p.partition(":")[0] for p in caught.value.problems] == [
-        "cell a, arm elementwise",
-        "cell b, arm elementwise",
-    ]
-    assert "take a wider baseline FFN or a smaller gate" in caught.value.problems[0]
+    (problem,) = caught.value.problems
+    assert problem.startswith("2 of 6 arms, such as elementwise of cell a: ")
+    assert "take a wider baseline FFN or a smaller gate" in problem
+
+
+def test_what_is_wrong_with_many_arms_is_one_sentence_each():
+    wide = TOY.model_copy(update={"model": TOY.model.model_copy(update={"d_ff": 66})})
+    study = replace(STUDY, cells={"a": TOY, "b": wide})
+    with pytest.raises(ConfigError) as caught:
+        make_plan(study.changed({"execution.processes": [3], "execution.parallel.tp": [3]}))
+    n = 2 * len(STUDY.arms)
+    first, second = caught.value.problems
+    assert first == f"{n} of {n} arms: execution.parallel.tp=3 does not divide model.n_heads=2; take a divisor"
+    said = "such as none of cell a: execution.parallel.tp=3 does not divide model.d_ff=40; take a divisor"
+    assert second.endswith(said) and not second.startswith(f"{n} of")
 
 
 def test_problems_of_data_and_of_models_are_listed_together(tmp_path: Path):

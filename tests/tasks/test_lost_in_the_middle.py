@@ -9,7 +9,7 @@ from prompt_cases import ROWS, setting
 
 from gatelab.tasks import TaskError
 from gatelab.tasks.middle import MIDDLE, best_subspan, normalised, value_found
-from gatelab.tasks.prompt import Setting
+from gatelab.tasks.prompt import Setting, fitted_prompt
 
 
 def test_pairs_are_one_json_object_of_different_keys_and_values():
@@ -21,7 +21,7 @@ def test_pairs_are_one_json_object_of_different_keys_and_values():
     assert {o.strip(' "') for (o,) in prompt.options} <= set(held.values())
 
 
-@pytest.mark.parametrize("name", MIDDLE)
+@pytest.mark.parametrize("name", [name for name, task in MIDDLE.items() if task.has_depth])
 def test_the_gold_one_stands_where_it_is_asked_to(name: str):
     for depth, place in ((0.0, 0), (0.5, 5), (1.0, 9)):
         prompt = MIDDLE[name].make(setting(name, depth=depth), 2, 10)
@@ -50,6 +50,25 @@ def test_what_is_asked_before_too_is_the_same_item_but_for_that(name: str):
     assert [(a + moved, b + moved) for a, b in (*plain.evidence, *plain.distractors)] == [
         *aware.evidence, *aware.distractors
     ]  # fmt: skip
+
+
+def test_the_baselines_ask_the_same_questions_without_documents_and_of_the_gold_one_alone():
+    asked = setting("middle/qa")
+    whole = MIDDLE["middle/qa"].make(asked, 5, 8)
+    closed, oracle = (
+        fitted_prompt(MIDDLE[f"middle/qa_{name}"], asked, 5, lambda text: len(text.split()))
+        for name in ("closed_book", "oracle")
+    )
+    assert closed.read() == "Question: who closed gate 5\nAnswer:" and not closed.evidence and not closed.distractors
+    (start, end), (a, b) = oracle.evidence[0], whole.evidence[0]
+    said = [text[text.index("(Title") :] for text in (oracle.whole[start:end], whole.whole[a:b])]
+    assert said[0] == said[1] and oracle.whole.startswith(whole.whole[: whole.whole.index("Document [1]")])
+    assert oracle.whole[end:] == whole.whole[whole.whole.rindex("\n\nQuestion") :]
+    assert closed.references == oracle.references == whole.references and closed.depth is oracle.depth is None
+    with pytest.raises(TaskError, match="its evidence has no one place; leave depth out"):
+        MIDDLE["middle/qa_oracle"].check(replace(asked, depth=0.5))
+    with pytest.raises(TaskError, match="middle/qa_oracle 40: the file has 40 questions"):
+        MIDDLE["middle/qa_oracle"].sizes(asked, 40)
 
 
 def test_documents_of_other_questions_hold_no_answer():

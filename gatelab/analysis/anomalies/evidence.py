@@ -1,18 +1,15 @@
 """Evidence: the readings of a study's runs as rules see them, in pairs, with variances shrunk over cells."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import nan
 
 from ...record import Metric
 from ..effects import MODERATION_CELLS
+from ..graded import LUCK
 from ..paired import Outcome, Outcomes, Pairs
 from ..refusals import Comparison
 from ..student import Estimate, Prior, estimate, fit_prior, moderate, p_above
-
-# That a seed changes state in the direction asked about, where both arms have it in half of their runs, independently: the
-# largest chance there is under no effect.
-LUCK = 0.25
 
 
 @dataclass
@@ -156,6 +153,12 @@ class Evidence:
         """The evidence of these seeds, with variances shrunk towards what others said."""
         kept = set(seeds)
         return replace(self, outcomes=[o for o in self.outcomes if o.seed in kept], priors=priors)
+
+    def graded(self, readings: Container[str]) -> "Evidence":
+        """The evidence with these readings, of those that are bimodal, graded, and no others."""
+        found = replace(self)
+        found.readings = {n: replace(m, graded=m.bimodal and n in readings) for n, m in self.readings.items()}
+        return found
 
 
 def _with_prior(e: Estimate, prior: Prior) -> Estimate:

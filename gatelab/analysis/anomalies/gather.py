@@ -6,7 +6,7 @@ each stands for itself, and nothing is pooled over them.
 
 import json
 from collections.abc import Container, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import nan
 from typing import Any
 
@@ -70,9 +70,13 @@ def gather(
     bases = {c["name"]: c.get("base", {}) for c in study["cells"]}
     refusal = refusals(runs, study["baseline"])
     found = [*_outcomes(folder, runs), *(o for o in study_metrics if o.metric not in READINGS and is_in(o.seed))]
+    declared = _declared(study)
+    # A study that was planned before accuracies were graded keeps the rule that it was planned with.
+    is_graded = any(m.graded for m in declared.values())
+    readings = {name: replace(r.metric, graded=r.metric.graded and is_graded) for name, r in READINGS.items()}
     evidence = Evidence(
         outcomes=refusal.marked(found),
-        metrics={name: r.metric for name, r in READINGS.items()} | {UNSTABLE.name: UNSTABLE} | _declared(study),
+        metrics=readings | {UNSTABLE.name: UNSTABLE} | declared,
         baseline=study["baseline"],
         arms=gates,
         cells=list(bases),

@@ -100,7 +100,13 @@ _ALL = (
     ),
     Reading(
         Metric(
-            "accuracy", "share", HIGHER, "accuracy at the shortest length", bimodal=True, threshold=nextafter(SOLVED, 0)
+            "accuracy",
+            "share",
+            HIGHER,
+            "accuracy at the shortest length",
+            bimodal=True,
+            threshold=nextafter(SOLVED, 0),
+            graded=True,
         ),
         _by_task("first"),
     ),

@@ -20,6 +20,7 @@ from .results import Found, of_results, records
 from .shortest import that_end
 from .tasks import Asking, find, load
 from .tokens import Tokens
+from .written import written_rows
 
 # Draws for the standard error of what is no mean, such as a perplexity.
 _DRAWS = 1000
@@ -77,6 +78,7 @@ def evaluate(
             fewshot_as_multiturn=chat,
         )
     made = of_results(found.name, results, loaded, lm.remarks)
+    made.rows += written_rows(found.name, lm, loaded.tasks, results["samples"], chat=chat)
     names = [n for n in results["results"] if n in asking.names] or list(results["results"])
     made.records = records(made.rows, names, results)
     made.notes = [
