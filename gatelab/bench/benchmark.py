@@ -41,8 +41,8 @@ def benchmark(kind: str, plan: Plan, tell: Callable[[str], None]) -> Benchmark:
     budget, device = Budget.of(plan.seconds), torch.device(plan.device)
     dtype = getattr(torch, getattr(plan, "dtype", "bfloat16" if plan.device == "cuda" else "float32"))
     rates = measure_rates(device, dtype, seconds=min(2.0, plan.seconds / 10))
-    rows = module.measure(plan, rates, budget, tell)
     name = device_name(plan.device)
+    rows = module.measure(plan, rates, budget, tell)
     facts = {
         "kind": kind,
         "device": name,

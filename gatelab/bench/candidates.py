@@ -25,6 +25,8 @@ from ..ops.gated_attention.flash import KEEPS_OUTPUT
 Call = Callable[..., Tensor]
 QWEN = "transformers, as Qwen3-Next"
 _LONGEST_MATRIX = 2048  # tokens; the reference keeps whole matrices
+# Own implementations of which one is the fastest where a goal is set.
+_FASTEST = ("hopper", *KEEPS_OUTPUT)
 _BACKENDS = {
     "torch cuDNN": SDPBackend.CUDNN_ATTENTION,
     "torch flash": SDPBackend.FLASH_ATTENTION,
@@ -37,7 +39,8 @@ class Candidate:
     """A function of (q_BTHK, k_BSGK, v_BSGK, gate_logits_BTHK=None), or for the gate alone of (y_BTHK, logits_BTHK), by
     these names; `more_passes`: how often more than a gate after attention its kernels touch a tensor as large as the output
     in the backward pass; `without`: what it gives no gradient of; `is_operator`: whether the gate is inside of it, so that
-    less need be kept; `has_matrices`: whether it makes all weights of attention."""
+    less need be kept; `has_matrices`: whether it makes all weights of attention; `is_first`: whether a goal is about its time,
+    as a baseline too."""
 
     name: str
     call: Call
@@ -46,6 +49,7 @@ class Candidate:
     without: tuple[str, ...] = ()
     is_operator: bool = False
     has_matrices: bool = False
+    is_first: bool = False
 
 
 def attention_candidates(spec: GateSpec | None, device: torch.device, *, length: int) -> list[Candidate]:
@@ -59,16 +63,20 @@ def attention_candidates(spec: GateSpec | None, device: torch.device, *, length:
             more_passes=_more_passes(name, spec),
             is_operator=name in OPERATORS,
             has_matrices=name == "reference",
+            is_first=name in _FASTEST,
         )
         for name in (*IMPLEMENTATIONS, *(OPERATORS if is_cuda else KEEPS_OUTPUT))
         if name != "reference" or length <= _LONGEST_MATRIX
     ]
     pinned = _BACKENDS if is_cuda else {"torch flash": SDPBackend.FLASH_ATTENTION}
-    peers = [Candidate(name, partial(_pinned, spec=spec, backend=backend)) for name, backend in pinned.items()]
+    peers = [
+        Candidate(name, partial(_pinned, spec=spec, backend=b), is_first=spec is None and name == "torch cuDNN")
+        for name, b in pinned.items()
+    ]
     if is_cuda:
         peers += [Candidate("torch.compile", _compiled(spec)), Candidate("FlexAttention", _flex(spec))]
     if is_cuda and _has("flash_attn.cute"):
-        peers.append(Candidate("FA4", partial(_fa4, spec=spec)))
+        peers.append(Candidate("FA4", partial(_fa4, spec=spec), is_first=spec is None))
     if spec is not None and spec.slug == "sdpa-elementwise" and _has("transformers"):
         peers.append(Candidate(QWEN, _qwen3_next))
     return own + peers

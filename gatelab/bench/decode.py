@@ -4,10 +4,11 @@ ungated.
 Notable: the floor is every weight and the whole cache, read once; of attention alone it is the cache. The layer is rotary and
 as wide as its heads together; on CUDA its step is timed as it is launched from Python and as one captured graph, which is what
 serving does. A layer, and each candidate for its attention, is held to the numeric contract through the reference
-implementation, on a short cache.
+implementation, on a short cache. A shape in which the device fails keeps its rows, which say so, and takes no earlier shape's
+times along; a CUDA error is the end of all later ones.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,13 +20,13 @@ from ..nn.cache import KVCache
 from . import decode_attention
 from .candidates import Candidate
 from .captured import captured
-from .decode_attention import Contracts, Made, layer_or_attention
+from .decode_attention import Made, layer_or_attention
 from .decode_layers import Layer, matched_width, own, qwen3_next, width_of
 from .floors import Rates
 from .ops import held
 from .plan import DecodePlan
 from .room import no_room
-from .timing import RUNS, Budget, Timing, Work, take_turns
+from .timing import RUNS, Budget, Timing, Work, take_turns, why_not
 
 NOTE = (
     "Floor: every weight of the layer and the whole cache, read once; of attention alone the cache. q, k, v and gate are one "
@@ -39,6 +40,7 @@ QWEN = "transformers, Qwen3-Next's layer"
 # Random numbers that a cache is filled with, over and over; no multiple of a head's channels.
 _DRAWN = (1 << 22) + 1
 _CHECKED = 1024  # tokens in the contract's cache, at most; the kernels that decode cut so many into several parts
+Layers = dict[tuple[str, str], Timing]
 _CACHES, _LAYERS = 6e9, 24  # bytes and number of caches on CUDA, at most: many times the L2 cache
 
 
@@ -70,7 +72,10 @@ def measure(plan: DecodePlan, rates: Rates, budget: Budget, tell: Callable[[str]
         for i, (batch, length) in enumerate(shapes):
             tell(f"a step of {batch} sequences behind {length} tokens")
             until = budget.share(1 / (len(shapes) - i))
-            rows += _of_shape(plan, batch, length, arms, of_layers, made, of_attention, rates, until)
+            layers = _untimed(plan, batch, length, arms, of_layers)
+            alone = decode_attention.rows_of(plan, batch, length, of_attention, made)
+            timed = partial(_of_shape, plan, batch, length, arms, layers, alone, made, rates, until)
+            rows += _or_failed([*layers.values(), *alone], timed)
     return rows
 
 
@@ -92,10 +97,8 @@ def _has_qwen() -> bool:
         return False
 
 
-def _of_shape(
-    plan: DecodePlan, batch: int, length: int, arms: list[_Arm], of_layers: dict[str, str], made: Made,
-    of_attention: Contracts, rates: Rates, until: Budget,
-) -> list[Timing]:  # fmt: skip
+def _untimed(plan: DecodePlan, batch: int, length: int, arms: list[_Arm], of_layers: dict[str, str]) -> Layers:
+    """Layers by arm and way to launch."""
     ways = ("eager", "graph") if plan.device == "cuda" else ("eager",)
     rows = {}
     for arm in arms:
@@ -103,7 +106,25 @@ def _of_shape(
             name = f"{way}, {arm.name}" if arm.name else way
             row = layer_or_attention(plan, batch, length, arm.gate, name, WORK)
             rows[_arm_key(arm), way] = replace(row, contract=of_layers[_arm_key(arm)], is_own=arm.is_own)
-    alone = decode_attention.rows_of(plan, batch, length, of_attention, made)
+    return rows
+
+
+def _lacking(rows: Iterable[Timing], why: str) -> list[Timing]:
+    return [replace(row, contract=why) if row.contract == "holds" else row for row in rows]
+
+
+def _or_failed(rows: Iterable[Timing], timed: Callable[[], list[Timing]]) -> list[Timing]:
+    """The rows with their times, or with why there are none."""
+    try:
+        return timed()
+    except RuntimeError as error:  # torch's, and so CUDA's
+        return _lacking(rows, why_not(error))
+
+
+def _of_shape(
+    plan: DecodePlan, batch: int, length: int, arms: list[_Arm], rows: Layers, alone: list[Timing], made: Made,
+    rates: Rates, until: Budget,
+) -> list[Timing]:  # fmt: skip
     n_bytes = batch * length * _token_bytes(plan)
     n_layers = max(1, min(_LAYERS, int(_CACHES / n_bytes))) if plan.device == "cuda" else 1
     # Rotary tables, a sine and a cosine a token, are the layers' own; transformers' cache is another, and made anew.
@@ -113,15 +134,15 @@ def _of_shape(
     # Filled once, which is more than a pass.
     why = why or until.lacks((RUNS + 2) * rates.ms(n_bytes, 0) / 1e3)
     if why:
-        return [replace(row, contract=why) if row.contract == "holds" else row for row in (*rows.values(), *alone)]
+        return _lacking((*rows.values(), *alone), why)
     cache = _filled(plan, batch, length, n_layers)
-    layers = _layers_timed(plan, arms, rows, cache, n_bytes, rates, until)
-    return layers + decode_attention.timed(plan, alone, made, cache, rates, until, share=1.0)
+    layers = _or_failed(rows.values(), partial(_layers_timed, plan, arms, rows, cache, n_bytes, rates, until))
+    attention = partial(decode_attention.timed, plan, alone, made, cache, rates, until, share=1.0)
+    return layers + _or_failed(alone, attention)
 
 
 def _layers_timed(
-    plan: DecodePlan, arms: list[_Arm], rows: dict[tuple[str, str], Timing], cache: KVCache, n_bytes: int, rates: Rates,
-    until: Budget,
+    plan: DecodePlan, arms: list[_Arm], rows: Layers, cache: KVCache, n_bytes: int, rates: Rates, until: Budget,
 ) -> list[Timing]:  # fmt: skip
     works: dict[str, Work] = {}
     layers = {_arm_key(arm): arm.made(cache) for arm in arms if rows[_arm_key(arm), "eager"].contract == "holds"}

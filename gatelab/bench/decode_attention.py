@@ -95,7 +95,7 @@ def timed(
         if row.contract == "holds":
             step = partial(_all_layers, made[row.gate, row.candidate].call, q_B1HK, caches, logits[row.gate])
             run = captured(step) if plan.device == "cuda" else partial(_called, step)
-            works[_key(row)] = Work(run, floor_ms=n_layers * floor_ms)
+            works[_key(row)] = Work(run, floor_ms=n_layers * floor_ms, is_first=row.is_own)
     turns = take_turns(works, torch.device(plan.device), budget=budget, share=share)
     base = next(turns.times.get(_key(row)) for row in rows if row.is_own and row.gate == "none")
     out = []

@@ -2,10 +2,12 @@
 
 Notable: an elementwise gate brings as many weights as its queries' projection, and they are read in every step. So that the
 gate's cost is seen apart from theirs there is an ungated layer whose input is so much wider that it has as many; heads and
-cache are the same.
+cache are the same. A cache keeps the joint weights of one layer: were it the same object for all, each step would join its own
+anew and free those that another's captured graph reads.
 """
 
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -48,7 +50,9 @@ def matched_width(plan: DecodePlan, gate: str) -> int:
 
 
 def own(plan: DecodePlan, gate: str, cache: KVCache, *, width: int) -> Layer:
-    """Ours behind the first layer of a cache."""
+    """Ours behind the first layer of a cache, whose keys and values it reads; the weights that it joins are kept apart."""
+    cache = copy(cache)
+    cache.joint = {}
     layer, reference = (
         _ready(plan, _made(plan, gate, cache.length + 1, width, impl=impl)) for impl in ("auto", "reference")
     )

@@ -1,15 +1,16 @@
 """bench ops: gated attention by every implementation and peer, next to no gate, and the gate alone.
 
 Notable: everything of the shape is timed in every round, ungated and gated, so that ratios are within rounds: to the
-fastest of all ungated candidates. All are given slices of one packed projection, as a layer with `execution.packed` has them,
-and what they copy of these is their own time. A candidate is first held to the numeric contract on shorter sequences of the same
-type and heads; one that fails is not timed. Forward passes keep what a backward pass needs.
+fastest of all ungated candidates. What a goal is about, and what it is about the ratio to, comes first and has rounds of its
+own before any other is held to the contract or compiled. All are given slices of one packed projection, as a layer with
+`execution.packed` has them, and what they copy of these is their own time. A candidate is first held to the numeric contract on
+shorter sequences of the same type and heads; one that fails is not timed. Forward passes keep what a backward pass needs.
 """
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -70,27 +71,27 @@ def _attention(plan: OpsPlan, rates: Rates, budget: Budget, tell: Callable[[str]
     device = torch.device(plan.device)
     rows: list[Timing] = []
     works: dict[str, Work] = {}
+    ranks: dict[str, tuple[bool, bool, int]] = {}
     kept: dict[str, Callable[[], float | None]] = {}
     for word in plan.gates:
         spec = None if word == "none" else GateSpec.parse(word)
         short = drawn(plan, spec, batch=min(plan.batch, 2), length=min(plan.length, _CHECKED))
         long = drawn(plan, spec, batch=plan.batch, length=plan.length)
-        for c in attention_candidates(spec, device, length=plan.length):
-            tell(f"the contract: {word}, {c.name}")
-            contract = no_room(matrix_bytes(plan), plan.device) if c.has_matrices else ""
-            sliced = replace(c, call=partial(on_slices, c.call))
-            contract = contract or held(sliced, partial(gated_attention, gate=spec, impl="reference"), short, budget)
+        for i, c in enumerate(attention_candidates(spec, device, length=plan.length)):
+            contract = cache(partial(_contract, plan, spec, c, short, budget, tell))
             for work in ("forward", BOTH):
-                row = _row("ops", plan, spec, c, work, contract)
+                row = _row("ops", plan, spec, c, work, "holds")
                 rows.append(row)
-                if contract == "holds":
-                    works[_key(row)] = Work(partial(_run, c.call, long, work), floor_ms=op_ms(plan, rates, row))
-                if contract == "holds" and c.is_own:
+                run, floor_ms = partial(_run, c.call, long, work), op_ms(plan, rates, row)
+                works[_key(row)] = Work(run, floor_ms=floor_ms, refused=contract, is_first=c.is_first)
+                ranks[_key(row)] = not c.is_first, not c.is_own, i
+                if c.is_own:
                     kept[_key(row)] = partial(_kept_mib, c.call, long)
+    works = {key: works[key] for key in sorted(works, key=ranks.__getitem__)}
     tell(f"timing a layer and {len(works)} passes of attention")
     layer, layer_work = _layer(plan, rates)
-    # The layer first: of it every row needs the time.
-    turns = take_turns({_key(layer): layer_work, **works}, device, budget=budget)
+    # The layer behind what is first, since it is compiled: of it every row needs the time.
+    turns = take_turns({**works, _key(layer): layer_work}, device, budget=budget)
     kept_mib = {key: kept[key]() for key in kept if key in turns.times and key.endswith(BOTH)}
     layer_times = turns.times.get(_key(layer))
     best = {w: _fastest(turns, [r for r in rows if r.work == w and r.gate == "none"]) for w in ("forward", BOTH)}
@@ -118,6 +119,18 @@ def _attention(plan: OpsPlan, rates: Rates, budget: Budget, tell: Callable[[str]
             row = replace(row, kept_goal_mib=ungated_mib + logits_bytes(plan, row.at["granularity"]) / 2**20)
         out.append(replace(row, at=row.at | ({"fastest_own": True} if _key(row) in fastest_own else {})))
     return out
+
+
+def _contract(
+    plan: OpsPlan, spec: GateSpec | None, c: Candidate, short: Arguments, budget: Budget, tell: Callable[[str], None]
+) -> str:
+    """Why a candidate is not timed, or nothing."""
+    if why := no_room(matrix_bytes(plan), plan.device) if c.has_matrices else "":
+        return why
+    tell(f"the contract: {'none' if spec is None else spec.slug}, {c.name}")
+    sliced = replace(c, call=partial(on_slices, c.call))
+    verdict = held(sliced, partial(gated_attention, gate=spec, impl="reference"), short, budget)
+    return "" if verdict == "holds" else verdict
 
 
 def _gate_alone(plan: OpsPlan, rates: Rates, budget: Budget, tell: Callable[[str], None]) -> list[Timing]:
@@ -244,6 +257,6 @@ def _layer(plan: OpsPlan, rates: Rates) -> tuple[Timing, Work]:
     leaves = [x_BTD.requires_grad_(), *block.parameters()]
     floor_ms = rates.ms(0, 6 * plan.tokens * sum(p.numel() for p in block.parameters() if p.dim() == 2))
     floor_ms += ungated_ms(plan, rates, BOTH)
-    work = Work(lambda _: torch.autograd.grad(layer(x_BTD, Pass()), leaves, grad_BTD), floor_ms=floor_ms)
+    work = Work(lambda _: torch.autograd.grad(layer(x_BTD, Pass()), leaves, grad_BTD), floor_ms=floor_ms, is_first=True)
     candidate = Candidate("a decoder layer, compiled" if is_cuda else "a decoder layer", layer)
     return _row("layer", plan, None, candidate, BOTH, ""), work

@@ -1,8 +1,8 @@
 """How things are timed: taking turns in rounds, so that a busy or a hot device slows all of them alike.
 
 Notable: warm-ups are not counted; the number of rounds follows from the time that is left; a ratio is the median of the
-ratios within rounds. On CUDA a timing is between two events behind a pause, in which the work is launched; before each the L2
-cache is overwritten.
+ratios within rounds. What matters most has rounds of its own before the others are looked at, and stays in theirs. On CUDA a
+timing is between two events behind a pause, in which the work is launched; before each the L2 cache is overwritten.
 """
 
 import statistics
@@ -28,11 +28,14 @@ def _nothing() -> None:
 
 @dataclass(frozen=True)
 class Work:
-    """What is timed: `run` of what `before` gave, and `before` is not timed. `floor_ms`: the least that it can take."""
+    """What is timed: `run` of what `before` gave, and `before` is not timed. `floor_ms`: the least that it can take;
+    `refused`: asked before it is first run, why it is not to be; `is_first`: whether it is timed before others are begun."""
 
     run: Callable[[Any], object]
     before: Callable[[], Any] = _nothing
     floor_ms: float = 0.0
+    refused: Callable[[], str] = str
+    is_first: bool = False
 
 
 Measure = Callable[[Work], float]
@@ -71,7 +74,8 @@ class Budget:
 
 @dataclass(frozen=True)
 class Times:
-    """Milliseconds of one candidate, one a round, and the peak of bytes beyond those before (None on a CPU)."""
+    """Milliseconds of one candidate, one a round, and the peak of bytes beyond those before (None on a CPU). What was begun
+    stays till the end: of two candidates the last rounds are the same."""
 
     ms: tuple[float, ...]
     peak_bytes: int | None
@@ -148,8 +152,9 @@ class Timing:
         )
 
     def over(self, times: Times, base: Times, against: str, *, scale: float = 1.0) -> "Timing":
-        """The row with its ratio to a baseline that was timed in the same rounds."""
-        ratios = [scale * a / b for a, b in zip(times.ms, base.ms, strict=True)]
+        """The row with its ratio to a baseline, over the rounds that both were timed in."""
+        n = min(len(times.ms), len(base.ms))
+        ratios = [scale * a / b for a, b in zip(times.ms[-n:], base.ms[-n:], strict=True)]
         peak = times.peak_bytes / base.peak_bytes if times.peak_bytes and base.peak_bytes else None
         return replace(
             self,
@@ -202,42 +207,53 @@ def wall_clock(device: torch.device) -> Measure:
 def take_turns(
     works: dict[str, Work], device: torch.device, *, budget: Budget, share: float = 1.0, measure: Measure | None = None
 ) -> Turns:
-    """Time all works in every round, for a share of the budget that is left: 3 rounds at least and 50 at most.
+    """Time works in rounds, for a share of the budget that is left: 3 rounds at least and 50 at most.
 
-    What raises in its warm-up, is reached only when the time is over, or takes longer than what is left of it, by its floor
-    or as it turns out, is left out, and `failed` says why.
+    Those that are first have rounds for a half of that, before another is asked or run; then all are timed in every round. What
+    is refused, raises in its warm-up, is reached only when the time is over, or takes longer than what is left of it, by its
+    floor or as it turns out, is left out, and `failed` says why.
     """
     measure, until = measure or clock(device), budget.share(share)
+    turns, n_rounds, estimate = Turns({}, {}, 0), 0, 0.0
     peaks: dict[str, int | None] = {}
-    failed: dict[str, str] = {}
-    estimate = 0.0
-    for name, work in works.items():
-        if peaks and not until.left:
-            failed[name] = OVER
-            continue
-        if why := until.lacks(RUNS * work.floor_ms / 1e3):
-            failed[name] = why
-            continue
-        try:
-            work.run(work.before())
-            peak = _peak_bytes(work, device)
-            start = time.perf_counter()
-            measure(work)
-            spent = time.perf_counter() - start
-        except Exception as error:
-            failed[name] = why_not(error)
-            continue
-        if why := until.lacks(_LEAST * (estimate + spent)):
-            failed[name] = why
-            continue
-        peaks[name] = peak
-        estimate += spent
-    rounds = min(_MOST, max(_LEAST, int(until.left / estimate))) if estimate else 0
-    found: dict[str, list[float]] = {name: [] for name in peaks}
-    for _ in range(rounds):
-        for name, times in found.items():
-            times.append(measure(works[name]))
-    return Turns({name: Times(tuple(times), peaks[name]) for name, times in found.items()}, failed, rounds)
+    found: dict[str, list[float]] = {}
+    groups = [[name for name, work in works.items() if work.is_first == is_first] for is_first in (True, False)]
+    for names in filter(None, groups):
+        for name in names:
+            if found and not until.left:
+                turns.failed[name] = OVER
+                continue
+            why, spent, peak = _warmed_up(works[name], device, measure, until, estimate)
+            if why:
+                turns.failed[name] = why
+                continue
+            found[name], peaks[name], estimate = [], peak, estimate + spent
+        for_these = until.share(0.5) if names is groups[0] and groups[1] else until
+        rounds = min(_MOST - n_rounds, int(for_these.left / estimate)) if estimate else 0
+        for _ in range(max(_LEAST, rounds) if found else 0):
+            n_rounds += 1
+            for name, times in found.items():
+                times.append(measure(works[name]))
+    turns.times.update({name: Times(tuple(times), peaks[name]) for name, times in found.items()})
+    return replace(turns, rounds=n_rounds)
+
+
+def _warmed_up(
+    work: Work, device: torch.device, measure: Measure, until: Budget, estimate: float
+) -> tuple[str, float, int | None]:
+    """Why a work is left out, or nothing, and of what is not the seconds of a round and its peak. `estimate`: seconds of a
+    round of the others."""
+    if why := until.lacks(RUNS * work.floor_ms / 1e3) or work.refused():
+        return why, 0.0, None
+    try:
+        work.run(work.before())
+        peak = _peak_bytes(work, device)
+        start = time.perf_counter()
+        measure(work)
+        spent = time.perf_counter() - start
+    except Exception as error:
+        return why_not(error), 0.0, None
+    return until.lacks(_LEAST * (estimate + spent)), spent, peak
 
 
 def why_not(error: Exception) -> str:

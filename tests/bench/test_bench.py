@@ -123,6 +123,21 @@ def test_everything_is_timed_and_judged_on_slices_of_one_projection(monkeypatch:
     assert all(row.contract == "holds" for row in found.rows if row.candidate == "gatelab sdpa")
 
 
+def test_what_goals_are_about_is_timed_before_another_is_held_to_the_contract(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(ops, "_gate_alone", lambda *_: [])
+    monkeypatch.setattr(ops, "held", lambda c, *_: told.append(f"held {c.name}") or "holds")
+    monkeypatch.setattr(ops, "_run", lambda call, given, work, _: told.append("run"))
+    assert small_ops().rows
+    first = {f"held gatelab {name}" for name in ("flash", "flash-lean")}
+    heard = [said for said in told if said != "run"]
+    assert len(set(first)) == 2 and set(heard[:6]) == first and not set(heard[6:]) & first
+    # Ours before peers, and 3 rounds there of 2 gates and none, 2 implementations and 2 works.
+    assert all("gatelab" in said for said in heard[:12]) and heard[12:15] == ["held torch flash"] * 3
+    seventh = told.index("held gatelab reference")
+    assert told[:seventh].count("run") >= 12 * (2 + 3)
+
+
 def test_slices_have_the_numbers_and_gradients_of_what_they_join() -> None:
     given = {name: torch.randn(2, 3, n, 5, requires_grad=True) for name, n in (("q_BTHK", 4), ("k_BSGK", 2))}
     joined = slices._joined(given)

@@ -131,3 +131,40 @@ def test_the_layer_that_is_timed_is_packed() -> None:
     layer = decode_layers.own(plan("decode", "cpu", SHAPE), "sdpa-headwise", cache, width=32)
     assert isinstance(layer.step, partial) and isinstance(layer.step.args[0], GatedAttention)
     assert layer.step.args[0].is_packed and torch.equal(layer.step(), layer.step())
+
+
+def test_layers_behind_one_cache_keep_the_weights_that_they_joined() -> None:
+    """A captured graph reads them at their place, long after another layer's step."""
+    given = plan("decode", "cpu", SHAPE)
+    cache = decode._filled(given, 2, 9)
+    layers = [decode_layers.own(given, gate, cache, width=32) for gate in GATES]
+    caches = [layer.step.args[2] for layer in layers]
+    for layer in layers:
+        layer.step()
+    joined = [own.joint[0][1] for own in caches]
+    for layer in layers:
+        layer.step()
+    assert [own.joint[0][1] is weight for own, weight in zip(caches, joined, strict=True)] == [True] * 3
+    # The newest key is written to the one cache of all.
+    assert {own.k_LBSGK.data_ptr() for own in caches} == {cache.k_LBSGK.data_ptr()} and not cache.joint
+
+
+@pytest.mark.parametrize("part", ["_layers_timed", "_filled", "attention"])
+def test_a_device_that_fails_takes_no_other_shapes_times_along(monkeypatch: pytest.MonkeyPatch, part: str) -> None:
+    module, name = (decode_attention, "timed") if part == "attention" else (decode, part)
+    right, calls = getattr(module, name), []
+
+    def failing(*given: Any, **more: Any) -> Any:
+        calls.append(given)
+        if 9 not in given and (part == "_filled" or len(calls) > 1):  # not the contract's
+            raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered\nmore")
+        return right(*given, **more)
+
+    monkeypatch.setattr(module, name, failing)
+    rows = rows_of(batch="2", cache="9,11", gates="none")
+    first, second = ([r for r in rows if r.at["cache"] == n] for n in (9, 11))
+    assert first and all(r.contract == "holds" and r.median_ms for r in first)
+    failed = [r for r in second if r.median_ms is None]
+    assert {r.contract for r in failed} == {"not run: CUDA error: an illegal memory access was encountered"}
+    works = {"_layers_timed": {decode.WORK}, "attention": {decode_attention.WORK}}
+    assert {r.work for r in failed} == works.get(part, {decode.WORK, decode_attention.WORK})

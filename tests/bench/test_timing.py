@@ -46,6 +46,45 @@ def test_what_raises_is_left_out_and_says_why() -> None:
     assert take_turns({"bad": Work(fails)}, CPU, budget=Budget.of(1.0)).rounds == 0
 
 
+def test_what_is_first_has_rounds_before_another_is_asked_and_stays_in_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "_MOST", 3)
+    ran: list[str] = []
+
+    def asked() -> str:
+        ran.append("asked")
+        return ""
+
+    works = {name: Work(lambda _, n=name: ran.append(n), is_first=name in "bc") for name in "abc"}
+    works["a"] = timing.replace(works["a"], refused=asked)
+    turns = take_turns(works, CPU, budget=Budget.of(60.0), measure=lambda work: work.run(None) or 1.0)
+    assert ran == [*"bbcc", *"bc" * 3, "asked", *"aa", *"bca" * 3]
+    assert (len(turns.times["b"].ms), len(turns.times["a"].ms), turns.rounds) == (6, 3, 6)
+
+
+def test_what_is_first_is_timed_however_long_another_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
+
+    def compiled() -> str:
+        now[0] += 1e3
+        return ""
+
+    works = {"peer": Work(lambda _: None, refused=compiled), "late": Work(lambda _: None)}
+    works |= {"first": Work(lambda _: now.__setitem__(0, now[0] + 1.0), is_first=True)}
+    turns = take_turns(works, CPU, budget=Budget.of(60.0))
+    # Two runs to warm up; of the 58 s that are left a half, and after the peer the least.
+    assert len(turns.times["first"].ms) == 29 + 3 and list(turns.times) == ["first", "peer"]
+    assert turns.failed == {"late": timing.OVER}
+
+
+def test_what_is_refused_is_not_run() -> None:
+    def fails(_: None) -> None:
+        raise AssertionError
+
+    turns = take_turns({"wrong": Work(fails, refused=lambda: "FAIL output")}, CPU, budget=Budget.of(1.0))
+    assert turns.failed == {"wrong": "FAIL output"} and not turns.times
+
+
 def test_out_of_memory_is_said_in_few_words() -> None:
     def fails(_: None) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 137.00 GiB")
@@ -102,6 +141,8 @@ def test_a_ratio_is_the_median_of_ratios_within_rounds() -> None:
     assert (row.median_ms, row.least_ms, row.most_ms, row.of_floor) == (30.0, 10.0, 40.0, 2.0)
     assert (row.ratio, row.ratio_least, row.ratio_most, row.peak_ratio) == (1.0, 0.5, 3.0, 3.0)
     assert ROW.timed(times, scale=0.5).median_ms == 15.0
+    # Of what came later it is over the rounds that it was in.
+    assert ROW.over(Times((20.0, 40.0), None), base, "ungated").ratio == (20 / 10 + 40 / 80) / 2
 
 
 def test_the_upper_quartile_is_no_outliers() -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.linalg import vector_norm
 
 from ...config.normaliser import SinkLogit, Softmax
+from ..gated_attention.rows import aligned
 from . import identities
 from .block import Block, Received
 from .identities import RowStats
@@ -208,7 +209,7 @@ class Fused(Block):
         if s.y_BTHK is not None:
             return s.y_BTHK.float()
         H, T, S = s.shape[1:]
-        q_BHTK = s.q_BTHK.transpose(1, 2)
+        q_BHTK = aligned(s.q_BTHK).transpose(1, 2)
         k_BHSK, v_BHSK = (x.transpose(1, 2).repeat_interleave(H // x.shape[2], dim=1) for x in (s.k_BSGK, s.v_BSGK))
         scale = 1 / math.sqrt(q_BHTK.shape[3])
         if T == S and s.window is None:

@@ -16,6 +16,7 @@ from ...config.normaliser import Normaliser
 from ..gate_apply.fused import HAS_TRITON, gate_gradients, gate_output
 from .call import LOW_PRECISION, Call, unserved_inside
 from .fused import cudnn_overflows
+from .rows import aligned
 
 aten = torch.ops.aten
 
@@ -172,7 +173,7 @@ def _stock(q: Tensor, k: Tensor, v: Tensor, kernel: str, is_causal: bool) -> tup
     if not q.numel():
         lse = q.new_empty(B, H, T, dtype=torch.promote_types(q.dtype, torch.float32))
         return torch.empty_like(q), lse, q.new_empty(0), q.new_empty(0)
-    heads = [t.transpose(1, 2) for t in (_aligned(q), *_kv(_aligned(k), _aligned(v), H, kernel))]
+    heads = [t.transpose(1, 2) for t in (aligned(q), *_kv(aligned(k), aligned(v), H, kernel))]
     if kernel == "cpu":
         y, lse = aten._scaled_dot_product_flash_attention_for_cpu(*heads, 0.0, is_causal)
         return y.transpose(1, 2), lse.contiguous(), lse.new_empty(0), lse.new_empty(0)
@@ -190,7 +191,7 @@ def stock_gradients(
     """dq, dk, dv in the shapes of q, k, v."""
     if not q.numel():
         return torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
-    heads = [t.transpose(1, 2) for t in (_aligned(q), *_kv(_aligned(k), _aligned(v), q.shape[2], kernel))]
+    heads = [t.transpose(1, 2) for t in (aligned(q), *_kv(aligned(k), aligned(v), q.shape[2], kernel))]
     # cuDNN's has one more axis.
     given = (dy.transpose(1, 2), *heads, y.transpose(1, 2), lse[..., None] if kernel == "cudnn" else lse)
     lengths = (None, None, q.shape[1], k.shape[1])
@@ -214,13 +215,3 @@ def _kv(k: Tensor, v: Tensor, n_heads: int, kernel: str) -> tuple[Tensor, Tensor
     head."""
     R = n_heads // k.shape[2]
     return (k, v) if kernel != "cpu" or R == 1 else (k.repeat_interleave(R, dim=2), v.repeat_interleave(R, dim=2))
-
-
-def _aligned(t: Tensor) -> Tensor:
-    """The tensor as it is where the kernels can read it: channels side by side and, on CUDA devices, rows that begin at
-    16 bytes, which a packed projection of an odd width does not give."""
-    is_read = t.stride(3) == 1
-    if t.device.type == "cuda":
-        starts = [t.storage_offset(), *(n for n, size in zip(t.stride()[:3], t.shape[:3], strict=True) if size > 1)]
-        is_read = is_read and all(n * t.element_size() % 16 == 0 for n in starts)
-    return t if is_read else t.contiguous()

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .rows import aligned
+
 aten = torch.ops.aten
 
 
@@ -77,7 +79,7 @@ def _forward(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, is_causal: bool, scale: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     K = q.shape[-1]
-    q, k, v = (_padded(t, -K % 8) for t in (q, k, v))
+    q, k, v = (_readable(t, -K % 8) for t in (q, k, v))
     kernel = _kernel(q, bias)
     if kernel == "cpu":
         y, lse = aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, is_causal, attn_mask=bias, scale=scale)
@@ -89,7 +91,7 @@ def _forward(
         random = seed, offset
     else:
         y, lse, *random = aten._scaled_dot_product_efficient_attention(
-            q, k, v, _aligned(bias, q, k), True, 0.0, is_causal, scale=scale
+            q, k, v, _whole_rows(bias, q, k), True, 0.0, is_causal, scale=scale
         )
     return y[..., :K], lse, *random
 
@@ -114,7 +116,7 @@ def _backward(ctx, dy: Tensor | None, dlse: Tensor | None, *_: None) -> tuple[Te
         minus = torch.stack(pieces(-dlse[..., :T], q.dtype, 2), dim=-1)
         y, dy, n = torch.cat([y, minus], dim=-1), torch.cat([dy, torch.ones_like(minus)], dim=-1), n + 8
     y, dy = (_by_position(_padded(t, K + n - t.shape[-1])) for t in (y, dy))
-    q, k, v = (_padded(t, n) for t in (q, k, v))
+    q, k, v = (_readable(t, n) for t in (q, k, v))
     dbias = None
     if kernel == "cpu":
         dq, dk, dv = aten._scaled_dot_product_flash_attention_for_cpu_backward(
@@ -128,7 +130,7 @@ def _backward(ctx, dy: Tensor | None, dlse: Tensor | None, *_: None) -> tuple[Te
     else:
         wanted = [True, True, True, ctx.needs_input_grad[3]]
         dq, dk, dv, dbias = aten._scaled_dot_product_efficient_attention_backward(
-            dy, q, k, v, _aligned(bias, q, k), y, lse, seed, offset, 0.0, wanted, ctx.is_causal, scale=ctx.scale
+            dy, q, k, v, _whole_rows(bias, q, k), y, lse, seed, offset, 0.0, wanted, ctx.is_causal, scale=ctx.scale
         )
         dbias = dbias.sum_to_size(bias.shape).to(bias.dtype) if wanted[3] else None
     return dq[..., :K], dk[..., :K], dv[..., :K], dbias, None, None
@@ -145,7 +147,7 @@ def _kernel(q: Tensor, bias: Tensor | None) -> str:
     return "flash" if is_flash else "efficient"
 
 
-def _aligned(bias: Tensor | None, q: Tensor, k: Tensor) -> Tensor | None:
+def _whole_rows(bias: Tensor | None, q: Tensor, k: Tensor) -> Tensor | None:
     """The bias in q's type and whole shape, its rows a multiple of 16 apart in memory, as the kernel wants them."""
     if bias is None:
         return None
@@ -158,6 +160,12 @@ def _aligned(bias: Tensor | None, q: Tensor, k: Tensor) -> Tensor | None:
 def _by_position(t: Tensor) -> Tensor:
     """[B, H, T, K] with the heads of a position side by side in memory, as CUDA's backward kernel takes for granted."""
     return t.transpose(1, 2).contiguous().transpose(1, 2)
+
+
+def _readable(t: Tensor, n: int) -> Tensor:
+    """[B, H, T, K + n], the channels that come zeros, in rows that the kernels can read; a copy has the heads of a position
+    side by side."""
+    return aligned(_padded(t, n).transpose(1, 2)).transpose(1, 2)
 
 
 def _padded(t: Tensor, n: int) -> Tensor:

@@ -19,6 +19,7 @@ from ...config.normaliser import Normaliser
 from ..gate_apply.fused import HAS_TRITON
 from . import documents
 from .call import Call, unserved_inside, unserved_types
+from .rows import aligned
 
 _WIDTHS = (64, 96, 128)
 _SERVES = ("segment_ids_BT",)  # of what may come beside q, k, v and logits
@@ -108,7 +109,7 @@ def _attend(
     B, T, H, _ = q.shape
     if not q.numel():
         return q.new_empty(q.shape), q.new_empty(B, H, T, dtype=torch.float32)
-    given = (_aligned(t) for t in (q, k, v))
+    given = (aligned(t) for t in (q, k, v))
     return _kernels().forward(*given, _expanded(logits, q), is_causal=is_causal, window=window, spans_4BT=spans)
 
 
@@ -156,8 +157,8 @@ def _gradients(
     is_summed = expanded is not None and expanded.shape != wanted[3].shape
     tile = kernels.queries_of_a_tile(q, k, is_causal=is_causal, window=window, has_documents=spans is not None)
     dtype = torch.float32 if is_summed else wanted[3].dtype
-    prepared = prepare(_aligned(dz.contiguous()), z, expanded, lse, tile=tile, dtype=dtype)
-    given = (_aligned(t) for t in (q, k, v))
+    prepared = prepare(aligned(dz.contiguous()), z, expanded, lse, tile=tile, dtype=dtype)
+    given = (aligned(t) for t in (q, k, v))
     dq, dk, dv = kernels.backward(*given, prepared, is_causal=is_causal, window=window, spans_4BT=spans)
     dlogits = wanted[3] if prepared.dlogits_BTHW is None else prepared.dlogits_BTHW
     return dq, dk, dv, dlogits.sum_to_size(wanted[3].shape).to(wanted[3].dtype)
@@ -177,12 +178,4 @@ def _expanded(logits: Tensor | None, q: Tensor) -> Tensor | None:
     if logits is None:
         return None
     logits = logits.expand(*q.shape[:3], -1)
-    return logits if logits.shape[3] == 1 else _aligned(logits)
-
-
-def _aligned(t: Tensor) -> Tensor:
-    """The tensor as it is where the kernels can read it, channels side by side in rows that begin at 16 bytes, else a
-    copy. `contiguous` would leave an axis of size 1 the stride that it has."""
-    starts = (t.storage_offset(), *t.stride()[:3])
-    is_read = t.stride(3) == 1 and all(n * t.element_size() % 16 == 0 for n in starts)
-    return t if is_read else t.clone(memory_format=torch.contiguous_format)
+    return logits if logits.shape[3] == 1 else aligned(logits)

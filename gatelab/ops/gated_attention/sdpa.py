@@ -16,6 +16,7 @@ from ...config.gate import GateSpec
 from ..gate_apply import apply_gate
 from .call import LOW_PRECISION
 from .fused import attention_with_lse, cudnn_overflows, pieces
+from .rows import aligned
 from .scoring import Scoring, key_bias, key_scale, visible
 
 
@@ -71,7 +72,7 @@ def _attend(
     if bias_BSH is not None:
         own_BTH = bias_BSH[:, S - T :] if s.score_gate.form == "forget" else torch.zeros_like(bias_BSH[:, :1])
         q_BTHK, k_BSGK, v_BSGK = _with_bias(q_BTHK, k_BSGK, v_BSGK, -own_BTH / scale, bias_BSH / scale)
-    q_BHTK, k_BGSK, v_BGSK = q_BTHK.transpose(1, 2), k_BSGK.transpose(1, 2), v_BSGK.transpose(1, 2)
+    q_BHTK, k_BGSK, v_BGSK = (aligned(t).transpose(1, 2) for t in (q_BTHK, k_BSGK, v_BSGK))
     mask_BHTS, is_causal = _mask(q_BTHK, S, s)
 
     lse_BHT1: Tensor | None = None
