@@ -18,7 +18,7 @@ demo: .venv/installed
 test: .venv/installed-test
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
-# With Ray, and with Slurm where it is there: pip cannot install that.
+# With Ray, a server of S3's protocol, and with Slurm where it is there: pip cannot install that.
 test-slow: .venv/installed-slow
 	@PYTHONPATH=tests/study $(BIN)/python -c "from slurm_cluster import why_not; why = why_not(); \
 		print('the tests on a real Slurm are SKIPPED:', why) if why else None"
@@ -49,5 +49,5 @@ clean:
 	touch .venv/installed $@
 
 .venv/installed-slow: .venv/installed-test
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,eval,ray]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,eval,ray,object]' 'moto[server,s3]==5.2.5'
 	touch $@

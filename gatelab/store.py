@@ -25,13 +25,15 @@ import json
 import os
 import re
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from . import SCHEMA
+from .mirror import LIGHT, Mirror
+from .objects import AddressError, address_of, mirror_of
 from .record import Item, Row
 
 _TYPES = {int: "BIGINT", float: "DOUBLE", str: "VARCHAR"}
@@ -138,11 +140,16 @@ class Appender:
 
 
 class RunFolder:
-    """One run's folder. `state` is derived from its files; nothing stores it twice."""
+    """One run's folder. `state` is derived from its files; nothing stores it twice. With `objects` it mirrors a run of these."""
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, path: Path, objects: Mirror | None = None):
+        self.path, self.objects = path, objects
         self.fingerprint = path.name
+
+    def look(self) -> None:
+        """Of a run on an object store, let the mirror have what others wrote of its ledger."""
+        if self.objects is not None:
+            self.objects.look(self.path)
 
     def create(self, config: dict[str, Any]) -> None:
         """Make the folder and write run.json. An existing one is checked, and rewritten where it differs: under the
@@ -221,18 +228,40 @@ class RunFolder:
 
 
 class StudyFolder:
-    """A study's folder: study.json and its runs."""
+    """A study's folder: study.json and its runs. With `objects` it mirrors the study that lives on these."""
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, path: Path, objects: Mirror | None = None):
+        self.path, self.objects = path, objects
 
     @classmethod
-    def open(cls, path: str | Path) -> "StudyFolder":
-        """An existing study.
+    def at(cls, address: str, path: Path | None = None) -> "StudyFolder":
+        """The study of an object store, which need not exist yet, with its mirror in `path`, this user's own unless stated.
+        Nothing is read: `refresh` does."""
+        path = path or mirror_of(address)
+        return cls(path, Mirror(address, path))
+
+    @property
+    def address(self) -> str:
+        """What a user names it by."""
+        return str(self.path) if self.objects is None else self.objects.address
+
+    @classmethod
+    def open(cls, path: str | Path, *, is_light: bool = False) -> "StudyFolder":
+        """An existing study: a folder, an address such as s3://bucket/x, or the folder that mirrors one. Of an address what changed
+        is fetched first, checkpoints and weights left out; with `is_light` only what tells how the runs stand.
 
         Raises:
-            StoreError: when the folder is missing, holds no study, or one from another version.
+            StoreError: when the folder is missing, holds no study, or one from another version; an address that cannot be used.
         """
+        if (address := address_of(path)) is not None:
+            folder = cls.at(address)
+            folder.refresh(LIGHT if is_light else None)
+            if not (folder.path / "study.json").exists():
+                raise StoreError(
+                    f"{address}: holds no study (no study.json); `gatelab run STUDY --out {address}` makes one"
+                )
+            folder.study()
+            return folder
         folder = cls(Path(path))
         if not folder.path.exists():
             raise StoreError(f"{path}: no such folder; `gatelab run STUDY --out {path}` makes one")
@@ -257,7 +286,7 @@ class StudyFolder:
                 raise StoreError(
                     f"--out {path}: holds the study {there['name']!r}, not {study['name']!r}; name another folder"
                 )
-        elif folder.path.exists():
+        elif folder.path.exists() and address_of(folder.path) is None:
             # What a first write that was killed leaves behind is nobody's.
             held = sorted(p.name for p in folder.path.iterdir() if not _is_half_study(p))
             if held:
@@ -287,19 +316,55 @@ class StudyFolder:
         _check_keys(path, value, {"name": str, "plan": list})
         for entry in value["plan"]:
             _check_keys(path, entry, {"cell": str, "arm": str, "seed": int, "fingerprint": str})
-            if not re.fullmatch(r"\w[\w-]*", entry["fingerprint"]):
-                raise StoreError(f"{path}: {entry['fingerprint']!r} is no fingerprint of a run; was it edited?")
+            # Each names a folder.
+            for name in (entry["fingerprint"], entry.get("init_from")):
+                if name is not None and not (isinstance(name, str) and re.fullmatch(r"\w[\w-]*", name)):
+                    raise StoreError(f"{path}: {name!r} is no fingerprint of a run; was it edited?")
         return value
 
     def run(self, fingerprint: str) -> RunFolder:
         """The folder of one run, which need not exist yet."""
-        return RunFolder(self.path / "runs" / fingerprint)
+        return RunFolder(self.path / "runs" / fingerprint, self.objects)
+
+    def refresh(self, wants: Callable[[str], bool] | None = LIGHT, *, is_due: bool = True) -> None:
+        """Of a study on an object store, let the mirror have what changed, as `Mirror.refresh` says.
+
+        Raises:
+            StoreError: when it cannot be reached.
+        """
+        if self.objects is None:
+            return
+        try:
+            self.objects.refresh(wants, is_due=is_due)
+        except AddressError as error:
+            raise StoreError(str(error)) from None
+        except PermissionError as error:
+            raise StoreError(f"{self.address}: may not be read ({error}); check your credentials for it") from None
+        except OSError as error:
+            raise StoreError(f"{self.address}: cannot be read ({error})") from None
+
+    def check(self) -> None:
+        """Whether the study of an address may be written, or begun, there; and have what is there in the mirror.
+
+        Raises:
+            StoreError: when it may not.
+        """
+        try:
+            self.objects.check()
+        except AddressError as error:
+            raise StoreError(f"--out {error}") from None
+        self.refresh()
+
+    def push(self) -> None:
+        """Of a study on an object store, write there what was written into the mirror beside the runs."""
+        if self.objects is not None:
+            self.objects.push()
 
     def planned(self) -> Iterator[tuple[dict[str, Any], RunFolder]]:
         """The plan's entries (cell, arm, seed, fingerprint, …) with their folders."""
         runs = self.path / "runs"
         for entry in self.study()["plan"]:
-            yield entry, RunFolder(runs / entry["fingerprint"])
+            yield entry, RunFolder(runs / entry["fingerprint"], self.objects)
 
     def find(self, name: str) -> RunFolder:
         """The run whose fingerprint starts with `name`, or that is called `cell/arm/seed`.

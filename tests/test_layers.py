@@ -9,8 +9,8 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "gatelab"
 LAYERS = (
-    "config", "record", "tasks", "ops", "nn", "models", "data", "train", "probes", "evals", "retrofit", "store", "study",
-    "analysis", "report", "catalogue", "bench", "lab", "terminal", "cli",
+    "config", "record", "tasks", "ops", "nn", "models", "data", "train", "probes", "evals", "retrofit", "objects", "mirror",
+    "store", "study", "analysis", "report", "catalogue", "bench", "lab", "terminal", "cli",
 )  # fmt: skip
 # Studies are what a user writes: they name anything, and nothing names them.
 FILES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py" and p.parent.name != "studies")

@@ -44,9 +44,10 @@ def refuse(*_: Any, **__: Any) -> NoReturn:
 
 
 @pytest.mark.parametrize("name", ["../../elsewhere", "/etc", "..", ".", "a/b", "a\\b", "", "-rf", "a\n"])
-def test_a_fingerprint_that_leads_out_of_the_folder_is_refused(folder: StudyFolder, name: str, capsys):
+@pytest.mark.parametrize("field", ["fingerprint", "init_from"])
+def test_a_fingerprint_that_leads_out_of_the_folder_is_refused(folder: StudyFolder, name: str, field: str, capsys):
     study = read_json(folder.path / "study.json")
-    study["plan"][0]["fingerprint"] = name
+    study["plan"][0][field] = name
     write_json(folder.path / "study.json", study | {"schema": SCHEMA})
     with pytest.raises(StoreError, match="is no fingerprint of a run; was it edited"):
         StudyFolder.open(folder.path)

@@ -1,4 +1,5 @@
-"""The command line: parsing only. Exit status 0: done; 1: something asked for could not be done; 2: usage.
+"""The command line: parsing only. Exit status 0: done; 1: something asked for could not be done; 2: usage, and whatever `run`,
+`submit`, `train` and `plan` refuse before anything starts; 130: Ctrl-C.
 
 A command is a function in one of the files here, whose docstring is its help. It imports what it needs when it runs, so
 that `--help` and `status` answer at once.

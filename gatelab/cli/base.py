@@ -2,6 +2,8 @@
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from math import isfinite
 from typing import Annotated, Any
 
@@ -13,6 +15,21 @@ Json = Annotated[bool, Parameter(name="--json", negative="")]
 def tell(message: str) -> None:
     """A word beside the output."""
     print(message, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def refusing() -> Iterator[None]:
+    """Before anything starts: a folder or file that cannot be taken is refused as a word is that cannot be read, with exit status
+    2."""
+    from ..config import ConfigError
+    from ..store import StoreError
+
+    try:
+        yield
+    except StoreError as error:
+        raise ConfigError([str(error)]) from None
+    except (IsADirectoryError, NotADirectoryError, PermissionError) as error:
+        raise ConfigError([f"{error.filename}: {error.strerror}"]) from None
 
 
 def print_json(records: list[dict[str, Any]]) -> None:

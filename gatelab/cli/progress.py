@@ -19,7 +19,7 @@ def status(folder: Path, *, json_: Json = False) -> int:
     from ..study.grouping import environment_of
     from ..study.ledger import state_of
 
-    there = StudyFolder.open(folder)
+    there = StudyFolder.open(folder, is_light=True)
     if json_:
         print_json(
             [
@@ -48,7 +48,9 @@ def logs(folder: Path, run_name: str) -> int:
     """
     from ..store import StoreError, StudyFolder
 
-    path = StudyFolder.open(folder).find(run_name).path / "log.txt"
+    there = StudyFolder.open(folder, is_light=True)
+    there.refresh(lambda name: name == "log.txt")
+    path = there.find(run_name).path / "log.txt"
     if not path.exists():
         raise StoreError(f"{run_name}: has no log yet; it has not been started")
     print(path.read_text(encoding="utf-8", errors="replace"), end="")
@@ -68,7 +70,7 @@ def retry(folder: Path, *, json_: Json = False) -> int:
     from ..store import StudyFolder
     from ..study.drive import retry as plan_again
 
-    there = StudyFolder.open(folder)
+    there = StudyFolder.open(folder, is_light=True)
     again = plan_again(there)
     if json_:
         print_json([{"fingerprint": f, "state": "planned"} for f in again])

@@ -1,11 +1,12 @@
 """gatelab run and submit: carry a study out here or on a cluster."""
 
+from contextlib import ExitStack
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from .base import Json, print_json, tell
+from .base import Json, print_json, refusing, tell
 
 if TYPE_CHECKING:
     from ..store import StudyFolder
@@ -21,6 +22,8 @@ def run(
 ) -> int:
     """Carry out a study: everything that is not done yet. Started again, it continues.
 
+    A study file is Python, and planning it runs it: take only files that you would run as a script.
+
     Parameters
     ----------
     study:
@@ -29,7 +32,7 @@ def run(
     assignments:
         key=value words: model.gate=[none,sdpa-headwise] optim.lr=1e-3 seed=0..4 data.paths=FOLDER cell=text* execution.slots=2
     out:
-        The study's folder; runs/STUDY unless stated.
+        The study's folder, or an object store's address such as s3://BUCKET/NAME; runs/STUDY unless stated.
     executor:
         Where the runs are carried out: local, or ray.
     ray_address:
@@ -42,29 +45,32 @@ def run(
     from ..study.drive import drive
     from ..terminal import LiveGrid, print_findings, print_status
 
-    lab.check_executor(executor, ray_address)
-    words = parse_assignments(assignments)
-    if lab.is_folder(study):
-        folder = _there(study, out)
-        lab.check_executor(executor, ray_address, lab.execution_in(folder, words))
-        execution = lab.go_on(folder, words)
-        name, entries = folder.study()["name"], folder.study()["plan"]
-    else:
-        planned = lab.plan(study, words)
-        execution, name = planned.study.execution, planned.study.name
-        lab.check_executor(executor, ray_address, execution)
-        folder = lab.save_plan(planned, out or f"runs/{name}")
-        entries = planned.entries(folder.path)
-    tell(f"{name}: {len(entries)} runs in {folder.path}; Ctrl-C is safe, the same command continues")
-    if warning := lab.baseline_warning(folder):
-        tell(f"note: {warning}")
-    opened = lab.open_executor(execution, executor, folder=folder, ray_address=ray_address)
-    with opened as workers, LiveGrid(folder, workers.slots) as grid:
-        summary = drive(folder, workers, execution, entries=entries, on_event=grid)
+    with ExitStack() as stack:
+        with refusing():
+            lab.check_executor(executor, ray_address)
+            words = parse_assignments(assignments)
+            there = _there(study, out) if lab.is_folder(study) else None
+            planned = lab.plan(study, words) if there is None else None
+            execution = planned.study.execution if planned else lab.execution_in(there, words)
+            # A cluster is joined before anything is written.
+            workers = stack.enter_context(lab.open_executor(execution, executor, ray_address=ray_address))
+            if planned:
+                folder = lab.save_plan(planned, out or f"runs/{planned.study.name}")
+            else:
+                folder, execution = there, lab.go_on(there, words)
+            lab.check_seen(folder, ray_address)
+            content = folder.study()
+        # Of a plan that kept finished runs of an earlier one, those that are planned now.
+        entries = planned.entries(folder.path) if planned else content["plan"]
+        tell(f"{content['name']}: {len(entries)} runs in {folder.address}; Ctrl-C is safe, the same command continues")
+        if warning := lab.baseline_warning(folder):
+            tell(f"note: {warning}")
+        with LiveGrid(folder, workers.slots) as grid:
+            summary = drive(folder, workers, execution, entries=entries, on_event=grid)
     lacks = [name for name in ("duckdb", "scipy", "altair") if find_spec(name) is None]
     if lacks:
         tell(
-            f"no page: this machine has no {', '.join(lacks)}; take {folder.path} to one that has, then `gatelab report` it"
+            f"no page: this machine has no {', '.join(lacks)}; take {folder.address} to one that has, then `gatelab report` it"
         )
     analysis = None if lacks else lab.analyse(folder)
     page = None if analysis is None else lab.report(folder, analysis)
@@ -82,7 +88,7 @@ def run(
         tell(f"{len(summary.elsewhere)} runs are being carried out by another process; run again for the whole page")
     if not summary.is_complete:
         tell(
-            f"some runs did not finish; `gatelab status {folder.path}` says why, `gatelab retry {folder.path}` tries again"
+            f"some runs did not finish; `gatelab status {folder.address}` says why, `gatelab retry {folder.address}` tries again"
         )
     return 0 if summary.is_complete else 1
 
@@ -106,6 +112,8 @@ def submit(
     json_: Json = False,
 ) -> int:
     """Hand a study in to a batch system: an array of tasks that each take runs until their time is nearly up.
+
+    A study file is Python, and planning it runs it: take only files that you would run as a script.
 
     Parameters
     ----------
@@ -142,13 +150,14 @@ def submit(
         raise ConfigError([f"--to {to}: expected slurm; on this machine or on Ray, `gatelab run` carries a study out"])
     asked = Allocation(time, tasks, cpus, gpus, partition, mem, account, qos, constraint, grace)
     words = parse_assignments(assignments)
-    if lab.is_folder(study):
-        folder = study
-        path, job = lab.submit_folder(_there(study, out), asked, assignments=words, is_dry=dry_run)
-    else:
-        loaded = lab.load_study(study)
-        folder = out or f"runs/{loaded.name}"
-        path, job = lab.submit(loaded, folder, asked, assignments=words, is_dry=dry_run)
+    with refusing():
+        if lab.is_folder(study):
+            folder = study
+            path, job = lab.submit_folder(_there(study, out), asked, assignments=words, is_dry=dry_run)
+        else:
+            loaded = lab.load_study(study)
+            folder = out or f"runs/{loaded.name}"
+            path, job = lab.submit(loaded, folder, asked, assignments=words, is_dry=dry_run)
     if json_:
         print_json([{"job": job, "script": str(path)}])
     elif job is None:
@@ -165,4 +174,4 @@ def _there(study: str, out: str | None) -> "StudyFolder":
 
     if out is not None:
         raise ConfigError([f"--out {out}: {study} is a study's folder and goes on in it; leave --out out"])
-    return StudyFolder.open(study)
+    return StudyFolder.open(study, is_light=True)

@@ -1,8 +1,9 @@
 """gatelab train: one run, carried out as a study's runs are."""
 
+from contextlib import ExitStack
 from pathlib import Path
 
-from .base import Json, print_json, said, tell
+from .base import Json, print_json, refusing, said, tell
 
 
 def train(*assignments: str, config: Path | None = None, out: str | None = None, json_: Json = False) -> int:
@@ -24,15 +25,19 @@ def train(*assignments: str, config: Path | None = None, out: str | None = None,
     from ..study.drive import drive
     from ..terminal import LiveGrid, print_records
 
-    planned = lab.plan(lab.single(parse_assignments(assignments), config))
-    execution = planned.study.execution
-    lab.check_executor("local", execution=execution)
-    folder = lab.save_plan(planned, out or "runs/train", beside=config and config.parent.parent)
-    entries = planned.entries(folder.path)
-    fingerprint = entries[0]["fingerprint"]
-    tell(f"{entries[0]['n_parameters']:,} parameters, {entries[0]['steps']} steps, in {folder.run(fingerprint).path}")
-    with lab.open_executor(execution) as workers, LiveGrid(folder, workers.slots) as grid:
-        summary = drive(folder, workers, execution, entries=entries, on_event=grid)
+    with ExitStack() as stack:
+        with refusing():
+            planned = lab.plan(lab.single(parse_assignments(assignments), config))
+            execution = planned.study.execution
+            workers = stack.enter_context(lab.open_executor(execution))
+            folder = lab.save_plan(planned, out or "runs/train", beside=config and config.parent.parent)
+        entries = planned.entries(folder.path)
+        fingerprint = entries[0]["fingerprint"]
+        tell(
+            f"{entries[0]['n_parameters']:,} parameters, {entries[0]['steps']} steps, in {folder.run(fingerprint).path}"
+        )
+        with LiveGrid(folder, workers.slots) as grid:
+            summary = drive(folder, workers, execution, entries=entries, on_event=grid)
     rows = lab.final_rows(folder, fingerprint)
     if json_:
         print_json(rows)

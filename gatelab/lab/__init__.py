@@ -20,6 +20,7 @@ from .reporting import look_for_anomalies, report
 from .running import (
     EXECUTORS,
     check_executor,
+    check_seen,
     execution_in,
     go_on,
     is_folder,
@@ -41,6 +42,7 @@ __all__ = [
     "atlas",
     "baseline_warning",
     "check_executor",
+    "check_seen",
     "confirm",
     "confirmation",
     "confirming",

@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from ..config import ConfigError, Execution, canonical, nearest, validate
+from ..objects import address_of
 from ..store import StudyFolder
 from ..study.drive import Event, Summary, drive
 from ..study.executor import Executor
 from ..study.fresh import fresh_runs
 from ..study.local import devices_for, local_executor
-from ..study.ray import check_ray, ray_executor
+from ..study.ray import check_folder, ray_executor
+from ..study.ray_address import check_ray
 from ..study.slurm import Allocation, script, write_script
 from ..study.slurm import submit as hand_in
 from ..study.study import Study, built_in, changed_execution
@@ -43,10 +45,10 @@ def run(
     """
     check_executor(executor, ray_address)
     planned = plan(study, assignments)
-    check_executor(executor, ray_address, planned.study.execution)
-    folder = save_plan(planned, out)
     execution = planned.study.execution
-    with open_executor(execution, executor, folder=folder, ray_address=ray_address) as workers:
+    with open_executor(execution, executor, ray_address=ray_address) as workers:
+        folder = save_plan(planned, out)
+        check_seen(folder, ray_address)
         return folder, drive(folder, workers, execution, entries=planned.entries(folder.path), on_event=on_event)
 
 
@@ -55,7 +57,7 @@ def check_executor(name: str, ray_address: str | None = None, execution: Executi
     they are to be this machine's.
 
     Raises:
-        ConfigError: when there is none; no Ray, or no cluster at `ray_address`; no such GPUs.
+        ConfigError: when there is none; no Ray, or no cluster at `ray_address` that would have us; no such GPUs.
     """
     if name == "slurm":
         raise ConfigError(["--executor slurm: Slurm's jobs are handed in with `gatelab submit STUDY --to slurm`"])
@@ -72,22 +74,28 @@ def check_executor(name: str, ray_address: str | None = None, execution: Executi
 
 
 @contextmanager
-def open_executor(
-    execution: Execution, name: str = "local", *, folder: StudyFolder | None = None, ray_address: str | None = None
-) -> Iterator[Executor]:
-    """The executor of a name, for the study in `folder`; closed, with all its processes gone, when the block is left.
+def open_executor(execution: Execution, name: str = "local", *, ray_address: str | None = None) -> Iterator[Executor]:
+    """The executor of a name, a cluster joined and looked at; closed, with all its processes gone, when the block is left.
 
     Raises:
         ConfigError: when it cannot do what is asked for.
     """
-    check_executor(name, ray_address)
-    workers = (
-        ray_executor(execution, ray_address, folder and folder.path) if name == "ray" else local_executor(execution)
-    )
+    check_executor(name, ray_address, execution)
+    workers = ray_executor(execution, ray_address) if name == "ray" else local_executor(execution)
     try:
         yield workers
     finally:
         workers.close()
+
+
+def check_seen(folder: StudyFolder, ray_address: str | None) -> None:
+    """Whether the machines of the cluster that was joined, if one was, see the study's folder.
+
+    Raises:
+        ConfigError: the first that does not.
+    """
+    if ray_address is not None:
+        check_folder(ray_address, folder.address)
 
 
 def submit(
@@ -103,6 +111,7 @@ def submit(
     Raises:
         ConfigError, DataError, StoreError: before anything is handed in.
     """
+    _refuse_address(out)
     planned = plan(study, assignments)
     allocation.check(planned.study.execution)
     return _submit(save_plan(planned, out), planned.study.execution, allocation, is_dry=is_dry)
@@ -120,6 +129,7 @@ def submit_folder(
     Raises:
         ConfigError, StoreError: as `go_on` does, and before anything is handed in.
     """
+    _refuse_address(folder.address)
     allocation.check(execution_in(folder, assignments))
     return _submit(folder, go_on(folder, assignments), allocation, is_dry=is_dry)
 
@@ -131,9 +141,18 @@ def _submit(
     return path, None if is_dry else hand_in(path)
 
 
+def _refuse_address(out: str | Path) -> None:
+    if address_of(out) is not None:
+        raise ConfigError(
+            [
+                f"--out {out}: Slurm's tasks share a folder with where they were handed in from; name one that all machines see"
+            ]
+        )
+
+
 def is_folder(study: str) -> bool:
-    """Whether the word names a study's folder, and no study that comes with Gatelab."""
-    return study not in built_in() and (Path(study) / "study.json").is_file()
+    """Whether the word names a study's folder or its address, and no study that comes with Gatelab."""
+    return study not in built_in() and (address_of(study) is not None or (Path(study) / "study.json").is_file())
 
 
 def execution_in(folder: StudyFolder, assignments: dict[str, list[Any]] | None = None) -> Execution:
@@ -172,4 +191,5 @@ def go_on(folder: StudyFolder, assignments: dict[str, list[Any]] | None = None) 
         StudyFolder.create(folder.path, {k: v for k, v in study.items() if k != "schema"})
         for p in new:
             folder.run(p.fingerprint).create(canonical(p.run))
+        folder.push()
     return execution

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from ..objects import address_of
 from ..store import StoreError, StudyFolder
 
 ARCHIVES = (".tar.xz", ".tar.gz", ".tgz")
@@ -40,7 +41,7 @@ def sources_in(paths: Sequence[str | Path]) -> list[Source]:
         StoreError: a path that is not there or holds no study; a study that is named twice.
     """
     found: dict[Path, tuple[Path, Path]] = {}
-    for path in map(Path, paths):
+    for path in (StudyFolder.open(p).path if address_of(p) else Path(p) for p in paths):
         held = _held(path)
         if not held:
             raise StoreError(

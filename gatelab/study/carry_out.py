@@ -214,6 +214,7 @@ def _look(group: "Group", runs: list[RunFolder], writers: list[_Writer]) -> None
 def _ask(group: "Group", runs: list[RunFolder], writers: list[_Writer]) -> None:
     """Items of tasks, of each run that is trained on them and alive; the items of the last step are kept too."""
     from ..evals.asking import asked
+    from ..evals.inside import with_inside
     from ..evals.strips import with_strips
 
     for folder, member, writer in zip(runs, group.members, writers, strict=True):
@@ -226,7 +227,8 @@ def _ask(group: "Group", runs: list[RunFolder], writers: list[_Writer]) -> None:
         )
         writer.rows.write(rows)
         if group.step == steps[-1]:
-            write_lines(folder.items_path, with_strips(member.model, member.run, items))
+            seen = with_inside(member.model, member.run, with_strips(member.model, member.run, items))
+            write_lines(folder.items_path, seen)
 
 
 def _tell_left_out(group: "Group") -> None:

@@ -18,12 +18,12 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from ..config import Execution, Run, validate
-from ..store import RunFolder, StudyFolder
+from ..store import RunFolder, StoreError, StudyFolder
 from . import ledger
 from .executor import EXITS, GRACE_S, TARGET, Ended, Executor, Task
 from .grouping import group_size, shape_of, stands_at
@@ -199,12 +199,18 @@ class _Driver:
 
     def summary(self) -> Summary:
         """The states as the ledger has them now."""
+        self._refresh(is_due=True)
         states, messages = {}, {}
         for fingerprint in self._entries:
             run = self._folder.run(fingerprint)
             states[fingerprint], messages[fingerprint] = self._state_of(run), self._message_of(run)
         elsewhere = tuple(f for f in self._entries if f in self._elsewhere and states[f] == "running")
         return Summary(states, {f: m for f, m in messages.items() if m}, elsewhere, self._halted)
+
+    def _refresh(self, *, is_due: bool) -> None:
+        """Of a study on an object store, what others wrote; one that does not answer now is asked again."""
+        with suppress(StoreError):
+            self._folder.refresh(is_due=is_due)
 
     def _sort_in(self, fingerprint: str, kind: Kind) -> None:
         """Read a run's state, tell it, and queue the run if its policy says so."""
@@ -274,7 +280,7 @@ class _Driver:
             return False
         execution = {**self._execution.model_dump(mode="json"), "micro_batch": first[1] or 0}
         names = tuple(run.fingerprint for run in group)
-        task = Task(str(self._folder.path), names, execution, target=self._target, grace_s=self._grace_s, known=known)
+        task = Task(self._folder.address, names, execution, target=self._target, grace_s=self._grace_s, known=known)
         stop_at = time.monotonic() + (self._execution.timeout_s or float("inf"))
         self._running[self._executor.submit(task)] = _Running(task, group, stop_at)
         for name in names:
@@ -294,6 +300,8 @@ class _Driver:
         """Close what an ended task left open, and decide how its runs go on."""
         running = self._running.pop(ended.handle)
         for run in running.runs:
+            with suppress(OSError):  # what cannot be read now cannot be concluded either, which is told below
+                run.look()
             if ended.exit_code is None and ended.signal is None and self._lives(run, running.task.owner):
                 self._vanished.add(run.fingerprint)
             elif ended.exit_code not in (EXITS["held"], EXITS["displaced"]):
@@ -333,6 +341,7 @@ class _Driver:
     def _take_back(self) -> bool:
         """Queue the runs that another driver has let go of unfinished; whether anything is to be started."""
         self._look_at = time.monotonic() + ledger.BEAT_S
+        self._refresh(is_due=False)
         for fingerprint in sorted(self._elsewhere):
             if self._state_of(self._folder.run(fingerprint)) != "running":
                 self._sort_in(fingerprint, "ended" if fingerprint in self._vanished else "state")

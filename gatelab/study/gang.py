@@ -20,7 +20,6 @@ from glob import escape
 from pathlib import Path
 
 from ..config import Execution
-from ..store import StudyFolder
 from . import ledger
 from .executor import EXITS, Task, function_of, leave
 
@@ -82,12 +81,13 @@ def _watch(
 
 def accompany(task: Task, worker_pid: int) -> int:
     """The life of one that is not the first, as long as the process lives that started it; returns the exit code."""
+    from .carry_up import study_of
     from .worker import classify
 
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the worker hears it for all
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_leave_with, args=(worker_pid,), daemon=True).start()
-    folder = StudyFolder(Path(task.folder))
+    folder = study_of(task)
     runs = [folder.run(f) for f in task.fingerprints]
     try:
         function_of(task)(runs, Execution.model_validate(task.execution), should_stop=lambda: False)

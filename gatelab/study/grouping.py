@@ -62,7 +62,8 @@ def shape_of(config: dict[str, Any]) -> str:
 def stands_at(run: RunFolder) -> int | None:
     """The step of a run's newest checkpoint, read from its header or its folder's name; None without one, or with one that cannot
     be read. A group goes on only where all its runs stand at one step."""
-    return max((s for s in (_in_header(run), *steps(run.path)) if s is not None), default=None)
+    saved = None if run.objects is None else run.objects.saved(run.objects.name_of(run.path)).get("step")
+    return max((s for s in (_in_header(run), *steps(run.path), saved) if s is not None), default=None)
 
 
 def environment_of(run: RunFolder) -> dict[str, Any] | None:

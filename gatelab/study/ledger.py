@@ -4,7 +4,8 @@
 gets the next number, and the newest attempt is the lease: while its outcome is `running` and its owner lives, nobody
 else may touch the run. A take-over is the claim of the next number; no file ever changes hands, so a claimant that was
 slow to act cannot displace a newer lease by mistake (it could with one lease file that is renamed). The owner beats by
-touching its attempt; one that finds a newer number than its own has been displaced and leaves at once.
+touching its attempt; one that finds a newer number than its own has been displaced and leaves at once. How a file is
+created exclusively and what tells its age is the place's affair (place.py): a folder's, or an object store's.
 
 Notable: an owner on this machine is judged by its process (pid and start time, against reuse), never by its beats, so
 a laptop that slept loses nothing. One elsewhere is judged by its last beat against a file touched just now on the same
@@ -17,7 +18,6 @@ import math
 import os
 import re
 import socket
-import time
 import uuid
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
@@ -26,8 +26,9 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from ..store import RunFolder, StoreError, read_json, write_json
+from ..store import RunFolder, StoreError, read_json
 from .executor import Ended
+from .place import FOLDER, Place
 
 BEAT_S = 1.0
 # Sixty missed beats: longer than a network file system hides a change (attribute caches: up to 60 s, usually 3) or
@@ -35,8 +36,6 @@ BEAT_S = 1.0
 STALE_S = 60.0
 
 FINISHED = ("done", "diverged")
-# As in s3://bucket/x, of which Path makes s3:/bucket/x; one letter is a drive.
-_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 STATES = ("planned", "running", *FINISHED, "stopped", "timeout", "lost", "oom", "failed", "disk-full")
 
 
@@ -108,7 +107,7 @@ def is_live(run: RunFolder, attempt: Attempt) -> bool:
     if (attempt.host, attempt.machine) == _here():
         return attempt.process == process_start(attempt.pid)
     # Also a beat from the future is none: the file system's clock went back, and a living owner beats again by it.
-    return abs(age_s(_path(run, attempt.number))) <= STALE_S
+    return abs(_at(run).age_s(_path(run, attempt.number))) <= STALE_S
 
 
 def claim(
@@ -123,6 +122,7 @@ def claim(
         OSError: when the folder cannot be written to.
     """
     (run.path / "attempts").mkdir(parents=True, exist_ok=True)
+    _at(run).look(run.path)
     # In this order: whoever finished after the first look still held the lease at it, or takes the number below.
     last = last_attempt(run)
     if last is not None and last.outcome == "running" and is_live(run, last):
@@ -143,7 +143,7 @@ def claim(
 def last_beat(run: RunFolder, attempt: Attempt) -> float:
     """When the owner of an attempt beat last, by the clock of the file system; not-a-number when its file is gone."""
     try:
-        return _path(run, attempt.number).stat().st_mtime
+        return _at(run).beaten(_path(run, attempt.number))
     except FileNotFoundError:
         return math.nan
 
@@ -152,13 +152,8 @@ def check_place(path: str | Path) -> None:
     """Whether a study's folder may lie at `path`, which need not exist yet: leases need links and renames.
 
     Raises:
-        StoreError: when its file system has none; an address such as s3://bucket/x.
+        StoreError: when its file system has none.
     """
-    if _ADDRESS.match(str(path)):
-        raise StoreError(
-            f"--out {path}: is an address, and leases need the hard links and renames of a file system, which object stores "
-            "have not; name a folder"
-        )
     path = Path(path)
     place = next((p for p in (path, *path.absolute().parents) if p.is_dir()), None)
     if place is None:
@@ -186,22 +181,18 @@ def check_place(path: str | Path) -> None:
 
 def beat(run: RunFolder, attempt: Attempt) -> bool:
     """Show that the owner lives; False when the run has been taken over or its folder is gone."""
-    if _path(run, attempt.number + 1).exists():
-        return False
     try:
-        os.utime(_path(run, attempt.number))
-    except FileNotFoundError:
-        return False
+        return _at(run).beat(_path(run, attempt.number), _path(run, attempt.number + 1))
     except OSError as error:
         # A file system that hiccups is no reason to throw work away; the next beat tries again.
         return error.errno != errno.ESTALE
-    return True
 
 
 def end(
     run: RunFolder, attempt: Attempt, outcome: str, *, message: str = "", traceback: str = "", exit_code: int = 0
 ) -> None:
     """The owner's last word, which releases the lease. An attempt that others closed meanwhile stays as it is."""
+    _at(run).look(run.path)
     current = _read(_path(run, attempt.number))
     if current.outcome == "running" and current.owner == attempt.owner:
         ended = replace(current, outcome=outcome, ended=_now(), message=message, traceback=traceback)
@@ -214,6 +205,7 @@ def conclude(run: RunFolder, owner: str, outcome: str, ended: Ended, *, message:
     A `timeout` also renames the owner's `stopped`, because only the driver knows why it asked. A run that somebody else
     has had since the `known` attempts is left alone, and so is one that is done: `close_done` says how it ended.
     """
+    _at(run).look(run.path)
     last = last_attempt(run)
     how: dict[str, Any] = {"message": message, "exit_code": ended.exit_code, "signal": ended.signal, "ended": _now()}
     if run.done() is not None:
@@ -240,6 +232,7 @@ def close_done(run: RunFolder) -> bool:
 
 def reset(run: RunFolder) -> bool:
     """Plan the run again: what is in its folder stays, so it resumes. False when somebody claimed it just now."""
+    _at(run).look(run.path)
     return _publish(run, _begin(last_attempt(run), uuid.uuid4().hex, "reset", driver=os.getpid()))
 
 
@@ -293,24 +286,6 @@ def _here() -> tuple[str, str]:
     return socket.gethostname(), " ".join(machine)
 
 
-def age_s(path: Path) -> float:
-    """Seconds since a file was touched, by the clock of the file system that holds it; infinity when it is gone."""
-    try:
-        beaten = path.stat().st_mtime
-    except FileNotFoundError:
-        return math.inf
-    probe = path.with_name(f".clock.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        with open(probe, "xb") as f:
-            return os.fstat(f.fileno()).st_mtime - beaten
-    except OSError:
-        # A reader without the right to write has only its own clock.
-        return time.time() - beaten
-    finally:
-        with suppress(OSError):
-            probe.unlink(missing_ok=True)
-
-
 def _begin(last: Attempt | None, owner: str, outcome: str, *, driver: int | None, micro_batch: int = 0) -> Attempt:
     host, machine = _here()
     return Attempt(
@@ -327,23 +302,13 @@ def _begin(last: Attempt | None, owner: str, outcome: str, *, driver: int | None
     )
 
 
+def _at(run: RunFolder) -> Place:
+    return FOLDER if run.objects is None else run.objects
+
+
 def _publish(run: RunFolder, attempt: Attempt) -> bool:
-    """Write a new attempt under its number unless the number is taken: all of it appears at once, or nothing."""
-    path = _path(run, attempt.number)
-    temporary = path.with_name(f".{path.name}.{attempt.owner}.tmp")
-    try:
-        write_json(temporary, asdict(attempt))
-        os.link(temporary, path)
-    except (FileExistsError, FileNotFoundError):
-        # The number is taken; its holder may already have swept the temporary file away.
-        return False
-    except OSError as error:
-        if error.errno in (errno.EPERM, errno.EOPNOTSUPP):
-            raise StoreError(f"{path.parent}: leases need a file system with hard links; use another") from None
-        raise
-    finally:
-        temporary.unlink(missing_ok=True)
-    return True
+    """Write a new attempt under its number unless the number is taken."""
+    return _at(run).create(_path(run, attempt.number), attempt.owner, asdict(attempt))
 
 
 def _sweep(run: RunFolder, number: int) -> None:
@@ -377,7 +342,7 @@ def _read(path: Path) -> Attempt:
 
 
 def _write(run: RunFolder, attempt: Attempt) -> None:
-    write_json(_path(run, attempt.number), asdict(attempt))
+    _at(run).replace(_path(run, attempt.number), asdict(attempt))
 
 
 def _now() -> str:

@@ -9,6 +9,7 @@ from contextlib import suppress
 from ..store import RunFolder, StudyFolder
 from . import ledger
 from .checkpoints import remove
+from .place import FOLDER
 
 OLD_S = 3600.0
 _EIGHT = "[0-9a-f]" * 8  # what store.py puts into a name that lasts until the file is whole
@@ -25,6 +26,8 @@ def clear_done(run: RunFolder) -> None:
             for half in (*run.path.glob(".*.tmp"), *run.path.glob("attempts/.*.tmp")):
                 if not half.name.startswith(".run.json."):
                     half.unlink(missing_ok=True)
+            if run.objects is not None:
+                run.objects.sweep(run.path)
 
 
 def clear_old(folder: StudyFolder) -> None:
@@ -32,5 +35,5 @@ def clear_old(folder: StudyFolder) -> None:
     runs = (half for _, run in folder.planned() for half in run.path.glob(f".run.json.{_EIGHT}.tmp"))
     for half in (*folder.path.glob(f".*.{_EIGHT}.tmp"), *runs):
         with suppress(OSError):
-            if ledger.age_s(half) > OLD_S:
+            if FOLDER.age_s(half) > OLD_S:
                 half.unlink(missing_ok=True)

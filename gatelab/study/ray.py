@@ -9,27 +9,26 @@ Ray's own choice would be all interfaces, so one that does not obey is shut down
 Ray but names: the folder, fingerprints, `module:function`.
 """
 
-import logging
 import os
 import secrets
-import socket
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
-from importlib.util import find_spec
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from .. import SCHEMA
 from ..config import ConfigError, Execution
+from ..objects import AddressError, Objects, address_of
 from .executor import Ended, Task
 from .local import PRELOAD, LocalExecutor, gpus, n_cores
+from .ray_address import answers, check_ray, head_of, quiet
 
 # The least that Ray accepts; results travel through files.
 _OBJECT_STORE_BYTES = 80 * 2**20
-_CONNECT_S = 5.0
 _LOOK_S = 120.0
 # Between asking a slot to kill its task and killing the slot, which may be on a machine that answers no more.
 _KILL_S = 5.0
@@ -40,40 +39,12 @@ _POLL_S = 0.05
 _LOOPBACK = "127.0.0.1"
 
 
-def check_ray(address: str | None) -> None:
-    """Whether Ray is installed and something answers at `address` (None: Ray is embedded, nothing to reach).
+def ray_executor(execution: Execution, address: str | None) -> "RayExecutor":
+    """The executor that `execution` asks for, over Ray in this process or over the cluster at `address`, whose machines still have
+    to see the study's folder (`check_folder`).
 
     Raises:
-        ConfigError: when not.
-    """
-    if find_spec("ray") is None:
-        raise ConfigError(["--executor ray: Ray is not installed here; pip install 'gatelab[ray]'"])
-    if address in (None, "auto"):
-        return
-    host, _, port = address.rpartition(":")
-    if "://" in address or not host or not port.isdigit():
-        raise ConfigError(
-            [f"--ray-address {address}: expected host:port of a cluster's head, or auto on one of its machines"]
-        )
-    if not _answers(address):
-        raise ConfigError([f"--ray-address {address}: nothing answers there; is the head up, and is this its port?"])
-
-
-def _answers(address: str) -> bool:
-    host, _, port = address.rpartition(":")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
-    except (OSError, OverflowError):
-        return False
-    return True
-
-
-def ray_executor(execution: Execution, address: str | None, folder: Path | None) -> "RayExecutor":
-    """The executor that `execution` asks for, over Ray in this process or over the cluster at `address`.
-
-    Raises:
-        ConfigError: no Ray, no cluster, another version of Ray, Python or Gatelab there, a machine of it that does not see
-            `folder`, or no GPU where one is asked for.
+        ConfigError: no Ray, no cluster, another version of Ray, Python or Gatelab there, or no GPU where one is asked for.
     """
     check_ray(address)
     if address is None:
@@ -81,12 +52,22 @@ def ray_executor(execution: Execution, address: str | None, folder: Path | None)
     else:
         _join(address)
     try:
-        if address is not None and folder is not None:
-            _look_around(address, folder)
+        if address is not None:
+            _look_around(address)
         return RayExecutor(execution)
     except BaseException:
         _leave()
         raise
+
+
+def check_folder(address: str, folder: str | Path) -> None:
+    """Whether all machines of the cluster at `address`, which this process has joined, see the study's folder, or reach the object
+    store that it lives on.
+
+    Raises:
+        ConfigError: the first that does not.
+    """
+    _look_around(address, address_of(folder) or str(Path(folder).resolve()))
 
 
 class RayExecutor:
@@ -135,7 +116,7 @@ class RayExecutor:
     def submit(self, task: Task) -> str:
         slot = self._idle.pop() if self._idle else self._start()
         # Other machines have other working directories.
-        there = asdict(task) | {"folder": str(Path(task.folder).resolve())}
+        there = asdict(task) | {"folder": address_of(task.folder) or str(Path(task.folder).resolve())}
         self._running[task.owner] = _Running(slot, slot.carry.remote(there))
         return task.owner
 
@@ -168,7 +149,7 @@ class RayExecutor:
         if not self._is_open:
             return
         self._is_open = False
-        if not _answers(self._head):
+        if not answers(self._head):
             _leave()
             return
         slots = [*self._idle, *(running.slot for running in self._running.values())]
@@ -184,7 +165,7 @@ class RayExecutor:
         now = time.monotonic()
         if now - self._asked > (_RECOUNT_S if self._heard == self._asked else 1.0):
             self._asked = now
-            if _answers(self._head):
+            if answers(self._head):
                 self._heard = now
         if now - self._heard > _HEAD_S and self._heard != self._asked:
             raise ConnectionError(
@@ -274,7 +255,7 @@ def _embed(execution: Execution) -> None:
     # What Ray does on systems where clusters are not supported: its address is the loopback one, and so are its ports.
     before, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
     try:
-        with _quiet():
+        with quiet():
             ray.init(
                 address="local",
                 num_cpus=max(n_cores(), slots),
@@ -299,19 +280,12 @@ def _join(address: str) -> None:
 
     _refuse_another()
     try:
-        with _quiet():
-            ray.init(address=address, log_to_driver=False, logging_level="error")
+        with quiet():
+            ray.init(address=head_of(address), log_to_driver=False, logging_level="error")
     except Exception as error:
         words = " ".join(str(error).split())
-        if "ersion mismatch" in words:
-            raise ConfigError(
-                [f"--ray-address {address}: {words}; install that version of Ray and Python here, or ours there"]
-            ) from None
         raise ConfigError(
-            [
-                f"--ray-address {address}: cannot be joined ({words}); run this on one of the cluster's machines, with"
-                " RAY_AUTH_MODE=token where the cluster takes tokens"
-            ]
+            [f"--ray-address {address}: cannot be joined ({words}); run this on one of the cluster's machines"]
         ) from None
 
 
@@ -323,44 +297,22 @@ def _refuse_another() -> None:
 def _leave() -> None:
     import ray
 
-    with _quiet():
+    with quiet():
         ray.shutdown()
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Ray and its libraries print as they please; what is wrong comes as an exception."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    kept = [os.dup(number) for number in (1, 2)]
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    logger = logging.getLogger("ray")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        for number in (1, 2):
-            os.dup2(nowhere, number)
-        yield
-    finally:
-        logger.setLevel(level)
-        for number, before in zip((1, 2), kept, strict=True):
-            os.dup2(before, number)
-        for number in (*kept, nowhere):
-            os.close(number)
-
-
-def _look_around(address: str, folder: Path) -> None:
+def _look_around(address: str, folder: str | None = None) -> None:
     """Refuse a cluster with a machine that runs another Gatelab, or that does not see the folder."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    here = _look(str(folder.resolve()))
+    here = _look(folder)
     look = ray.remote(num_cpus=0, max_retries=0)(_look)
     for node in (n for n in ray.nodes() if n["Alive"]):
         there = NodeAffinitySchedulingStrategy(node_id=node["NodeID"], soft=False)
         name = f"--ray-address {address}: the machine {node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
         try:
-            found = ray.get(look.options(scheduling_strategy=there).remote(str(folder.resolve())), timeout=_LOOK_S)
+            found = ray.get(look.options(scheduling_strategy=there).remote(folder), timeout=_LOOK_S)
         except ray.exceptions.RayError as error:
             words = str(error).strip().rpartition("\n")[2]
             raise ConfigError(
@@ -374,14 +326,22 @@ def _look_around(address: str, folder: Path) -> None:
             )
         if found["study"] != here["study"]:
             raise ConfigError(
-                [f"{name} does not see {folder.resolve()}; name an --out on a folder that all machines share"]
+                [
+                    f"{name} does not reach {folder}; it needs the package and the credentials for it that this one has"
+                    if address_of(folder or "")
+                    else f"{name} does not see {folder}; name an --out on a folder that all machines share"
+                ]
             )
 
 
-def _look(folder: str) -> dict[str, Any]:
+def _look(folder: str | None) -> dict[str, Any]:
     """What a machine sees; `study` tells the folder from another of the same name."""
-    try:
-        study = os.stat(Path(folder) / "study.json")
-    except OSError:
-        return {"schema": SCHEMA, "study": None}
-    return {"schema": SCHEMA, "study": (study.st_size, study.st_mtime_ns)}
+    study = None
+    if folder is not None and address_of(folder) is not None:
+        with suppress(OSError, AddressError):
+            study = sha256(Objects(folder).read("study.json")).hexdigest()
+    elif folder is not None:
+        with suppress(OSError):
+            found = os.stat(Path(folder) / "study.json")
+            study = found.st_size, found.st_mtime_ns
+    return {"schema": SCHEMA, "study": study}

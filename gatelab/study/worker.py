@@ -18,14 +18,15 @@ import time
 import traceback
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import NoReturn
 
 from ..config import Execution
+from ..objects import address_of
 from ..store import RunFolder, StudyFolder
 from . import ledger
+from .carry_up import Carrier, carriers, carrying, study_of
 from .executor import EXITS, GRACE_S, TARGET, Task, function_of, leave
-from .gang import accompany, gang
+from .gang import accompany, clear, gang
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 Held = tuple[RunFolder, ledger.Attempt]
@@ -38,12 +39,13 @@ def work(task: Task, driver_pid: int | None = None) -> int:
     # Ctrl-C is the driver's affair: it asks its tasks to stop when it has decided to.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
-    folder = StudyFolder(Path(task.folder))
+    folder = study_of(task)
     runs = [folder.run(f) for f in task.fingerprints]
     take_output(task)
     driver = _Driver(driver_pid)
 
     held: list[Held] = []
+    of_objects: list[Carrier] = []
     error: BaseException | None = None
     try:
         execution = Execution.model_validate(task.execution)
@@ -53,20 +55,24 @@ def work(task: Task, driver_pid: int | None = None) -> int:
             if attempt is not None:
                 held.append((run, attempt))
         if not held:
+            _clear(folder, task)
             return EXITS["held"]
         for run, _ in held[1:]:
             with open(run.path / "log.txt", "a", encoding="utf-8") as f:
                 f.write(f"in one process with {runs[0].fingerprint}, whose log.txt has the output\n")
-        with _Heart(held, stop, driver, task.grace_s):
+        of_objects = carriers(held)
+        with _Heart(held, stop, driver, task.grace_s), carrying(of_objects):
             if not stop.is_set():
                 group = replace(task, fingerprints=tuple(run.fingerprint for run, _ in held))
-                with gang(group, execution.processes, lambda error: driver.leave(_end(held, error, stopped=False))):
+                fail = lambda error: driver.leave(_end(held, of_objects, error, stopped=False))  # noqa: E731
+                with gang(group, execution.processes, fail):
                     function_of(task)([run for run, _ in held], execution, should_stop=stop.is_set)
     # Whatever ends an attempt, the ledger has to say so.
     except BaseException as caught:
         error = caught
         traceback.print_exc()
-    code = _end(held, error, stopped=stop.is_set())
+    code = _end(held, of_objects, error, stopped=stop.is_set())
+    _clear(folder, task)
     if driver.is_gone():
         with suppress(OSError):
             sys.stdout.flush()
@@ -102,7 +108,7 @@ def take_output(task: Task) -> None:
     """Send stdout and stderr of this process to the log.txt of the task's first run."""
     sys.stdout.flush()
     sys.stderr.flush()
-    run = StudyFolder(Path(task.folder)).run(task.fingerprints[0])
+    run = study_of(task).run(task.fingerprints[0])
     run.path.mkdir(parents=True, exist_ok=True)
     log = os.open(run.path / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     os.dup2(log, 1)
@@ -171,7 +177,13 @@ class _Heart(threading.Thread):
             self._driver.leave(EXITS["orphaned"])
 
 
-def _end(held: list[Held], error: BaseException | None, *, stopped: bool) -> int:
+def _clear(folder: StudyFolder, task: Task) -> None:
+    """Of an object store's runs, remove the scratch folder, as the fork server does where there is one."""
+    if folder.objects is not None:
+        clear(task.owner)
+
+
+def _end(held: list[Held], of_objects: list[Carrier], error: BaseException | None, *, stopped: bool) -> int:
     """Write the last word of every attempt; returns the exit code, that of the last one which is not done."""
     outcome, message = classify(error) if error is not None else ("stopped", "asked to stop")
     if error is None and not stopped:
@@ -180,6 +192,9 @@ def _end(held: list[Held], error: BaseException | None, *, stopped: bool) -> int
         message = disk_is_full(len(held))
     trace = "".join(traceback.format_exception(error)) if error is not None else ""
     code = EXITS[outcome] if error is not None or not held else 0
+    for carrier in of_objects:
+        with suppress(OSError):
+            carrier.save()  # the last words of its log
     for run, attempt in held:
         done = run.done()
         try:
@@ -244,6 +259,10 @@ def main() -> int:
         known=json.loads(given.known),
         **({"owner": given.owner} if given.owner else {}),
     )
+    if address_of(task.folder) is not None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        parser.error(
+            f"{task.folder}: ranks that torchrun starts share a folder; `gatelab run` starts them for an object store"
+        )
     if int(os.environ.get("RANK", "0")):
         return accompany(task, os.getppid())
     return work(task, given.driver_pid)

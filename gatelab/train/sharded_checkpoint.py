@@ -8,6 +8,7 @@ Ranks write while training goes on; the index, which makes a checkpoint of the f
 import contextlib
 import json
 import os
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -33,6 +34,12 @@ from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, W
 from .. import SCHEMA
 from .checkpoint import CheckpointError, misfit, write_tensors
 from .checkpoint_folder import FOLDER, INDEX, folder_of, steps
+
+# What an index may say, which others than its writer can write too: the files of ranks, and the types that weights and the
+# optimiser's state have.
+_FILE = re.compile(r"rank-\d+\.safetensors", re.ASCII)
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64,
+           "int64": torch.int64, "int32": torch.int32, "uint8": torch.uint8, "bool": torch.bool}  # fmt: skip
 
 
 class Saving:
@@ -111,7 +118,7 @@ def export(run: Path, to: Path, step: int | None = None) -> int:
     step = whole[0] if step is None else step
     stored = _index(folder_of(run, step))["tensors"]
     weights = {
-        name: torch.empty(entry["shape"], dtype=getattr(torch, entry["dtype"]))
+        name: torch.empty(entry["shape"], dtype=_DTYPES[entry["dtype"]])
         for name, entry in stored.items()
         if name.startswith("model.")
     }
@@ -196,7 +203,7 @@ class _Reader(StorageReader):
                 offset = torch.Size(piece["offset"])
                 chunks.append(ChunkStorageMetadata(offset, torch.Size(piece["shape"])))
                 self.place[name, tuple(offset)] = piece["file"], piece["key"]
-            properties = TensorProperties(dtype=getattr(torch, entry["dtype"]))
+            properties = TensorProperties(dtype=_DTYPES[entry["dtype"]])
             tensors[name] = TensorStorageMetadata(properties, torch.Size(entry["shape"]), chunks)
         return Metadata(state_dict_metadata=tensors)
 
@@ -265,7 +272,30 @@ def _index(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: cannot be read ({error}). {_REMEDY}") from None
     if schema != SCHEMA:
         raise CheckpointError(f"{path}: written by another version (schema {schema}, this one reads {SCHEMA})")
+    try:
+        wrong = _strange(content["tensors"]) or ("" if isinstance(content["state"], dict) else "the state is no object")
+    except (KeyError, TypeError, AttributeError) as error:
+        wrong = f"{type(error).__name__}: {error}"
+    if wrong:
+        raise CheckpointError(f"{path}: was not written by Gatelab, or was edited ({wrong}). {_REMEDY}")
     return content
+
+
+def _strange(tensors: dict[str, Any]) -> str:
+    """What an index says that `_Writer` does not write: a file elsewhere, another type, sizes that are none. Empty: nothing."""
+    for name, entry in tensors.items():
+        if entry["dtype"] not in _DTYPES:
+            return f"{name} has dtype {entry['dtype']!r}; expected {', '.join(_DTYPES)}"
+        for piece in entry["pieces"]:
+            if not _FILE.fullmatch(piece["file"]):
+                return f"{name} lies in {piece['file']!r}; expected rank-NUMBER.safetensors"
+            if not isinstance(piece["key"], str) or not _are_sizes(piece["offset"], piece["shape"], entry["shape"]):
+                return f"{name} has a piece without a key, an offset or a shape"
+    return ""
+
+
+def _are_sizes(*lists: Any) -> bool:
+    return all(isinstance(sizes, list) and all(type(n) is int and n >= 0 for n in sizes) for sizes in lists)
 
 
 _REMEDY = "Delete the folder to start from an earlier checkpoint, or from step 0"

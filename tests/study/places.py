@@ -40,7 +40,11 @@ EXECUTORS: dict[str, Callable[[], Executor]] = {
 def open_executor(kind: str, folder: Path) -> Executor:
     """One of `EXECUTORS`, or with ray@ADDRESS a cluster of Ray."""
     name, _, address = kind.partition("@")
-    return ray.ray_executor(Execution(), address, folder) if address else EXECUTORS[name]()
+    if not address:
+        return EXECUTORS[name]()
+    executor = ray.ray_executor(Execution(), address)
+    ray.check_folder(address, folder)
+    return executor
 
 
 class Driver(ABC):

@@ -121,12 +121,12 @@ def fill_disk(runs: list[RunFolder], execution: Execution, *, should_stop: Calla
 
 def fill_disk_wholly(runs: list[RunFolder], execution: Execution, *, should_stop: Callable[[], bool]) -> None:
     """So full that the end of the attempt cannot be written either."""
-    from gatelab.study import ledger
+    from gatelab.study import place
 
     def refuse(path: Path, value: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
-    ledger.write_json = refuse
+    place.write_json = refuse
     fill_disk(runs, execution, should_stop=should_stop)
 
 
@@ -144,6 +144,23 @@ def share(runs: list[RunFolder], execution: Execution, *, should_stop: Callable[
     while len(list(study.glob("rank-*"))) < execution.processes or not (study / "finish").exists():
         time.sleep(0.01)
     if os.environ["RANK"] == "0":
+        for run in _start(runs):
+            run.mark_done("done", {"steps": 1, "seconds": 0.0})
+
+
+def listen(runs: list[RunFolder], execution: Execution, *, should_stop: Callable[[], bool]) -> None:
+    """Each process joins the others as training does, and says what it listens on."""
+    import torch
+    from sockets import listening
+
+    from gatelab.train.parallel import join
+
+    ranks = join(torch.device("cpu"))
+    ranks.wait()
+    study = runs[0].path.parent.parent
+    (study / f"listens-{ranks.rank}").write_text(json.dumps(sorted(listening(os.getpid()))))
+    ranks.wait()
+    if ranks.is_writer:
         for run in _start(runs):
             run.mark_done("done", {"steps": 1, "seconds": 0.0})
 
@@ -168,6 +185,12 @@ def count_until_told(runs: list[RunFolder], execution: Execution, *, should_stop
             return
         time.sleep(0.01)
     run.mark_done("done", {"steps": step, "seconds": 0.0})
+
+
+def count_after_the_first(runs: list[RunFolder], execution: Execution, *, should_stop: Callable[[], bool]) -> None:
+    """Seed 0 is done at once, the others count until they are told."""
+    task = succeed if runs[0].config()["seed"] == 0 else count_until_told
+    task(runs, execution, should_stop=should_stop)
 
 
 def _start(runs: list[RunFolder]) -> list[RunFolder]:

@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 import tiny
 from carrier import folder as planned
 from conftest import make_study, wait_until
+from sockets import is_loopback, listening
 
 from gatelab.config import Execution
 from gatelab.store import StudyFolder, read_json
@@ -80,6 +83,27 @@ def test_the_others_leave_with_a_killed_worker_and_nothing_stays_behind(
     wait_until(lambda: ledger.process_start(second) is None, "the other has left")
     wait_until(lambda: not list(tmp_path.glob("gatelab-*")), "the place where they met is gone")
     executor.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc, which Linux has")
+def test_a_gang_listens_on_loopback_alone(study: StudyFolder, executor: LocalExecutor) -> None:
+    """Its processes have joined each other as training does; the driver listens on nothing."""
+    summary = go(study, executor, "listen")
+    assert summary.is_complete, summary.messages
+    for rank in (0, 1):
+        addresses = json.loads((study.path / f"listens-{rank}").read_text())
+        assert addresses and all(map(is_loopback, addresses))
+    assert not listening(os.getpid())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc, which Linux has")
+def test_listeners_are_seen_for_what_they_are() -> None:
+    assert listening(os.getpid()) == set()
+    for family, address in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")):
+        with socket.create_server((address, 0), family=family):
+            assert listening(os.getpid()) == {address}
+            assert is_loopback(address) == (address == "127.0.0.1")
+    assert is_loopback("::1") and is_loopback("::ffff:127.0.0.1") and not is_loopback("::ffff:192.0.2.1")
 
 
 @pytest.mark.slow

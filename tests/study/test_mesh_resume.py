@@ -2,6 +2,9 @@
 
 import json
 import os
+import random
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -93,9 +96,11 @@ def test_a_rank_stops_all_and_what_is_whole_is_kept(moved: tuple[RunFolder, list
 
 
 def test_ranks_killed_at_any_moment_resume_to_the_same_rows(tmp_path: Path, alone: RunFolder) -> None:
-    """In the middle of files, between a file and its name, before the index: by turns the first rank and the second."""
+    """In the middle of a step; in the middle of files, between a file and its name, before the index: by turns the first rank and
+    the second."""
     run = folder(tmp_path, RUN)
-    rounds = [
+    rounds = [{"n": 2, "mesh": "tp=2", "rank": 1, "die_past": [1, random.Random(0).random() * 0.01]}]
+    rounds += [
         {"n": 2, "mesh": mesh, "rank": rank, "die_at": at}
         for mesh, rank, at in (
             ("shard=zero3", 0, 9),
@@ -107,6 +112,27 @@ def test_ranks_killed_at_any_moment_resume_to_the_same_rows(tmp_path: Path, alon
     found = on_meshes(run, *rounds, {"n": 2, "mesh": "shard=zero3"})
     for one, done in zip(found, rounds, strict=False):
         assert one["ends"][done["rank"]] == -9 and one["ends"][1 - done["rank"]] in (0, 1)
+    assert found[-1]["ends"] == [0, 0]
+    same(run, alone)
+
+
+@pytest.mark.slow
+def test_ranks_killed_at_random_moments_of_training_resume_to_the_same_losses(tmp_path: Path) -> None:
+    """Whatever a rank does at that moment: each is some steps on, and then anywhere within two. It saves after every step, so
+    none of the steps up to that of the moment is lost."""
+    long = RUN.model_copy(update={"train": RUN.train.model_copy(update={"tokens": 8 * RUN.train.tokens})})
+    alone, run, moments = folder(tmp_path / "alone", long), folder(tmp_path / "killed", long), random.Random(1)
+    carry_out([alone], Execution(), should_stop=lambda: False)
+    rounds = [
+        {"n": 2, "mesh": mesh, "rank": i % 2, "die_past": [8 * i + moments.randrange(1, 8), moments.random() * 0.06]}
+        for i, mesh in enumerate(
+            ("shard=zero3", "tp=2", "ep=2", "shard=zero2", "ep=2 shard=zero3", "tp=2", "shard=zero3")
+        )
+    ]
+    found = on_meshes(run, *rounds, {"n": 2, "mesh": "shard=zero2"})
+    assert [one["ends"][done["rank"]] for one, done in zip(found, rounds, strict=False)] == [-9] * len(rounds)
+    reached = [max(int(name.split("-")[1].split("/")[0]) for name in one["kept"]) for one in found[:-1]]
+    assert all(n >= done["die_past"][0] for n, done in zip(reached, rounds, strict=True)) and reached == sorted(reached)
     assert found[-1]["ends"] == [0, 0]
     same(run, alone)
 
@@ -204,12 +230,58 @@ def test_damage_and_another_model_are_said_in_a_sentence(stopped: RunFolder) -> 
         sharded.load(stopped.path, 3, {"model.embedding.weight": weight})
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("file", "../../elsewhere/rank-0000.safetensors", "lies in '../../elsewhere/rank-0000.safetensors'; expected"),
+        ("file", "{elsewhere}", "; expected rank-NUMBER.safetensors"),
+        ("file", "rank-0000.safetensors\n", "; expected rank-NUMBER.safetensors"),
+        ("file", "weights.safetensors", "; expected rank-NUMBER.safetensors"),
+        ("file", 3, "TypeError"),
+        ("key", None, "without a key"),
+        ("offset", [-1, 0], "without a key, an offset"),
+        ("shape", "all", "without a key, an offset or a shape"),
+        ("dtype", "load", "has dtype 'load'; expected float32"),
+        ("dtype", "__loader__", "has dtype '__loader__'"),
+        ("dtype", ["float32"], "TypeError"),
+        ("pieces", None, "TypeError"),
+        ("state", None, "the state is no object"),
+    ],
+)
+def test_an_index_cannot_name_what_lies_elsewhere(
+    stopped: RunFolder, tmp_path: Path, field: str, value: object, message: str
+) -> None:
+    """Although the file is there, and whole."""
+    here, step = RunFolder(tmp_path / "study" / "run"), 3
+    there = folder_of(here.path, step)
+    shutil.copytree(folder_of(stopped.path, step), there)
+    elsewhere = there.parent.parent / "elsewhere" / "rank-0000.safetensors"
+    elsewhere.parent.mkdir()
+    for copy in (elsewhere, there / "weights.safetensors"):
+        shutil.copy(there / "rank-0000.safetensors", copy)
+    index = json.loads((there / "index.json").read_text())
+    name = "model.embedding.weight"
+    entry = index["tensors"][name]
+    of = next(part for part in (entry["pieces"][0], entry, index) if field in part)
+    of[field] = str(elsewhere) if value == "{elsewhere}" else value
+    (there / "index.json").write_text(json.dumps(index))
+    for read in (
+        lambda: sharded.load(here.path, step, {name: torch.zeros(17, 16)}),
+        lambda: sharded.export(here.path, tmp_path / "w.safetensors"),
+        lambda: sharded.read_state(here.path, step),
+    ):
+        with pytest.raises(CheckpointError, match=rf"index.json: was not written by Gatelab.*{re.escape(message)}"):
+            read()
+    assert not (tmp_path / "w.safetensors").exists()
+
+
 @pytest.mark.slow
 def test_torchrun_starts_the_ranks_of_a_worker(tmp_path: Path, alone: RunFolder) -> None:
     words = json.dumps({"parallel": {"tp": 2}, "checkpoint_s": 0})
     study = StudyFolder.create(tmp_path, {"name": "one", "plan": []})
     run = folder(study.path / "runs", RUN)
-    command = [Path(sys.executable).with_name("torchrun"), "--nproc-per-node", "2", "-m", "gatelab.study.worker"]
+    torchrun = Path(sys.executable).with_name("torchrun")
+    command = [torchrun, "--standalone", "--nproc-per-node", "2", "-m", "gatelab.study.worker"]
     done = subprocess.run([*command, study.path, run.fingerprint, "--execution", words], timeout=300)
     assert done.returncode == 0
     same(run, alone)

@@ -8,10 +8,14 @@ import json
 import os
 import secrets
 import signal
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from conftest import make_study, wait_until
@@ -19,9 +23,11 @@ from places import HERE, needs_ray
 from ray_cluster import Cluster
 from tasks import n_starts
 
+from gatelab import SCHEMA
+from gatelab.cli import _status
 from gatelab.config import ConfigError, Execution
-from gatelab.store import RunFolder, StudyFolder
-from gatelab.study import ledger
+from gatelab.store import RunFolder, StudyFolder, read_json, write_json
+from gatelab.study import ledger, ray_address
 from gatelab.study import ray as over_ray
 
 # The driver of tasks.py, which does not wait so long for a head.
@@ -30,9 +36,33 @@ slow = pytest.mark.slow
 
 
 def test_without_ray_there_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(over_ray, "find_spec", lambda name: None)
+    monkeypatch.setattr(ray_address, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install 'gatelab\[ray\]'"):
-        over_ray.check_ray(None)
+        ray_address.check_ray(None)
+
+
+@contextmanager
+def listener(says: bytes | None) -> Iterator[str]:
+    """The address of something that takes one connection after another, and says so much to each; None: it keeps silent."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            with suppress(OSError):
+                while True:
+                    there = server.accept()[0]
+                    kept.append(there)
+                    if says is not None:
+                        with suppress(OSError):
+                            there.sendall(says)
+
+        kept: list[socket.socket] = []
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+        server.shutdown(socket.SHUT_RDWR)
+        thread.join()
+        for there in kept:
+            there.close()
 
 
 @pytest.mark.parametrize(
@@ -47,54 +77,70 @@ def test_without_ray_there_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> N
     ],
 )
 def test_a_cluster_that_is_not_there_is_refused(address: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(over_ray, "find_spec", lambda name: object())
+    monkeypatch.setattr(ray_address, "find_spec", lambda name: object())
     with pytest.raises(ConfigError, match=f"--ray-address {address}: {message}"):
-        over_ray.check_ray(address)
+        ray_address.check_ray(address)
+
+
+@pytest.mark.parametrize("says", [None, b"", b"SSH-2.0-OpenSSH_9.2\r\n", b"HTTP/1.1 400 Bad Request\r\n\r\n"])
+def test_what_is_no_head_is_refused_before_ray_waits_for_it(
+    says: bytes | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_address, "find_spec", lambda name: object())
+    monkeypatch.setattr(ray_address, "_CONNECT_S", 0.3)
+    with listener(says) as address, pytest.raises(ConfigError, match="what answers there is no head of Ray"):
+        ray_address.check_ray(address)
+
+
+@needs_ray
+def test_auto_without_a_cluster_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray._private import services
+
+    def nowhere(*_: object) -> NoReturn:
+        raise ConnectionError("Could not find any running Ray instance.")
+
+    monkeypatch.setattr(services, "canonicalize_bootstrap_address_or_die", nowhere)
+    with pytest.raises(
+        ConfigError, match="--ray-address auto: this machine is of no cluster of Ray; `ray start --head`"
+    ):
+        ray_address.check_ray("auto")
+    monkeypatch.setattr(services, "canonicalize_bootstrap_address_or_die", lambda _: "127.0.0.1:9")
+    with pytest.raises(ConfigError, match=r"--ray-address auto \(127\.0\.0\.1:9\): nothing answers there"):
+        ray_address.check_ray("auto")
+
+
+@needs_ray
+@pytest.mark.parametrize("address", ["127.0.0.1:9", "no-such-host.invalid:6379"])
+def test_a_run_without_its_cluster_leaves_nothing_behind(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert _status(["run", "quickstart", "--executor", "ray", "--ray-address", address]) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.count("\n") == 1 and "nothing answers there" in said.err
+    assert not list(tmp_path.iterdir())
 
 
 def in_a_process(code: str, *words: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=120, check=False
-    )
+    command, environ = [sys.executable, "-c", code, *words], os.environ | {"PYTHONPATH": str(HERE)}
+    return subprocess.run(command, env=environ, capture_output=True, text=True, timeout=120, check=False)
 
 
 _LISTENING = """
-import os, subprocess, sys
-from pathlib import Path
+import os
+from sockets import family, is_loopback, listening
 from gatelab.config import Execution
 from gatelab.study import ray as over_ray
 from ray._raylet import AuthenticationMode, get_authentication_mode
-
-def sockets():
-    "{inode: address} of all that listen."
-    out = {}
-    for table in ("tcp", "tcp6"):
-        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
-            words = line.split()
-            if words[3] == "0A":
-                out[words[9]] = words[1].rpartition(":")[0]
-    return out
-
-def family(pid):
-    yield pid
-    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-        yield from family(int(child))
 
 print("before")
 over_ray._embed(Execution())
 executor = over_ray.RayExecutor(Execution(), preload=())
 executor._idle = [executor._start()]
 executor._ray.get(executor._idle[0].stop.remote("nobody"))
-addresses = set()
-for pid in list(family(os.getpid())):
-    for file in Path(f"/proc/{pid}/fd").iterdir():
-        try:
-            target = os.readlink(file)
-        except OSError:
-            continue
-        if target.startswith("socket:["):
-            addresses.add(sockets().get(target[8:-1]))
-print(len(list(family(os.getpid()))) > 5, get_authentication_mode() == AuthenticationMode.TOKEN, *sorted(addresses - {None}))
+started = list(family(os.getpid()))
+addresses = listening(*started)
+print(len(started) > 5, get_authentication_mode() == AuthenticationMode.TOKEN, bool(addresses), all(map(is_loopback, addresses)))
 executor.close()
 executor.close()
 print(list(family(os.getpid())) == [os.getpid()])
@@ -105,11 +151,7 @@ print(list(family(os.getpid())) == [os.getpid()])
 @needs_ray
 def test_embedded_ray_listens_on_loopback_wants_a_token_and_leaves_nothing() -> None:
     done = in_a_process(_LISTENING)
-    loopback = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
-    before, line, gone = done.stdout.splitlines()
-    several, mode, *addresses = line.split()
-    assert (before, several, mode, gone) == ("before", "True", "True", "True"), done.stderr
-    assert addresses and set(addresses) <= loopback
+    assert done.stdout.split() == ["before", "True", "True", "True", "True", "True"], done.stderr
 
 
 @slow
@@ -215,24 +257,86 @@ def test_a_killed_slot_lets_its_worker_save_before_another_goes_on(
 
 @slow
 @needs_ray
-def test_a_lost_head_is_told_and_the_next_cluster_goes_on(
+def test_a_lost_head_is_told_and_the_next_cluster_goes_on_with_what_was_not_done(
     tmp_path: Path, start_cluster: Callable[..., Cluster]
 ) -> None:
-    study = make_study(tmp_path / "study", 1)
-    (run,) = runs_of(study)
+    study = make_study(tmp_path / "study", 2)
+    finished, run = runs_of(study)
     cluster = start_cluster(1)
-    driver = start_driver(cluster, study)
+    driver = start_driver(cluster, study, "count_after_the_first")
     wait_for_starts(study)
     cluster.lose("head")
     cluster.lose(0)
     said = driver.communicate()[1]
     assert driver.returncode == 1 and f"Ray's head at {cluster.address} is gone" in said
-    assert [a["outcome"] for a in run.attempts()] == ["stopped"]
-    saved = steps(run)
+    assert [[a["outcome"] for a in each.attempts()] for each in (finished, run)] == [["done"], ["stopped"]]
+    saved, word = steps(run), (finished.path / "done.json").stat()
     (study.path / "finish").touch()
-    again = start_driver(start_cluster(1), study)
+    again = start_driver(start_cluster(1), study, "count_after_the_first")
     again.communicate()
     assert again.returncode == 0 and run.done()["steps"] == saved
+    # What was done before the head was lost is left as it was.
+    assert n_starts(finished) == 1 and (finished.path / "done.json").stat() == word
+    assert [[a["outcome"] for a in each.attempts()] for each in (finished, run)] == [["done"], ["stopped", "done"]]
+
+
+_TRAINING = """
+import sys
+from gatelab.config import Execution
+from gatelab.store import StudyFolder
+from gatelab.study.drive import drive
+from gatelab.study.ray import check_folder, ray_executor
+
+folder, execution = StudyFolder.open(sys.argv[1]), Execution(device="cpu", checkpoint_s=0)
+executor = ray_executor(execution, sys.argv[2])
+check_folder(sys.argv[2], folder.path)
+summary = drive(folder, executor, execution, entries=folder.study()["plan"])
+executor.close()
+sys.exit(not summary.is_complete)
+"""
+
+
+@slow
+@needs_ray
+def test_a_training_run_of_a_lost_machine_goes_on_from_its_checkpoint_to_the_same_rows(
+    tmp_path: Path, start_cluster: Callable[..., Cluster]
+) -> None:
+    from carrier import folder as planned
+    from tiny import run as tiny_run
+
+    from gatelab.train.checkpoint import read_tensors
+
+    config = tiny_run(steps=400)
+    alone, run = (planned(tmp_path / name / "runs", config) for name in ("alone", "study"))
+    entry = {"cell": "toy", "arm": "none", "seed": 0, "fingerprint": run.fingerprint}
+    for name in ("alone", "study"):
+        write_json(tmp_path / name / "study.json", {"schema": SCHEMA, "name": "real", "plan": [entry]})
+    words = [
+        "-m",
+        "gatelab.study.worker",
+        str(tmp_path / "alone"),
+        alone.fingerprint,
+        "--execution",
+        '{"device": "cpu"}',
+    ]
+    assert subprocess.run([sys.executable, *words], timeout=120, check=False).returncode == 0
+    cluster = start_cluster(2)
+    driver = subprocess.Popen([sys.executable, "-c", _TRAINING, str(tmp_path / "study"), cluster.address])
+    checkpoint = run.path / "checkpoint.safetensors"
+    wait_until(checkpoint.exists, "there is a checkpoint")
+    attempt = ledger.last_attempt(run)
+    machine = cluster.raylets.index(parent_of(attempt.driver))
+    os.kill(attempt.pid, signal.SIGSTOP)  # or it would save as it sees its slot go
+    reached = read_tensors(checkpoint)[1]["step"]
+    cluster.lose(machine)
+    os.kill(attempt.pid, signal.SIGKILL)
+    assert driver.wait(timeout=120) == 0
+    first, *between, last = [a["outcome"] for a in run.attempts()]
+    # The slot may be given the run again before it sees that its machine is gone.
+    assert (first, last) == ("lost", "done") and set(between) <= {"stopped"}
+    assert 0 < reached <= read_json(run.path / "progress.json")["first_step"] < 400
+    for name in ("rows.jsonl", "weights.safetensors"):
+        assert (run.path / name).read_bytes() == (alone.path / name).read_bytes()
 
 
 @slow
@@ -243,7 +347,7 @@ def test_gpus_are_shared_or_dealt_in_gangs(tmp_path: Path, start_cluster: Callab
         "import sys, json; from pathlib import Path; from gatelab.config import Execution; from gatelab.store import StudyFolder\n"
         "from gatelab.study.drive import drive; from gatelab.study.ray import ray_executor\n"
         "folder, execution = StudyFolder.open(sys.argv[1]), Execution(**json.loads(sys.argv[3]))\n"
-        "executor = ray_executor(execution, sys.argv[2], folder.path)\n"
+        "executor = ray_executor(execution, sys.argv[2])\n"
         "print(executor.slots, executor.has_gpus)\n"
         "drive(folder, executor, execution, entries=folder.study()['plan'], target='tasks:see_device')\n"
         "executor.close()"
@@ -266,11 +370,13 @@ def test_a_cluster_that_differs_is_refused_before_anything_starts(
     code = (
         "import sys, ray; from pathlib import Path; from gatelab.config import Execution; from gatelab.study import ray as r\n"
         "{}\n"
-        "try: r.ray_executor(Execution({}), sys.argv[2], Path(sys.argv[1]))\n"
+        "try:\n    e = r.ray_executor(Execution({}), sys.argv[2])\n"
+        "    try: r.check_folder(sys.argv[2], Path(sys.argv[1]))\n"
+        "    finally: e.close()\n"
         "except ValueError as error: print(error, ray.is_initialized())"
     )
     cases = {
-        ("ray.__version__ = '2.1.0'", ""): "ersion mismatch",
+        ("ray.__version__ = '2.1.0'", ""): "and here is Ray 2.1.0 on Python",
         ("r.SCHEMA = 99", ""): "has Gatelab of schema 1, this one is of 99; install one version",
         ("import os\nr._look = lambda f: {'schema': r.SCHEMA, 'study': os.getpid()}", ""): "does not see",
         ("", "device='cuda'"): "no machine of Ray has a GPU",
@@ -290,13 +396,12 @@ def test_a_token_that_is_wrong_is_told_in_one_line(
 ) -> None:
     cluster = start_cluster(1)
     monkeypatch.setenv("RAY_AUTH_TOKEN", "wrong")
-    code = (
-        "import sys; from gatelab.study import ray as r\n"
-        "try: r._join(sys.argv[1])\n"
-        "except ValueError as error: print(error)"
-    )
-    done = in_a_process(code, cluster.address)
-    assert "cannot be joined" in done.stdout and done.stdout.count("\n") == 1 and not done.stderr
+    code = "import sys; from gatelab.cli import main; main()"
+    words = ("run", "quickstart", "--out", str(tmp_path / "out"), "--executor", "ray", "--ray-address", cluster.address)
+    done = in_a_process(code, *words)
+    assert "the cluster does not take our token; set RAY_AUTH_MODE=token" in done.stderr
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and not done.stdout
+    assert not list(tmp_path.iterdir())
 
 
 @needs_ray
@@ -305,4 +410,4 @@ def test_a_process_that_has_a_ray_keeps_it(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(ray, "is_initialized", lambda: True)
     with pytest.raises(ConfigError, match=r"call ray\.shutdown\(\) first"):
-        over_ray.ray_executor(Execution(), None, Path())
+        over_ray.ray_executor(Execution(), None)

@@ -1,0 +1,94 @@
+"""What the ledger asks of the place where a study lives: that one of several creates a file, and when it was last written."""
+
+import errno
+import math
+import os
+import time
+import uuid
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from ..store import StoreError, write_json
+
+
+class Place(Protocol):
+    """Paths are those of a run's folder here: in a folder the files themselves, on an object store what mirrors them
+    (`gatelab.mirror.Mirror`)."""
+
+    def look(self, run: Path) -> None:
+        """Bring what others have written of a run's ledger."""
+
+    def create(self, path: Path, owner: str, value: Any) -> bool:
+        """Write a new file of JSON: of several who do so one succeeds, and all of it appears at once or nothing."""
+
+    def replace(self, path: Path, value: Any) -> None:
+        """Write a file of JSON that is there, so that nobody sees half of it."""
+
+    def beat(self, path: Path, following: Path) -> bool:
+        """Show that the owner of an attempt lives; False when there is a following one, or the attempt is gone."""
+
+    def beaten(self, path: Path) -> float:
+        """When the owner of an attempt beat last, by the clock of the place."""
+
+    def age_s(self, path: Path) -> float:
+        """Seconds since then, by that clock; infinity when the attempt is gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """A file system with hard links, of which the second to one name fails, and renames. A beat touches its attempt."""
+
+    def look(self, run: Path) -> None:
+        pass
+
+    def create(self, path: Path, owner: str, value: Any) -> bool:
+        temporary = path.with_name(f".{path.name}.{owner}.tmp")
+        try:
+            write_json(temporary, value)
+            os.link(temporary, path)
+        except (FileExistsError, FileNotFoundError):
+            # The number is taken; its holder may already have swept the temporary file away.
+            return False
+        except OSError as error:
+            if error.errno in (errno.EPERM, errno.EOPNOTSUPP):
+                raise StoreError(f"{path.parent}: leases need a file system with hard links; use another") from None
+            raise
+        finally:
+            temporary.unlink(missing_ok=True)
+        return True
+
+    def replace(self, path: Path, value: Any) -> None:
+        write_json(path, value)
+
+    def beat(self, path: Path, following: Path) -> bool:
+        if following.exists():
+            return False
+        try:
+            os.utime(path)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def beaten(self, path: Path) -> float:
+        return path.stat().st_mtime
+
+    def age_s(self, path: Path) -> float:
+        try:
+            beaten = path.stat().st_mtime
+        except FileNotFoundError:
+            return math.inf
+        probe = path.with_name(f".clock.{uuid.uuid4().hex[:8]}.tmp")
+        try:
+            with open(probe, "xb") as f:
+                return os.fstat(f.fileno()).st_mtime - beaten
+        except OSError:
+            # A reader without the right to write has only its own clock.
+            return time.time() - beaten
+        finally:
+            with suppress(OSError):
+                probe.unlink(missing_ok=True)
+
+
+FOLDER = Folder()

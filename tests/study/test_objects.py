@@ -1,0 +1,326 @@
+"""A study on an object store: what the conformance suite asks of folders, across real processes; and what is refused."""
+
+import json
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import wait_until
+from object_study import (
+    go,
+    kill_and_go_on,
+    outcomes,
+    runs_of,
+    seen_anew,
+    start_driver,
+    steps,
+    study,
+)  # fmt: skip
+from object_tasks import signals, starts
+from places import needs_ray
+from planted_store import plant
+
+from gatelab import lab
+from gatelab.config import ConfigError
+from gatelab.objects import address_of, is_name
+from gatelab.store import RunFolder, StoreError, StudyFolder
+from gatelab.study import ledger
+from gatelab.study.drive import retry
+from gatelab.study.local import LocalExecutor
+
+HOUR = 3600.0
+ADDRESS = "planted://bucket/study"
+MESH = ("execution.processes=2", "execution.parallel.shard=zero3", "train.tokens=25600")
+RAY = ("--executor", "ray")
+
+
+@pytest.fixture(autouse=True)
+def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The store's own folder of the bucket."""
+    for name, value in {**plant(tmp_path), "STUDY_ADDRESS": ADDRESS}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    return tmp_path / "store" / "bucket"
+
+
+@pytest.fixture
+def executor(bucket: Path) -> Iterator[LocalExecutor]:
+    executor = LocalExecutor(slots=2, threads=1, preload=())
+    yield executor
+    executor.close()
+
+
+def plant_attempt(run: RunFolder, **facts: object) -> ledger.Attempt:
+    """An attempt of an owner on another machine."""
+    foreign = {"host": "elsewhere", "machine": "another boot", "pid": 1, "process": "1", "owner": "other"}
+    run.look()
+    attempt = replace(ledger._begin(ledger.last_attempt(run), "other", "running", driver=None), **foreign | facts)
+    assert run.objects.create(run.path / "attempts" / f"{attempt.number:04d}.json", "other", asdict(attempt))
+    return attempt
+
+
+def saves_of(bucket: Path, run: RunFolder) -> list[dict[str, Any]]:
+    found = sorted((bucket / "study" / "runs" / run.fingerprint / "saved").glob("*.json"))
+    return [json.loads(path.read_text()) for path in found]
+
+
+def test_success_is_done_once_and_seen_from_anywhere(executor: LocalExecutor, bucket: Path) -> None:
+    folder = study()
+    assert go(folder, executor, "succeed").is_complete
+    assert go(StudyFolder.open(ADDRESS), executor, "succeed").is_complete
+    there = seen_anew()
+    for run in runs_of(there):
+        assert outcomes(run) == ["done"] and len(starts(run)) == 1
+        assert steps(there, run) == [1] and "about to succeed" in (run.path / "log.txt").read_text()
+        objects = {p.name for p in (bucket / "study" / "runs" / run.fingerprint).rglob("*") if p.is_file()}
+        assert {"run.json", "0001.json", "done.json", "rows.jsonl"} <= objects
+    executor.close()
+    assert not list(Path(tempfile.gettempdir()).glob("gatelab-*"))
+
+
+def test_what_is_printed_after_the_result_leaves_it_alone(executor: LocalExecutor) -> None:
+    assert go(study(1), executor, "succeed_and_talk").is_complete
+    there = seen_anew()
+    assert steps(there, runs_of(there)[0]) == [1]
+
+
+def test_an_exception_is_told_and_retried(executor: LocalExecutor) -> None:
+    folder = study()
+    summary = go(folder, executor, "fail")
+    assert set(summary.messages.values()) == {"model.n_heads=3 does not divide d_model=64"}
+    assert all("raise ValueError" in (run.path / "log.txt").read_text() for run in runs_of(seen_anew()))
+    assert set(go(folder, executor, "succeed").states.values()) == {"failed"}
+    assert len(retry(StudyFolder.open(ADDRESS, is_light=True))) == 2
+    assert go(folder, executor, "succeed").is_complete
+    assert all(outcomes(run) == ["failed", "reset", "done"] for run in runs_of(seen_anew("third")))
+
+
+def test_a_killed_worker_is_lost_and_tried_again(executor: LocalExecutor) -> None:
+    assert go(study(), executor, "die_once").is_complete
+    for run in runs_of(seen_anew()):
+        assert outcomes(run) == ["lost", "done"] and run.attempts()[0]["signal"] == "SIGKILL"
+
+
+def test_who_takes_over_goes_on_from_the_last_checkpoint(executor: LocalExecutor, bucket: Path) -> None:
+    folder = study(1)
+    (run,) = runs_of(folder)
+    driver = start_driver("count")
+    wait_until(
+        lambda: any(s["files"].get("checkpoint.json") for s in saves_of(bucket, run)), "a checkpoint is carried up"
+    )
+    wait_until(
+        lambda: len(saves_of(bucket, run)) and (saves_of(bucket, run)[-1]["files"]["rows.jsonl"] > "0001-000002"), "two"
+    )
+    (worker,) = starts(run)
+    # At once, as a machine's end ends them.
+    for pid in (driver.pid, worker):
+        os.kill(pid, signal.SIGKILL)
+    driver.communicate()
+    (signals() / "finish").touch()
+    assert go(StudyFolder.open(ADDRESS, is_light=True), executor, "count").is_complete
+    there = seen_anew()
+    (run,) = runs_of(there)
+    began = [int(line) for line in (signals() / f"{run.fingerprint}.from").read_text().split()]
+    assert outcomes(run) == ["lost", "done"] and began[0] == 0 and began[1] >= 20 and began[1] % 20 == 0
+    assert steps(there, run) == list(range(1, run.done()["steps"] + 1))
+    # What nobody needs is gone: checkpoints, and files of the other attempt.
+    left = {p.name for p in (bucket / "study" / "runs" / run.fingerprint / "saved").rglob("*") if p.is_file()}
+    assert "checkpoint.json" not in left and len(saves_of(bucket, run)) == 1
+
+
+def test_a_silent_owner_elsewhere_is_displaced_and_a_beating_one_is_not(executor: LocalExecutor, bucket: Path) -> None:
+    folder = study(3)
+    silent, beating, _ = runs_of(folder)
+    for run, age in ((silent, HOUR), (beating, 0.0)):
+        # By a clock that is years ahead; what counts is the store's.
+        attempt = plant_attempt(run, started="2999-01-01T00:00:00.000+00:00")
+        path = bucket / "study" / "runs" / run.fingerprint / "attempts" / f"{attempt.number:04d}.json"
+        os.utime(path, (time.time() - HOUR,) * 2)
+        run.objects.put(run.objects.name_of(run.path) + "/attempts/0001.beat", b"")
+        os.utime(path.with_suffix(".beat"), (time.time() - age,) * 2)
+    summary = go(StudyFolder.open(ADDRESS), executor, "succeed_by_a_wrong_clock")
+    assert summary.elsewhere == (beating.fingerprint,) and not starts(beating)
+    assert outcomes(runs_of(seen_anew())[0]) == ["lost", "done"]
+
+
+@pytest.mark.slow  # a beat
+def test_a_displaced_worker_leaves_and_overwrites_nothing(executor: LocalExecutor, bucket: Path) -> None:
+    folder = study(1)
+    (run,) = runs_of(folder)
+    driver = start_driver("count")
+    wait_until(lambda: len(saves_of(bucket, run)) > 0, "a save is there")
+    (worker,) = starts(run)
+    os.kill(worker, signal.SIGSTOP)
+    theirs = plant_attempt(run)
+    run.objects.put(f"runs/{run.fingerprint}/saved/0002-000001.json", b'{"files": {}, "step": 7}')
+    os.kill(worker, signal.SIGCONT)
+    wait_until(lambda: ledger.process_start(worker) is None, "it has left")
+    there = seen_anew()
+    assert ledger.last_attempt(there.run(run.fingerprint)) == theirs
+    assert there.objects.saved(f"runs/{run.fingerprint}") == {"files": {}, "step": 7}
+    os.killpg(driver.pid, signal.SIGKILL)
+    driver.communicate()
+
+
+def test_two_drivers_at_once_run_every_run_exactly_once(bucket: Path) -> None:
+    study(6)
+    for driver in [start_driver("meet") for _ in range(2)]:
+        driver.communicate()
+    for run in runs_of(seen_anew()):
+        assert outcomes(run) == ["done"] and len(starts(run)) == 1
+
+
+def test_after_ctrl_c_all_is_saved_and_the_next_drive_goes_on(executor: LocalExecutor) -> None:
+    folder = study()
+    driver = start_driver("count")
+    wait_until(lambda: all(starts(run) for run in runs_of(folder)), "both have begun")
+    time.sleep(0.5)
+    os.killpg(driver.pid, signal.SIGINT)
+    assert driver.communicate()[0] == "interrupted\n"
+    there = seen_anew()
+    assert [outcomes(run) for run in runs_of(there)] == [["stopped"]] * 2
+    counted = [json.loads((run.path / "rows.jsonl").read_text().splitlines()[-1])["step"] for run in runs_of(there)]
+    (signals() / "finish").touch()
+    assert go(StudyFolder.open(ADDRESS), executor, "count").is_complete
+    assert [run.done()["steps"] for run in runs_of(seen_anew("third"))] == counted
+
+
+def test_a_result_waits_for_a_store_that_takes_nothing(bucket: Path) -> None:
+    (run,) = runs_of(study(1))
+    driver = start_driver("count")
+    wait_until(lambda: saves_of(bucket, run), "a save is there")
+    (signals() / "down").touch()
+    (signals() / "finish").touch()
+    (worker,) = starts(run)
+    (log,) = Path(tempfile.gettempdir()).glob(f"gatelab-*-scratch/runs/{run.fingerprint}/log.txt")
+    wait_until(lambda: "the store is down" in log.read_text(), "it was tried")
+    (signals() / "down").unlink()
+    assert driver.wait(60) == 0 and driver.communicate()[0] == ""
+    (run,) = runs_of(seen_anew())
+    assert outcomes(run) == ["done"] and starts(run) == [worker]
+    assert "not carried, and tried again" in (run.path / "log.txt").read_text()
+
+
+def test_extending_the_plan_runs_only_what_is_new(executor: LocalExecutor) -> None:
+    assert go(study(), executor, "succeed").is_complete
+    folder = study(arms=("none", "sdpa-headwise"))
+    assert go(folder, executor, "succeed").is_complete
+    assert [len(starts(run)) for run in runs_of(folder)] == [1] * 4
+
+
+def test_of_several_that_claim_one_has_it_and_a_put_that_was_sent_twice_is_one(bucket: Path) -> None:
+    (run,) = runs_of(study(1))
+    path = run.path / "attempts" / "0001.json"
+    assert run.objects.create(path, "me", {"a": 1})
+    assert run.objects.create(path, "me", {"a": 1})
+    assert not run.objects.create(path, "you", {"a": 2})
+
+
+def test_names_of_a_store_lead_nowhere_else(bucket: Path, tmp_path: Path) -> None:
+    (run,) = runs_of(study(1))
+    names = (
+        "../out",
+        "a/../../../../out",
+        "/tmp/out",
+        "a//b",
+        ".hidden",
+        "a/.b",
+        "a\\..\\b",
+        "done.json",
+        "attempts/0009.json",
+        "x\n",
+    )
+    save = {
+        "files": {**dict.fromkeys(names, "0001-000001"), "log.txt": "0001-000001", "rows.jsonl": "../../x"},
+        "step": "x",
+    }
+    run.objects.put(f"runs/{run.fingerprint}/saved/0001-000001.json", json.dumps(save).encode())
+    run.objects.put(f"runs/{run.fingerprint}/saved/0001-000001/log.txt", b"said")
+    run.objects.put("runs/.x", b"{}")
+    there = seen_anew("deep/down")
+    assert there.objects.saved(f"runs/{run.fingerprint}") == {"files": {"log.txt": "0001-000001"}, "step": None}
+    found = {p.relative_to(there.path).as_posix() for p in there.path.rglob("*") if p.is_file()}
+    assert found == {".objects.json", ".objects.lock", "study.json"} | {
+        f"runs/{run.fingerprint}/{name}" for name in ("run.json", "log.txt", "saved.json")
+    }
+    assert not any(is_name(name) for name in (*names[:7], "x\n"))
+
+
+REFUSED = {
+    "planted://nowhere/x": r"nowhere/x: there is no such bucket; make it first",
+    "memory://x/y": r"is no place that several processes share",
+    "simplecache::s3://x/y": r"is no place that several processes share",
+    "file:///tmp/x": r"is a folder of this machine; name it as one, /tmp/x",
+    "github://x:y@main/z": r"cannot create an object on the condition that there is none",
+    "nothing://x/y": r"nothing://x/y: cannot be used \(Protocol not known: nothing\)",
+}
+
+
+@pytest.mark.parametrize("address", REFUSED)
+def test_what_is_no_place_for_a_study_is_refused_in_one_sentence(address: str) -> None:
+    with pytest.raises(StoreError, match=REFUSED[address]) as refused:
+        StudyFolder.at(address).check()
+    assert "\n" not in str(refused.value)
+
+
+def test_a_protocol_whose_package_is_missing_is_told_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "adlfs", None)
+    with pytest.raises(StoreError, match=r"abfs:// needs the package adlfs, which is not installed; pip install adlfs"):
+        StudyFolder.at("abfs://x/y").check()
+
+
+FAULTS = {
+    "careless": "creates an object that is there already, so that two workers could begin one run",
+    "closed": r"may not be written \(Access Denied\); check your credentials",
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_store_that_does_not_do_is_refused_before_anything_starts(
+    fault: str, bucket: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PLANTED_FAULT", fault)
+    with pytest.raises(StoreError, match=FAULTS[fault]):
+        study()
+    assert not [p for p in bucket.rglob("*") if p.is_file()]
+
+
+def test_what_something_else_lives_in_is_left_alone(bucket: Path) -> None:
+    (bucket / "study").mkdir()
+    (bucket / "study" / "photo.png").touch()
+    with pytest.raises(StoreError, match=r"holds something else \(photo.png\)"):
+        study()
+    with pytest.raises(StoreError, match=r"planted://bucket/study: holds no study"):
+        StudyFolder.open(ADDRESS)
+
+
+def test_slurm_wants_a_folder(bucket: Path) -> None:
+    from gatelab.study.slurm import Allocation
+
+    with pytest.raises(ConfigError, match="name one that all machines see"):
+        lab.submit("quickstart", ADDRESS, Allocation())
+
+
+@pytest.mark.parametrize(
+    ("word", "address"),
+    [("s3://b/x/", "s3://b/x"), (Path("s3://b/x"), "s3://b/x"), ("C:/x", None), ("a/b:/c", None), ("runs/x", None)],
+)
+def test_an_address_is_told_from_a_path(word: str | Path, address: str | None) -> None:
+    assert address_of(word) == address
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [(), MESH, pytest.param(RAY, marks=needs_ray)], ids=["alone", "mesh", "ray"])
+def test_a_real_study_that_is_killed_ends_as_in_a_folder_and_has_its_page(
+    words: tuple[str, ...], tmp_path: Path
+) -> None:
+    kill_and_go_on(tmp_path, *words)
