@@ -31,6 +31,8 @@ _OF_SAVES = re.compile(r"(runs/[^/]+)/saved/.+")
 _NUMBER = re.compile(r"\d{4,}-\d{6,}", re.ASCII)
 # Files of a run that tell how it stands.
 LIGHT: Callable[[str], bool] = {"progress.json", "environment.json"}.__contains__
+# What is also written here without the index (`look`, `create`).
+_SEEN = ("attempts/*.json", "done.json", "saved.json")
 BEAT_S = 10.0
 _LOOK_S, _PAUSE_S = 5.0, 1.0
 _AT_ONCE, _TRIES = 16, 3
@@ -125,6 +127,8 @@ class Mirror(Objects):
 
     def _refresh(self, wants: Callable[[str], bool]) -> bool:
         """Whether all that is wanted was there."""
+        # Before the store is asked: what this machine's processes write meanwhile is there.
+        seen = {self.name_of(p) for pattern in _SEEN for p in self.path.glob(f"runs/*/{pattern}")}
         index, there = self._index(), self.names()
         ledger = {n: (n, identity) for n, identity in there.items() if _LEDGER.fullmatch(n)}
         index |= self._fetch(ledger, index)
@@ -139,8 +143,8 @@ class Mirror(Objects):
         }
         wanted = {n: v for n, v in files.items() if wants(n.split("/", 2)[2])}
         index |= self._fetch(wanted, index)
-        for name in index.keys() - ledger.keys() - lists.keys() - files.keys():
-            del index[name]
+        for name in (index.keys() | seen) - ledger.keys() - lists.keys() - files.keys():
+            index.pop(name, None)
             (self.path / name).unlink(missing_ok=True)
         self._keep(index)
         used = {distant for distant, _ in (*lists.values(), *files.values())}

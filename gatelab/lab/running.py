@@ -166,7 +166,7 @@ def execution_in(folder: StudyFolder, assignments: dict[str, list[Any]] | None =
     if other:
         raise ConfigError(
             [
-                f"{', '.join(other)}: {folder.path} says what its runs are; only execution.* may be set, or name the study"
+                f"{', '.join(other)}: {folder.address} says what its runs are; only execution.* may be set, or name the study"
             ]
         )
     return changed_execution(validate(Execution, folder.study().get("execution", {})), assignments)

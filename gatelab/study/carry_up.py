@@ -5,7 +5,6 @@ save, as far as its checkpoint. Every checkpoint is saved as soon as it is there
 A worker that has been displaced writes where nobody looks any more. The result is created once, after its files.
 """
 
-import errno
 import os
 import shutil
 import tempfile
@@ -24,10 +23,9 @@ from .checkpoints import WEIGHTS
 from .executor import Task
 from .grouping import stands_at
 from .ledger import Attempt
+from .place import patiently
 
 LOOK_S, NOTE_S = 1.0, 15.0
-# For a store that answers no more while a result is carried up, which may be hours of work.
-PATIENCE_S, _PAUSE_S = 600.0, 5.0
 _NOTES = ("progress.json", "log.txt", "environment.json")
 _APPENDED = (".jsonl", ".txt")
 _AT_ONCE = 8
@@ -64,7 +62,7 @@ def carrying(of: list["Carrier"]) -> Iterator[None]:
     if not of:
         yield
         return
-    _each(lambda carrier: _patiently(carrier.fetch), of)
+    _each(lambda carrier: patiently(carrier.run, carrier.fetch), of)
     is_over = threading.Event()
     thread = threading.Thread(target=_follow, args=(of, is_over), daemon=True, name="carry")
     thread.start()
@@ -87,7 +85,7 @@ def _follow(of: list["Carrier"], is_over: threading.Event) -> None:
         for carrier in of:
             try:
                 carrier.look()
-            except OSError as error:
+            except Exception as error:  # whatever it is, the other runs and the next look go on
                 print(f"{carrier.run.fingerprint}: not carried up, and tried again: {error}", flush=True)
 
 
@@ -96,7 +94,10 @@ class Carrier:
 
     def __init__(self, run: RunFolder, objects: Mirror, number: int):
         self.run, self._objects, self._number = run, objects, number
-        self._name, self._n = objects.name_of(run.path), 0
+        # A try has a number of its own: one whose answer was lost may have been read, and a number's files never change.
+        self._name, self._n, self._published = objects.name_of(run.path), 0, 0
+        self._kept: set[str] = set()  # the objects of the last save
+        self._lock = threading.Lock()  # a gang that fails ends its attempt while another thread follows it
         # What the last save says: each file with the save that brought it, and what it was like here.
         self._files: dict[str, tuple[str, _Stamp]] = {}
         self._step: int | None = None
@@ -117,12 +118,13 @@ class Carrier:
             self.save()
         elif time.monotonic() - self._saved_at > NOTE_S:
             # The first save of an attempt is whole: the next one is to find a checkpoint in it.
-            self.save(_NOTES if self._n else None)
+            self.save(_NOTES if self._published else None)
 
     def save(self, only: tuple[str, ...] | None = None) -> None:
         """Carry up what changed, `only` some of it, and say so; nothing once the result is there, which names its save."""
-        if not self._is_over:
-            _try_again(lambda: self._save(only))
+        with self._lock:
+            if not self._is_over:
+                _try_again(lambda: self._save(only))
 
     def finish(self) -> None:
         """All that is there, and the result if it is there.
@@ -132,9 +134,9 @@ class Carrier:
         """
         done = self.run.path / "done.json"
         try:
-            _patiently(self.save)
+            patiently(self.run, self.save)
             if done.exists():
-                _patiently(self._publish)
+                patiently(self.run, self._publish)
         except OSError:
             done.unlink(missing_ok=True)
             raise
@@ -156,7 +158,7 @@ class Carrier:
         (self._objects.path / run / "saved.json").unlink()
 
     def _save(self, only: tuple[str, ...] | None) -> None:
-        root, save = self.run.path, f"{self._number:04d}-{self._n + 1:06d}"
+        root = self.run.path
         stamps = _stamps(root)
         has_checkpoint = any(map(_is_of_checkpoint, stamps))
         files = {n: f for n, f in self._files.items() if n in stamps or (_is_of_checkpoint(n) and not has_checkpoint)}
@@ -164,6 +166,8 @@ class Carrier:
         if not changed:
             self._saved_at = time.monotonic()
             return
+        self._n += 1
+        save = f"{self._number:04d}-{self._n:06d}"
         with tempfile.TemporaryDirectory(prefix=".carry-", dir=root) as place:
             taken = {}
             # Rows after checkpoints, which say how many rows there were.
@@ -176,26 +180,34 @@ class Carrier:
         content = {"files": {n: s for n, (s, _) in files.items()}, "step": self._step}
         write_json(root / ".save.json", content, is_kept=False)
         self._objects.upload(root / ".save.json", f"{self._name}/saved/{save}.json")
-        before = {(s, n) for n, (s, _) in self._files.items()} - {(s, n) for n, (s, _) in files.items()}
-        gone = [f"{self._name}/saved/{s}/{n}" for s, n in before]
-        if self._n:
-            gone.append(f"{self._name}/saved/{self._number:04d}-{self._n:06d}.json")
-        self._n, self._files, self._saved_at = self._n + 1, files, time.monotonic()
+        kept = {f"{self._name}/saved/{s}/{n}" for n, (s, _) in files.items()} | {f"{self._name}/saved/{save}.json"}
+        gone, has_failed = self._kept - kept, self._n > self._published + 1
+        self._published, self._files, self._kept, self._saved_at = self._n, files, kept, time.monotonic()
+        if has_failed:
+            with suppress(OSError):
+                gone = self._of_this_attempt() - kept
         self._objects.delete(gone)
 
     def _publish(self) -> None:
         """Create the result: whoever of two was first has it, and the other's is equal. Then nothing else is needed."""
+        with self._lock:
+            # From here on: it names the last save, and may be there though its answer was lost.
+            self._is_over = True
         done = self.run.path / "done.json"
-        value = read_json(done) | {"saved": f"{self._number:04d}-{self._n:06d}"}
+        value = read_json(done) | {"saved": f"{self._number:04d}-{self._published:06d}"}
         kept = {f"{self._name}/saved/{s}/{n}" for n, (s, _) in self._files.items() if not _is_of_checkpoint(n)}
         kept.add(f"{self._name}/saved/{value['saved']}.json")
         there = set(self._objects.names(f"{self._name}/saved"))
         is_ours = self._objects.create(done, "", value)
-        self._is_over = True
         if is_ours:
             self._objects.delete(there - kept)
         else:
-            self._objects.delete([n for n in there if n.startswith(f"{self._name}/saved/{self._number:04d}-")])
+            self._objects.delete(self._of_this_attempt())
+
+    def _of_this_attempt(self) -> set[str]:
+        """What its saves brought, and tries of them that failed."""
+        prefix = f"{self._name}/saved/{self._number:04d}-"
+        return {n for n in self._objects.names(f"{self._name}/saved") if n.startswith(prefix)}
 
 
 def _stamps(run: Path) -> dict[str, _Stamp]:
@@ -241,18 +253,3 @@ def _try_again(do: Callable[[], None]) -> None:
             do()
             return
     do()
-
-
-def _patiently(do: Callable[[], None]) -> None:
-    until = time.monotonic() + PATIENCE_S
-    while True:
-        try:
-            do()
-            return
-        except (PermissionError, FileNotFoundError):
-            raise
-        except OSError as error:
-            if time.monotonic() > until or error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            print(f"not carried, and tried again: {error}", flush=True)
-            time.sleep(_PAUSE_S)

@@ -28,6 +28,7 @@ from . import ledger
 from .executor import EXITS, GRACE_S, TARGET, Ended, Executor, Task
 from .grouping import group_size, shape_of, stands_at
 from .leftovers import clear_done, clear_old
+from .place import patiently
 from .worker import FULL, disk_is_full, kept
 
 Kind = Literal["submitted", "ended", "left", "state"]
@@ -159,9 +160,11 @@ class _Driver:
         # What could not be written, to a full disk or a folder that is read-only now, is at least told.
         self._unwritten: dict[str, tuple[str, str]] = {}
         self._unwritable = ""
+        self._interrupts: list[int] = []
 
     def loop(self, interrupts: list[int]) -> None:
         """Until nothing is left to do here, or an interrupt has emptied the slots."""
+        self._interrupts = interrupts
         clear_old(self._folder)
         for fingerprint in self._entries:
             self._sort_in(fingerprint, "state")
@@ -314,7 +317,7 @@ class _Driver:
             self._halted = self._says_unwritable(n) if self._unwritable else disk_is_full(n)
 
     def _says_unwritable(self, n_runs: int) -> str:
-        why = f"{self._folder.path} cannot be written ({self._unwritable})"
+        why = f"{self._folder.address} cannot be written ({self._unwritable})"
         return f"{why}: {kept(n_runs)}; make it writable and run the same command again"
 
     def _lives(self, run: RunFolder, owner: str) -> bool:
@@ -330,8 +333,9 @@ class _Driver:
             "disk-full": disk_is_full(1),
         }.get(outcome, f"{_how(ended)} and could not say why; its log.txt may")
         try:
-            known = running.task.known[run.fingerprint]
-            ledger.conclude(run, running.task.owner, outcome, ended, message=message, known=known)
+            owner, known = running.task.owner, running.task.known[run.fingerprint]
+            conclude = lambda: ledger.conclude(run, owner, outcome, ended, message=message, known=known)  # noqa: E731
+            patiently(run, conclude, is_over=lambda: bool(self._interrupts))
         except OSError as error:
             is_full = error.errno in FULL
             self._unwritable = self._unwritable if is_full else error.strerror or str(error)

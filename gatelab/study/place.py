@@ -5,12 +5,17 @@ import math
 import os
 import time
 import uuid
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
-from ..store import StoreError, write_json
+from ..store import RunFolder, StoreError, write_json
+
+# For a store that answers no more while a result is carried up, which may be hours of work.
+PATIENCE_S, _PAUSE_S = 600.0, 5.0
+T = TypeVar("T")
 
 
 class Place(Protocol):
@@ -92,3 +97,24 @@ class Folder:
 
 
 FOLDER = Folder()
+
+
+def patiently(of: RunFolder, do: Callable[[], T], *, is_over: Callable[[], bool] = lambda: False) -> T:
+    """What `do` returns; of a run on an object store it is tried again for as long as that may come back, unless `is_over`.
+
+    Raises:
+        OSError: the last one; at once of a folder, when it may not be done or is not there, and on a full disk.
+    """
+    until = time.monotonic() + (PATIENCE_S if of.objects is not None else -math.inf)
+    while True:
+        try:
+            return do()
+        except (PermissionError, FileNotFoundError):
+            raise
+        except OSError as error:
+            if time.monotonic() > until or is_over() or error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            print(f"{of.fingerprint}: not carried, and tried again: {error}", flush=True)
+        pause = time.monotonic() + _PAUSE_S
+        while time.monotonic() < pause and not is_over():
+            time.sleep(min(_PAUSE_S, 0.25))

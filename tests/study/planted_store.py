@@ -5,9 +5,10 @@ Processes find it as they find s3fs: by an entry point, of a distribution that `
 
 import errno
 import os
+import re
 import uuid
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -18,10 +19,11 @@ _METADATA = "Metadata-Version: 2.1\nName: planted-store\nVersion: 1.0\n"
 
 class PlantedStore(LocalFileSystem):
     """planted://BUCKET/KEY is a file of the folder PLANTED_ROOT; a bucket is there or not. With PLANTED_FAULT
-    `careless` it heeds no condition, with `closed` nobody may write."""
+    `careless` it heeds no condition, with `closed` nobody may write. What `lost` matches is written once without an answer."""
 
     protocol = "planted"
     root = property(lambda _: Path(os.environ["PLANTED_ROOT"]))
+    lost: ClassVar[list[str]] = []  # of this process: patterns, each for one answer
 
     @classmethod
     def _strip_protocol(cls, path: Any) -> Any:
@@ -47,6 +49,9 @@ class PlantedStore(LocalFileSystem):
             half.unlink()
         else:
             os.replace(half, path)
+        for pattern in [p for p in self.lost if re.search(p, path)]:
+            self.lost.remove(pattern)
+            raise OSError(errno.EIO, "the answer was lost")
 
     def put_file(self, lpath: str, rpath: str, callback: object = None, mode: str = "overwrite", **_: object) -> None:
         self.pipe_file(rpath, Path(lpath).read_bytes(), mode)

@@ -2,9 +2,11 @@
 
 import json
 import os
+import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
@@ -25,13 +27,14 @@ from object_study import (
 )  # fmt: skip
 from object_tasks import signals, starts
 from places import needs_ray
-from planted_store import plant
+from planted_store import PlantedStore, plant
 
 from gatelab import lab
 from gatelab.config import ConfigError
 from gatelab.objects import address_of, is_name
 from gatelab.store import RunFolder, StoreError, StudyFolder
-from gatelab.study import ledger
+from gatelab.study import carry_up, ledger
+from gatelab.study.carry_up import Carrier
 from gatelab.study.drive import retry
 from gatelab.study.local import LocalExecutor
 
@@ -217,12 +220,117 @@ def test_extending_the_plan_runs_only_what_is_new(executor: LocalExecutor) -> No
     assert [len(starts(run)) for run in runs_of(folder)] == [1] * 4
 
 
+def test_what_is_gone_from_the_store_is_gone_from_the_mirror(executor: LocalExecutor, bucket: Path) -> None:
+    folder = study(2)
+    assert go(folder, executor, "succeed").is_complete
+    there = StudyFolder.open(ADDRESS)
+    first, second = runs_of(there)
+    first.look()
+    shutil.rmtree(bucket / "study" / "runs" / first.fingerprint / "attempts")
+    (bucket / "study" / "runs" / first.fingerprint / "done.json").unlink()
+    shutil.rmtree(bucket / "study" / "runs" / first.fingerprint / "saved")
+    plant_attempt(second)
+    (bucket / "study" / "runs" / second.fingerprint / "attempts" / "0002.json").unlink()
+    there.refresh()
+    assert ledger.state_of(first) == "planned" and not (first.path / "saved.json").exists()
+    assert ledger.state_of(second) == "done" and outcomes(second) == ["done"]
+
+
 def test_of_several_that_claim_one_has_it_and_a_put_that_was_sent_twice_is_one(bucket: Path) -> None:
     (run,) = runs_of(study(1))
     path = run.path / "attempts" / "0001.json"
     assert run.objects.create(path, "me", {"a": 1})
     assert run.objects.create(path, "me", {"a": 1})
     assert not run.objects.create(path, "you", {"a": 2})
+
+
+def carried(folder: StudyFolder, name: str = "worker") -> tuple[RunFolder, Carrier]:
+    """A run of a worker's scratch folder, and what carries it up."""
+    worker = StudyFolder.at(ADDRESS, signals().parent / name)
+    worker.refresh()
+    run = worker.run(runs_of(folder)[0].fingerprint)
+    return run, Carrier(run, run.objects, 1)
+
+
+def test_a_save_whose_answer_was_lost_is_read_anew_after_the_next(
+    bucket: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = study(1)
+    run, carrier = carried(folder)
+    run.rows_path.write_text("1\n")
+    monkeypatch.setattr(PlantedStore, "lost", [r"/saved/[\d-]+\.json$"])
+    with pytest.raises(OSError, match="the answer was lost"):
+        carrier.save()
+    reader = seen_anew()
+    assert runs_of(reader)[0].rows_path.read_text() == "1\n"
+    run.rows_path.write_text("1\n2\n")
+    carrier.save()
+    reader.refresh(None)
+    assert runs_of(reader)[0].rows_path.read_text() == "1\n2\n"
+    # Of the try nothing is left.
+    found = {
+        p.relative_to(bucket / "study" / "runs" / run.fingerprint / "saved").as_posix()
+        for p in bucket.rglob("saved/**/*")
+        if p.is_file()
+    }
+    assert found == {"0001-000002.json", "0001-000002/rows.jsonl"}
+
+
+def test_a_result_whose_answer_was_lost_keeps_the_save_that_it_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    run, carrier = carried(study(1))
+    run.rows_path.write_text("1\n")
+    run.mark_done("done", {"steps": 1, "seconds": 0.0})
+    monkeypatch.setattr(PlantedStore, "lost", ["done.json$"])
+    monkeypatch.setattr(run.objects, "read", lambda name: (_ for _ in ()).throw(PermissionError("closed")))
+    with pytest.raises(OSError):
+        carrier.finish()
+    (run.path / "log.txt").write_text("the last words")
+    carrier.save()
+    (run,) = runs_of(seen_anew())
+    assert ledger.state_of(run) == "done" and run.rows_path.read_text() == "1\n"
+
+
+def test_two_threads_that_save_are_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    run, carrier = carried(study(1))
+    at_once, most, upload = [], [], run.objects.upload
+
+    def slowly(path: Path, name: str) -> None:
+        if name.endswith(".json"):
+            at_once.append(name)
+            time.sleep(0.05)
+            most.append(len(at_once))
+            at_once.remove(name)
+        upload(path, name)
+
+    monkeypatch.setattr(run.objects, "upload", slowly)
+
+    def write_and_save(i: int) -> None:
+        (run.path / f"checkpoint{i}.bin").write_text("x")
+        carrier.save()
+
+    threads = [threading.Thread(target=write_and_save, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert set(most) == {1}
+    assert len(seen_anew().objects.saved(f"runs/{run.fingerprint}")["files"]) == 4
+
+
+def test_what_follows_a_run_outlives_any_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, carrier = carried(study(1))
+    is_over, looks = threading.Event(), []
+
+    def look() -> None:
+        looks.append(1)
+        if len(looks) > 1:
+            is_over.set()
+        raise ValueError("no OSError")
+
+    monkeypatch.setattr(carrier, "look", look)
+    monkeypatch.setattr(carry_up, "LOOK_S", 0.01)
+    carry_up._follow([carrier], is_over)
+    assert len(looks) == 2
 
 
 def test_names_of_a_store_lead_nowhere_else(bucket: Path, tmp_path: Path) -> None:
