@@ -16,6 +16,7 @@ import hashlib
 import json
 import math
 import re
+import shutil
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +24,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from .objects import INDEX, Objects, appearing, is_name
+from .objects import INDEX, Objects, appearing, is_name, since_boot_s
 
 _LEDGER = re.compile(r"[^/]+\.jsonl?|runs/[^/]+/(run\.json|done\.json|attempts/\d+\.json)")
 _SAVE = re.compile(r"(runs/[^/]+)/saved/(\d{4,}-\d{6,})\.json")
@@ -80,24 +81,24 @@ class Mirror(Objects):
     def beat(self, path: Path, following: Path) -> bool:
         """Show that an attempt's owner lives; False when there is a following one."""
         name = self.name_of(path)
-        if time.monotonic() - self._beats.get(name, -math.inf) < BEAT_S:
+        if since_boot_s() - self._beats.get(name, -math.inf) < BEAT_S:
             return True
         if self.exists(self.name_of(following)):
             return False
         self.put(_beat_of(name), b"")
-        self._beats[name] = time.monotonic()
+        self._beats[name] = since_boot_s()
         return True
 
     def beaten(self, path: Path) -> float:
         """When an attempt's owner beat last, or began, by the store's clock."""
         name = self.name_of(path)
         at, found = self._beaten.get(name, (-math.inf, 0.0))
-        if time.monotonic() - at > _LOOK_S:
+        if since_boot_s() - at > _LOOK_S:
             try:
                 found = self.modified(_beat_of(name))
             except FileNotFoundError:
                 found = self.modified(name)
-            self._beaten[name] = time.monotonic(), found
+            self._beaten[name] = since_boot_s(), found
         return found
 
     def age_s(self, path: Path) -> float:
@@ -117,11 +118,19 @@ class Mirror(Objects):
         started = time.monotonic()
         if not is_due and started - self._refreshed < self._pause:
             return
+        if self._refreshed < 0:  # before there is a mirror of what is not there
+            self.reach()
+        is_new = not self.path.exists()
         self.path.mkdir(parents=True, exist_ok=True)
         with self._locked():
-            for _ in range(_TRIES):  # a run's owner may remove what it has replaced while it is being read
-                if self._refresh(wants or _is_no_weight):
-                    break
+            try:
+                for _ in range(_TRIES):  # a run's owner may remove what it has replaced while it is being read
+                    if self._refresh(wants or _is_no_weight):
+                        break
+            except OSError:
+                if is_new and not (self.path / INDEX).exists():
+                    shutil.rmtree(self.path, ignore_errors=True)
+                raise
         self._refreshed = time.monotonic()
         self._pause = _LOOK_S + 10 * (self._refreshed - started)
 
@@ -155,6 +164,16 @@ class Mirror(Objects):
                 self._left[match[1]].append(name)
         return all(self._has(index, n, v) for n, v in (lists | wanted).items())
 
+    def forget_unpushed(self) -> None:
+        """Remove the plan and the configurations that a `push` was to write and did not: the next `refresh` has what is there."""
+        if not self.path.is_dir():
+            return
+        with self._locked():
+            index = self._index()
+            for path in (self.path / "study.json", *self.path.glob("runs/*/run.json")):
+                if path.exists() and index.get(self.name_of(path), ["", ""])[1] != _digest(path.read_bytes()):
+                    path.unlink()
+
     def push(self) -> None:
         """Write the study's own files and runs' configurations, where they are others than they were when they were read."""
         with self._locked():
@@ -169,6 +188,12 @@ class Mirror(Objects):
                 list(pool.map(lambda n: self.put(n, changed[n]), changed.keys() - first))
             index |= {n: ["", _digest(data)] for n, data in changed.items()}
             self._keep(index)
+
+    def newest(self, run: str) -> str | None:
+        """The save of a run that counts, as the store has it now: its result's, or the last one."""
+        names = self.names(run)
+        named = _named_save(self.read(f"{run}/done.json")) if f"{run}/done.json" in names else None
+        return named or newest_saves(names).get(run)
 
     def saved(self, run: str) -> dict[str, Any]:
         """What saved.json of a run's mirror says: `files`, each with the save that brought it, and the `step` of its checkpoint."""
@@ -194,9 +219,8 @@ class Mirror(Objects):
             return self._created(name, data, tries - 1)
 
     def _done_save(self, run: str) -> str | None:
-        with suppress(OSError, ValueError, AttributeError):
-            found = str(json.loads((self.path / run / "done.json").read_bytes()).get("saved"))
-            return found if _NUMBER.fullmatch(found) else None
+        with suppress(OSError):
+            return _named_save((self.path / run / "done.json").read_bytes())
         return None
 
     def _has(self, index: Mapping[str, list[str]], name: str, wanted: tuple[str, str | None]) -> bool:
@@ -243,6 +267,14 @@ class Mirror(Objects):
         with open(self.path / ".objects.lock", "a") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
+
+
+def _named_save(done: bytes) -> str | None:
+    """The save that a result names."""
+    with suppress(ValueError, AttributeError):
+        found = str(json.loads(done).get("saved"))
+        return found if _NUMBER.fullmatch(found) else None
+    return None
 
 
 def newest_saves(names: Collection[str]) -> dict[str, str]:

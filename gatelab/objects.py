@@ -26,18 +26,27 @@ _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)")
 _NAME = re.compile(r"(?!.*/\.)[\w][\w.=+@ -]*(/[\w.=+@ -]+){0,7}", re.ASCII)
 _IDENTITY = ("ETag", "etag", "md5Hash", "generation", "LastModified", "last_modified", "updated", "mtime", "size")
 INDEX = ".objects.json"
+_FOLDERS = ("file", "local")
 _CLOCK_S = 30.0
+# In which a store is to give its first answer; later ones are waited for as long as its client does.
+FIRST_S = 5
 
 
 class AddressError(ValueError):
     """An address at which no study can live, or that cannot be reached."""
 
 
+def since_boot_s() -> float:
+    """Seconds of a clock that goes on while this machine is suspended, where its system has one."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
+
+
 def address_of(place: str | Path) -> str | None:
     """The address that a word names, or that a folder mirrors; None of any other folder."""
     found = _ADDRESS.fullmatch(str(place))
     if found is not None:
-        return f"{found[1].lower()}://{found[2].rstrip('/')}"
+        protocol, rest = found[1].lower(), found[2].rstrip("/")
+        return f"{protocol}:///{rest}" if protocol in _FOLDERS else f"{protocol}://{rest}"
     with suppress(OSError, ValueError, KeyError, TypeError):
         return str(json.loads((Path(place) / INDEX).read_bytes())["address"])
     return None
@@ -60,11 +69,33 @@ class Objects:
 
     def __init__(self, address: str):
         self.address = address
-        self._clock = (-math.inf, 0.0)  # our monotonic clock, and the store's at that moment
+        self._clock = (-math.inf, 0.0)  # `since_boot_s`, and the store's clock at that moment
 
     @cached_property
     def _store(self) -> tuple[Any, str]:
         return _opened(self.address)
+
+    def reach(self) -> None:
+        """See that there is an answer, which clients may wait for much longer.
+
+        Raises:
+            AddressError: when no store is at the address.
+            OSError: when there is none soon.
+        """
+        from fsspec.asyn import AsyncFileSystem, sync
+        from fsspec.exceptions import FSTimeoutError
+
+        fs, root = self._store
+        if not isinstance(fs, AsyncFileSystem):
+            return
+        with _in_words(self.address):
+            try:
+                sync(fs.loop, fs._info, f"{root}/study.json", timeout=FIRST_S)
+            except FSTimeoutError:
+                words = f"no answer within {FIRST_S} s; is the network there, and is it the right endpoint?"
+                raise OSError(errno.ETIMEDOUT, words, self.address) from None
+            except OSError:
+                pass  # an answer, of which the next request tells more
 
     def names(self, under: str = "") -> dict[str, str]:
         """All names below the address that could be ours, each with what changes when its object does."""
@@ -117,17 +148,19 @@ class Objects:
     def now(self) -> float:
         """The store's time; ours where nothing can be written."""
         at, there = self._clock
-        if time.monotonic() - at > _CLOCK_S:
+        if since_boot_s() - at > _CLOCK_S:
             name = f".clock-{uuid.uuid4().hex}"
+            has_put = False
             try:
                 self.put(name, b"")
-                at, there = time.monotonic(), self.modified(name)
+                has_put = True
+                at, there = since_boot_s(), self.modified(name)
             except OSError:
-                return time.time()
-            finally:
+                at, there = since_boot_s(), time.time()
+            if has_put:
                 self.delete([name])
             self._clock = at, there
-        return there + time.monotonic() - at
+        return there + since_boot_s() - at
 
     def check(self) -> None:
         """Whether a study may live here.
@@ -137,8 +170,11 @@ class Objects:
         """
         fs, root = self._store
         probe = f".probe-{uuid.uuid4().hex}"
+        has_put = False
         try:
+            self.reach()
             self._pipe(probe, b"first", mode="create")
+            has_put = True
             try:
                 self._pipe(probe, b"second", mode="create")
                 is_exclusive = False
@@ -152,11 +188,14 @@ class Objects:
                 f"{self.address}: there is no such bucket; make it first, or name another address"
             ) from None
         except PermissionError as error:
-            raise AddressError(f"{self.address}: may not be written ({error}); check your credentials for it") from None
+            raise AddressError(
+                f"{self.address}: may not be written ({error_words(error)}); check your credentials for it"
+            ) from None
         except OSError as error:
-            raise AddressError(f"{self.address}: cannot be written ({error})") from None
+            raise AddressError(f"{self.address}: cannot be written ({error_words(error)})") from None
         finally:
-            self.delete([probe])
+            if has_put:
+                self.delete([probe])
         if not is_exclusive:
             raise AddressError(
                 f"{self.address}: this store creates an object that is there already, so that two workers could begin one run; "
@@ -184,7 +223,7 @@ def _opened(address: str) -> tuple[Any, str]:
     from fsspec.registry import known_implementations
 
     protocol, _, rest = address.partition("://")
-    if protocol in ("file", "local"):
+    if protocol in _FOLDERS:
         raise AddressError(f"{address}: is a folder of this machine; name it as one, /{rest.lstrip('/')}")
     if "::" in address or protocol == "memory" or not rest:
         raise AddressError(f"{address}: is no place that several processes share; name s3://BUCKET/NAME, or a folder")
@@ -221,7 +260,12 @@ def _in_words(address: str) -> Iterator[None]:
         raise
     except Exception as error:
         words = " ".join(str(error).split()) or type(error).__name__
-        raise OSError(errno.EIO, f"{address}: {words}") from error
+        raise OSError(errno.EIO, words, address) from error
+
+
+def error_words(error: OSError) -> str:
+    """What went wrong, without the address or path, which whoever tells it says in its own place."""
+    return error.strerror or str(error)
 
 
 @contextmanager

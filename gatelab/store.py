@@ -33,7 +33,7 @@ from typing import Any
 
 from . import SCHEMA
 from .mirror import LIGHT, Mirror
-from .objects import AddressError, address_of, mirror_of
+from .objects import AddressError, address_of, error_words, mirror_of
 from .record import Item, Row
 
 _TYPES = {int: "BIGINT", float: "DOUBLE", str: "VARCHAR"}
@@ -339,9 +339,11 @@ class StudyFolder:
         except AddressError as error:
             raise StoreError(str(error)) from None
         except PermissionError as error:
-            raise StoreError(f"{self.address}: may not be read ({error}); check your credentials for it") from None
+            raise StoreError(
+                f"{self.address}: may not be read ({error_words(error)}); check your credentials for it"
+            ) from None
         except OSError as error:
-            raise StoreError(f"{self.address}: cannot be read ({error})") from None
+            raise StoreError(f"{self.address}: cannot be read ({error_words(error)})") from None
 
     def check(self) -> None:
         """Whether the study of an address may be written, or begun, there; and have what is there in the mirror.
@@ -353,12 +355,25 @@ class StudyFolder:
             self.objects.check()
         except AddressError as error:
             raise StoreError(f"--out {error}") from None
+        self.objects.forget_unpushed()
         self.refresh()
 
     def push(self) -> None:
-        """Of a study on an object store, write there what was written into the mirror beside the runs."""
-        if self.objects is not None:
+        """Of a study on an object store, write there what was written into the mirror beside the runs.
+
+        Raises:
+            StoreError: when it may not be written, or cannot be reached.
+        """
+        if self.objects is None:
+            return
+        try:
             self.objects.push()
+        except PermissionError as error:
+            raise StoreError(
+                f"{self.address}: may not be written ({error_words(error)}); check your credentials for it"
+            ) from None
+        except OSError as error:
+            raise StoreError(f"{self.address}: cannot be written ({error_words(error)})") from None
 
     def planned(self) -> Iterator[tuple[dict[str, Any], RunFolder]]:
         """The plan's entries (cell, arm, seed, fingerprint, …) with their folders."""

@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 
 from gatelab.cli import _status
+from gatelab.cli.base import refusing
+from gatelab.config import ConfigError
 from gatelab.store import StudyFolder, read_json, write_json
 
 STUDY = """
@@ -287,11 +289,13 @@ MISTAKES = {
     "submit {study} --out {mess}/a --to slurm --time 1": "--time 1: too short",
     "submit {study} --out {mess}/a --to slurm --gpus 0": "--gpus 0: expected 1 or more",
     "submit {study} --out {mess}/a --to slurm --gpus 1 execution.processes=2": "take --gpus 2",
-    "submit {study} --out memory://x --to slurm --dry-run": "--out memory://x: is an address",
+    "submit {study} --out s3://bucket/x --to slurm --dry-run": "--out s3://bucket/x: Slurm's tasks share a folder",
+    "submit s3://bucket/x --to slurm": "gatelab: s3://bucket/x: Slurm's tasks share a folder",
     "submit {finished} --out {mess}/a --to slurm": "leave --out out",
     "submit {finished} --to slurm optim.lr=1": "only execution.* may be set",
     "submit {finished} --to slurm execution.device=cuda": "add --gpus 1",
-    "run {study} --out s3://bucket/x": "--out s3://bucket/x: is an address",
+    "run {study} --out memory://x": "--out memory://x: is no place that several processes share",
+    "run {study} --out file:///x": "--out file:///x: is a folder of this machine; name it as one, /x",
     "run {study} --out {mess}/a execution.device=cuda": "no NVIDIA GPU is visible here",
     "run {study} --out {mess}/a --executor ray execution.device=cuda": "no NVIDIA GPU is visible here|Ray is not installed",
     "run {study} --out {mess}/a execution.parallel.tp=2 execution.processes=3": "gatelab: execution.parallel: tp=2 does not make 3",
@@ -381,6 +385,11 @@ MISTAKES = {
     "probe {run} --length 17": "learned positions",
     "evaluate {mess}/full --tasks hellaswag": "Unknown command",
 }  # fmt: skip
+
+
+def test_an_error_that_names_no_file_is_told_in_its_own_words() -> None:
+    with pytest.raises(ConfigError, match=r"^Access Denied$"), refusing():
+        raise PermissionError("Access Denied")
 
 
 @pytest.mark.parametrize("line", MISTAKES)

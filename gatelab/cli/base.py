@@ -29,7 +29,9 @@ def refusing() -> Iterator[None]:
     except StoreError as error:
         raise ConfigError([str(error)]) from None
     except (IsADirectoryError, NotADirectoryError, PermissionError) as error:
-        raise ConfigError([f"{error.filename}: {error.strerror}"]) from None
+        raise ConfigError(
+            [f"{error.filename}: {error.strerror}" if error.filename is not None else str(error)]
+        ) from None
 
 
 def print_json(records: list[dict[str, Any]]) -> None:

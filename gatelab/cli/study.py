@@ -153,6 +153,7 @@ def submit(
     with refusing():
         if lab.is_folder(study):
             folder = study
+            lab.refuse_address(study, study)
             path, job = lab.submit_folder(_there(study, out), asked, assignments=words, is_dry=dry_run)
         else:
             loaded = lab.load_study(study)

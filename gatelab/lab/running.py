@@ -111,7 +111,7 @@ def submit(
     Raises:
         ConfigError, DataError, StoreError: before anything is handed in.
     """
-    _refuse_address(out)
+    refuse_address(out, f"--out {out}")
     planned = plan(study, assignments)
     allocation.check(planned.study.execution)
     return _submit(save_plan(planned, out), planned.study.execution, allocation, is_dry=is_dry)
@@ -129,7 +129,7 @@ def submit_folder(
     Raises:
         ConfigError, StoreError: as `go_on` does, and before anything is handed in.
     """
-    _refuse_address(folder.address)
+    refuse_address(folder.address, folder.address)
     allocation.check(execution_in(folder, assignments))
     return _submit(folder, go_on(folder, assignments), allocation, is_dry=is_dry)
 
@@ -141,11 +141,16 @@ def _submit(
     return path, None if is_dry else hand_in(path)
 
 
-def _refuse_address(out: str | Path) -> None:
-    if address_of(out) is not None:
+def refuse_address(place: str | Path, said: str) -> None:
+    """That Slurm's tasks are handed in from a folder, before anything is read; `said` is how it was named.
+
+    Raises:
+        ConfigError: when the place is an object store's.
+    """
+    if address_of(place) is not None:
         raise ConfigError(
             [
-                f"--out {out}: Slurm's tasks share a folder with where they were handed in from; name one that all machines see"
+                f"{said}: Slurm's tasks share a folder with where they were handed in from; name one that all machines see"
             ]
         )
 

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ..mirror import Mirror, is_file_of_a_run, newest_saves
+from ..mirror import Mirror, is_file_of_a_run
 from ..objects import address_of
 from ..store import RunFolder, StudyFolder, read_json, write_json
 from ..train.checkpoint_folder import FOLDER, INDEX
@@ -57,7 +57,7 @@ def carrying(of: list["Carrier"]) -> Iterator[None]:
     """Fetch what was saved of runs, carry up what is written while the block lasts, and in the end all of it.
 
     Raises:
-        OSError: when the store does not take the end; then what was done is not.
+        PlaceError: when the store does not give the beginning, or take the end; then what was done is not.
     """
     if not of:
         yield
@@ -66,12 +66,21 @@ def carrying(of: list["Carrier"]) -> Iterator[None]:
     is_over = threading.Event()
     thread = threading.Thread(target=_follow, args=(of, is_over), daemon=True, name="carry")
     thread.start()
-    try:
-        yield
-    finally:
+
+    def finish() -> None:
         is_over.set()
         thread.join()
         _each(Carrier.finish, of)
+
+    try:
+        yield
+    except BaseException:
+        try:
+            finish()
+        except OSError as error:  # what ended the block is the news
+            print(f"not carried up: {error}", flush=True)
+        raise
+    finish()
 
 
 def _each(do: Callable[["Carrier"], None], of: list["Carrier"]) -> None:
@@ -130,7 +139,7 @@ class Carrier:
         """All that is there, and the result if it is there.
 
         Raises:
-            OSError: when the store does not take it for a long time.
+            PlaceError: when the store does not take it for a long time.
         """
         done = self.run.path / "done.json"
         try:
@@ -142,8 +151,7 @@ class Carrier:
             raise
 
     def _fetch(self, run: str, wants: Callable[[str], bool]) -> None:
-        names = self._objects.names(run)
-        newest = newest_saves(names).get(run)
+        newest = self._objects.newest(run)
         if newest is None:
             return
         self._objects.download(f"{run}/saved/{newest}.json", self._objects.path / run / "saved.json")

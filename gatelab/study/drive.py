@@ -169,11 +169,7 @@ class _Driver:
         for fingerprint in self._entries:
             self._sort_in(fingerprint, "state")
         while True:
-            if interrupts:
-                self._pending.clear()
-                self._ask_to_stop("stopped", self._running.values())
-            if len(interrupts) > 1:
-                self._kill(self._running.values())
+            self._heed()
             while self._pending and not self._halted and len(self._running) < self._executor.slots:
                 if not self._submit():
                     break
@@ -187,9 +183,16 @@ class _Driver:
                 self._take_back()
             for ended in self._executor.poll(POLL_S) if self._running else []:
                 self._settle(ended)
-            now = time.monotonic()
-            self._ask_to_stop("timeout", [r for r in self._running.values() if now > r.stop_at])
-            self._kill([r for r in self._running.values() if now > r.kill_at])
+
+    def _heed(self) -> bool:
+        """Ask tasks to leave and end them, as Ctrl-C and the limits of time want it; whether nobody is to be waited for."""
+        if self._interrupts:
+            self._pending.clear()
+            self._ask_to_stop("stopped", self._running.values())
+        now, is_forced = time.monotonic(), len(self._interrupts) > 1
+        self._ask_to_stop("timeout", [r for r in self._running.values() if now > r.stop_at])
+        self._kill([r for r in self._running.values() if is_forced or now > r.kill_at])
+        return is_forced
 
     def abandon(self, interrupts: list[int]) -> None:
         """Let the tasks checkpoint and leave when something went wrong in the driver itself; Ctrl-C cuts it short."""
@@ -335,7 +338,7 @@ class _Driver:
         try:
             owner, known = running.task.owner, running.task.known[run.fingerprint]
             conclude = lambda: ledger.conclude(run, owner, outcome, ended, message=message, known=known)  # noqa: E731
-            patiently(run, conclude, is_over=lambda: bool(self._interrupts))
+            patiently(run, conclude, is_over=self._heed)
         except OSError as error:
             is_full = error.errno in FULL
             self._unwritable = self._unwritable if is_full else error.strerror or str(error)

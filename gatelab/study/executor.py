@@ -20,7 +20,17 @@ TARGET = "gatelab.study.carry_out:carry_out"
 GRACE_S = 30.0
 
 # Exit codes of a worker. They only matter where its last word could not be written; the attempt says the rest.
-EXITS = {"done": 0, "failed": 1, "held": 3, "oom": 4, "disk-full": 5, "stopped": 6, "orphaned": 7, "displaced": 8}
+EXITS = {
+    "done": 0,
+    "failed": 1,
+    "held": 3,
+    "oom": 4,
+    "disk-full": 5,
+    "stopped": 6,
+    "orphaned": 7,
+    "displaced": 8,
+    "lost": 9,
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -126,7 +126,8 @@ def claim(
     # In this order: whoever finished after the first look still held the lease at it, or takes the number below.
     last = last_attempt(run)
     if last is not None and last.outcome == "running" and is_live(run, last):
-        return None
+        # A store's answer may have been lost as this process began it.
+        return last if run.objects is not None and (last.owner, last.pid) == (owner, os.getpid()) else None
     if run.done() is not None or known not in (None, last.number if last else 0):
         return None
     mine = _begin(last, owner, "running", driver=driver, micro_batch=micro_batch)

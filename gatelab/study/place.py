@@ -3,6 +3,7 @@
 import errno
 import math
 import os
+import sys
 import time
 import uuid
 from collections.abc import Callable
@@ -15,7 +16,12 @@ from ..store import RunFolder, StoreError, write_json
 
 # For a store that answers no more while a result is carried up, which may be hours of work.
 PATIENCE_S, _PAUSE_S = 600.0, 5.0
+FULL = (errno.ENOSPC, errno.EDQUOT)
 T = TypeVar("T")
+
+
+class PlaceError(OSError):
+    """An object store did not give or take what it had to, which says nothing of the run."""
 
 
 class Place(Protocol):
@@ -103,18 +109,20 @@ def patiently(of: RunFolder, do: Callable[[], T], *, is_over: Callable[[], bool]
     """What `do` returns; of a run on an object store it is tried again for as long as that may come back, unless `is_over`.
 
     Raises:
-        OSError: the last one; at once of a folder, when it may not be done or is not there, and on a full disk.
+        OSError: of a folder, at once.
+        PlaceError: of an object store; at once when it may not be done or is not there, and on a full disk.
     """
-    until = time.monotonic() + (PATIENCE_S if of.objects is not None else -math.inf)
+    until = time.monotonic() + PATIENCE_S
     while True:
         try:
             return do()
-        except (PermissionError, FileNotFoundError):
-            raise
         except OSError as error:
-            if time.monotonic() > until or is_over() or error.errno in (errno.ENOSPC, errno.EDQUOT):
+            if of.objects is None:
                 raise
-            print(f"{of.fingerprint}: not carried, and tried again: {error}", flush=True)
+            is_final = isinstance(error, (PermissionError, FileNotFoundError)) or error.errno in FULL
+            if is_final or time.monotonic() > until or is_over():
+                raise PlaceError(error.errno or errno.EIO, f"the store failed: {error.strerror or error}") from error
+            print(f"{of.fingerprint}: not carried, and tried again: {error}", file=sys.stderr, flush=True)
         pause = time.monotonic() + _PAUSE_S
         while time.monotonic() < pause and not is_over():
             time.sleep(min(_PAUSE_S, 0.25))

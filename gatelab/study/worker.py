@@ -18,6 +18,7 @@ import time
 import traceback
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import NoReturn
 
 from ..config import Execution
@@ -27,8 +28,8 @@ from . import ledger
 from .carry_up import Carrier, carriers, carrying, study_of
 from .executor import EXITS, GRACE_S, TARGET, Task, function_of, leave
 from .gang import accompany, clear, gang
+from .place import FULL, PlaceError, patiently
 
-FULL = (errno.ENOSPC, errno.EDQUOT)
 Held = tuple[RunFolder, ledger.Attempt]
 
 
@@ -51,7 +52,9 @@ def work(task: Task, driver_pid: int | None = None) -> int:
         execution = Execution.model_validate(task.execution)
         for run in runs:
             known = task.known.get(run.fingerprint)
-            attempt = ledger.claim(run, task.owner, driver=driver_pid, micro_batch=execution.micro_batch, known=known)
+            claim = partial(ledger.claim, driver=driver_pid, micro_batch=execution.micro_batch, known=known)
+            may_wait_no_more = lambda: stop.is_set() or driver.is_gone()  # noqa: E731
+            attempt = patiently(run, partial(claim, run, task.owner), is_over=may_wait_no_more)
             if attempt is not None:
                 held.append((run, attempt))
         if not held:
@@ -82,13 +85,15 @@ def work(task: Task, driver_pid: int | None = None) -> int:
 
 
 def classify(error: BaseException) -> tuple[str, str]:
-    """The outcome that an exception means (`oom`, `disk-full`, `failed`), and one line that tells it.
+    """The outcome that an exception means (`oom`, `disk-full`, `lost`, `failed`), and one line that tells it.
 
     torch's errors are known by their names and words, because this module does not load torch.
     """
     chain = _chain(error)
     if any(_is_disk_full(e) for e in chain):
         return "disk-full", _line(error)
+    if isinstance(error, PlaceError):
+        return "lost", str(error.strerror)
     if any(_is_out_of_memory(e) for e in chain):
         return "oom", f"out of memory: {_line(error)}"
     return "failed", _line(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {_line(error)}"
@@ -188,6 +193,8 @@ def _end(held: list[Held], of_objects: list[Carrier], error: BaseException | Non
     outcome, message = classify(error) if error is not None else ("stopped", "asked to stop")
     if error is None and not stopped:
         outcome, message = "failed", "the task returned without finishing the run or being asked to stop"
+    if outcome == "lost" and stopped:
+        outcome = "stopped"
     if outcome == "disk-full":
         message = disk_is_full(len(held))
     trace = "".join(traceback.format_exception(error)) if error is not None else ""
@@ -199,14 +206,18 @@ def _end(held: list[Held], of_objects: list[Carrier], error: BaseException | Non
         done = run.done()
         try:
             if done is not None:
-                ledger.end(run, attempt, done["status"], exit_code=0)
+                patiently(run, partial(ledger.end, run, attempt, done["status"], exit_code=0))
             else:
                 code = EXITS[outcome]
-                ledger.end(run, attempt, outcome, message=message, traceback=trace, exit_code=code)
+                said = {"message": message, "traceback": trace, "exit_code": code}
+                patiently(run, partial(ledger.end, run, attempt, outcome, **said))
         except OSError as unwritten:
             # On a full disk the exit code is the last word, and the driver closes the attempt when it can.
             print(f"{run.fingerprint}: the end of the attempt could not be written: {unwritten}")
-            code = EXITS[outcome] if done is None else EXITS["disk-full"]
+            if done is None:
+                code = EXITS[outcome]
+            elif run.objects is None:
+                code = EXITS["disk-full"]
     return code
 
 

@@ -34,7 +34,7 @@ class PlantedStore(LocalFileSystem):
     def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **_: object) -> None:
         path = self._strip_protocol(path)
         fault = os.environ.get("PLANTED_FAULT", "")
-        if fault == "closed":
+        if fault == "closed" or (Path(os.environ["SIGNALS"]) / "expired").exists():
             raise PermissionError("Access Denied")
         if (Path(os.environ["SIGNALS"]) / "down").exists():
             raise OSError(errno.EIO, "the store is down")

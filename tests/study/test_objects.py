@@ -1,5 +1,7 @@
 """A study on an object store: what the conformance suite asks of folders, across real processes; and what is refused."""
 
+import asyncio
+import errno
 import json
 import os
 import shutil
@@ -13,8 +15,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 from conftest import wait_until
+from fsspec.asyn import AsyncFileSystem
 from object_study import (
     go,
     kill_and_go_on,
@@ -29,14 +33,16 @@ from object_tasks import signals, starts
 from places import needs_ray
 from planted_store import PlantedStore, plant
 
-from gatelab import lab
+from gatelab import lab, objects
 from gatelab.config import ConfigError
-from gatelab.objects import address_of, is_name
+from gatelab.objects import Objects, address_of, is_name
 from gatelab.store import RunFolder, StoreError, StudyFolder
-from gatelab.study import carry_up, ledger
+from gatelab.study import carry_up, ledger, place
 from gatelab.study.carry_up import Carrier
 from gatelab.study.drive import retry
+from gatelab.study.executor import EXITS
 from gatelab.study.local import LocalExecutor
+from gatelab.study.worker import _end, classify
 
 HOUR = 3600.0
 ADDRESS = "planted://bucket/study"
@@ -49,6 +55,7 @@ def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The store's own folder of the bucket."""
     for name, value in {**plant(tmp_path), "STUDY_ADDRESS": ADDRESS}.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setenv("RAY_TMPDIR", tempfile.gettempdir())  # the path of a socket has 107 bytes at most
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
     (tmp_path / "temporary").mkdir()
@@ -205,12 +212,90 @@ def test_a_result_waits_for_a_store_that_takes_nothing(bucket: Path) -> None:
     (signals() / "finish").touch()
     (worker,) = starts(run)
     (log,) = Path(tempfile.gettempdir()).glob(f"gatelab-*-scratch/runs/{run.fingerprint}/log.txt")
-    wait_until(lambda: "the store is down" in log.read_text(), "it was tried")
+    wait_until(lambda: "not carried, and tried again: [Errno 5] the store is down" in log.read_text(), "it was tried")
     (signals() / "down").unlink()
     assert driver.wait(60) == 0 and driver.communicate()[0] == ""
     (run,) = runs_of(seen_anew())
     assert outcomes(run) == ["done"] and starts(run) == [worker]
-    assert "not carried, and tried again" in (run.path / "log.txt").read_text()
+
+
+def test_a_blip_as_a_driver_closes_an_attempt_is_no_halt(
+    executor: LocalExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(place, "_PAUSE_S", 0.01)
+    folder, asked = study(1), []
+
+    def names(self: Objects, under: str = "", names: Any = Objects.names) -> dict[str, str]:
+        asked.append(under)
+        if len(asked) <= 3:
+            raise OSError(errno.EIO, "a blip")
+        return names(self, under)
+
+    (run,) = runs_of(folder)
+    look = run.objects.look
+
+    def begin_to_fail(path: Path) -> None:
+        monkeypatch.setattr(Objects, "names", names)
+        look(path)
+
+    monkeypatch.setattr(folder.objects, "look", begin_to_fail)
+    summary = go(folder, executor, "die_once")
+    assert summary.is_complete and not summary.halted
+    assert outcomes(runs_of(folder)[0]) == ["lost", "done"] and len(asked) > 3
+
+
+def test_a_token_that_expires_is_a_loss_and_not_the_runs_fault(executor: LocalExecutor, bucket: Path) -> None:
+    folder = study(1)
+    (run,) = runs_of(folder)
+    driver = start_driver("count")
+    wait_until(lambda: saves_of(bucket, run), "a save is there")
+    (signals() / "expired").touch()
+    (signals() / "finish").touch()
+    (worker,) = starts(run)
+    wait_until(lambda: ledger.process_start(worker) is None, "it gave up")
+    driver.communicate()
+    (signals() / "expired").unlink()
+    summary = go(StudyFolder.open(ADDRESS, is_light=True), executor, "count")
+    assert summary.is_complete and outcomes(runs_of(seen_anew())[0])[-1] == "done"
+
+
+def test_errors_of_the_place_are_told_from_the_runs_own() -> None:
+    (run,) = runs_of(study(1))
+
+    def refused() -> None:
+        raise PermissionError("Access Denied")
+
+    with pytest.raises(place.PlaceError) as caught:
+        place.patiently(run, refused)
+    assert classify(caught.value) == ("lost", "the store failed: Access Denied")
+    with pytest.raises(PermissionError, match="Access Denied") as own:
+        place.patiently(RunFolder(run.path), refused)
+    assert classify(own.value)[0] == "failed"
+
+
+def test_a_claim_whose_answer_was_lost_is_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    (run,) = runs_of(study(1))
+    monkeypatch.setattr(place, "_PAUSE_S", 0.01)
+    monkeypatch.setattr(PlantedStore, "lost", ["attempts/0001.json$"])
+    read = run.objects.read
+
+    def read_later(name: str) -> bytes:
+        monkeypatch.setattr(run.objects, "read", read)
+        raise OSError(errno.EIO, "a blip")
+
+    monkeypatch.setattr(run.objects, "read", read_later)
+    mine = place.patiently(run, lambda: ledger.claim(run, "me", known=0))
+    assert mine is not None and (mine.number, mine.owner) == (1, "me")
+    assert ledger.claim(run, "you") is None
+
+
+def test_an_end_that_is_not_taken_at_once_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    (run,) = runs_of(study(1))
+    monkeypatch.setattr(place, "_PAUSE_S", 0.01)
+    mine = ledger.claim(run, "me")
+    monkeypatch.setattr(PlantedStore, "lost", ["attempts/0001.json$"] * 2)
+    assert _end([(run, mine)], [], ValueError("no such key"), stopped=False) == EXITS["failed"]
+    assert ledger.last_attempt(runs_of(seen_anew())[0]).outcome == "failed"
 
 
 def test_extending_the_plan_runs_only_what_is_new(executor: LocalExecutor) -> None:
@@ -333,6 +418,43 @@ def test_what_follows_a_run_outlives_any_error(monkeypatch: pytest.MonkeyPatch) 
     assert len(looks) == 2
 
 
+def test_a_reader_without_the_right_to_write_asks_for_the_time_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    run, _ = carried(study(1))
+    monkeypatch.setenv("PLANTED_FAULT", "closed")
+    asked, deleted, put = [], [], run.objects.put
+    monkeypatch.setattr(run.objects, "put", lambda name, data: (asked.append(name), put(name, data)))
+    monkeypatch.setattr(run.objects, "delete", deleted.extend)
+    for _ in range(3):
+        assert abs(run.objects.now() - time.time()) < HOUR
+    assert len(asked) == 1 and not deleted
+
+
+@pytest.mark.skipif(not hasattr(time, "CLOCK_BOOTTIME"), reason="no clock of this system counts its sleep")
+def test_a_machine_that_slept_takes_no_living_owners_run(bucket: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (run,) = runs_of(study(1))
+    attempt = plant_attempt(run)
+    assert ledger.is_live(run, attempt)
+    since, asleep = time.clock_gettime, 2 * HOUR
+    monkeypatch.setattr(time, "clock_gettime", lambda clock: since(clock) + asleep)
+    beat = bucket / "study" / "runs" / run.fingerprint / "attempts" / "0001.beat"
+    beat.touch()
+    monkeypatch.setattr(run.objects, "modified", lambda name: time.time() + asleep)  # the store's clock went on
+    assert ledger.is_live(run, attempt)
+
+
+def test_a_run_starts_from_the_save_that_a_result_names(bucket: Path) -> None:
+    run, carrier = carried(study(1))
+    saved = bucket / "study" / "runs" / run.fingerprint / "saved"
+    for number, weights in (("0001-000002", "of the result"), ("0002-000001", "of one that was displaced")):
+        (saved / number).mkdir(parents=True)
+        (saved / number / "weights.safetensors").write_text(weights)
+        (saved / f"{number}.json").write_text(json.dumps({"files": {"weights.safetensors": number}, "step": 1}))
+    assert run.objects.newest(f"runs/{run.fingerprint}") == "0002-000001"
+    (saved.parent / "done.json").write_text(json.dumps({"status": "done", "saved": "0001-000002"}))
+    carrier.fetch()
+    assert (run.path / "weights.safetensors").read_text() == "of the result"
+
+
 def test_names_of_a_store_lead_nowhere_else(bucket: Path, tmp_path: Path) -> None:
     (run,) = runs_of(study(1))
     names = (
@@ -380,6 +502,34 @@ def test_what_is_no_place_for_a_study_is_refused_in_one_sentence(address: str) -
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize("address", REFUSED)
+def test_what_is_refused_leaves_no_mirror(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(StoreError), monkeypatch.context() as patched:
+        patched.setattr(PlantedStore, "find", lambda *_, **__: (_ for _ in ()).throw(PermissionError("Access Denied")))
+        StudyFolder.open(address)
+    assert not [p for p in (tmp_path / "cache").rglob("*") if p.is_file()]
+
+
+def test_a_store_that_does_not_answer_is_not_waited_for_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Silent(AsyncFileSystem):
+        protocol = "silent"
+
+        async def _info(self, path: str, **_: object) -> dict[str, object]:
+            await asyncio.sleep(60)
+            return {}
+
+        async def _pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **_: object) -> None:
+            raise AssertionError("nothing more is asked")
+
+    fsspec.register_implementation("silent", Silent, clobber=True)
+    monkeypatch.setattr(objects, "FIRST_S", 1)
+    with pytest.raises(StoreError, match=r"^silent://b/x: cannot be read \(no answer within 1 s; is the network there"):
+        StudyFolder.open("silent://b/x")
+    with pytest.raises(StoreError, match=r"^--out silent://b/x: cannot be written \(no answer within 1 s"):
+        StudyFolder.at("silent://b/x").check()
+    assert not (tmp_path / "cache").exists()
+
+
 def test_a_protocol_whose_package_is_missing_is_told_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "adlfs", None)
     with pytest.raises(StoreError, match=r"abfs:// needs the package adlfs, which is not installed; pip install adlfs"):
@@ -402,6 +552,28 @@ def test_a_store_that_does_not_do_is_refused_before_anything_starts(
     assert not [p for p in bucket.rglob("*") if p.is_file()]
 
 
+def test_a_plan_that_was_never_pushed_blocks_no_address(bucket: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    push = PlantedStore.pipe_file
+
+    def refuse(self: PlantedStore, path: str, value: bytes, mode: str = "overwrite", **rest: Any) -> None:
+        if path.endswith("study.json"):
+            raise PermissionError("Access Denied")
+        push(self, path, value, mode, **rest)
+
+    monkeypatch.setattr(PlantedStore, "pipe_file", refuse)
+    with pytest.raises(StoreError, match=r"study: may not be written \(Access Denied\); check your credentials for it"):
+        study()
+    monkeypatch.setattr(PlantedStore, "pipe_file", push)
+    folder = StudyFolder.at(ADDRESS)
+    assert (folder.path / "study.json").exists()
+    folder.check()
+    assert not (folder.path / "study.json").exists() and not list(folder.path.glob("runs/*/run.json"))
+    study(1)
+    # What was read, or written, stays.
+    folder.check()
+    assert len(runs_of(folder)) == 1 and runs_of(folder)[0].config()["seed"] == 0
+
+
 def test_what_something_else_lives_in_is_left_alone(bucket: Path) -> None:
     (bucket / "study").mkdir()
     (bucket / "study" / "photo.png").touch()
@@ -420,7 +592,14 @@ def test_slurm_wants_a_folder(bucket: Path) -> None:
 
 @pytest.mark.parametrize(
     ("word", "address"),
-    [("s3://b/x/", "s3://b/x"), (Path("s3://b/x"), "s3://b/x"), ("C:/x", None), ("a/b:/c", None), ("runs/x", None)],
+    [
+        ("s3://b/x/", "s3://b/x"),
+        ("file:///x/", "file:///x"),
+        (Path("s3://b/x"), "s3://b/x"),
+        ("C:/x", None),
+        ("a/b:/c", None),
+        ("runs/x", None),
+    ],
 )
 def test_an_address_is_told_from_a_path(word: str | Path, address: str | None) -> None:
     assert address_of(word) == address
