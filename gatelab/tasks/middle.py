@@ -20,6 +20,10 @@ from .task import TaskError
 
 _N_NEW = 100
 _AT_ONCE = 64  # pairs in a draw: more pairs change none before them
+_ASKED_FOR = (
+    "Write a high-quality answer for the given question using only the provided search results (some of which might be "
+    "irrelevant).\n\n"
+)
 # The paper's query-aware contextualization: what is asked stands before the context too.
 _ASKED_BEFORE = ("middle/kv_aware", "middle/qa_aware", "middle/qa_random_aware")
 _FIELDS = ("question", "answers", "ctxs")
@@ -124,14 +128,26 @@ def _documents(name: str, setting: Setting, index: int, size: int) -> Prompt:
     # Asked before, too, an item is the same but for that.
     at, documents = documents_of(name.removesuffix("_aware"), setting, index, size)
     script, question = Script(), f"Question: {asked.text}\n"
-    script.say(
-        "Write a high-quality answer for the given question using only the provided search results (some of which might be "
-        "irrelevant).\n\n",
-        "kept",
-    )
+    script.say(_ASKED_FOR, "kept")
     script.say(f"{question}\n" if name in _ASKED_BEFORE else "", "kept")
     script.say_all(documents, "\n")
     script.say(f"\n\n{question}Answer:", "kept")
+    return _prompt(name, index, asked, script, size, at / (size - 1))
+
+
+def _baseline(name: str, setting: Setting, index: int, size: int) -> Prompt:
+    """Without documents (size 0), or with the gold one alone (1)."""
+    asked: Question = setting.held[index]
+    script = Script()
+    if size:
+        script.say(_ASKED_FOR, "kept")
+        script.say("Document [1](Title: {}) {}".format(*asked.gold), "evidence")
+        script.say("\n\n")
+    script.say(f"Question: {asked.text}\nAnswer:", "kept")
+    return _prompt(name, index, asked, script, size, None)
+
+
+def _prompt(name: str, index: int, asked: Question, script: Script, size: int, depth: float | None) -> Prompt:
     return Prompt(
         task=name,
         index=index,
@@ -142,38 +158,7 @@ def _documents(name: str, setting: Setting, index: int, size: int) -> Prompt:
         n_new=_N_NEW,
         evidence=tuple(script.spans["evidence"]),
         distractors=tuple(script.spans["distractor"]),
-        depth=at / (size - 1),
-        chance=0.0,
-        floor=None,
-        factors={"n_documents": size},
-        kept=tuple(script.spans["kept"]),
-    )
-
-
-def _baseline(name: str, setting: Setting, index: int, size: int) -> Prompt:
-    """Without documents (size 0), or with the gold one alone (1)."""
-    asked: Question = setting.held[index]
-    script = Script()
-    if size:
-        script.say(
-            "Write a high-quality answer for the given question using only the provided search results (some of which might be "
-            "irrelevant).\n\n",
-            "kept",
-        )
-        script.say("Document [1](Title: {}) {}".format(*asked.gold), "evidence")
-        script.say("\n\n")
-    script.say(f"Question: {asked.text}\nAnswer:", "kept")
-    return Prompt(
-        task=name,
-        index=index,
-        parts=(script.text,),
-        answers=(f" {asked.answers[0]}",),
-        options=(),
-        references=asked.answers,
-        n_new=_N_NEW,
-        evidence=tuple(script.spans["evidence"]),
-        distractors=(),
-        depth=None,
+        depth=depth,
         chance=0.0,
         floor=None,
         factors={"n_documents": size},
