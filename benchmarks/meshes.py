@@ -4,9 +4,9 @@
 
 Every arm is a run of the trainer in processes of its own, on GPUs that nothing else uses: `one` is a captured and compiled step,
 `dp` the same weights on two GPUs, `zero2` and `zero3` share them out (FSDP2), `tp` shares each layer. A GPU of `dp`, `zero2`
-and `zero3` sees as many sequences a step as that of `one`; the two of `tp` see together twice as many. `one x2` is one GPU
-with two such batches a step, for its losses. Data are random tokens, losses those of the first steps. On a CPU gloo's ranks show
-that it runs; its times mean nothing.
+and `zero3` sees as many sequences a step as that of `one`; the two of `tp` see together twice as many. `ep` shares the experts
+of a mixture (`--size moe-480m`), `ep zero3` all else too. `one x2` is one GPU with two such batches a step, for its losses. Data
+are random tokens, losses those of the first steps. On a CPU gloo's ranks show that it runs; its times mean nothing.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from gatelab.bench.plan import TrainPlan
+from gatelab.bench.plan import TrainPlan, size
 from gatelab.bench.train import _arm, _random_tokens
 from gatelab.config.parallel import ParallelConfig
 from gatelab.config.run import Execution, Run, TrainConfig
@@ -43,6 +43,11 @@ class Arm:
     parallel: dict[str, int | str]
     is_timed: bool = True
 
+    @property
+    def needs_experts(self) -> bool:
+        """Whether it is no mesh of a model without experts."""
+        return "ep" in self.parallel
+
 
 ARMS = (
     Arm("one", 1, 1, {}),
@@ -51,6 +56,8 @@ ARMS = (
     Arm("zero2", 2, 2, {"shard": "zero2"}),
     Arm("zero3", 2, 2, {"shard": "zero3"}),
     Arm("tp", 2, 2, {"tp": 2}),
+    Arm("ep", 2, 2, {"ep": 2}),
+    Arm("ep zero3", 2, 2, {"ep": 2, "shard": "zero3"}),
 )
 
 
@@ -149,7 +156,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=8.0, help="that an arm is timed")
     parser.add_argument("--first", type=int, default=6, help="steps before that, whose losses are kept")
     parser.add_argument("--limit", type=float, default=150.0, help="seconds that an arm may take in all")
-    parser.add_argument("--arms", default=",".join(arm.name for arm in ARMS))
+    parser.add_argument("--arms", help=f"some of {', '.join(arm.name for arm in ARMS)}; else all that the size has")
     parser.add_argument("--device", default="cuda", choices=["cpu", "cuda"])
     parser.add_argument("--out", type=Path)
     parser.add_argument("--arm", help=argparse.SUPPRESS)
@@ -159,9 +166,15 @@ def main() -> None:
     if args.arm is not None:
         rank(args, by_name[args.arm])
         return
-    unknown = [name for name in args.arms.split(",") if name not in by_name]
+    has_experts = size(args.size).moe is not None
+    taken = args.arms.split(",") if args.arms else [a.name for a in ARMS if has_experts or not a.needs_experts]
+    unknown = [name for name in taken if name not in by_name]
     if unknown:
         parser.error(f"--arms {unknown[0]}: take some of {', '.join(by_name)}")
+    if not has_experts and any(by_name[name].needs_experts for name in taken):
+        parser.error(
+            f"--size {args.size} has no experts to share; take one that has, such as moe-480m, or leave ep out"
+        )
     where = torch.cuda.get_device_name() if args.device == "cuda" else "CPU"
     print(
         f"{args.size}, gate {args.gate}, {where}, torch {torch.__version__}, {args.sequences} x {args.context} tokens a GPU"
@@ -169,7 +182,7 @@ def main() -> None:
     print("arm      ms a step, median (least to 90%)  tokens/s a GPU  of one   MFU   GiB  steps  losses")
     found, base = [], None
     with tempfile.TemporaryDirectory() as place:
-        for name in args.arms.split(","):
+        for name in taken:
             record = carry_out(args, by_name[name], Path(place))
             found.append(record)
             print(row(record, base), flush=True)

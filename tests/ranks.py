@@ -45,6 +45,7 @@ def fork_ranks(live: Callable[[], None], n: int) -> list[int]:
                 os.environ |= {
                     "WORLD_SIZE": str(n),
                     "RANK": str(rank),
+                    "LOCAL_RANK": str(rank),
                     "MASTER_ADDR": "127.0.0.1",
                     "MASTER_PORT": str(port),
                 }

@@ -22,9 +22,14 @@ def seen(case: str) -> dict[str, object]:
     from gatelab.evals.heldout import look
 
     name, _, words = case.partition(":")
-    micro, compiled = 1 if "micro" in words else 0, "on" if "compiled" in words else "off"
-    parallel = meshes.mesh(words.replace("micro", "").replace("compiled", ""))
-    group = Group([meshes.run_of(name)], Execution(micro_batch=micro, compile=compiled, parallel=parallel))
+    said = set(words.split())
+    execution = Execution(
+        device="cuda" if "gpu" in said else "cpu",
+        micro_batch=1 if "micro" in said else 0,
+        compile="on" if "compiled" in said else "off",
+        parallel=meshes.mesh(" ".join(said - {"gpu", "micro", "compiled"})),
+    )
+    group = Group([meshes.run_of(name)], execution)
     steps = [asdict(step) for step in train(group)]
     with group.whole():
         if not group.ranks.is_writer:
