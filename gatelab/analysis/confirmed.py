@@ -7,7 +7,7 @@ cells that differ from its own in one key, where the screen's number is of the s
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf, isfinite
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..store import StudyFolder
 from .anomalies.alarm import Alarm, Place, Rule
@@ -17,6 +17,9 @@ from .digest import digest, table
 from .heterogeneity import merged
 from .stages import EFFECT, Claim, Verdict, alarm_of
 from .student import p_two_sided
+
+if TYPE_CHECKING:
+    from .sights import Sight
 
 Course = list[tuple[float, float]]
 Level = int | float | str
@@ -64,9 +67,27 @@ class Seen:
 
 
 @dataclass(frozen=True, slots=True)
+class Companion:
+    """Cards of another study on runs of the same configuration, under its own names, with the finished seeds of its gate; `sides`
+    {arm, as the anomaly's study names it: what these runs have to be seen by}, of the baseline and the gate."""
+
+    study: str
+    cell: str
+    seeds: list[int]
+    cards: list[Card]
+    sides: Mapping[str, "Sight"] = field(default_factory=dict)
+
+    @property
+    def n_looks(self) -> int:
+        """The most steps at which the loss of both was looked at."""
+        return min((sight.n_looks for sight in self.sides.values()), default=0)
+
+
+@dataclass(frozen=True, slots=True)
 class Anomaly:
     """The confirmed claims of one cell and arm, the surest first; `words` {reading: (its label, its unit)}, `causes` the cards of
-    hypotheses with rows on what the claims are about, `commands` what makes the runs again and asks for causes."""
+    hypotheses with rows on what the claims are about, `commands` what makes the runs again and asks for causes; `elsewhere` are
+    such cards of studies that were made for its causes, `waiting` the names of those that have planned its runs and made none."""
 
     cell: str
     arm: str
@@ -76,6 +97,8 @@ class Anomaly:
     seen: Seen = field(default_factory=Seen)
     causes: list[Card] = field(default_factory=list)
     commands: list[str] = field(default_factory=list)
+    elsewhere: list[Companion] = field(default_factory=list)
+    waiting: list[str] = field(default_factory=list)
 
 
 def anomalies(

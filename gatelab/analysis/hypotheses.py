@@ -8,9 +8,11 @@ from .cause_tests import arm_where, edit, excess, where_sinks
 from .causes import LOSS, MASS, Hypothesis
 from .dependence_tests import arms_by_start, at, cells_by
 from .depth_tests import in_layers, thirds_edited, thirds_trained
+from .gain_tests import at_own_rates, keeps_half
 from .layer_tests import EACH, each_layer, layers_edited
 from .mediation import SAYS, gate_moved, sink_moved
 from .onsets import comes_first
+from .other_ways import BEGUN_OPEN, FIRST_HALF, LAST_HALF, SMALL, STATIC
 
 
 def _around(key: str) -> Callable[[Mapping[str, Any]], str]:
@@ -46,6 +48,11 @@ _SINK_LOGIT = "Arm('sink-logit', {'model.softmax': 'sink-logit'}, control=True)"
 _KEY_BIAS = "Arm('key-bias', {'model.softmax': 'key-bias'}, control=True)"
 _STATIC = "Arm('static', {'model.gate': 'paper/g1-input-independent'}, control=True)"
 _OPEN = "Arm('ns-sigmoid', {'model.gate': 'paper/g1-ns-sigmoid'})"
+_EITHER = {
+    ("supported", "refuted"): "either half of the layers alone has at least half of it",
+    ("refuted", "supported"): "neither half of the layers alone has half of it",
+}
+
 
 HYPOTHESES: tuple[Hypothesis, ...] = (
     Hypothesis(
@@ -212,6 +219,50 @@ HYPOTHESES: tuple[Hypothesis, ...] = (
         "ours",
         (sink_moved(), gate_moved()),
         SAYS,
+        of="loss",
+    ),
+    Hypothesis(
+        "small-start",
+        "the gate's effect on the loss is that what attention adds begins smaller",
+        "ours",
+        (
+            keeps_half(SMALL),
+            keeps_half(BEGUN_OPEN, predicts_half=False),
+        ),
+        {
+            ("supported", "refuted"): "no gate has it too where it begins smaller, and a gate where it does not",
+            ("refuted", "supported"): "it takes a gate, and one that begins below one",
+        },
+        of="loss",
+    ),
+    Hypothesis(
+        "reads-token",
+        "the gate's effect on the loss needs scores that depend on the token",
+        "arXiv 2505.06708",
+        (keeps_half(STATIC, predicts_half=False),),
+        of="loss",
+    ),
+    Hypothesis(
+        "first-layers",
+        "the gate's effect on the loss is in the first half of the layers",
+        "ours",
+        (keeps_half(FIRST_HALF), keeps_half(LAST_HALF, predicts_half=False)),
+        _EITHER,
+        of="loss",
+    ),
+    Hypothesis(
+        "last-layers",
+        "the gate's effect on the loss is in the last half of the layers",
+        "ours",
+        (keeps_half(LAST_HALF), keeps_half(FIRST_HALF, predicts_half=False)),
+        _EITHER,
+        of="loss",
+    ),
+    Hypothesis(
+        "own-rate",
+        "the gate's effect on the loss is one of the learning rate",
+        "ours",
+        (at_own_rates(),),
         of="loss",
     ),
     Hypothesis(

@@ -10,9 +10,11 @@ from urllib.parse import quote
 
 from ..analysis.atlas import Atlas, Sheet, shared, taken_from
 from ..analysis.ledger_of_claims import CLAIMS, Entry, judged
+from ..analysis.packed import SUFFIX
 from ..analysis.planned import Open, still_open
 from ..report.atlas import write_atlas
 from ..store import StoreError
+from .companions import among
 from .sheet import sheet
 from .sources import Source, opened, sources_in
 
@@ -60,6 +62,7 @@ def read_atlas(
 ) -> tuple[list[Sheet], list[tuple[str, str]]]:
     """A sheet a study, and (what, why) of those that have none."""
     sheets: list[Sheet] = []
+    read: dict[str, Source] = {}
     plans: list[tuple[str, list[str]]] = []
     refused = []
     for source in sources:
@@ -76,6 +79,7 @@ def read_atlas(
                 made = sheet(folder, letter, flags, _pages(source, page.parent))
                 sheets.append(replace(made, again=_again(source)))
                 plans.append((name, plan))
+                read[letter] = source
         except StoreError as error:
             why = str(error).removeprefix(f"{source.path}: ")
             tell(f"{source.path} is not in the atlas: {why}")
@@ -83,7 +87,7 @@ def read_atlas(
     flag = "its comparisons are some of those of {}, on fewer seeds: shown, and not counted a second time"
     taken = taken_from(sheets)
     told = [replace(s, flags=[*s.flags, flag.format(taken[s.letter])]) if s.letter in taken else s for s in sheets]
-    return told, refused
+    return among(told, read), refused
 
 
 def _letter(i: int) -> str:
@@ -124,4 +128,6 @@ def _home(paths: Sequence[str | Path]) -> Path | None:
 def _again(source: Source) -> str:
     """The command that takes up what of a study has not ended."""
     run = shlex.join(["gatelab", "run", str(source.path)])
+    if source.path.suffix == SUFFIX:
+        return f"{shlex.join(['gatelab', 'unpack', str(source.path), '--out', 'DIR'])}; gatelab run DIR"
     return f"gatelab run DIR (DIR: what {source.path.name} holds, unpacked)" if source.is_archive else run

@@ -17,6 +17,7 @@ from ..report.seeds import seeds_files
 from ..store import StoreError, StudyFolder
 from ..study.ledger import state_of
 from .analysing import Analysis
+from .companions import beside
 from .declared import registration_of
 from .explaining import cards_of, edits_in
 from .finding import confirm_with, hunt, screened
@@ -94,10 +95,10 @@ def with_anomalies(folder: StudyFolder, looked: Looked) -> Looked:
         causes = with_rows(cards_of(folder, gathered, of, (h.claim for a in found for h in a.held)))
     except StoreError:
         causes = []  # `gatelab find --explain` says which line is wrong
-    return replace(looked, confirmed=[
+    return replace(looked, confirmed=beside(folder, [
         replace(
             a, seen=seen.get(a.cell, Seen()), causes=[c for c in causes if is_about(c, a)],
             commands=again(study, a.cell, a.arm, seeds),
         )
         for a in found
-    ])  # fmt: skip
+    ]))  # fmt: skip

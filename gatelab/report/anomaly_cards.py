@@ -4,12 +4,13 @@ Notable: medians and ranges are over all finished seeds, the screen's and the fr
 alone.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import isfinite
 from typing import TYPE_CHECKING
 
 from .book import Book
 from .card_sights import curves_of, gates_of, maps_of, own_sights, unit_of, word
+from .claims import spans_of
 from .figures import map_top
 from .markup import NONE, Html, decimal, places, probability, tag
 from .tables import csv_text
@@ -17,9 +18,12 @@ from .tables import table as tabulated
 
 if TYPE_CHECKING:
     from ..analysis.anomalies import Alarm
-    from ..analysis.confirmed import Anomaly, Held, Level
+    from ..analysis.causes import Card
+    from ..analysis.confirmed import Anomaly, Companion, Held, Level
+    from ..analysis.sights import Sight
 
 MOST_CARDS = 12
+LEAST_LOOKS = 3  # that make a curve
 FILE = "confirmed.csv"
 _MARKS = {"supported": "+", "refuted": "−", "undecided": "?", "not run": "·"}
 
@@ -46,10 +50,20 @@ def _card(book: Book, a: "Anomaly", top: float, *, is_open: bool) -> Html:
     words = [book.arm(a.arm), f" in {a.cell}: ", tag("b", a.held[0].claim.rule), f": {headline(a.held[0])}{more}"]
     sides = own_sights(book, a)
     return tag(
-        "details", tag("summary", words), _claims(book, a), curves_of(book, a, sides), gates_of(book, a, sides[a.arm]),
+        "details", tag("summary", words), _claims(book, a), curves_for(book, a, sides), gates_of(book, a, sides[a.arm]),
         maps_of(book, a, sides, top),
         _neighbours(book, a), _causes(book, a), _again(a), class_="anomaly print", open=is_open,
     )  # fmt: skip
+
+
+def curves_for(book: Book, a: "Anomaly", sides: "Mapping[str, Sight]") -> Html:
+    """Of the study's own runs; where these have no curve, of the companion that was looked at most often."""
+    own, most = curves_of(book, a, sides), max(a.elsewhere, key=lambda c: c.n_looks, default=None)
+    if most is None or most.n_looks < LEAST_LOOKS or min(sight.n_looks for sight in sides.values()) >= LEAST_LOOKS:
+        return own
+    return tag(
+        "div", own, tag("p", _whose(most), ".", class_="about"), curves_of(book, a, most.sides, with_table=False)
+    )
 
 
 def short_card(book: Book, a: "Anomaly", name: str, sights: Html | None, way: Html | None) -> Html:
@@ -124,27 +138,52 @@ def _differs(key: str, here: "Level", there: "Level") -> str:
 
 def _causes(book: Book, a: "Anomaly") -> Html:
     heading, ask = tag("h4", "Causes that were tested"), tag("code", a.commands[-1]) if a.commands else None
+    others = _elsewhere(book, a)
     if not a.causes:
         words = [
-            "No registered explanation has rows yet.",
+            "No registered explanation has rows in this study."
+            if a.elsewhere
+            else "No registered explanation has rows yet.",
             [" This makes what edits of its runs can tell: ", ask, " --edit"],
         ]
-        return tag("div", heading, tag("p", words[0], words[1] if ask else None, class_="about"))
-    items = []
-    for card in a.causes:
-        tests = [d for d in card.decisions if d.verdict != "not run"]
-        said = "; ".join(f"{d.test} [{d.reading}]: {d.verdict}{f' ({d.numbers})' if d.numbers else ''}" for d in tests)
-        lacks = f"; {len(card.decisions) - len(tests)} not run" if len(tests) < len(card.decisions) else ""
-        of = f" of {word(book, a, card.reading)[0]}" if card.reading else ""
-        mark = tag("b", _MARKS[card.verdict], aria_hidden="true")
-        items.append(tag("li", mark, f" {card.hypothesis}{of}: ", tag("b", card.verdict), f", {card.claim}. ",
-                         tag("span", f"{said}{lacks}.", class_="quiet")))  # fmt: skip
+        return tag("div", heading, tag("p", words[0], words[1] if ask else None, class_="about"), others)
     lead = (
         "Of what the claims are about, and of sinks themselves. Each test at its own 5%, on the screen's seeds; in brackets what it"
         " read (loss_change: the held-out loss under an edit of finished runs)."
     )
     more = tag("p", "What the rows that are missing need: ", ask, class_="about") if ask else None
-    return tag("div", heading, tag("p", lead, class_="about"), tag("ul", items, class_="plain"), more)
+    return tag("div", heading, tag("p", lead, class_="about"), _verdicts(book, a, a.causes), more, others)
+
+
+def _whose(c: "Companion") -> list[Html | str]:
+    n = f"{'seed' if len(c.seeds) == 1 else 'seeds'} {spans_of(c.seeds)}"
+    return ["Of ", tag("b", c.study), f", {c.cell}: runs of the same configuration, {n}"]
+
+
+def _verdicts(book: Book, a: "Anomaly", cards: "Sequence[Card]") -> Html:
+    """A line a hypothesis, with what its tests found."""
+    items = []
+    for card in cards:
+        tests = [d for d in card.decisions if d.verdict != "not run"]
+        said = "; ".join(f"{d.test} [{d.reading}]: {d.verdict}{f' ({d.numbers})' if d.numbers else ''}" for d in tests)
+        lacks = f"; {len(card.decisions) - len(tests)} not run" if len(tests) < len(card.decisions) else ""
+        of = f" of {word(book, a, card.reading)[0]}" if card.reading else ""
+        mark = tag("b", _MARKS[card.verdict], aria_hidden="true")
+        says = f": {card.says}" if card.says else ""
+        items.append(tag("li", mark, f" {card.hypothesis}{of}: ", tag("b", card.verdict), f", {card.claim}{says}. ",
+                         tag("span", f"{said}{lacks}.", class_="quiet")))  # fmt: skip
+    return tag("ul", items, class_="plain")
+
+
+def _elsewhere(book: Book, a: "Anomaly") -> list[Html]:
+    """What the studies say that were made for these causes, and which of them wait for their runs."""
+    out = []
+    for c in a.elsewhere:
+        out += [tag("p", _whose(c), ". Each test at its own 5%.", class_="about"), _verdicts(book, a, c.cards)]
+    if a.waiting:
+        commands = [[", " if i else "", tag("code", f"gatelab run {name}")] for i, name in enumerate(a.waiting)]
+        out.append(tag("p", "Planned to test causes of this, and not run: ", commands, ".", class_="about"))
+    return out
 
 
 def _again(a: "Anomaly") -> Html | None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from .anomaly_cards import LEAST_LOOKS
 from .atlas_book import linked
 from .book import Book
 from .card_sights import curves_of, gates_of, maps_of
@@ -37,8 +38,10 @@ class Seen:
 def sights_of(atlas: "Atlas", s: "Sheet", a: "Anomaly", book: Book, top: float) -> Html:
     """Curves, gate scores and maps, each of the first study that has it: the card's own, else the one with the most looks."""
     there, gate = seen(atlas, s, a), a.arm
+    # Two looks are a line from the start to the end, for want of a curve.
+    least = min(LEAST_LOOKS, max(2, *(x.n_looks for x in there), 0))
     parts = [
-        _part(there, lambda x: x.n_looks > 1, s, lambda x: curves_of(book, a, x.sides, with_table=False)),
+        _part(there, lambda x: x.n_looks >= least, s, lambda x: curves_of(book, a, x.sides, with_table=False)),
         _part(there, lambda x: bool(x.sides[gate].histograms), s,
               lambda x: gates_of(book, a, x.sides[gate], with_table=False)),
         _part(there, lambda x: any(x.sides[gate].heads.values()), s, lambda x: maps_of(book, a, x.sides, top)),
