@@ -5,6 +5,8 @@ are these at 1.3 million weights; its mixtures and other architectures are not r
 shape:
 
     gatelab run tasks-sizes arm=none execution.group=45
+
+These 90 runs are told of in docs/results/tasks-sizes.md; those of the other arm were not made.
 """
 
 from gatelab import Study, override
