@@ -1,10 +1,12 @@
 """How fast a study of a thousand finished runs is looked at: `gatelab status` and `report` as whole processes. Goal: 3 s each.
 
 Ten small runs are really carried out, one a cell and arm; the others are copies of them under their own names, with every value of
-their rows moved by about a hundredth of itself, since a page of equal runs would have nothing to say.
+their rows moved by about a hundredth of itself, since a page of equal runs would have nothing to say. Beside the rows lies what
+workers keep of them; a folder of before they did has the rows alone.
 """
 
 import json
+import os
 import random
 import resource
 import shutil
@@ -13,9 +15,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from gatelab import Arm, BigramBackcopy, Execution, ModelConfig, OptimConfig, ProbeConfig, Run, Study, TrainConfig, lab
+from gatelab.analysis.run_digest import keep_digests
 from gatelab.store import RunFolder, StudyFolder, write_json
 
 GATELAB = str(Path(sys.executable).with_name("gatelab"))
@@ -51,6 +55,7 @@ def fill(scratch: Path) -> StudyFolder:
     draw = random.Random(0)
     for entry, run in folder.planned():
         _copy(first[entry["cell"], entry["arm"]], run, draw)
+        keep_digests([run])
     return folder
 
 
@@ -79,17 +84,33 @@ def seconds(words: list[str], repeats: int) -> list[tuple[float, float]]:
 
 
 def measure(path: Path) -> None:
-    """Print the first time of each, before there are caches, and the median and spread of five more."""
+    """Print the first time of each, and the median and spread of five more; and of the page when it must read rows."""
     folder = StudyFolder.open(path)
-    n_rows = sum(run.rows_path.read_bytes().count(b"\n") for _, run in folder.planned())
-    print(f"{len(list(folder.planned()))} runs, {n_rows:,} rows")
+    runs = [run for _, run in folder.planned()]
+    n_rows = sum(run.rows_path.read_bytes().count(b"\n") for run in runs)
+    print(f"{len(runs)} runs, {n_rows:,} rows")
     for word in ("status", "report"):
+        _forget(path.glob("digest-*"))
         (first,), times = seconds([word, str(path)], 1), seconds([word, str(path)], 5)
         wall, cpu = zip(*times, strict=True)
         spread = f"{min(wall):.2f} to {max(wall):.2f}; of a CPU {statistics.median(cpu):.2f}"
-        cold = f"{first[0]:.2f} s (of a CPU {first[1]:.2f})"
-        print(f"gatelab {word}: first {cold}, then {statistics.median(wall):.2f} s ({spread}; goal 3)")
+        print(f"gatelab {word}: first {_said(first)}, then {statistics.median(wall):.2f} s ({spread}; goal 3)")
+    os.utime(runs[0].rows_path)
+    _forget(runs[0].path.glob("*.parquet"))
+    time.sleep(3)  # what has just been written is read again each time
+    print(f"gatelab report, when a run's rows are others: {_said(*seconds(['report', str(path)], 1))}")
+    _forget(path.rglob("*.parquet"))
+    print(f"gatelab report, first, of rows alone: {_said(*seconds(['report', str(path)], 1))}")
     print(f"the page: {(path / 'report.html').stat().st_size / 2**20:.1f} MiB")
+
+
+def _forget(paths: Iterable[Path]) -> None:
+    for path in list(paths):
+        path.unlink()
+
+
+def _said(times: tuple[float, float]) -> str:
+    return f"{times[0]:.2f} s (of a CPU {times[1]:.2f})"
 
 
 def main() -> None:

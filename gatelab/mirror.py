@@ -1,6 +1,6 @@
 """A study on an object store: what its objects are called, and the folder that mirrors what is read of them.
 
-    ADDRESS/study.json …                             as in a folder (store.py)
+    ADDRESS/study.json …                             as in a folder (store/)
             runs/<fingerprint>/run.json
                                attempts/0001.json    an attempt at the run, created once
                                         0001.beat    written anew by its owner for as long as it lives
@@ -12,6 +12,7 @@ All but the ledger is written under names of its attempt, which no other attempt
 with what there was when it was last refreshed.
 """
 
+import errno
 import hashlib
 import json
 import math
@@ -29,6 +30,8 @@ from .objects import INDEX, Objects, appearing, is_name, since_boot_s
 _LEDGER = re.compile(r"[^/]+\.jsonl?|runs/[^/]+/(run\.json|done\.json|attempts/\d+\.json)")
 _SAVE = re.compile(r"(runs/[^/]+)/saved/(\d{4,}-\d{6,})\.json")
 _OF_SAVES = re.compile(r"(runs/[^/]+)/saved/.+")
+# What a plan writes beside the runs.
+_OF_A_PLAN = ("study.json", "screen.json")
 _NUMBER = re.compile(r"\d{4,}-\d{6,}", re.ASCII)
 # Files of a run that tell how it stands.
 LIGHT: Callable[[str], bool] = {"progress.json", "environment.json"}.__contains__
@@ -37,6 +40,10 @@ _SEEN = ("attempts/*.json", "done.json", "saved.json")
 BEAT_S = 10.0
 _LOOK_S, _PAUSE_S = 5.0, 1.0
 _AT_ONCE, _TRIES = 16, 3
+
+
+class TakenError(FileExistsError):
+    """Somebody has begun a study at an address where none was when it was last refreshed."""
 
 
 class Mirror(Objects):
@@ -170,12 +177,23 @@ class Mirror(Objects):
             return
         with self._locked():
             index = self._index()
-            for path in (self.path / "study.json", *self.path.glob("runs/*/run.json")):
+            for path in (*(self.path / name for name in _OF_A_PLAN), *self.path.glob("runs/*/run.json")):
                 if path.exists() and index.get(self.name_of(path), ["", ""])[1] != _digest(path.read_bytes()):
                     path.unlink()
 
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Of this machine's processes one at a time: they write what they plan into one mirror."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with self._locked(".plan.lock"):
+            yield
+
     def push(self) -> None:
-        """Write the study's own files and runs' configurations, where they are others than they were when they were read."""
+        """Write the study's own files and runs' configurations, where they are others than they were when they were read.
+
+        Raises:
+            TakenError: when there was no study, and now there is another than this.
+        """
         with self._locked():
             index = self._index()
             files = [*self.path.glob("*.json"), *self.path.glob("*.jsonl"), *self.path.glob("runs/*/run.json")]
@@ -183,7 +201,10 @@ class Mirror(Objects):
             changed = {n: data for n, data in ours.items() if index.get(n, ["", ""])[1] != _digest(data)}
             first = [n for n in changed if n == "study.json"]  # it tells the address from a stranger's
             for n in first:
-                self.put(n, changed[n])
+                if n in index:
+                    self.put(n, changed[n])
+                elif self._created(n, changed[n], _TRIES) != changed[n]:
+                    raise TakenError(errno.EEXIST, "another study was begun there", self.address)
             with ThreadPoolExecutor(_AT_ONCE) as pool:
                 list(pool.map(lambda n: self.put(n, changed[n]), changed.keys() - first))
             index |= {n: ["", _digest(data)] for n, data in changed.items()}
@@ -260,11 +281,11 @@ class Mirror(Objects):
         _write(self.path / INDEX, _as_json({"address": self.address, "have": index}))
 
     @contextmanager
-    def _locked(self) -> Iterator[None]:
+    def _locked(self, name: str = ".objects.lock") -> Iterator[None]:
         """For other processes of this machine, whose older reading must not come over a newer one."""
         import fcntl  # not every system that reads studies has it
 
-        with open(self.path / ".objects.lock", "a") as file:
+        with open(self.path / name, "a") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 

@@ -8,10 +8,11 @@ from typing import Any, NoReturn
 
 import pytest
 
-from gatelab import SCHEMA, store
+from gatelab import SCHEMA
 from gatelab.cli import _status
 from gatelab.record import Row
 from gatelab.store import Appender, RunFolder, StoreError, StudyFolder, query, read_json, write_json
+from gatelab.store import rows as of_rows
 from gatelab.study import ledger
 
 NAMES = ("00aaaaaaaaaa", "11bbbbbbbbbb", "22cccccccccc")
@@ -66,7 +67,7 @@ def test_one_damaged_cache_among_others_is_made_again(folder: StudyFolder, damag
 def test_a_damaged_cache_that_cannot_be_made_again_is_no_obstacle(folder: StudyFolder, monkeypatch):
     before = values(folder)
     (folder.run(NAMES[1]).path / "rows.parquet").write_bytes(b"damaged")
-    monkeypatch.setattr(store, "_write_cache", refuse)
+    monkeypatch.setattr(of_rows, "_write_cache", refuse)
     assert values(folder) == before
 
 
@@ -84,7 +85,7 @@ def test_a_folder_that_cannot_be_written_is_read_all_the_same(folder: StudyFolde
     before = values(folder)
     for _, run in folder.planned():
         (run.path / "rows.parquet").unlink()
-    monkeypatch.setattr(store, "_write_cache", refuse)
+    monkeypatch.setattr(of_rows, "_write_cache", refuse)
     assert values(folder) == before
     assert _status(["status", str(folder.path)]) == 0
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import replace
 from typing import Any, Literal
 
+from ..objects import address_of
 from .anomalies.readings import SINK
 from .causes import EDITED, NOTHING, Decision, Ledger, Test, above_nothing, above_zero, decided, near_zero, no_more
 
@@ -57,8 +58,9 @@ def to_edit(ledger: Ledger, cell: str, word: str, changes: Sized, lacks: Sequenc
 
 
 def _edits(ledger: Ledger, cell: str, word: str, names: Sequence[str]) -> list[str]:
-    """The commands that make the rows of an edit of these runs: one a run, or where they are many one for all."""
-    if len(names) > MOST_COMMANDS:
+    """The commands that make the rows of an edit of these runs: one a run; one for all where they are many, or on an object store,
+    of which it fetches the weights and which then has the rows."""
+    if len(names) > MOST_COMMANDS or address_of(ledger.folder) is not None:
         command = f"gatelab find {shlex.quote(ledger.folder)} --explain {shlex.quote(cell)} --edit"
         of_cell = [run for (c, _), runs in ledger.runs.items() if c == cell for run in runs.items()]
         some = ",".join(map(str, sorted(seed for seed, name in of_cell if name in names)[:MOST_COMMANDS]))

@@ -116,11 +116,13 @@ class Card:
 def cards(
     ledger: Ledger, hypotheses: Sequence[Hypothesis], cell: str, arm: str, readings: Sequence[str] = (LOSS,)
 ) -> list[Card]:
-    """Every hypothesis on this arm of this cell; those that explain a reading on each of these."""
+    """Every hypothesis on this arm of this cell; those that explain a reading on each of these, those of the loss on the loss
+    alone where it is among them."""
+    asked = {"itself": ("",), "reading": readings, "loss": (LOSS,) if LOSS in readings else readings}
     return [
         _card(replace(ledger, reading=reading or LOSS), h, cell, arm, reading)
         for h in hypotheses
-        for reading in (("",) if h.of == "itself" else readings)
+        for reading in asked[h.of]
     ]
 
 

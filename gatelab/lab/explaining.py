@@ -66,7 +66,7 @@ def edit(
     ]  # fmt: skip
     if not runs:
         raise StoreError(
-            f"--explain {cell}: no finished run of it here to edit; `gatelab status {folder.path}` lists them"
+            f"--explain {cell}: no finished run of it here to edit; `gatelab status {folder.address}` lists them"
         )
     there, n_edited = {(name, word) for name, word, _ in edits_in(path)}, 0
     for i, (e, run) in enumerate(runs, 1):
@@ -112,7 +112,7 @@ def cards_of(
     evidence, cells = gathered.evidence, list(dict.fromkeys(cell for cell, _ in of))
     ledger = Ledger(
         evidence, gathered.factors, gathered.runs, gathered.models, gathered.bases, edits_in(folder.path / FILE),
-        str(folder.path), folder.study()["name"], courses(folder, cells),
+        folder.address, folder.study()["name"], courses(folder, cells),
     )  # fmt: skip
     asked = {where: [LOSS, MASS] for where in of}
     for claim in claims:

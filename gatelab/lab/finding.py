@@ -83,7 +83,7 @@ def register(
     there = registration_of(folder)
     if there is not None and any(e["seed"] in there.seeds and state_of(r) != "planned" for e, r in folder.planned()):
         raise StoreError(
-            f"{folder.path / CONFIRMATION}: its runs have begun; `gatelab find {folder.path} --confirm` reads it"
+            f"{folder.path / CONFIRMATION}: its runs have begun; `gatelab find {folder.address} --confirm` reads it"
         )
     gathered = gathered or screened(folder)
     used = {o.seed for o in gathered.evidence.outcomes if o.status != "planned"}
@@ -94,7 +94,7 @@ def register(
         needs = stages.comparisons_needed(registration, gathered.evidence, RULES)
         registration = replace(registration, needs=needs)
     except ValueError as error:
-        raise StoreError(f"{folder.path}: {error}") from None
+        raise StoreError(f"{folder.address}: {error}") from None
     write_json(folder.path / CONFIRMATION, registration.as_json())
     folder.push()
     return registration
@@ -120,7 +120,7 @@ def confirm_with(
     registration = registration_of(folder)
     if registration is None:
         raise StoreError(
-            f"{folder.path}: no claims are registered; `gatelab find {folder.path} --register` writes them down"
+            f"{folder.address}: no claims are registered; `gatelab find {folder.address} --register` writes them down"
         )
     states = {(e["cell"], e["arm"], e["seed"]): state_of(r) for e, r in folder.planned()}
     found = outcomes(folder) if found is None else found
@@ -130,7 +130,7 @@ def confirm_with(
     open_ = [w for w in wanted if states.get(w, "planned") not in ("done", "diverged")]
     if open_:
         raise StoreError(
-            f"{folder.path}: {len(open_)} of the {len(wanted)} runs of this confirmation have not ended (such as"
+            f"{folder.address}: {len(open_)} of the {len(wanted)} runs of this confirmation have not ended (such as"
             f" {'/'.join(map(str, open_[0]))}), and it is read once; first {confirming(folder)}"
         )
     fresh = gather(folder, found, only=registration.seeds)
@@ -142,7 +142,7 @@ def confirm_with(
 
 def confirming(folder: StudyFolder) -> str:
     """The command that carries out a confirmation's runs, and no others."""
-    return f"gatelab run {shlex.quote(str(folder.path))}"
+    return f"gatelab run {shlex.quote(folder.address)}"
 
 
 def confirmation(folder: StudyFolder, registration: stages.Registration) -> list[tuple[str, str]]:

@@ -149,12 +149,10 @@ def save_plan(planned: Plan, out: str | Path, *, beside: Path | None = None) -> 
         check_place(out)
         return _written(planned, Path(out), Path(out), beside)
     folder = StudyFolder.at(address)
-    folder.check()
     try:
-        _written(planned, folder.path, Path(address), beside)
+        folder.put(lambda: _written(planned, folder.path, Path(address), beside))
     except StoreError as error:
         raise StoreError(str(error).replace(str(folder.path), address)) from None
-    folder.push()
     return folder
 
 

@@ -35,7 +35,7 @@ _AT_ONCE = 16
 
 
 def carry_out(runs: list[RunFolder], execution: Execution, *, should_stop: Callable[[], bool]) -> None:
-    """Train a group to its end, or until `should_stop()`; writes everything of store.py but attempts and leases.
+    """Train a group to its end, or until `should_stop()`; writes everything of store/ but attempts and leases.
 
     Raises:
         ValueError: when the data is not what the fingerprint was made of, or weights or a checkpoint cannot be used.
@@ -255,9 +255,10 @@ def _show_progress(
 
 
 def _sweep(folder: RunFolder) -> None:
-    """Remove what a writer that was killed in the middle of a file left behind, and a cache of rows that are now written anew,
-    which might look newer than they."""
-    (folder.path / "rows.parquet").unlink(missing_ok=True)
+    """Remove what a writer that was killed in the middle of a file left behind, and what was derived of rows that are now written
+    anew, which might look newer than they."""
+    for derived in folder.path.glob("*.parquet"):
+        derived.unlink(missing_ok=True)
     for name in (CHECKPOINT, WEIGHTS, "environment.json", "progress.json", "items.jsonl", "done.json"):
         for temporary in folder.path.glob(f".{name}.*.tmp"):
             temporary.unlink(missing_ok=True)

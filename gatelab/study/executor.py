@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, NoReturn, Protocol
 
-TARGET = "gatelab.study.carry_out:carry_out"
+# `study/carry_out.py`, and then what pages read of the runs that are done: named, since it is of what comes after a run.
+TARGET = "gatelab.analysis.run_digest:carry_out"
 # Time to write a checkpoint after being asked to stop; also Slurm's default between its two signals.
 GRACE_S = 30.0
 

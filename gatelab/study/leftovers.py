@@ -12,7 +12,7 @@ from .checkpoints import remove
 from .place import FOLDER
 
 OLD_S = 3600.0
-_EIGHT = "[0-9a-f]" * 8  # what store.py puts into a name that lasts until the file is whole
+_EIGHT = "[0-9a-f]" * 8  # what store/ puts into a name that lasts until the file is whole
 
 
 def clear_done(run: RunFolder) -> None:

@@ -32,6 +32,7 @@ PRELOAD = (
     "gatelab.train.spikes",
     "gatelab.evals.heldout",
     "gatelab.study.carry_out",
+    "gatelab.analysis.run_digest",
 )
 
 

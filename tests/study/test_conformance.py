@@ -108,7 +108,7 @@ def time_out_after(condition: Callable[[], bool], place: Place, monkeypatch: pyt
         def monotonic() -> float:
             return time.monotonic() + (2 * HOUR if condition() else 0.0)
 
-    monkeypatch.setattr("gatelab.study.drive.time", Clock)
+    monkeypatch.setattr("gatelab.study.driver.time", Clock)
     return HOUR
 
 

@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import urllib.request
 from collections.abc import Iterator
 from contextlib import suppress
@@ -71,6 +72,36 @@ def test_what_is_created_is_created_once(tmp_path: Path) -> None:
 def test_no_bucket_is_told_in_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"--out s3://nowhere/x: there is no such bucket; make it first"):
         StudyFolder.at("s3://nowhere/x").check()
+
+
+def test_of_two_that_begin_at_once_one_begins_the_study(tmp_path: Path) -> None:
+    said: dict[str, str] = {}
+    together = threading.Barrier(2)
+
+    def begin(name: str) -> None:
+        folder = StudyFolder.at(os.environ["STUDY_ADDRESS"], tmp_path / name)
+        has_looked: list[bool] = []
+
+        def write() -> None:
+            if not has_looked:  # both have seen that there is none
+                has_looked.append(True)
+                together.wait(60)
+            StudyFolder.create(folder.path, {"name": name, "plan": []})
+
+        try:
+            folder.put(write)
+            said[name] = "begun"
+        except StoreError as error:
+            said[name] = str(error)
+
+    threads = [threading.Thread(target=begin, args=(name,)) for name in ("one", "two")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    won = seen_anew().study()["name"]
+    (lost,) = {"one", "two"} - {won}
+    assert said[won] == "begun" and f"holds the study {won!r}, not {lost!r}" in said[lost]
 
 
 def test_killed_workers_and_two_drivers(tmp_path: Path) -> None:
