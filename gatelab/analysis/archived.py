@@ -1,6 +1,7 @@
-"""The runs of a result's archive: how each ended, what it was, and its rows of the metrics that claims read; nothing is unpacked.
+"""The runs of a result's pack or archive: how each ended, what it was, and its rows of the metrics that claims read; nothing is
+unpacked.
 
-An archive holds a study's folder as `gatelab run` writes it (study.json, runs/*/run.json, done.json, rows.jsonl). Of the rows
+Either holds a study's folder as `gatelab run` writes it (study.json, runs/*/run.json, done.json, rows.jsonl). Of the rows
 those of the whole model are read, at every look, of no domain of the data; positions are as trained, but of accuracies, which
 are read with YaRN too.
 """
@@ -9,18 +10,20 @@ import json
 import re
 import tarfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import groupby
 from lzma import LZMAError
 from math import isfinite, nan
 from pathlib import Path
 from typing import Any
 
 from ..store import StoreError
+from .packed import SUFFIX, read_pack
 from .tasks import u_index
 
-NAMES = ("folder.tar.xz", "folder.tar.gz")
+NAMES = (f"folder{SUFFIX}", "folder.tar.xz", "folder.tar.gz")
 _READ = ("study.json", "confirmation.json", "run.json", "done.json", "rows.jsonl")
 # Of each metric the coordinates that tell its rows apart.
 _KEPT = {
@@ -30,6 +33,7 @@ _KEPT = {
 }  # fmt: skip
 _WORTH_PARSING = re.compile(rf'"metric": ?"(?:{"|".join(_KEPT)})"'.encode()).search
 _NOT_THE_MODEL = ("layer", "head", "domain", "intervention")
+_COLUMNS = tuple(dict.fromkeys((*_NOT_THE_MODEL, *(c for at in _KEPT.values() for c in at))))
 
 Looks = Mapping[int, float]
 
@@ -106,8 +110,8 @@ OF_DIVERGED = ("unstable",)
 
 
 def kept(folder: Path) -> list[Kept]:
-    """The planned runs of the archive that lies in a result's folder, in the plan's order; where some were made to confirm a
-    screen, those of the screen's seeds: a few cells have the others.
+    """The planned runs of the pack or archive that lies in a result's folder, in the plan's order; where some were made to confirm
+    a screen, those of the screen's seeds: a few cells have the others.
 
     Raises:
         StoreError: there is no archive, or it cannot be read.
@@ -115,7 +119,7 @@ def kept(folder: Path) -> list[Kept]:
     found = [folder / name for name in NAMES if (folder / name).is_file()]
     if not found:
         raise StoreError(
-            f"{folder}: has neither {' nor '.join(NAMES)}; the claims of `--claims` read a study's runs there"
+            f"{folder}: has none of {', '.join(NAMES)}; the claims of `--claims` read a study's runs there"
         )
     state = found[0].stat()
     return list(_kept(found[0], (state.st_mtime_ns, state.st_size)))
@@ -123,6 +127,39 @@ def kept(folder: Path) -> list[Kept]:
 
 @lru_cache(maxsize=8)
 def _kept(archive: Path, _state: tuple[int, int]) -> tuple[Kept, ...]:
+    study, confirmation, parts = (_packed if archive.suffix == SUFFIX else _archived)(archive)
+    try:
+        seeds = confirmation.get("screened_seeds")
+        plan = [entry for entry in study["plan"] if seeds is None or entry["seed"] in seeds]
+        return tuple(_run(entry, parts.get(entry["fingerprint"], {})) for entry in plan)
+    except (AttributeError, KeyError, TypeError):
+        raise StoreError(
+            f"{archive}: its study.json has no plan of runs; make it again from the study's folder"
+        ) from None
+
+
+Parts = tuple[dict, dict, dict[str, dict[str, Any]]]  # study.json, confirmation.json, {run: {name: content}}
+
+
+def _packed(pack: Path) -> Parts:
+    found = read_pack(pack)
+    parts = {run: dict(files) for run, files in found.runs.items()}
+    columns = ("run", "metric", "stack", "site", "step", "value", *_COLUMNS)
+    unlike = " AND ".join(
+        f"({c} IS NULL OR metric IN ({_quoted(m for m in _KEPT if c in _KEPT[m])}))" for c in _NOT_THE_MODEL
+    )
+    rows = found.query(f"""SELECT {", ".join(columns)} FROM packed WHERE metric IN ({_quoted(_KEPT)}) AND {unlike}
+        ORDER BY run, metric, step""")
+    for run, of_run in groupby((dict(zip(columns, row, strict=True)) for row in rows), key=lambda row: row["run"]):
+        parts.setdefault(run, {})["rows.jsonl"] = _looks(of_run)
+    return found.study["study.json"], found.study.get("confirmation.json", {}), parts
+
+
+def _quoted(names: Iterable[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names) or "''"
+
+
+def _archived(archive: Path) -> Parts:
     study: dict | None = None
     confirmation: dict = {}
     parts: dict[str, dict[str, Any]] = {}
@@ -134,7 +171,7 @@ def _kept(archive: Path, _state: tuple[int, int]) -> tuple[Kept, ...]:
                     continue
                 file = tar.extractfile(member)
                 if name == "rows.jsonl":
-                    parts.setdefault(run, {})[name] = _looks(file)
+                    parts.setdefault(run, {})[name] = _looks(_rows(file))
                 elif name == "study.json":
                     study = json.load(file)
                 elif name == "confirmation.json":
@@ -145,9 +182,12 @@ def _kept(archive: Path, _state: tuple[int, int]) -> tuple[Kept, ...]:
         raise StoreError(f"{archive}: cannot be read ({error}); make it again from the study's folder") from None
     if study is None:
         raise StoreError(f"{archive}: holds no study.json; make it again from the study's folder")
-    seeds = confirmation.get("screened_seeds")
-    plan = [entry for entry in study["plan"] if seeds is None or entry["seed"] in seeds]
-    return tuple(_run(entry, parts.get(entry["fingerprint"], {})) for entry in plan)
+    return study, confirmation, parts
+
+
+def _rows(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
+    """Most rows of a run are of other metrics: they are not worth parsing."""
+    return (json.loads(line) for line in lines if _WORTH_PARSING(line))
 
 
 def _run(entry: Mapping[str, Any], files: Mapping[str, Any]) -> Kept:
@@ -156,15 +196,11 @@ def _run(entry: Mapping[str, Any], files: Mapping[str, Any]) -> Kept:
     return Kept(entry["cell"], entry["arm"], entry["seed"], status, config, files.get("rows.jsonl", {}))
 
 
-def _looks(lines: Any) -> dict[tuple, dict[int, float]]:
+def _looks(rows: Iterable[Mapping[str, Any]]) -> dict[tuple, dict[int, float]]:
     """Of several stacks causal self-attention, or the encoder where a metric has nothing else; of several sites of gates G1, or
     the first, as for study metrics."""
     places: dict[tuple, dict[tuple[str, str], dict[int, float]]] = {}
-    for line in lines:
-        # Most rows of a run are of other metrics: they are not worth parsing.
-        if not _WORTH_PARSING(line):
-            continue
-        row = json.loads(line)
+    for row in rows:
         stack = row.get("stack") or ""
         at = _KEPT.get(row["metric"])
         if at is None or stack == "cross" or any(row.get(c) is not None for c in _NOT_THE_MODEL if c not in at):

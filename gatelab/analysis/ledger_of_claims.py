@@ -241,9 +241,9 @@ documents or sequences, which say nothing of other models. That two arms are ali
 bounds is what two one-sided tests at 5% ask.
 
 `effects.csv`, `runs.csv` and `seeds.csv` of studies are `gatelab report`'s; what stands in none (gate scores, positions, citations,
-ladders) is read from the runs in a page's archive (`folder.tar.xz`, `folder.tar.gz`), at their last look, by the definitions of
+ladders) is read from the runs in a page's pack (`folder.parquet`), at their last look, by the definitions of
 [metrics](../metrics.md). The stored `seeds.csv` are older than that command's: those of `backcopy-phases` and `backcopy-causes` are
-the last looks of the runs in the archive beside them (a test compares them, to the archive's five digits), that of `sinkless-seeds`
+the last looks of the runs in the pack beside them (a test compares them, to the pack's five digits), that of `sinkless-seeds`
 those of the runs of `gatelab run sinkless-seeds`, whose folder is not kept. Other files are of the commands that their pages name.
 """.splitlines()
 

@@ -13,7 +13,23 @@ from typing import Any
 from cyclopts import App, CycloptsError
 
 from .. import __version__
-from . import bench, convert, eval, gates, lists, plan, probe, progress, results, retrofit, sizes, study, tasks, train
+from . import (
+    bench,
+    convert,
+    eval,
+    gates,
+    lists,
+    pack,
+    plan,
+    probe,
+    progress,
+    results,
+    retrofit,
+    sizes,
+    study,
+    tasks,
+    train,
+)
 
 app = App(
     name="gatelab",
@@ -25,8 +41,8 @@ app = App(
 )
 for command in (
     bench.bench, probe.probe, study.run, plan.plan, study.submit, progress.status, progress.logs, progress.retry, results.find,
-    results.report, results.diff, train.train, convert.convert, retrofit.retrofit, eval.eval_, gates.gates, lists.probes,
-    lists.interventions, sizes.sizes, tasks.tasks, lists.schema, lists.doctor,
+    results.report, results.diff, pack.pack, pack.unpack, train.train, convert.convert, retrofit.retrofit, eval.eval_, gates.gates,
+    lists.probes, lists.interventions, sizes.sizes, tasks.tasks, lists.schema, lists.doctor,
 ):  # fmt: skip
     app.command(command)
 

@@ -180,8 +180,8 @@ def report(folder: Path, *more: Path, out: Path | None = None) -> int:
     Parameters
     ----------
     folder:
-        The study's folder; for an atlas an archive of one too (.tar.xz, .tar.gz), or a folder of studies and archives, as
-        docs/results.
+        The study's folder; for an atlas a pack or an archive of one too (.parquet, .tar.xz, .tar.gz), or a folder of studies,
+        packs and archives, as docs/results.
     more:
         Further ones of the atlas.
     out:

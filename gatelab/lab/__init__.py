@@ -14,6 +14,7 @@ from .declared import CONFIRMATION, FDR, SCREEN
 from .explaining import edit, explain
 from .finding import confirm, confirmation, confirming, foresight, hunt, out_of_reach, register, screened
 from .looking import final_rows, find_run, flat, intervene, look_at_run, probe, probe_checkpoint, write_look
+from .packing import LOOKS, pack, unpack
 from .planning import STEP_TOKENS, baseline_warning, plan, save_plan, single, size_job, step_jobs
 from .recommending import recommend
 from .reporting import look_for_anomalies, report
@@ -36,6 +37,7 @@ __all__ = [
     "EXECUTORS",
     "FDR",
     "FILE",
+    "LOOKS",
     "SCREEN",
     "STEP_TOKENS",
     "Analysis",
@@ -67,6 +69,7 @@ __all__ = [
     "open_executor",
     "out_of_reach",
     "outcomes",
+    "pack",
     "plan",
     "probe",
     "probe_checkpoint",
@@ -87,5 +90,6 @@ __all__ = [
     "submit",
     "submit_folder",
     "task_run",
+    "unpack",
     "write_look",
 ]

@@ -1,4 +1,4 @@
-"""Where studies lie: folders as `gatelab run` writes them, archives of such folders, and folders that hold either."""
+"""Where studies lie: folders as `gatelab run` writes them, packs and archives of such folders, and folders that hold either."""
 
 import lzma
 import tarfile
@@ -9,17 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from ..analysis import packed
 from ..objects import address_of
 from ..store import StoreError, StudyFolder
 
-ARCHIVES = (".tar.xz", ".tar.gz", ".tgz")
+ARCHIVES = (packed.SUFFIX, ".tar.xz", ".tar.gz", ".tgz")
 # Bytes of an archive's files together: fifty times those of the largest study here, and less than most disks have.
 _MOST = 8 * 2**30
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A study's folder, or an archive of one; `home` is the folder in which its page lies, if it has one."""
+    """A study's folder, or a pack or an archive of one; `home` is the folder in which its page lies, if it has one."""
 
     path: Path
 
@@ -62,15 +63,21 @@ def _held(path: Path) -> list[Path]:
         return [path] if _is_archive(path) else []
     if (path / "study.json").is_file():
         return [path]
-    out = [p for p in sorted(path.iterdir()) if p.is_file() and _is_archive(p)]
+    out = _archives_in(path)
     for folder in sorted(p for p in path.iterdir() if p.is_dir()):
-        own = [p for p in sorted(folder.iterdir()) if p.is_file() and _is_archive(p)]
+        own = _archives_in(folder)
         out += [folder] if (folder / "study.json").is_file() else own
     return out
 
 
 def _is_archive(path: Path) -> bool:
     return path.name.endswith(ARCHIVES)
+
+
+def _archives_in(folder: Path) -> list[Path]:
+    """In their order; other tables may lie beside a pack."""
+    found = [p for p in sorted(folder.iterdir()) if p.is_file() and _is_archive(p)]
+    return [p for p in found if p.suffix != packed.SUFFIX or not packed.is_other(p)]
 
 
 @contextmanager
@@ -86,18 +93,29 @@ def opened(source: Source) -> Iterator[StudyFolder]:
         return
     with TemporaryDirectory(prefix="gatelab-study-") as place:
         try:
-            _unpack(source.path, Path(place))
-            studies = sorted(p for p in Path(place).glob("**/study.json") if p.is_file())
-            if len(studies) != 1:
-                raise StoreError(
-                    f"{source.path}: holds {len(studies)} studies (study.json); expected an archive of one"
-                )
-            yield StudyFolder.open(studies[0].parent)
+            yield StudyFolder.open(
+                (_unpacked if source.path.suffix == packed.SUFFIX else _unarchived)(source.path, Path(place))
+            )
         except StoreError as error:
             text = str(error)
             for folder in [*(s.parent for s in Path(place).glob("**/study.json")), Path(place)]:
                 text = text.replace(str(folder), str(source.path))
             raise StoreError(text) from None
+
+
+def _unpacked(pack: Path, place: Path) -> Path:
+    try:
+        return packed.unpack(pack, place)
+    except OSError as error:
+        raise StoreError(f"{pack}: cannot be unpacked ({error.strerror or error})") from None
+
+
+def _unarchived(archive: Path, place: Path) -> Path:
+    _unpack(archive, place)
+    studies = sorted(p for p in place.glob("**/study.json") if p.is_file())
+    if len(studies) != 1:
+        raise StoreError(f"{archive}: holds {len(studies)} studies (study.json); expected an archive of one")
+    return studies[0].parent
 
 
 def _unpack(archive: Path, place: Path) -> None:

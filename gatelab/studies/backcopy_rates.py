@@ -7,7 +7,7 @@ every arm ended below the loss of its untrained weights at 0.256 and above it at
 
     gatelab run backcopy-rates execution.group=192 execution.slots=3
 
-The claims of the ledger read it from an archive of its folder, docs/results/backcopy-rates/folder.tar.xz, which keeps the held-out
+The claims of the ledger read it from the pack of its folder, docs/results/backcopy-rates/folder.parquet, which keeps the held-out
 loss of step 0: a run that ends above it is lost, as is one that diverges.
 """
 

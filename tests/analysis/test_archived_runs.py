@@ -101,7 +101,7 @@ def test_a_run_is_unstable_that_diverges_or_spikes_by_both_thresholds_at_once(tm
 
 
 def test_an_archive_that_cannot_be_read_is_named(tmp_path):
-    with pytest.raises(StoreError, match=r"neither folder.tar.xz nor folder.tar.gz"):
+    with pytest.raises(StoreError, match=r"none of folder.parquet, folder.tar.xz, folder.tar.gz"):
         kept(tmp_path)
     (tmp_path / "folder.tar.gz").write_bytes(b"no archive")
     with pytest.raises(StoreError, match="cannot be read"):
