@@ -2,12 +2,12 @@
 
 import sys
 import time
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from .store import StudyFolder, read_json
-from .study.ledger import state_of
+from .store import StoreError, StudyFolder, read_json
+from .study.ledger import damage_of, state_of
 
 if TYPE_CHECKING:
     from .record import Finding
@@ -25,8 +25,9 @@ STATES = {
     "lost": ("?", "yellow"),
     "stopped": ("‖", "yellow"),
     "disk-full": ("D", "red"),
+    "damaged": ("!", "red"),
 }
-_WITHOUT_WEIGHTS = ("failed", "oom", "timeout", "lost", "disk-full")
+_WITHOUT_WEIGHTS = ("failed", "oom", "timeout", "lost", "disk-full", "damaged")
 _WORD = 30  # letters of a word that a column does not break
 _NO_EDGE = 1000
 _LINE_S = 10.0  # between two lines of progress where there is no terminal
@@ -113,9 +114,10 @@ def _grid(table: Any, entries: list[Any], states: dict[str, str]) -> Any:
         mark, colour = STATES[state]
         words = mark
         progress = run.path / "progress.json"
-        if state == "running" and progress.exists():
-            p = read_json(progress)
-            words = f"{mark} {100 * p['step'] // p['steps']:3d}%"
+        if state == "running":
+            with suppress(StoreError):  # none yet, or cut
+                p = read_json(progress)
+                words = f"{mark} {100 * p['step'] // p['steps']:3d}%"
         rows.setdefault((entry["cell"], entry["arm"]), {})[entry["seed"]] = Text(words, style=colour)
     last = None
     for (cell, arm), marks in rows.items():
@@ -142,7 +144,7 @@ def print_status(folder: StudyFolder) -> dict[str, int]:
     for entry, run in entries:
         if states[run.fingerprint] in _WITHOUT_WEIGHTS:
             attempts = run.attempts()
-            message = attempts[-1].get("message", "") if attempts else ""
+            message = damage_of(run) or (attempts[-1].get("message", "") if attempts else "")
             where = f"{entry['cell']}/{entry['arm']}/{entry['seed']}"
             print(f"{where} ({run.fingerprint}): {states[run.fingerprint]}: {message}")
         source = entry.get("init_from")

@@ -84,7 +84,7 @@ def setting(name: str, length: int = 4096, **changes: object) -> Setting:
 
 def held(task: PromptTask) -> object:
     """What it makes of these rows."""
-    return task.read(*(ROWS[source.names[0]] for source in task.sources)) if task.sources else ()
+    return task.read(*(ROWS[source.names[0]] for source in task.sources)) if task.needs == "rows" else ()
 
 
 def from_evidence(prompt: Prompt) -> str:

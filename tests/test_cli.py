@@ -414,8 +414,6 @@ def half(path: Path) -> None:
 
 DAMAGE: dict[str, Callable[[Path, Path], None]] = {
     "study.json: not readable": lambda folder, run: half(folder / "study.json"),
-    "done.json: not readable": lambda folder, run: half(run / "done.json"),
-    "done.json: missing": lambda folder, run: write_json(run / "done.json", {}),
     "study.json: missing": lambda folder, run: write_json(folder / "study.json", {"schema": 1, "name": "tiny"}),
     "metrics, arms, cells": lambda folder, run: write_json(
         folder / "study.json", {"schema": 1, "name": "tiny", "plan": []}
@@ -429,17 +427,66 @@ DAMAGE: dict[str, Callable[[Path, Path], None]] = {
 @pytest.mark.parametrize("says", DAMAGE)
 def test_a_damaged_study_is_named_and_left_as_it_is(says: str, copy: Path, study: Path):
     DAMAGE[says](copy, runs_in(copy)["none/0"])
-    # A cache and a plan are made again from what is there; nothing else is.
-    kept = [p for p in copy.rglob("*") if p.is_file() and p.name not in ("rows.parquet", "study.json")]
-    before = {p: p.read_bytes() for p in [*kept, *([copy / "study.json"] if "done.json" not in says else [])]}
+    # A cache is made again from what is there; nothing else is.
+    before = {p: p.read_bytes() for p in copy.rglob("*") if p.is_file() and p.name != "rows.parquet"}
     for command in ("find", "report"):
         said = gatelab(command, copy)
         assert said.status == 1 and says in said.err and len(said.err.splitlines()) == 1
     if says != "metrics, arms, cells":
-        # A study is read before anything starts, the last word of each run as it is carried out.
-        refused = 1 if "done.json" in says else 2
-        assert (gatelab("status", copy).status, gatelab("run", study, "--out", copy).status) == (1, refused)
+        assert (gatelab("status", copy).status, gatelab("run", study, "--out", copy).status) == (1, 2)
     assert {p: p.read_bytes() for p in before} == before
+
+
+# What is done to one finished run: words of what is then said, and the file whose removal mends it.
+OF_A_RUN: dict[str, tuple[Callable[[Path], object], str]] = {
+    "done.json: not readable": (lambda run: half(run / "done.json"), "done.json"),
+    "run.json: not readable": (lambda run: half(run / "run.json"), ""),
+    "rows.jsonl: has": (lambda run: half(run / "rows.jsonl"), "done.json"),
+}
+
+
+@pytest.mark.parametrize("says", OF_A_RUN)
+def test_a_damaged_run_is_left_out_and_named_and_the_others_go_on(says: str, copy: Path, study: Path):
+    run, other = (runs_in(copy)[name] for name in ("none/0", "none/1"))
+    rows = (run / "rows.jsonl").read_bytes()
+    damage, to_remove = OF_A_RUN[says]
+    damage(run)
+    assert "is damaged" in str(gatelab("find", copy, "--json").records[0]["notes"])
+    (other / "done.json").unlink()
+    said = gatelab("run", copy)
+    assert said.status == 1 and "Traceback" not in said.err and (other / "done.json").exists()
+    page = (copy / "report.html").read_text()
+    assert f"1 run is left out, since a file of it is damaged: toy/none/0 ({run.name})" in page
+    for shown in (said, gatelab("status", copy)):
+        assert "! damaged: 1" in shown.out and f"none/0 ({run.name}): damaged: {run}" in shown.out and says in shown.out
+    assert {r["fingerprint"]: r["state"] for r in gatelab("status", copy, "--json").records}[run.name] == "damaged"
+    said = gatelab("retry", copy)
+    assert said.status == 0 and "no run has failed" in said.out
+    # As the message says: without a file, or with the study itself.
+    if to_remove:
+        (run / to_remove).unlink()
+    assert gatelab("run", study, "--out", copy).status == 0
+    assert (run / "rows.jsonl").read_bytes() == rows and "damaged" not in gatelab("status", copy).out
+
+
+def test_an_attempt_of_a_newer_gatelab_is_one_sentence_before_anything_starts(copy: Path, study: Path):
+    run, other = (runs_in(copy)[name] for name in ("none/0", "none/1"))
+    for path in (run, other):
+        (path / "done.json").unlink()
+    write_json(run / "attempts/0001.json", read_json(run / "attempts/0001.json") | {"outcome": "preempted"})
+    for words, status in (
+        (("status", copy), 1),
+        (("run", copy), 2),
+        (("run", study, "--out", copy), 2),
+        (("retry", copy), 1),
+    ):
+        said = gatelab(*words)
+        assert said.status == status and len(said.err.splitlines()) == 1, said.err
+        assert (
+            "0001.json: ended as 'preempted', which this version of Gatelab does not know; go on with the version"
+            in said.err
+        )
+    assert not (other / "done.json").exists()
 
 
 def test_a_configuration_that_was_edited_does_not_fit_its_weights(copy):

@@ -180,6 +180,32 @@ def test_what_cannot_be_asked_is_refused(words: tuple[str, ...], status: int, sa
     assert found == status and said in err and "Traceback" not in err
 
 
+def test_wrong_values_of_files_are_told_before_a_model_is_opened(place: Path, tmp_path: Path) -> None:
+    row = {"question": "a gate?", "choices": {"text": ["a", "b"], "label": ["A", "B"]}, "answerKey": "E"}
+    (tmp_path / "arc").mkdir()
+    (tmp_path / "arc" / "arc_easy_test.jsonl").write_text(json.dumps(row) + "\n")
+    status, _, err = gatelab("eval", place / "nowhere", "--tasks", "arc_easy", "--data-dir", tmp_path)
+    assert status == 1 and "arc_easy_test.jsonl:1: answerKey='E': expected one of its labels, A, B" in err
+
+
+def test_a_task_of_the_users_own_with_a_label_that_is_no_option(place: Path, tmp_path: Path) -> None:
+    (tmp_path / "own.jsonl").write_text('{"text": "a gate may close", "label": 7}\n{"text": "a sink", "label": 1}\n')
+    (tmp_path / "own.yaml").write_text(
+        f"task: own\ndataset_path: json\ndataset_kwargs:\n  data_files:\n    test: {tmp_path / 'own.jsonl'}\n"
+        "output_type: multiple_choice\ntest_split: test\ndoc_to_text: '{{text}}'\ndoc_to_target: label\n"
+        "doc_to_choice: ['stay', 'open']\n"
+        "metric_list:\n  - metric: acc\n    aggregation: mean\n    higher_is_better: true\n"
+    )
+    words = ("eval", place / "model", "--tasks", "own", "--data-dir", tmp_path, "--out", tmp_path / "out")
+    status, _, err = gatelab(*words)
+    assert status == 0, err
+    items = [json.loads(line) for line in (tmp_path / "out" / "items.jsonl").read_text().splitlines()]
+    assert [i["answer"] for i in items] == ["7", "open"] and items[0]["correct"] is False
+    (tmp_path / "own.jsonl").write_text('{"text": "a gate may close", "label": null}\n')
+    status, _, err = gatelab(*words[:-1], tmp_path / "again")
+    assert status == 1 and "own: its items cannot be made" in err
+
+
 def test_tasks_are_known_before_a_model_is_opened(place: Path) -> None:
     _, _, err = gatelab("eval", place / "nowhere", "--tasks", "helaswag", "--data-dir", place / "files")
     assert "helaswag" in err and "nowhere" not in err

@@ -1,7 +1,9 @@
 """`gatelab eval` on our own tasks: checkpoints and runs in words, a run on tasks in ids; what is refused."""
 
+import gzip
 import json
 import shutil
+import uuid
 from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
@@ -296,6 +298,32 @@ def test_ours_are_asked_in_a_chat_template(place: Path, tmp_path: Path):
     assert of["tasks", "citations/one", "citation_f1_high"] == pytest.approx(0.8419, abs=1e-4)
     status, _, err = gatelab("eval", place / "model", *words)
     assert status == 1 and "--chat: this model's tokenizer has no chat template" in err
+
+
+def test_pairs_of_the_papers_own_file_are_asked_where_it_is_there(place: Path, tmp_path: Path):
+    ids = [str(uuid.UUID(int=n + 1, version=4)) for n in range(12)]
+    records = [ids[i : i + 2] for i in range(0, 12, 2)]
+    row = json.dumps({"ordered_kv_records": records, "key": ids[4], "value": ids[5]})
+    path = tmp_path / "lost_in_the_middle" / "kv-retrieval-75_keys.jsonl.gz"
+    path.parent.mkdir()
+    path.write_bytes(gzip.compress(f"{row}\n{row}\n".encode()))
+    words = ("eval", place / "model", "--tasks", "gatelab/middle/kv", "--limit", 3, "--new-tokens", 4)
+    status, out, err = gatelab(*words, "--lengths", 1024, "--data-dir", tmp_path, "--out", tmp_path / "out")
+    assert status == 0 and "the pairs of the file in --data-dir, 6 in its first item, and none drawn" in out, err
+    items = [json.loads(line) for line in (tmp_path / "out" / "items.jsonl").read_text().splitlines()]
+    assert [(i["answer"], i["factors"]["n_pairs"], i["factors"]["depth"]) for i in items] == [(ids[5], 6, 2 / 5)] * 2
+    # An item of the file is asked whole, or not at all.
+    status, out, err = gatelab(*words, "--lengths", 128, "--data-dir", tmp_path)
+    assert status == 1 and "every item was refused, so nothing is scored, as in: middle/kv 0: its shortest item" in err
+    assert "2 items refused" in out
+    path.unlink()
+    (tmp_path / "middle").mkdir()
+    (tmp_path / "middle" / "kv.jsonl").write_text(json.dumps({**json.loads(row), "key": "x"}) + "\n")
+    status, _, err = gatelab(*words, "--lengths", 128, "--data-dir", tmp_path)
+    assert status == 1 and f"{tmp_path / 'middle' / 'kv.jsonl'}: row 1: its key and value are no pair" in err
+    (tmp_path / "middle" / "kv.jsonl").unlink()
+    status, out, _ = gatelab(*words, "--lengths", 512, "--data-dir", tmp_path, "--json")
+    assert status == 0 and {json.loads(line)["value"] for line in out.splitlines() if '"items"' in line} >= {3.0}
 
 
 def test_files_and_essays_of_the_user_are_asked(place: Path, tmp_path: Path):

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from gatelab import lab
+from gatelab.cli.base import said
 from gatelab.config import BigramBackcopy, ConfigError, Execution, ModelConfig, ProbeConfig, Run, TrainConfig, canonical
 from gatelab.config.objective import Continuation
 from gatelab.lab.looking import _at_length
@@ -221,6 +222,35 @@ def test_final_rows_say_whose_they_are(folder):
     write(run, *((7, "gate_mean", 0.5, {"stack": s, "site": g}) for s in ("cross", None) for g in ("value", "sdpa")))
     said = [(row["stack"], row["site"]) for row in lab.final_rows(folder, run.fingerprint)]
     assert said == [(None, "sdpa"), (None, "value"), ("cross", "sdpa"), ("cross", "value")]
+
+
+def test_final_rows_of_tasks_say_task_length_and_stretch(folder):
+    run, yarn = run_of(folder, "gated", 0), {"intervention": "yarn", "dose": 2.0}
+    at = [
+        {"task": task, "length": length} | stretch
+        for task in ("needle", "bracket")
+        for length, stretch in ((16, yarn), (16, {}), (8, {}))
+    ]
+    write(
+        run,
+        *((7, "exact_match", i / 8, where) for i, where in enumerate(at)),
+        (7, "exact_match", 1.0, at[0] | {"depth": 0.5, "bin": 5}),
+        (7, "val_loss", 2.0, {"length": 8}),
+    )
+    rows = lab.final_rows(folder, run.fingerprint)
+    assert [(r["task"], r["length"], r["intervention"], r["dose"], r["value"]) for r in rows] == [
+        *(("bracket", 8, None, None, 5 / 8), ("bracket", 16, None, None, 4 / 8), ("bracket", 16, "yarn", 2.0, 3 / 8)),
+        *(("needle", 8, None, None, 2 / 8), ("needle", 16, None, None, 1 / 8), ("needle", 16, "yarn", 2.0, 0.0)),
+        (None, 8, None, None, 2.0),
+    ]
+    shown = {"metric", "value", "unit", "task", "length", "intervention", "dose"}
+    assert all(set(row) == shown for row in said(rows))
+
+
+def test_the_only_length_of_a_table_is_not_printed(folder):
+    run = run_of(folder, "gated", 0)
+    write(run, (7, "val_loss", 2.0, {"length": 8}), (7, "loss", 2.5, {}))
+    assert [set(row) for row in said(lab.final_rows(folder, run.fingerprint))] == [{"metric", "value", "unit"}] * 2
 
 
 def test_a_run_from_weights_that_are_not_there_is_refused_before_anything_is_written(tmp_path):

@@ -17,6 +17,8 @@ from gatelab.config import BigramBackcopy, ModelConfig, ProbeConfig, Run, TrainC
 from gatelab.lab.sources import Source, opened, sources_in
 from gatelab.record import Item, Row
 from gatelab.store import Appender, StoreError, StudyFolder, query, read_json, write_json, write_lines
+from gatelab.study.ledger import state_of
+from gatelab.study.leftovers import clear_done
 from gatelab.study.plan import make_plan
 from gatelab.study.study import Arm, Study
 
@@ -93,7 +95,10 @@ def test_a_study_comes_back_as_it_was_to_seven_digits(folder, tmp_path):
         assert new["value"] == (old["value"] if old["metric"] != "third" else 0.33333334)
     for _, run in there.planned():
         old = folder.run(run.fingerprint)
-        assert run.config() == old.config() and run.done() == old.done()
+        # Its rows are written anew, so that their bytes are others.
+        assert run.config() == old.config() and run.done() | {"rows_bytes": old.rows_path.stat().st_size} == old.done()
+        assert state_of(run) == "done"
+        clear_done(run)  # as a driver does, though of attempts less is there
         assert list(run.items()) == list(old.items()), "answers are as they were"
         assert "null" not in run.rows_path.read_text() and '"value":"nan"' in run.rows_path.read_text()
     again = lab.pack(there.path, tmp_path / "again.parquet", "all")
@@ -152,6 +157,10 @@ def test_runs_that_have_not_ended_are_in_the_plan_alone(tmp_path):
     said = []
     path = lab.pack(folder.path, tmp_path / "half.parquet", tell=said.append)
     assert said == ["2 of 4 runs have not ended: they are in the plan alone"]
+    ended = next(run for entry, run in folder.planned() if entry["seed"] == 0)
+    (ended.path / "done.json").write_text("{")
+    lab.pack(folder.path, tmp_path / "damaged.parquet", tell=said.append)
+    assert said[1] == "3 of 4 runs have not ended or are damaged (1): they are in the plan alone"
     assert duckdb.sql(f"SELECT DISTINCT seed FROM '{path}'").fetchall() == [(0,)]
     with opened(Source(path)) as there:
         assert [run.done() is not None for _, run in there.planned()] == [True, False, True, False]

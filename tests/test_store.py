@@ -13,6 +13,7 @@ from gatelab import SCHEMA
 from gatelab.record import Item, Row
 from gatelab.store import (
     Appender,
+    DamagedError,
     RunFolder,
     StoreError,
     StudyFolder,
@@ -22,6 +23,7 @@ from gatelab.store import (
     write_lines,
     write_text,
 )
+from gatelab.study.ledger import damage_of, state_of
 
 FINGERPRINT = "0123456789ab"
 
@@ -299,3 +301,43 @@ def test_items_are_written_at_once_and_read_back(tmp_path: Path) -> None:
     run.items_path.write_text('{"run": "r"}\n{"ru')
     with pytest.raises(StoreError, match=r"items.jsonl, line 2: not readable as JSON; was it cut"):
         list(run.items())
+
+
+def test_a_finished_run_knows_how_many_bytes_its_rows_had(folder: StudyFolder):
+    run = folder.run("00" + FINGERPRINT[2:])
+    run_with(folder, [Row(run.fingerprint, step, "train", "loss", 1.0, "nats") for step in range(3)])
+    whole = run.rows_path.read_bytes()
+    run.mark_done("done", {"steps": 3})
+    assert read_json(run.path / "done.json") == {"status": "done", "steps": 3, "rows_bytes": len(whole)}
+    n_rows = len(query(folder, "SELECT value FROM rows"))
+    # More is no damage; none at all were left behind.
+    for content in (whole, whole + b"more", None):
+        run.rows_path.unlink()
+        if content is not None:
+            run.rows_path.write_bytes(content)
+        run.check_rows()
+        assert state_of(run) == "done" and not damage_of(run)
+    for n in (0, 1, len(whole) - 5):
+        run.rows_path.write_bytes(whole[:n])
+        with pytest.raises(
+            DamagedError, match=rf"rows\.jsonl: has {n} bytes, and the run ended with {len(whole)}; was it cut"
+        ):
+            run.check_rows()
+        assert state_of(run) == "damaged" and "Copy it again, or remove done.json" in damage_of(run)
+    # What was derived of all rows is not believed, and nothing is derived of what is left.
+    cache, before = run.path / "rows.parquet", (run.path / "rows.parquet").read_bytes()
+    assert len(query(folder, "SELECT value FROM rows")) == n_rows - 1 and cache.read_bytes() == before
+    # A result of an older version, or one that an object store keeps, counts no rows.
+    for facts in ({}, {"rows_bytes": len(whole), "saved": "0001-000001"}):
+        write_json(run.path / "done.json", {"status": "done", **facts})
+        assert state_of(run) == "done"
+
+
+def test_a_configuration_that_was_cut_is_written_again_when_the_study_is_planned(folder: StudyFolder):
+    run = run_with(folder, [])
+    (run.path / "run.json").write_text('{"schema": 1')
+    with pytest.raises(DamagedError, match="`gatelab run` of the study, not of its folder, writes it again"):
+        run.config()
+    assert run.config_if_whole() is None and state_of(run) == "damaged"
+    run.create({"seed": 0})
+    assert run.config_if_whole() == {"seed": 0} and state_of(run) == "planned"

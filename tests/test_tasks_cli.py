@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
@@ -50,7 +51,12 @@ def test_records_are_json_and_have_every_number(capsys: pytest.CaptureFixture[st
         assert r["choice"] == 1 / 8 and 0 < r["exact"] < 0.01 and 0 <= r["copying"] <= 1
         assert r["mirrors"] and r["signal"] and " → " in r["example"]
     for r in records[len(TASKS) :]:
-        assert r["mirrors"] and r["metric"] and " → " in r["example"] and r["is_made_up"] == (r["needs"] != "nothing")
+        assert (
+            r["mirrors"]
+            and r["metric"]
+            and " → " in r["example"]
+            and r["is_made_up"] != r["needs"].startswith("nothing")
+        )
         assert (r["no_chance"] == "") == (r["exact"] is not None) == (r["copying"] is not None)
         assert all(level is None or 0 <= level <= 1 for level in (r["choice"], r["exact"], r["copying"]))
     assert {r["name"]: r["no_chance"] for r in records if r.get("no_chance")}.keys() == {
@@ -85,12 +91,25 @@ def test_items_of_text_alone_are_shown_with_their_files(name: str, capsys: pytes
 
 def test_the_lines_that_are_shown_are_lines_that_are_read(tmp_path: Path):
     """As `gatelab eval --data-dir` reads them."""
-    names = [name for name, task in PROMPTS.items() if task.needs == "rows"]
+    names = [name for name, task in PROMPTS.items() if task.sources]
     for name, rows in RECORDS.items():
         (tmp_path / f"{name}.jsonl").parent.mkdir(exist_ok=True)
         (tmp_path / f"{name}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
     prepared = prepare(OwnAsking(tuple(names), data_dir=tmp_path))
-    assert len(names) == 11 and all(prepared[name].held == filled(PROMPTS[name], Setting()).held for name in names)
+    read = {name: PROMPTS[name].read(*(RECORDS[s.names[0]] for s in PROMPTS[name].sources)) for name in names}
+    assert len(names) == 13 and all(prepared[name].held == held for name, held in read.items())
+    assert all(filled(PROMPTS[name], Setting()).held == read[name] for name in names if PROMPTS[name].needs)
+
+
+def test_what_copying_scores_is_a_mean_over_items_and_not_that_of_the_first(monkeypatch: pytest.MonkeyPatch):
+    found = {record["name"]: record["copying"] for record in catalogue.task_records()}
+    assert (found["conflict"], found["absent"], found["needle"]) == (1 / 2, 1 / 2, 1)
+    task = open_task("needle")
+    uneven = replace(task, define=lambda knobs, index: replace(task.define(knobs, index), floor=float(index % 4 == 0)))
+    monkeypatch.setattr("gatelab.tasks.TASKS", ("needle",))
+    monkeypatch.setattr("gatelab.tasks.open_task", lambda name: uneven)
+    (record,) = catalogue.task_records()
+    assert record["copying"] == 1 / 4
 
 
 def test_items_of_one_are_those_of_its_number(capsys: pytest.CaptureFixture[str]):
@@ -133,6 +152,9 @@ def test_items_are_shown_with_answer_depth_and_floor(capsys: pytest.CaptureFixtu
             ["found/kv"],
             "found/kv is a measure, taken on items of middle/kv: gatelab eval MODEL --tasks gatelab/found/kv",
         ),
+        (["hellaswag"], "hellaswag is the harness's: gatelab eval MODEL --tasks hellaswag\n"),
+        (["mmlu_anatomy"], "mmlu_anatomy is the harness's: gatelab eval MODEL --tasks mmlu_anatomy"),
+        (["ruler_vt"], "gatelab eval MODEL --tasks ruler_vt; the nearest of ours is 'ruler/vt'"),
         (["long_ppl"], "long_ppl is a measure, taken on a text: gatelab eval"),
         (
             ["ruler/vt", "hardness=2"],

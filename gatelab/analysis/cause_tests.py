@@ -3,17 +3,15 @@
 Rows of edits come from `gatelab probe --intervene … --json`, appended to `FILE` in the study's folder.
 """
 
-import shlex
-from collections.abc import Callable, Mapping, Sequence, Sized
+from collections.abc import Callable, Collection, Mapping, Sized
 from dataclasses import replace
 from typing import Any, Literal
 
-from ..objects import address_of
 from .anomalies.readings import SINK
 from .causes import EDITED, NOTHING, Decision, Ledger, Test, above_nothing, above_zero, decided, near_zero, no_more
+from .to_run import edits, seeds_more
 
 FILE = "causes.jsonl"
-MOST_COMMANDS = 5  # that a card prints, a run each
 
 
 def edit(word: str, *, of_gate: bool = False, costs: Literal["more", "nothing", "no more"] = "more") -> Test:
@@ -30,7 +28,7 @@ def edit(word: str, *, of_gate: bool = False, costs: Literal["more", "nothing", 
         found = Decision(word, "the forward pass of finished runs", predicts, reading=EDITED)
         changes, lacks = changes_of(ledger, cell, arm if of_gate else "", word, has_control=costs != "nothing")
         if len(changes) < 2:
-            return replace(found, n=len(changes), to_do=to_edit(ledger, cell, word, changes, lacks))
+            return unedited(found, ledger, cell, changes, lacks)
         return decided(found, list(changes.values()), rule, "nats")
 
     return Test(test, ((word, of_gate),))
@@ -52,21 +50,19 @@ def changes_of(
     return changes, lacks
 
 
-def to_edit(ledger: Ledger, cell: str, word: str, changes: Sized, lacks: Sequence[str]) -> list[str]:
-    """What makes the rows that are missing: edits, or more seeds where editing every run is not enough."""
-    return _edits(ledger, cell, word, lacks) if len(changes) + len(lacks) > 1 else more_seeds(ledger)
-
-
-def _edits(ledger: Ledger, cell: str, word: str, names: Sequence[str]) -> list[str]:
-    """The commands that make the rows of an edit of these runs: one a run; one for all where they are many, or on an object store,
-    of which it fetches the weights and which then has the rows."""
-    if len(names) > MOST_COMMANDS or address_of(ledger.folder) is not None:
-        command = f"gatelab find {shlex.quote(ledger.folder)} --explain {shlex.quote(cell)} --edit"
-        of_cell = [run for (c, _), runs in ledger.runs.items() if c == cell for run in runs.items()]
-        some = ",".join(map(str, sorted(seed for seed, name in of_cell if name in names)[:MOST_COMMANDS]))
-        return [f"{command}    # {len(names)} runs lack it; --seeds {some} makes some"]
-    run, rows = f"{ledger.folder}/runs/", shlex.quote(f"{ledger.folder}/{FILE}")
-    return [f"gatelab probe {shlex.quote(run + name)} --intervene {word} --json >> {rows}" for name in names]
+def unedited(found: Decision, ledger: Ledger, cell: str, changes: Sized, lacks: Collection[str]) -> Decision:
+    """The test without enough rows of edits, with what makes them: edits of the runs whose weights are there; where too few have
+    any, these runs anew; more seeds where editing every run is not enough."""
+    found = replace(found, n=len(changes))
+    there = [name for name in dict.fromkeys(lacks) if name not in ledger.unstored]
+    if len(changes) + len(there) > 1:
+        return replace(found, to_do=edits(ledger, cell, there))
+    if len(changes) + len({*lacks}) < 2:
+        return replace(found, to_do=seeds_more(ledger, [cell]))
+    arms = dict.fromkeys(a for (c, a), of in ledger.runs.items() if c == cell and {*of.values()} & {*lacks})
+    few = "too few" if there else "none"
+    why = f"edits need weights, which {few} of the runs that lack these rows have in {ledger.folder}; these runs anew"
+    return replace(found, to_do=[why], arms=[*arms])
 
 
 def where_sinks(test: Test) -> Test:
@@ -107,8 +103,8 @@ def excess(word: str, over: str, *, of_gate: bool = False) -> Test:
         values = [tuple(ledger.edits.get((name, w, 1.0)) for w in (word, over)) for name in names]
         d = [a - b for a, b in values if a is not None and b is not None]
         if len(d) < 2:
-            to_do = dict.fromkeys(x for part in (one, other) for x in part(ledger, cell, arm).to_do)
-            return replace(found, n=len(d), to_do=list(to_do))
+            lacks = [name for name, pair in zip(names, values, strict=True) if None in pair]
+            return unedited(found, ledger, cell, d, lacks)
         return decided(found, d, above_nothing, "nats")
 
     return Test(test, one.edits + other.edits)
@@ -131,12 +127,7 @@ def arm_where(
         found = Decision(words, "what is trained", predicts, reading=reading)
         other = next((a for (c, a), m in ledger.models.items() if c == cell and a != arm and is_it(m)), None)
         if other is None:
-            return replace(
-                found,
-                to_do=[
-                    f"add {add} to the arms of the study's file, then: gatelab run {ledger.study} --out {ledger.folder}"
-                ],
-            )
+            return replace(found, arms=[add])
         refused = [ledger.evidence.refused[cell, a] for a in (other, arm) if (cell, a) in ledger.evidence.refused]
         if refused:
             return replace(found, to_do=refused)
@@ -147,14 +138,7 @@ def arm_where(
         if reading not in ledger.evidence.readings:
             return replace(found, to_do=[f"no finished run here has {reading}"])
         if len(d) < 2:
-            return replace(found, n=len(d), to_do=more_seeds(ledger))
+            return replace(found, n=len(d), to_do=seeds_more(ledger, [cell]))
         return decided(found, d, above_zero, ledger.evidence.readings[reading].unit, sign=sign)
 
     return Test(test)
-
-
-def more_seeds(ledger: Ledger) -> list[str]:
-    """Twice as many seeds as there are, three at least."""
-    seeds = {s for of_arm in ledger.runs.values() for s in of_arm} or {0}
-    last = min(seeds) + max(3, 2 * (max(seeds) - min(seeds) + 1)) - 1
-    return [f"gatelab run {ledger.study} seed={min(seeds)}..{last} --out {shlex.quote(ledger.folder)}"]

@@ -5,7 +5,7 @@ refuted or undecided, by one-sided t and by equivalence (TOST) within the bound 
 what makes its rows. Nothing is corrected over hypotheses: a card says what each test alone says, and of which reading.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import nan
 from typing import Any, Literal
@@ -14,6 +14,7 @@ from ..study.metrics import STUDY_METRICS
 from .anomalies.evidence import Comparison, Evidence
 from .anomalies.readings import READINGS
 from .student import Estimate, estimate, interval, p_above, p_equivalent
+from .to_run import Recipe, together
 
 LEVEL = 0.05
 NOTHING = STUDY_METRICS["val_loss"].metric.equivalence  # nats a token; what differs by less counts as nothing
@@ -25,7 +26,8 @@ _OPPOSITE = {"supported": "refuted", "refuted": "supported", "undecided": "undec
 @dataclass(frozen=True, slots=True)
 class Decision:
     """One test: supported, refuted, undecided, or not run without rows; the number it rests on with its 95% interval, and
-    without rows what to do to get them. `reading` is what it read."""
+    without rows what to do to get them. `arms` are those that would have to be run for it, by their names or written out.
+    `reading` is what it read."""
 
     test: str
     manipulates: str
@@ -38,6 +40,7 @@ class Decision:
     n: int = 0
     to_do: list[str] = field(default_factory=list)
     reading: str = ""
+    arms: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,8 @@ class Ledger:
     """What there is to judge from. `edits` are {(fingerprint, word, dose): change in loss} of interventions; `runs`
     {(cell, arm): {seed: fingerprint}} the finished ones; `models` and `bases` the configurations of arms and of cells;
     `factors` the keys in which cells differ; `courses` {fingerprint: {event: [(step, value)]}} what was seen while they trained
-    (onsets.py). `folder` and `study` are for commands. `reading` is the one that a card asks of: a claim's own."""
+    (onsets.py). `folder`, `study` and `recipe` are for commands, `only` the gates that they are asked for, where not for all, and
+    `unstored` the runs whose weights are not there. `reading` is the one that a card asks of: a claim's own."""
 
     evidence: Evidence
     factors: Mapping[str, Mapping[str, Any]]
@@ -57,6 +61,9 @@ class Ledger:
     study: str
     courses: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]] = field(default_factory=dict)
     reading: str = LOSS
+    recipe: Recipe | None = None
+    only: Sequence[str] = ()
+    unstored: Container[str] = frozenset()
 
     @property
     def label(self) -> str:
@@ -119,11 +126,12 @@ def cards(
     """Every hypothesis on this arm of this cell; those that explain a reading on each of these, those of the loss on the loss
     alone where it is among them."""
     asked = {"itself": ("",), "reading": readings, "loss": (LOSS,) if LOSS in readings else readings}
-    return [
+    found = [
         _card(replace(ledger, reading=reading or LOSS), h, cell, arm, reading)
         for h in hypotheses
         for reading in asked[h.of]
     ]
+    return together(ledger, found)
 
 
 def _card(ledger: Ledger, h: Hypothesis, cell: str, arm: str, reading: str) -> Card:

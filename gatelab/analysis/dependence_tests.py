@@ -1,16 +1,15 @@
 """Tests by what a gate's effect depends on: cells that differ in a key, arms that differ in the value at which the gate starts."""
 
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from math import log2, nan
 from typing import Any
 
 from ..config.gate import GateSpec, parse_gates
 from ..config.gate_layers import GateLayers
 from .anomalies.evidence import LUCK, Comparison
-from .cause_tests import more_seeds
 from .causes import LEVEL, Decision, Ledger, Test, besides
-from .heterogeneity import Dependence, differences, fit, merged
+from .heterogeneity import Dependence, differences, fit, left_out, merged
+from .to_run import anew, seeds_more
 from .two_states import State, depending_states, mark, state_of
 
 # Values that a start is suggested at, the first two that the activation takes.
@@ -69,11 +68,10 @@ def cells_by(key: str, word: Callable[[Mapping[str, Any]], str], what: str) -> T
         if key not in ledger.factors and not any(k.startswith(f"{key}.") for k in ledger.factors):
             try:
                 words = word(ledger.bases[cell])
+                own = at(ledger.bases[cell], key)
             except KeyError:
                 return replace(found, to_do=[f"cells that differ in {key}; this study does not say what its own have"])
-            there = f"{ledger.folder}-{key.rpartition('.')[2]}"
-            ask = f"gatelab find {there} --explain CELL"
-            return replace(found, to_do=[f"gatelab run {ledger.study} {words} --out {there}, then {ask}"])
+            return replace(found, to_do=anew(ledger, cell, words, key.rpartition(".")[2], own))
         if ledger.evidence.not_pooled:
             return replace(found, to_do=[f"cells of one version of the code: {ledger.evidence.not_pooled}"])
         if state is not None:
@@ -81,9 +79,11 @@ def cells_by(key: str, word: Callable[[Mapping[str, Any]], str], what: str) -> T
         groups = differences(ledger.evidence, ledger.reading, arm)
         of_key = [d for d in fit(groups, ledger.factors) if key in _keys(d.factor)]
         if not of_key:
-            return replace(found, to_do=[f"no cells with two pairs each of the {ledger.label} that differ in {key}"])
+            found = replace(found, to_do=[f"no cells with two pairs each of the {ledger.label} that differ in {key}"])
+            return _without(found, left_out(ledger.evidence, ledger.reading, arm))
         seeds = {seed for of_cell in groups.values() for seed in of_cell}
-        return depending(found, of_key[0], len(ledger.factors.get(key, ())), _scale(ledger, cell, len(seeds)))
+        without = left_out(ledger.evidence, ledger.reading, arm)
+        return depending(_without(found, without), of_key[0], len(groups), _scale(ledger, cell, len(seeds)))
 
     return Test(test)
 
@@ -98,9 +98,13 @@ def arms_by_start(what: str) -> Test:
         alike = {a: started(m) for (c, a), m in ledger.models.items() if c == cell and (c, a) not in evidence.refused}
         starts = {a: s.value for a, s in alike.items() if s and own and s.value is not None and s.gate == own.gate}
         if len(set(starts.values())) < 2:
-            return replace(found, to_do=_other_starts(ledger, own, set(starts.values())))
+            return _other_starts(found, own, starts)
         said = ", ".join(f"{a} {starts[a]:g}" for a in sorted(starts, key=lambda a: starts[a]))
         found = replace(found, test=f"the gate's initial value: {said}")
+        without = {a: why for a in starts if (why := left_out(evidence, ledger.reading, a).get(cell))}
+        starts, found = {a: value for a, value in starts.items() if a not in without}, _without(found, without)
+        if len(set(starts.values())) < 2:
+            return replace(found, verdict="undecided", numbers="no two starts are left")
         if state is not None:
             ordered = sorted(starts, key=lambda a: starts[a])
             return depending_states(found, ledger, state, {starts[a]: (cell, a) for a in ordered})
@@ -109,7 +113,7 @@ def arms_by_start(what: str) -> Test:
             a: dict(zip(p.seeds, p.differences.tolist(), strict=True)) for a, p in pairs.items() if len(p.seeds) > 1
         }
         if len({starts[a] for a in groups}) < 2:
-            return replace(found, to_do=more_seeds(ledger))
+            return replace(found, to_do=seeds_more(ledger, [cell]))
         (dependence,) = fit(groups, {"initial value": {a: starts[a] for a in groups}})
         seeds = {seed for of_arm in groups.values() for seed in of_arm}
         return depending(found, dependence, len(groups), _scale(ledger, cell, len(seeds)))
@@ -128,7 +132,11 @@ def _asked(ledger: Ledger, test: str, manipulates: str, what: str) -> tuple[Deci
 def _cells_with_states(found: Decision, ledger: Ledger, state: State, key: str, where: Comparison) -> Decision:
     """Of the cells that differ from this one in the key alone."""
     (cell, arm), refused = where, ledger.evidence.refused
-    cells = [c for c in ledger.evidence.cells if (c, arm) not in refused]
+    without = left_out(ledger.evidence, ledger.reading, arm)
+    found = _without(found, without)
+    if cell in without:
+        return replace(found, verdict="undecided", numbers=f"most runs of this cell are lost ({without[cell]})")
+    cells = [c for c in ledger.evidence.cells if (c, arm) not in refused and c not in without]
     factors = merged(ledger.factors, cells)
     name = next((n for n in factors if key in _keys(n)), "")
     if " = " in name:
@@ -143,15 +151,20 @@ def _cells_with_states(found: Decision, ledger: Ledger, state: State, key: str, 
     return depending_states(found, ledger, state, {level: levels[level] for level in ordered})
 
 
-def _other_starts(ledger: Ledger, own: Start | None, there: Container[float]) -> list[str]:
+def _without(found: Decision, left_out: Mapping[str, str]) -> Decision:
+    """The test with what has no part in it, for most runs are lost there."""
+    said = "; ".join(f"{where} ({why})" for where, why in left_out.items())
+    return replace(found, test=f"{found.test}, without those most runs of which are lost: {said}") if said else found
+
+
+def _other_starts(found: Decision, own: Start | None, there: Mapping[str, float]) -> Decision:
     """The arms that would differ in the initial value alone; none of a model without one gate."""
-    arms = [] if own is None else [(value, slug) for value, slug in own.others() if value not in there]
+    arms = [] if own is None else [(value, slug) for value, slug in own.others() if value not in there.values()]
     if not arms:
-        return ["an arm with one gate that can start at a value"]
+        return replace(found, to_do=["an arm with one gate that can start at a value"])
     where = {} if own.layers == "all" else {"model.gate_layers": own.layers}
     changes = {value: {"model.gate": slug} | where for value, slug in arms}
-    words = ", ".join(f"Arm('start-{value:g}', {change})" for value, change in changes.items())
-    return [f"add {words} to the arms of the study's file, then: gatelab run {ledger.study} --out {ledger.folder}"]
+    return replace(found, arms=[*there, *(f"Arm('start-{value:g}', {change})" for value, change in changes.items())])
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,28 +183,48 @@ def _scale(ledger: Ledger, cell: str, n_seeds: int) -> Scale:
 
 
 def depending(found: Decision, d: Dependence, n: int, scale: Scale) -> Decision:
-    """The verdict of a factor's partial F: supported where it is seen, however small; refuted where it is not, and the whole
-    interval of the change over the range that was tested counts as nothing."""
+    """The verdict of a factor's partial F over its levels: supported where it is seen, however small; refuted where it is not,
+    and no two levels differ by what counts: the interval of each difference lies within the bound, which is wrong in 2.5% at
+    most, since one of them would have to miss. The number is the largest difference. Of three levels or more its interval is
+    Bonferroni's over all differences, for it is the largest of several."""
     if d.notes or " = " in d.factor:
         why = d.notes[0] if d.notes else f"the cells differ alike in {d.label}: they cannot be told apart"
         return replace(found, verdict="undecided", numbers=why)
-    p, is_slope = max(d.p, scale.least_p), d.slope == d.slope
-    numbers = f"F({d.df:g}, {d.df_error:g}) = {d.f:.3g}, p = {p:.2g}, against {d.against}"
-    change = low = high = nan
-    is_nothing = False
-    if is_slope:
-        ends = [float(level.value) for level in d.levels]
-        doublings = log2(max(ends) / min(ends))
-        change, low, high = (doublings * x for x in (d.slope, d.slope_low, d.slope_high))
-        is_nothing = scale.bound is not None and max(abs(low), abs(high)) < scale.bound
-        numbers += (
-            f"; {d.slope:+.3g} {scale.unit} a doubling, {change:+.3g} ({low:+.3g} to {high:+.3g}) from {min(ends):g} to"
-            f" {max(ends):g}"
+    p, most = max(d.p, scale.least_p), max(d.changes, key=lambda c: abs(c.effect))
+    half = (most.high - most.low) / 2 * _widened(len(d.changes), d.df_error)
+    low, high = most.effect - half, most.effect + half
+    is_nothing = scale.bound is not None and d.furthest < scale.bound
+    several = len(d.changes) > 1
+    numbers = (
+        f"F({d.df:g}, {d.df_error:g}) = {d.f:.3g}, p = {p:.2g}, against {d.against}; {most.effect:+.3g} ({low:+.3g} to"
+        f" {high:+.3g}) {scale.unit}{' at most' if several else ''} from {_level(most.start)} to {_level(most.end)}"
+    )
+    if d.slope == d.slope:
+        bend = (
+            f", which {'is no line' if d.p_bend < LEVEL else 'may be a line'} (p = {d.p_bend:.2g})" if several else ""
         )
+        numbers += f"; {d.slope:+.3g} {scale.unit} a doubling{bend}"
     if is_nothing:
-        numbers += f", within the {scale.bound:g} that count as nothing"
+        numbers += (
+            f"; {'every such difference' if several else 'it is'} within the {scale.bound:g} that count as nothing"
+        )
     verdict = "supported" if p < LEVEL else "refuted" if is_nothing else "undecided"
-    return replace(found, verdict=verdict, numbers=numbers, estimate=change, low=low, high=high, n=n)
+    return replace(found, verdict=verdict, numbers=numbers, estimate=most.effect, low=low, high=high, n=n)
+
+
+def _widened(n_changes: int, df: float) -> float:
+    """What an interval of one difference at 95% is multiplied by to hold all of so many (Bonferroni)."""
+    from scipy.special import stdtrit
+
+    return float(stdtrit(df, 1 - LEVEL / 2 / n_changes) / stdtrit(df, 1 - LEVEL / 2))
+
+
+def _level(value: str) -> str:
+    """A number shortly, a word as it is."""
+    try:
+        return f"{float(value):g}"
+    except ValueError:
+        return value
 
 
 def _keys(merged: str) -> list[str]:

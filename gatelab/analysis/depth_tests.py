@@ -5,9 +5,10 @@ from dataclasses import replace
 from typing import Any
 
 from ..config.gate_layers import PLACES
-from .cause_tests import changes_of, more_seeds, to_edit
+from .cause_tests import changes_of, unedited
 from .causes import EDITED, LOSS, NOTHING, Decision, Ledger, Test, besides, decided, not_nothing
 from .student import estimate, interval
+from .to_run import seeds_more
 from .two_states import depending_states, mark, state_of
 
 FIRST, LAST = THIRDS = ("first-third", "last-third")
@@ -49,16 +50,11 @@ def thirds_trained() -> Test:
         }
         lacking = [third for third in THIRDS if third not in alike]
         if lacking:
-            arms = ", ".join(
+            new = [
                 f"Arm('{arm}-{third}', {{'model.gate': '{own.get('gate')}', 'model.gate_layers': '{third}'}}, control=True)"
                 for third in lacking
-            )
-            return replace(
-                found,
-                to_do=[
-                    f"add {arms} to the arms of the study's file, then: gatelab run {ledger.study} --out {ledger.folder}"
-                ],
-            )
+            ]
+            return replace(found, arms=[*(alike[third] for third in THIRDS if third in alike), *new])
         first, last = alike[FIRST], alike[LAST]
         refused = [ledger.evidence.refused[cell, a] for a in (first, last) if (cell, a) in ledger.evidence.refused]
         if refused:
@@ -68,7 +64,7 @@ def thirds_trained() -> Test:
             return depending_states(found, ledger, state, {a: (cell, a) for a in (first, last)})
         between = _differences(ledger, cell, first, last)
         if metric is None or len(between) < 2:
-            return replace(found, n=len(between), to_do=more_seeds(ledger))
+            return replace(found, n=len(between), to_do=seeds_more(ledger, [cell]))
         found = decided(found, between, lambda e: not_nothing(e, bound), metric.unit)
         beside = [_said(a, _differences(ledger, cell, a, arm)) for a in (first, last)]
         return replace(found, numbers="; ".join([found.numbers, *filter(None, beside)]))
@@ -98,8 +94,7 @@ def thirds_edited(kind: str) -> Test:
         (first, _), (last, _) = parts
         both = [name for name in first if name in last]
         if len(both) < 2:
-            to_do = [w for word, part in zip(edits, parts, strict=True) for w in to_edit(ledger, cell, word, *part)]
-            return replace(found, n=len(both), to_do=list(dict.fromkeys(to_do)))
+            return unedited(found, ledger, cell, both, [name for _, lacks in parts for name in lacks])
         found = decided(found, [first[name] - last[name] for name in both], not_nothing, "nats")
         beside = [_said(w, [own[n] for n in both]) for w, own in zip(edits, (first, last), strict=True)]
         return replace(found, numbers="; ".join([found.numbers, *filter(None, beside)]))

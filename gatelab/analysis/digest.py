@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from ..store import RunFolder, StudyFolder, fill, quoted
+from ..store import RunFolder, StoreError, StudyFolder, fill, quoted
 from ..study.local import n_cores
 from .digest_parts import EMPTY, PLACES, VIEWS
 from .run_digest import KIND, digests_of, take
@@ -32,11 +32,12 @@ _open: WeakKeyDictionary[StudyFolder, tuple[Stamps, Any]] = WeakKeyDictionary()
 
 
 def digest(folder: StudyFolder) -> Any:
-    """A DuckDB connection with four views, each with the cell, arm and seed of a run: `main_rows`, of the one stack and site that
-    it is judged by; `tables`, of what its page shows (see `table`); `task_rows`, of source `tasks`; and `reached`, the last step
-    of a run.
+    """A DuckDB connection with views, each with the cell, arm and seed of a run: `main_rows`, of the one stack and site that
+    it is judged by; `tables`, of what its page shows (see `table`); `task_rows`, of source `tasks`; `reached`, the last step
+    of a run; and `short`, which finished runs have rows that end before their plan's last step (see `gatelab.analysis.short`).
 
-    Of `main_rows` only the metrics that are judged are there, and of them the last step at which rows of their kind were written.
+    Of `main_rows` only the metrics that are judged are there, and of them the last step at which rows of their kind were written;
+    of a run that is done none of a step before its plan's last, nor in `task_rows`, nor in `tables` without steps.
 
     Raises:
         StoreError: rows that cannot be read.
@@ -106,9 +107,18 @@ def _made(folder: StudyFolder, stamps: Stamps) -> Any:
     may = {name: state for name, state in states.items() if _may_be_kept([stamps[p] for p in _files(runs[name])])}
     if may != kept:
         _keep(connection, folder, may)
-    columns = {"cell": "VARCHAR", "arm": "VARCHAR", "seed": "BIGINT", "run": "VARCHAR"}
-    fill(connection, "planned", columns, [entry | {"run": entry["fingerprint"]} for entry, _ in planned])
+    columns = {"cell": "VARCHAR", "arm": "VARCHAR", "seed": "BIGINT", "run": "VARCHAR", "final": "BIGINT"}
+    records = [entry | {"run": entry["fingerprint"], "final": _final(entry, run)} for entry, run in planned]
+    fill(connection, "planned", columns, records)
     return connection
+
+
+def _final(entry: dict[str, Any], run: RunFolder) -> int | None:
+    """The step to which the rows of a run go that is done; None of other runs, and where its plan does not say."""
+    with suppress(StoreError):  # a done.json that is cut ends no run
+        done, steps = run.done(), entry.get("steps")
+        return steps if done is not None and done["status"] == "done" and isinstance(steps, int) else None
+    return None
 
 
 def _batches(runs: Sequence[RunFolder], stamps: Stamps) -> Iterator[list[RunFolder]]:

@@ -51,6 +51,9 @@ FURTHEST = {"first_token_mass": "max", "massive_ratio": "max", "value_drain": "m
 PLACES = {name: table.places for name, table in TABLES.items()} | {"courses": ("step",)}
 
 _JUDGED = {*STUDY_METRICS, *NAMED}
+# Of the values that a run has of a study metric that of the whole model, on its own data.
+WHOLE_MODEL = """layer IS NULL AND head IS NULL AND domain IS NULL AND intervention IS NULL AND bin IS NULL AND stage IS NULL
+    AND (site IS NULL OR site = 'sdpa')"""
 _FOUND = sorted(_JUDGED.union(*(table.metrics for table in TABLES.values())))
 _PLACE = "run, step, source, metric, value"
 _COORDINATES = "layer, head, site, stage, bin, threshold, length, domain, task, intervention"
@@ -100,13 +103,23 @@ TAKE = f"""
     DROP TABLE final; DROP TABLE looks; DROP TABLE found;
     DROP VIEW main_rows; DROP TABLE main_sites; DROP VIEW stack_rows; DROP TABLE decoders; DROP TABLE rows
 """
-# Of `digest`, and of `planned` with the cell, arm, seed and run of each entry of a plan.
+# Of `digest`, and of `planned` with the cell, arm, seed and run of each entry of a plan; `final` is the last step of a run that
+# is done, by its plan, NULL of others. What such a run has of an earlier step is no final value: its later rows are gone. It is in
+# `short` and no view of final values; of its tasks it is asked at the last step in full, so then none of its answers are there.
 VIEWS = f"""
     CREATE TEMP VIEW main_rows AS SELECT cell, arm, seed, {_PLACE}, {_COORDINATES} FROM digest JOIN planned USING (run)
-        WHERE part = 'main';
-    CREATE TEMP VIEW task_rows AS SELECT cell, arm, seed, {_PLACE}, {_COORDINATES} FROM digest JOIN planned USING (run)
-        WHERE part = 'tasks';
+        WHERE part = 'main' AND (final IS NULL OR step >= final);
+    CREATE TEMP VIEW task_rows AS SELECT * EXCLUDE (final, last) FROM (
+        SELECT cell, arm, seed, {_PLACE}, {_COORDINATES}, final, max(step) OVER (PARTITION BY run) AS last
+        FROM digest JOIN planned USING (run) WHERE part = 'tasks') WHERE final IS NULL OR last >= final;
+    CREATE TEMP VIEW reached AS SELECT cell, arm, seed, run, step FROM digest JOIN planned USING (run) WHERE part = 'reached';
+    CREATE TEMP VIEW short AS
+        SELECT run, metric, threshold, max(step) AS step, any_value(final) AS final FROM digest JOIN planned USING (run)
+        WHERE part = 'main' AND source <> 'tasks' AND {WHOLE_MODEL} GROUP BY ALL HAVING max(step) < any_value(final)
+        UNION ALL SELECT run, '', NULL, step, final FROM reached JOIN planned USING (run) WHERE step < final
+        UNION ALL SELECT run, 'tasks', NULL, max(step) AS step, any_value(final) AS final FROM digest JOIN planned USING (run)
+        WHERE part = 'tasks' GROUP BY run HAVING max(step) < any_value(final);
     CREATE TEMP VIEW tables AS SELECT part AS name, cell, arm, seed, metric, heights, steps, layers, heads, bins
-        FROM digest JOIN planned USING (run) WHERE part IN ({_quoted(PLACES)});
-    CREATE TEMP VIEW reached AS SELECT cell, arm, seed, run, step FROM digest JOIN planned USING (run) WHERE part = 'reached'
+        FROM digest JOIN planned USING (run) WHERE part IN ({_quoted(PLACES)})
+        AND (list_contains(['curves', 'courses'], part) OR run NOT IN (SELECT run FROM short WHERE metric = ''))
 """

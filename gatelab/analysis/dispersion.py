@@ -14,6 +14,7 @@ from math import exp, inf, isfinite, nan, sqrt
 import numpy as np
 
 from .anomalies.evidence import Evidence
+from .heterogeneity import left_out
 from .student import interval, p_two_sided, q_values
 
 ALL_CELLS = "(all cells)"
@@ -43,7 +44,7 @@ def dispersions(
     """Over seeds of the readings, by cell and over all cells; over heads and layers by `parts`, {reading: what it is over}.
 
     Over seeds only where runs cannot come in two states (`Evidence.may_split`): else the spread is how far those lie apart, and
-    how many seeds are in either. q is over all of them.
+    how many seeds are in either. Cells in which most runs are lost have no part in that of all. q is over all of them.
     """
     found = []
     for arm in evidence.arms:
@@ -53,8 +54,11 @@ def dispersions(
                 pairs = evidence.pairs(reading, cell, arm)
                 if (cell, arm) not in evidence.refused and len(pairs.seeds) >= 2:
                     groups[cell] = (pairs.baseline_values, pairs.arm_values, pairs.seeds)
-            is_pooled = 2 * len(groups) > len(evidence.cells) > 1 < len(groups) and not evidence.not_pooled
-            several = {ALL_CELLS: list(groups.values())} if is_pooled else {}
+            lost = left_out(evidence, reading, arm)
+            together = [values for cell, values in groups.items() if cell not in lost]
+            n_cells = len(evidence.cells) - len(lost)
+            is_pooled = 2 * len(together) > n_cells > 1 < len(together) and not evidence.not_pooled
+            several = {ALL_CELLS: together} if is_pooled else {}
             for cell, values in ({c: [v] for c, v in groups.items()} | several).items():
                 spread = over_seeds(values, confidence)
                 if spread is not None:

@@ -12,8 +12,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import inf, isnan, nan
 
+import numpy as np
+
 from ..record import Finding, Metric
 from .graded import LUCK, no_surer
+from .lacking import Lack, lacks
 from .paired import Outcome, Outcomes, Pairs, comparisons
 from .shares import p_changes, seeds_needed, share
 from .student import (
@@ -69,7 +72,8 @@ def effects(
     fdr: float = 0.10,
     refused: Mapping[tuple[str, str], str] | None = None,
 ) -> list[Finding]:
-    """One finding a cell, metric and arm, in this order of nesting; none where either side lacks the metric.
+    """One finding a cell, metric and arm, in this order of nesting; none where either side lacks the metric, unless it is one that
+    it should have (`lacking`): then it is 'untestable' and says so.
 
     `arms` and `cells` choose what is compared and give the order. What cannot be tested (fewer than two pairs,
     identical differences) is a finding with verdict 'untestable', with nan for what does not exist. What may not be compared,
@@ -101,7 +105,28 @@ def effects(
         if test.estimate and test.estimate.sigma == 0:
             test.estimate = None
     _discover([t for t in tests if t.pairs.metric.primary and not isnan(t.p)], fdr)
-    return [_finding(test, table, baseline, confidence, fdr) for test in tests]
+    found = [_finding(test, table, baseline, confidence, fdr) for test in tests]
+    holes = [
+        _hole(lack, _finding(_empty(lack), table, baseline, confidence, fdr))
+        for lack in lacks(table, metrics, baseline=baseline, arms=arms, cells=cells)
+        if (lack.cell, lack.arm) not in why
+    ]
+    if not holes:
+        return found
+    order = {key: n for n, key in enumerate((c, m.name, a) for c in cells for m in metrics for a in arms)}
+    return sorted([*found, *holes], key=lambda f: order[f.cell, f.metric, f.arm])
+
+
+def _empty(lack: Lack) -> _Test:
+    """The test that cannot be made; of a primary metric it has a place in the family, and no p there."""
+    none = np.array([])
+    pairs = Pairs(lack.cell, lack.arm, lack.metric, [], none, none, [])
+    return _Test(pairs, None, level=nan, q=nan if lack.metric.primary else None)
+
+
+def _hole(lack: Lack, f: Finding) -> Finding:
+    said = f"{f.cell}: the effect of {f.arm} on the {lack.metric.label} cannot be tested: {lack.why}."
+    return replace(f, sentence=said, notes=[f"untestable: {lack.why}"])
 
 
 def _plain(pairs: Pairs) -> Estimate | None:

@@ -11,10 +11,10 @@ from dataclasses import replace
 from statistics import fmean
 
 from .anomalies.evidence import LUCK, Comparison, Evidence
-from .cause_tests import more_seeds
 from .causes import LEVEL, LOSS, Decision, Ledger, Test, above_zero, decided
 from .other_ways import Way
 from .student import Estimate, estimate, p_two_sided
+from .to_run import anew, seeds_more
 
 Seeds = Mapping[int, float]
 SHARE = 0.5  # of the gate's effect
@@ -32,15 +32,14 @@ def keeps_half(way: Way, *, predicts_half: bool = True) -> Test:
         other = next((a for a, m in others.items() if way.is_it(m, own, base)), None)
         if other is None:
             missing = way.arm(own)
-            run = f"to the arms of the study's file, then: gatelab run {ledger.study} --out {ledger.folder}"
-            return replace(found, to_do=[f"add {missing} {run}" if missing.startswith("Arm(") else missing])
+            return replace(found, **({"arms": [missing]} if missing.startswith("Arm(") else {"to_do": [missing]}))
         refused = [evidence.refused[cell, a] for a in (other, arm) if (cell, a) in evidence.refused]
         if refused:
             return replace(found, to_do=refused)
         none, gate, there = (evidence.comparable_runs(LOSS, cell, a) for a in (evidence.baseline, arm, other))
         seeds = [s for s in gate if s in none and s in there]
         if len(seeds) < 2:
-            return replace(found, n=len(seeds), to_do=more_seeds(ledger))
+            return replace(found, n=len(seeds), to_do=seeds_more(ledger, [cell]))
         effects = ({s: gate[s] - none[s] for s in seeds}, {s: there[s] - none[s] for s in seeds})
         found = replace(found, test=f"{words}: {other} beside {arm}")
         return _shared(found, evidence, cell, effects, (arm, other), predicts_half)
@@ -59,17 +58,19 @@ def at_own_rates() -> Test:
         evidence, cells = ledger.evidence, [cell, *ledger.evidence.at_other_rates(cell)]
         if len(cells) < 2:
             base = ledger.bases.get(cell, {}).get("optim", {}).get("lr")
-            rates = "" if base is None else f" optim.lr=[{','.join(f'{base * x:.3g}' for x in (1 / 3, 1, 3))}]"
-            there = f"{ledger.folder}-lr"
-            ask = f"gatelab find {there} --explain CELL"
-            return replace(found, to_do=[f"gatelab run {ledger.study}{rates} --out {there}, then {ask}"])
+            if base is None:
+                return replace(
+                    found, to_do=["cells at other learning rates; this study does not say what its own have"]
+                )
+            rates = f"optim.lr=[{','.join(f'{rate:.3g}' for rate in (base / 3, base, base * 3))}]"
+            return replace(found, to_do=anew(ledger, cell, rates, "lr", base))
         refused = [evidence.refused[c, arm] for c in cells if (c, arm) in evidence.refused]
         if refused:
             return replace(found, to_do=refused)
         runs = {(c, a): evidence.comparable_runs(LOSS, c, a) for c in cells for a in (evidence.baseline, arm)}
         seeds = [s for s in runs[cell, arm] if s in runs[cell, evidence.baseline]]
         if len(seeds) < 2:
-            return replace(found, n=len(seeds), to_do=more_seeds(ledger))
+            return replace(found, n=len(seeds), to_do=seeds_more(ledger, cells))
         rates = {c: evidence.rates[c][1] for c in cells}
         best = {
             a: _best([c for c in cells if runs[c, a].keys() >= {*seeds}], runs, a, seeds)

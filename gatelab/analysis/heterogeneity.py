@@ -3,11 +3,15 @@
 The differences of the pairs are responses of a linear model: a block a seed, and the factors in which cells differ. A
 factor is tested against what the cells do beyond all factors where three degrees of freedom are left for that, because
 cells that differ for other reasons would otherwise make any factor significant; else against seeds, which then speaks of
-these very cells.
+these very cells. A factor's levels are tested as such, numbers too: an effect that bends with the learning rate is on no line.
+
+Cells in which most runs of the arm or of the baseline are lost (lost.py) are left out: what stands there are differences
+between trainings that failed.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import combinations
 from math import isfinite, log2, nan, sqrt
 from typing import Any
 
@@ -15,6 +19,7 @@ import numpy as np
 
 from .anomalies.evidence import Evidence
 from .both_ways import over_cells_and_seeds
+from .lost import OF_LOST
 from .student import interval, p_two_sided, q_values
 
 LEFT_OVER = 3  # degrees of freedom of cells beyond the factors that a test against them needs
@@ -25,7 +30,7 @@ class Pooled:
     """The mean over cells of an arm's effect, each cell counting once; the interval and `p` are of that mean when other
     cells of the kind, or other seeds, are drawn (t over cells, or over the seeds that they share: the wider). `between` is
     the cells' own standard deviation (0 at least), `within` that of a pair, `p_between` of the F test that all cells have
-    one effect, F of `df` and `df_error` degrees of freedom."""
+    one effect, F of `df` and `df_error` degrees of freedom. `left_out` {cell: why} has no part in it."""
 
     arm: str
     reading: str
@@ -42,6 +47,7 @@ class Pooled:
     f: float = nan
     df: int = 0
     df_error: int = 0
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +62,24 @@ class Level:
 
 
 @dataclass(frozen=True, slots=True)
+class Change:
+    """The fitted effect at one level minus that at `start`, with the interval of this one difference."""
+
+    start: str
+    end: str
+    effect: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
 class Dependence:
-    """Whether an arm's effect depends on a factor: the partial F test. `slope` is the change of the effect a doubling of a
-    factor that is a positive number (nan of other factors), with its 95% interval; `against` is cells or seeds."""
+    """Whether an arm's effect depends on a factor: the partial F test over all its levels; `against` is cells or seeds.
+
+    `changes` are those between each two levels, of numbers from the smaller to the larger. Of a factor that is a positive
+    number `slope` is the change of the effect a doubling of the line that fits best, with its 95% interval, and `p_bend` the p
+    of the F test that the levels lie on that line: small where the slope does not tell what the levels do, nan of two levels.
+    `left_out` {cell: why} has no part in it."""
 
     arm: str
     reading: str
@@ -68,13 +89,16 @@ class Dependence:
     slope: float
     slope_low: float
     slope_high: float
+    p_bend: float
     f: float
     df: float
     df_error: float
     p: float
     against: str
     q: float = nan
+    changes: list[Change] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
@@ -87,12 +111,19 @@ class Dependence:
         """Whether the intervals of two levels lie on either side of zero."""
         return any(x.high < 0 for x in self.levels) and any(x.low > 0 for x in self.levels)
 
+    @property
+    def furthest(self) -> float:
+        """How far apart two levels may be: the furthest end of the changes' intervals. Each being of 95%, that two levels are
+        further apart has a chance of 2.5% at most: of the two that are, one end of one interval would have to miss."""
+        return max((max(abs(c.low), abs(c.high)) for c in self.changes), default=nan)
+
 
 Groups = Mapping[str, Mapping[int, float]]  # {cell: {seed: difference}}
 
 
 def pooled(evidence: Evidence, reading: str, arm: str, confidence: float = 0.95) -> Pooled | None:
-    """None of fewer than two cells with two pairs, or where half of the cells lack the reading."""
+    """None of fewer than two cells with two pairs, or where half of the cells lack the reading; without the cells in which most
+    runs are lost."""
     by_cell = differences(evidence, reading, arm)
     if not by_cell:
         return None
@@ -111,6 +142,7 @@ def pooled(evidence: Evidence, reading: str, arm: str, confidence: float = 0.95)
         arm, reading, evidence.readings[reading].unit, len(n), int(n.sum()), e.mean, low, high,
         p_two_sided(e) if e.sigma > 0 else nan, sqrt(max(0.0, (between - within) / pairs_a_cell)), sqrt(within),
         _p_f(f, len(n) - 1, df_within) if within > 0 else nan, f, len(n) - 1, df_within,
+        left_out(evidence, reading, arm),
     )  # fmt: skip
 
 
@@ -127,8 +159,10 @@ def dependences(
         for arm in evidence.arms:
             groups = differences(evidence, reading, arm)
             unit = evidence.readings[reading].unit if groups else ""
+            without = left_out(evidence, reading, arm)
             found += [
-                replace(d, arm=arm, reading=reading, unit=unit) for d in fit(groups, factors, confidence) if groups
+                replace(d, arm=arm, reading=reading, unit=unit, left_out=without)
+                for d in fit(groups, factors, confidence)
             ]
     tested = [i for i, d in enumerate(found) if isfinite(d.p)]
     if tested:
@@ -149,17 +183,30 @@ def fit(groups: Groups, factors: Mapping[str, Mapping[str, Any]], confidence: fl
 
 
 def differences(evidence: Evidence, reading: str, arm: str) -> dict[str, dict[int, float]]:
-    """{cell: {seed: arm minus baseline}} of the cells with two pairs; empty where those are fewer than two, or half of the
-    cells at most, nothing may be pooled, or seeds of a bimodal metric change regime, whose mean describes no run: a mean over
-    what is left would not be of the study."""
+    """{cell: {seed: arm minus baseline}} of the cells with two pairs, without those in which most runs are lost; empty where
+    those are fewer than two, or half of the others at most, nothing may be pooled, or seeds of a bimodal metric change regime,
+    whose mean describes no run: a mean over what is left would not be of the study."""
     out = {}
-    for cell in evidence.cells if reading in evidence.readings and not evidence.not_pooled else ():
+    without = left_out(evidence, reading, arm)
+    cells = [c for c in evidence.cells if c not in without]
+    for cell in cells if reading in evidence.readings and not evidence.not_pooled else ():
         pairs = evidence.pairs(reading, cell, arm)
         if pairs.changes is not None:
             return {}
         if (cell, arm) not in evidence.refused and len(pairs.seeds) >= 2:
             out[cell] = dict(zip(pairs.seeds, pairs.differences.tolist(), strict=True))
-    return out if len(out) >= 2 and 2 * len(out) > len(evidence.cells) else {}
+    return out if len(out) >= 2 and 2 * len(out) > len(cells) else {}
+
+
+def left_out(evidence: Evidence, reading: str, arm: str) -> dict[str, str]:
+    """{cell: why} of the cells whose comparison has no part in what is said over cells: most runs of the arm or of the baseline
+    are lost. None of a reading that is of such runs."""
+    if reading.partition(":")[0] in OF_LOST:
+        return {}
+    why = {
+        c: [evidence.lost[c, a] for a in (evidence.baseline, arm) if (c, a) in evidence.lost] for c in evidence.cells
+    }
+    return {cell: ", ".join(found) for cell, found in why.items() if found}
 
 
 class _Model:
@@ -171,10 +218,13 @@ class _Model:
         self.y = np.array([d for _, _, d in rows])
         seeds = sorted({seed for _, seed, _ in rows})
         self.blocks = np.array([[float(seed == s) for s in seeds] for _, seed, _ in rows])
-        place = [self.cells.index(cell) for cell, _, _ in rows]
+        self.of_row = [cell for cell, _, _ in rows]
+        place = [self.cells.index(cell) for cell in self.of_row]
         self.by_cell = {name: _columns([levels[c] for c in self.cells]) for name, levels in factors.items()}
         self.columns = {name: values[place] for name, values in self.by_cell.items()}
         self.full = self._design(factors)
+        self.inverse = np.linalg.pinv(self.full.T @ self.full)
+        self.beta = self.inverse @ self.full.T @ self.y
         self.rss, self.rank = _residual(self.full, self.y)
         rss_cells, rank_cells = _residual(np.hstack([self.blocks, np.eye(len(self.cells))[place]]), self.y)
         left_over = rank_cells - self.rank
@@ -188,25 +238,41 @@ class _Model:
         """The partial F test of one factor; reading, arm and unit are the caller's to add."""
         rss, rank = _residual(self._design([other for other in self.factors if other != name]), self.y)
         df = self.rank - rank
-        found = Dependence("", "", "", name, [], nan, nan, nan, nan, df, self.df, nan, self.against)
+        found = Dependence("", "", "", name, [], nan, nan, nan, nan, nan, df, self.df, nan, self.against)
         if df < self.columns[name].shape[1]:
             return replace(found, notes=[f"{name} cannot be told from the other factors in these cells"])
         if not self.error > 1e-20 * float((self.y**2).max()):  # up to rounding
             return replace(found, notes=["no spread is left to test against"])
         f = (rss - self.rss) / df / self.error
         of_cells = [self.factors[name][c] for c in self.cells]
-        levels = []
-        for level in dict.fromkeys(of_cells):
-            at = self._at(name, self.by_cell[name][of_cells.index(level)])
-            levels.append(Level(str(level), of_cells.count(level), *self._contrast(at, confidence)))
-        slope = (nan, nan, nan)
-        if _is_scale(self.factors[name].values()):
-            unit = np.zeros(self.full.shape[1])
-            unit[self._first(name)] = 1
-            slope = self._contrast(unit, confidence)
+        is_scale = _is_scale(self.factors[name].values())
+        values = list(dict.fromkeys(of_cells))
+        values = sorted(values) if is_scale else values
+        at = {v: self._at(name, self.by_cell[name][of_cells.index(v)]) for v in values}
+        levels = [Level(str(v), of_cells.count(v), *self._contrast(at[v], confidence)) for v in values]
+        changes = [
+            Change(str(a), str(b), *self._contrast(at[b] - at[a], confidence)) for a, b in combinations(values, 2)
+        ]
+        slope, low, high, p_bend = self._line(name, confidence) if is_scale else (nan,) * 4
         return replace(
-            found, levels=levels, slope=slope[0], slope_low=slope[1], slope_high=slope[2], f=f, p=_p_f(f, df, self.df)
-        )
+            found, levels=levels, changes=changes, slope=slope, slope_low=low, slope_high=high, p_bend=p_bend, f=f,
+            p=_p_f(f, df, self.df),
+        )  # fmt: skip
+
+    def _line(self, name: str, confidence: float) -> tuple[float, float, float, float]:
+        """The slope over log2 of a factor beside all levels of the others, with its interval, and the p of what the levels do
+        beyond that line; nan where there are two."""
+        by_cell = dict(zip(self.cells, (log2(self.factors[name][c]) for c in self.cells), strict=True))
+        x = np.array([by_cell[cell] for cell in self.of_row])
+        others = self._design([other for other in self.factors if other != name])
+        x = x - others @ np.linalg.lstsq(others, x, rcond=None)[0]
+        square = float(x @ x)
+        slope = float(x @ self.y) / square
+        half = self._critical(confidence) * sqrt(self.error / square)
+        rss, rank = _residual(np.column_stack([others, x]), self.y)
+        df = self.rank - rank
+        p_bend = _p_f(max(0.0, rss - self.rss) / df / self.error, df, self.df) if df else nan
+        return slope, slope - half, slope + half, p_bend
 
     def _design(self, names: Any) -> np.ndarray:
         return np.hstack([self.blocks, *(self.columns[name] for name in names)])
@@ -224,12 +290,14 @@ class _Model:
 
     def _contrast(self, weights: np.ndarray, confidence: float) -> tuple[float, float, float]:
         """A combination of the coefficients with its interval."""
+        value = float(weights @ self.beta)
+        half = self._critical(confidence) * sqrt(self.error * float(weights @ self.inverse @ weights))
+        return value, value - half, value + half
+
+    def _critical(self, confidence: float) -> float:
         from scipy.special import stdtrit
 
-        inverse = np.linalg.pinv(self.full.T @ self.full)
-        value = float(weights @ inverse @ self.full.T @ self.y)
-        half = float(stdtrit(self.df, 0.5 + confidence / 2)) * sqrt(self.error * float(weights @ inverse @ weights))
-        return value, value - half, value + half
+        return float(stdtrit(self.df, 0.5 + confidence / 2))
 
 
 def merged(factors: Mapping[str, Mapping[str, Any]], cells: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -248,9 +316,7 @@ def _is_scale(levels: Any) -> bool:
 
 
 def _columns(levels: list[Any]) -> np.ndarray:
-    """log2 of a positive number, so that a slope is that of a doubling; else a dummy for each level but the first."""
-    if _is_scale(levels):
-        return np.array([[log2(v)] for v in levels])
+    """A dummy for each level but the first."""
     different = list(dict.fromkeys(levels))[1:]
     return np.array([[float(v == other) for other in different] for v in levels])
 

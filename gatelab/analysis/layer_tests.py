@@ -5,7 +5,7 @@ from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
-from .cause_tests import changes_of, to_edit
+from .cause_tests import changes_of, unedited
 from .causes import EDITED, LEVEL, NOTHING, Decision, Ledger, Test, near_zero
 from .student import Estimate, estimate, interval, p_above
 
@@ -41,8 +41,7 @@ def layers_edited(kind: str) -> Test:
         parts = [changes_of(ledger, cell, arm, w) for w in words]
         runs = [name for name in parts[0][0] if all(name in changes for changes, _ in parts)]
         if len(runs) < 2:
-            to_do = [line for w, part in zip(words, parts, strict=True) for line in to_edit(ledger, cell, w, *part)]
-            return replace(found, n=len(runs), to_do=list(dict.fromkeys(to_do)))
+            return unedited(found, ledger, cell, runs, [name for _, lacks in parts for name in lacks])
         costs = {w: [changes[name] for name in runs] for w, (changes, _) in zip(words, parts, strict=True)}
         return _judged(found, costs)
 

@@ -18,7 +18,7 @@ is taken off. Either is of finished models: what a gate did while they trained, 
 from dataclasses import dataclass, replace
 
 from .anomalies.readings import SINK
-from .cause_tests import changes_of, edit, masses_of, to_edit
+from .cause_tests import changes_of, edit, masses_of, unedited
 from .causes import EDITED, NOTHING, Decision, Ledger, Test, above_nothing, decided
 
 HELD_GATE, NO_GATE, HELD_SINK = "mask-key-frozen@first", "mask-key@first", "gate-shuffle-frozen"
@@ -55,7 +55,7 @@ def sink_moved() -> Test:
         changes = [decides.changes[name] for name in decides.with_sink if name in decides.changes]
         if len(changes) < 2:
             lacks = [name for name in decides.with_sink if name in decides.lacks]
-            return replace(found, n=len(changes), to_do=to_edit(ledger, cell, decides.word, changes, lacks))
+            return unedited(found, ledger, cell, changes, lacks)
         found = decided(found, changes, above_nothing, "nats")
         (other,) = (side for side in sides if side is not decides)
         if len(other.changes) < 2:

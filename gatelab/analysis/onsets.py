@@ -14,10 +14,10 @@ from statistics import median
 from ..store import StudyFolder
 from .anomalies.readings import SINK
 from .anomalies.sinks import MASSIVE
-from .cause_tests import more_seeds
 from .causes import LEVEL, Decision, Ledger, Test
 from .digest import digest, table
 from .shares import exact_interval
+from .to_run import anew, seeds_more
 
 DRAINED = 0.3  # of value_drain, below which docs/metrics.md calls a value drained
 SHUT = 0.5  # of a layer's scores that are below 0.1
@@ -82,13 +82,15 @@ def comes_first(one: str, other: str, *, of_gate: bool = False) -> Test:
         both = [(c[one], c[other]) for name in runs if one in (c := ledger.courses.get(name, {})) and other in c]
         looks = min((len(course) for pair in both for course in pair), default=0)
         if not both or looks <= LOOKS:
-            return replace(found, n=len(both), to_do=_more_looks(ledger, 2 * LOOKS))
-        return _ordered(replace(found, n=len(both)), ledger, [(a.onset(x), b.onset(y)) for x, y in both], looks)
+            return replace(found, n=len(both), to_do=_more_looks(ledger, cell, 2 * LOOKS))
+        return _ordered(replace(found, n=len(both)), (ledger, cell), [(a.onset(x), b.onset(y)) for x, y in both], looks)
 
     return Test(test)
 
 
-def _ordered(found: Decision, ledger: Ledger, onsets: list[tuple[int | None, int | None]], looks: int) -> Decision:
+def _ordered(
+    found: Decision, of: tuple[Ledger, str], onsets: list[tuple[int | None, int | None]], looks: int
+) -> Decision:
     """By the one-sided sign test, either way, over the seeds in which both came at looks of their own."""
     both = [(x, y) for x, y in onsets if x is not None and y is not None]
     k, n = sum(x < y for x, y in both), sum(x != y for x, y in both)
@@ -101,19 +103,18 @@ def _ordered(found: Decision, ledger: Ledger, onsets: list[tuple[int | None, int
     if both:
         parts.append(f"median steps {median(x for x, _ in both):g} and {median(y for _, y in both):g}")
     if not n:
-        to_do = _more_looks(ledger, 4 * (looks - 1)) if both else []
+        to_do = _more_looks(*of, 4 * (looks - 1)) if both else []
         return replace(found, verdict="undecided", numbers="; ".join(parts), to_do=to_do)
     p = [sum(comb(n, i) for i in range(m, n + 1)) / 2**n for m in (k, n - k)]
     verdict = "supported" if p[0] < LEVEL else "refuted" if p[1] < LEVEL else "undecided"
     low, high = exact_interval(k, n)
     # Seeds that all agree, and are too few for the test.
-    to_do = more_seeds(ledger) if verdict == "undecided" and 0.5**n >= LEVEL else []
+    to_do = seeds_more(of[0], [of[1]]) if verdict == "undecided" and 0.5**n >= LEVEL else []
     parts.append(f"p = {min(p):.2g}")
     return replace(
         found, verdict=verdict, numbers="; ".join(parts), estimate=k / n, low=low, high=high, n=n, to_do=to_do
     )
 
 
-def _more_looks(ledger: Ledger, times: int) -> list[str]:
-    there = f"{ledger.folder}-looks"
-    return [f"gatelab run {ledger.study} probe.times={times} --out {there}, then gatelab find {there} --explain CELL"]
+def _more_looks(ledger: Ledger, cell: str, times: int) -> list[str]:
+    return anew(ledger, cell, f"probe.times={times}", "looks")

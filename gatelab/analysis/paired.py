@@ -6,7 +6,7 @@ A pair counts when both of its runs are done, gave a finite number and may be co
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from math import isfinite, nan
+from math import isfinite, isnan, nan
 
 import numpy as np
 
@@ -21,6 +21,7 @@ _ENDINGS = {
     "running": "is still running",
     "stopped": "was stopped",
     "lost": "was lost",
+    "damaged": "is damaged",
     "oom": "ran out of memory",
     "timeout": "ran out of time",
     "disk-full": "found the disk full",
@@ -33,7 +34,8 @@ class Outcome:
 
     Only 'done' with a finite value enters a comparison. A run that was planned and has no value should be given too,
     with its status and value nan, so that it can be named. `unpaired` says why a run of an arm makes no pair with its
-    baseline's, though both are done; empty where it does.
+    baseline's, though both are done; empty where it does. `cut` says why a run that is done has no final value, as in 'has rows
+    to step 10 of 20 only'; empty where it has.
     """
 
     cell: str
@@ -43,6 +45,7 @@ class Outcome:
     value: float
     status: str = "done"
     unpaired: str = ""
+    cut: str = ""
 
     @property
     def usable(self) -> bool:
@@ -100,6 +103,7 @@ class Outcomes:
     def __init__(self, outcomes: Iterable[Outcome]) -> None:
         self._groups: dict[tuple[str, str], dict[str, dict[int, Outcome]]] = {}
         self._status: dict[tuple[str, str, int], str] = {}
+        self._cut: dict[tuple[str, str, int], str] = {}
         for o in outcomes:
             seeds = self._groups.setdefault((o.cell, o.arm), {}).setdefault(o.metric, {})
             if o.seed in seeds:
@@ -108,6 +112,8 @@ class Outcomes:
                     f" give each run's final value once"
                 )
             seeds[o.seed] = o
+            if o.cut:
+                self._cut.setdefault((o.cell, o.arm, o.seed), o.cut)
             # That a run diverged is itself an outcome of it, which is there.
             if self._status.get((o.cell, o.arm, o.seed), "done") == "done":
                 self._status[o.cell, o.arm, o.seed] = o.status
@@ -115,6 +121,14 @@ class Outcomes:
     @property
     def arms(self) -> list[str]:
         return list(dict.fromkeys(arm for _, arm in self._groups))
+
+    @property
+    def metrics(self) -> set[str]:
+        return {name for metrics in self._groups.values() for name in metrics}
+
+    def there(self, cell: str, arm: str) -> bool:
+        """Whether any run of the arm in this cell was given."""
+        return (cell, arm) in self._groups
 
     def of(self, cell: str, arm: str, metric: Metric) -> dict[int, Outcome]:
         """{seed: outcome}, empty where the metric was not measured."""
@@ -157,7 +171,12 @@ class Outcomes:
         if status != "done":
             return _ENDINGS.get(status, f"ended as {status}")
         outcome = self.of(cell, arm, metric).get(seed)
-        return f"gave {outcome.value}" if outcome else "has no value"
+        if (cut := outcome.cut if outcome else self._cut.get((cell, arm, seed), "")) and not (
+            outcome and outcome.usable
+        ):
+            return cut
+        # A run without rows is given with nan, so that it can be named.
+        return "has no value" if outcome is None or isnan(outcome.value) else f"gave {outcome.value}"
 
 
 def comparisons(

@@ -17,6 +17,7 @@ from ..store import StoreError
 from .archived import Kept, kept
 from .best_rate import LOSS, at_best, settings
 from .claim_tests import Measured, Test, number, places
+from .lost import is_lost
 from .paired import Outcome
 from .shares import exact_interval
 from .student import estimate, interval
@@ -96,7 +97,7 @@ def _end(run: Kept) -> float:
             " the archive"
         )
     end = looks[max(looks)]
-    return end if run.status == "done" and end <= looks[0] else inf
+    return inf if is_lost(run.status, looks[0], end) else end
 
 
 def bears_more(arm: str, than: str) -> Test:

@@ -1,31 +1,43 @@
 """What may not be compared: runs that saw different numbers of tokens, and pairs whose two runs are of two versions.
 
-A version is the code and torch, as a run's environment.json names them: the code by the hash of its files, in older runs by the
-commit. A run that names no code is of a version of its own beside runs that do; where none of a study does, all count as of one,
-and a note says so.
+A version is the code, torch and the precision of the computation, as a run's environment.json names them: the code by the hash of
+its files, in older runs by the commit. A run that names no code is of a version of its own beside runs that do; where none of a
+study does, all count as of one, and a note says so. A precision that a run's configuration states, rather than leave it to the
+machine, is what is compared and no matter of its version; nor is one that is not recorded. A CPU beside a GPU is noted.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..store import RunFolder, read_json
+from ..store import RunFolder
+from ..study.grouping import environment_of
 from .paired import Outcome
 
 Run = tuple[dict[str, Any], RunFolder, str]  # its plan's entry, its folder, its state
 Comparison = tuple[str, str]  # cell, arm
 
 UNKNOWN = "the version of the code is not known: no run's environment.json names it"
+PRECISIONS = "precisions"
 _MANY = 6  # comparisons that a note names
 
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """`code` and `torch` tell versions apart, empty where a run does not name them; `said` is the code in words."""
+    """`code`, `torch` and `dtype` tell versions apart, empty where a run does not name them; `said` is the code in words,
+    `place` 'CPU' or 'GPU'."""
 
     code: str
     torch: str
     said: str = field(compare=False)
+    dtype: str = ""
+    place: str = field(default="", compare=False)
+
+    def is_like(self, other: "Version") -> bool:
+        """Whether two runs of these make a pair."""
+        return (self.code, self.torch) == (other.code, other.torch) and (
+            self.dtype == other.dtype or not self.dtype or not other.dtype
+        )
 
 
 @dataclass(frozen=True)
@@ -59,6 +71,7 @@ def refusals(runs: Iterable[Run], baseline: str) -> Refusals:
     comparison without any other is refused, and mixtures across pairs are noted."""
     tokens: dict[Comparison, dict[int, int]] = {}
     made: dict[Comparison, dict[int, Version]] = {}
+    folders: dict[tuple[Comparison, int], RunFolder] = {}
     for entry, run, state in runs:
         where = (entry["cell"], entry["arm"])
         made.setdefault(where, {})
@@ -66,39 +79,57 @@ def refusals(runs: Iterable[Run], baseline: str) -> Refusals:
             tokens.setdefault(where, {})[entry["seed"]] = entry["tokens"]
         if state in ("done", "diverged"):
             made[where][entry["seed"]] = version_of(run)
-    refused, unpaired, kept = {}, {}, {}
+            folders[where, entry["seed"]] = run
+    if len({v.dtype for by_seed in made.values() for v in by_seed.values()}) > 1:
+        for (where, seed), run in folders.items():
+            if _states_precision(run):
+                made[where][seed] = replace(made[where][seed], dtype="")
+    refused, unpaired, kept, beside = {}, {}, {}, {}
     for cell, arm in made:
         if arm == baseline:
             continue
         why = _uneven(arm, baseline, tokens.get((cell, arm), {}), tokens.get((cell, baseline), {}))
         ours, theirs = made[cell, arm], made.get((cell, baseline), {})
         both = sorted(ours.keys() & theirs.keys())
-        unlike = [s for s in both if ours[s] != theirs[s]]
+        unlike = [s for s in both if not ours[s].is_like(theirs[s])]
         if not why and both and len(unlike) == len(both):
-            why = f"no pair of its runs is of one version ({_two(theirs[both[0]], ours[both[0]], baseline, arm)[1]}); carry the"
-            why += " older ones out again"
+            what, words = _two(theirs[both[0]], ours[both[0]], baseline, arm)
+            one, again = ("version", "the older ones out again") if what != PRECISIONS else (
+                "precision", "one side out again on machines like the other's, or state train.precision for both")  # fmt: skip
+            why = f"no pair of its runs is of one {one} ({words}); carry {again}"
         if why:
             refused[cell, arm] = f"refused: {why}"
             continue
         for s in unlike:
             what, words = _two(theirs[s], ours[s], baseline, arm)
-            unpaired[cell, arm, s] = f"seed {s} is of two versions of {what} ({words})"
-        kept[cell, arm] = {s: ours[s] for s in both if s not in unlike}
+            unpaired[cell, arm, s] = f"seed {s} is of two {what} ({words})"
+        # Of the two, which are alike, the baseline's: an arm may state its precision.
+        kept[cell, arm] = {s: theirs[s] for s in both if s not in unlike}
+        if two := [s for s in kept[cell, arm] if {ours[s].place, theirs[s].place} == {"CPU", "GPU"}]:
+            beside[cell, arm] = two
     every = frozenset(v for by_seed in made.values() for v in by_seed.values())
-    return Refusals(refused, unpaired, _not_pooled(kept), every, _notes(every, kept, unpaired))
+    return Refusals(refused, unpaired, _not_pooled(kept), every, _notes(every, kept, unpaired, beside))
 
 
 def version_of(run: RunFolder) -> Version:
     """Of the code and torch that a run was made by, as far as it says."""
-    path = run.path / "environment.json"
-    environment = read_json(path) if path.exists() else {}
+    environment = environment_of(run) or {}
     versions, git, code = environment.get("versions", {}), environment.get("git"), environment.get("code")
     commit = f"{git['commit'][:12]}{' with changes' if git['modified'] else ''}" if git else ""
     named = " ".join(filter(None, (versions.get("gatelab", ""), commit)))
     # A run that went on under other code is of neither alone.
     code = " then ".join(filter(None, (*environment.get("earlier_code", ()), code)))
     said = ", ".join(filter(None, (named, f"code {code}" if code else ""))) or "not recorded"
-    return Version(f"code {code}" if code else named, versions.get("torch", ""), said)
+    device = str(environment.get("device") or "")
+    place = ("CPU" if device == "cpu" else "GPU") if device else ""
+    dtype = str(environment.get("compute_dtype") or "")
+    return Version(f"code {code}" if code else named, versions.get("torch", ""), said, dtype, place)
+
+
+def _states_precision(run: RunFolder) -> bool:
+    """Whether its configuration says in what to compute."""
+    train = (run.config_if_whole() or {}).get("train") or {}
+    return train.get("precision", "auto") != "auto"
 
 
 def _uneven(arm: str, baseline: str, ours: Mapping[int, int], theirs: Mapping[int, int]) -> str:
@@ -110,8 +141,12 @@ def _uneven(arm: str, baseline: str, ours: Mapping[int, int], theirs: Mapping[in
 
 def _two(first: Version, second: Version, baseline: str, arm: str) -> tuple[str, str]:
     """In what two versions differ, and how."""
-    what = "the code" if first.code != second.code else "torch"
-    a, b = ((v.said if what == "the code" else v.torch or "not recorded") for v in (first, second))
+    if first.code != second.code:
+        what, (a, b) = "versions of the code", (first.said, second.said)
+    elif first.torch != second.torch:
+        what, (a, b) = "versions of torch", (first.torch or "not recorded", second.torch or "not recorded")
+    else:
+        what, (a, b) = PRECISIONS, (first.dtype, second.dtype)
     return what, f"{baseline}: {a}; {arm}: {b}"
 
 
@@ -132,23 +167,29 @@ def _not_pooled(kept: Mapping[Comparison, Mapping[int, Version]]) -> str:
 
 
 def _counted(versions: set[Version]) -> str:
-    codes = {v.code for v in versions}
-    return f"{len(versions)} versions of {'the code' if len(codes) > 1 else 'torch'}"
+    what = (
+        "versions of the code" if len({v.code for v in versions}) > 1
+        else "versions of torch" if len({v.torch for v in versions}) > 1
+        else PRECISIONS
+    )  # fmt: skip
+    return f"{len(versions)} {what}"
 
 
 def _notes(
     made: frozenset[Version],
     kept: Mapping[Comparison, Mapping[int, Version]],
     unpaired: Mapping[tuple[str, str, int], str],
+    beside: Mapping[Comparison, Sequence[int]],
 ) -> list[str]:
     notes = [UNKNOWN] if made and all(not v.code for v in made) else []
-    by_comparison: dict[Comparison, list[int]] = {}
-    for cell, arm, s in unpaired:
-        by_comparison.setdefault((cell, arm), []).append(s)
-    if by_comparison:
-        said = [f"{c}, {a}: seed{'s' * (len(s) > 1)} {', '.join(map(str, s))}" for (c, a), s in by_comparison.items()]
-        more = f"; and {len(said) - _MANY} comparisons more" if len(said) > _MANY else ""
-        notes.append(f"pairs are left out whose two runs are of two versions: {'; '.join(said[:_MANY])}{more}")
+    by_comparison: dict[str, dict[Comparison, list[int]]] = {}
+    for (cell, arm, s), why in unpaired.items():
+        what = PRECISIONS if f"of two {PRECISIONS} (" in why else "versions"
+        by_comparison.setdefault(what, {}).setdefault((cell, arm), []).append(s)
+    for what, of in by_comparison.items():
+        notes.append(f"pairs are left out whose two runs are of two {what}: {_seeds(of)}")
+    if beside:
+        notes.append(f"a run on a CPU and one on a GPU, of one precision, are compared as pairs: {_seeds(beside)}")
     mixed = [where for where, versions in kept.items() if len(set(versions.values())) > 1]
     if mixed:
         there = {v for where in mixed for v in kept[where].values()}
@@ -159,9 +200,20 @@ def _notes(
     return notes
 
 
+def _seeds(of: Mapping[Comparison, Sequence[int]]) -> str:
+    """The seeds of some comparisons, and how many more there are."""
+    said = [f"{c}, {a}: seed{'s' * (len(s) > 1)} {', '.join(map(str, s))}" for (c, a), s in of.items()]
+    more = f"; and {len(said) - _MANY} comparisons more" if len(said) > _MANY else ""
+    return f"{'; '.join(said[:_MANY])}{more}"
+
+
 def _listed(versions: Iterable[Version]) -> str:
-    """By what they differ in: the code, torch, or both."""
-    ordered: Sequence[Version] = sorted(versions, key=lambda v: (v.said, v.torch))
-    torches = {v.torch for v in ordered}
-    both = [f"{v.said} with torch {v.torch or 'not recorded'}" if len(torches) > 1 else v.said for v in ordered]
-    return "; ".join(both)
+    """By what they differ in besides the code: torch, precision, or both."""
+    ordered: Sequence[Version] = sorted(versions, key=lambda v: (v.said, v.torch, v.dtype))
+    torches, dtypes = {v.torch for v in ordered}, {v.dtype for v in ordered}
+    said = []
+    for v in ordered:
+        torch = f" with torch {v.torch or 'not recorded'}" if len(torches) > 1 else ""
+        dtype = f" in {v.dtype or 'the precision that it states'}" if len(dtypes) > 1 else ""
+        said.append(f"{v.said}{torch}{dtype}")
+    return "; ".join(said)

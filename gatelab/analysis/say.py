@@ -1,17 +1,15 @@
-"""What anomalies, stages and causes say on a terminal: lines, in plain words."""
+"""What anomalies and stages say on a terminal: lines, in plain words."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from math import isfinite
 
 from .architecture import NAME as ARCHITECTURE
-from .causes import Card
 from .foresight import Foresight
 from .heterogeneity import Dependence
 from .hunt import Hunt
+from .lost import said
 from .stages import Claim, Registration, Verdict
 from .verdicts import SILENT_UNITS, compact
-
-_MARKS = {"supported": "+", "refuted": "−", "undecided": "?", "not run": "·"}
 
 
 def hunted(hunt: Hunt, *, all_: bool = False) -> Iterator[str]:
@@ -41,9 +39,12 @@ def hunted(hunt: Hunt, *, all_: bool = False) -> Iterator[str]:
 
 def _over_cells(hunt: Hunt, *, all_: bool) -> Iterator[str]:
     fdr = hunt.screened.fdr
-    if hunt.pooled:
+    lost = said(hunt.gathered.evidence.lost)
+    if hunt.pooled or lost:
         yield ""
         yield "over cells"
+    if lost:
+        yield f"  not in what follows, nor in any test over cells: {lost}"
     for p in hunt.pooled:
         yield (
             f"  {p.arm}, {p.reading}{_of(p.unit)}: {p.effect:+.4g} ({p.low:+.4g} to {p.high:+.4g}, {p.n_cells} cells, "
@@ -68,16 +69,21 @@ def _depending(d: Dependence) -> str:
         return f"{about} {'; '.join(d.notes)}"
     levels = ", ".join(f"{x.value}: {x.effect:+.4g} ({x.low:+.4g} to {x.high:+.4g})" for x in d.levels)
     test = f"F({d.df:g}, {d.df_error:g}) = {d.f:.3g}, {_p('q', d.q)}, {_p('p', d.p)} against {d.against}"
-    return f"{about} {levels} ({test}){'; the sign flips' if d.flips else ''}"
+    line = f"; {d.slope:+.4g} a doubling, on a line {_p('p', d.p_bend)}" if isfinite(d.p_bend) else ""
+    return f"{about} {levels} ({test}){line}{'; the sign flips' if d.flips else ''}"
 
 
-def foreseen(rows: Sequence[Foresight]) -> Iterator[str]:
-    """The power plan, a line an arm, metric and number of seeds."""
+def foreseen(rows: Sequence[Foresight], notes: Sequence[str] = ()) -> Iterator[str]:
+    """The power plan, a line an arm, metric and number of seeds, and what to know of the pairs that it is made from."""
     yield "the smallest true effect that is seen with 80% power (from the 80% upper bound of the pilot pairs' spread)"
+    yield from (f"  note: {note}" for note in notes)
     for arm, reading in dict.fromkeys((f.arm, f.reading) for f in rows):
         own = [f for f in rows if (f.arm, f.reading) == (arm, reading)]
         n, spread = ", ".join(str(f.n_seeds) for f in own), own[0]
-        yield f"  {arm}, {reading}{_of(spread.unit)}: a pair spreads {compact(spread.sigma)}, at most {compact(spread.sigma_upper)}"
+        least, most, n_cells = compact(spread.sigma_low), compact(spread.sigma_high), spread.n_spreading
+        among = f" in the median of {n_cells} cells ({least} to {most})" if n_cells > 1 else ""
+        size = f"a pair spreads {compact(spread.sigma)}{among}, at most {compact(spread.sigma_upper)}"
+        yield f"  {arm}, {reading}{_of(spread.unit)}: {size}"
         yield f"    with {n} seeds: {', '.join(compact(f.screened) for f in own)} in the screen"
         confirmed, alone = (
             ", ".join(map(compact, each)) for each in ([f.confirmed for f in own], [f.alone for f in own])
@@ -94,6 +100,7 @@ def registered(r: Registration, command: str, n_runs: int, out_of_reach: Sequenc
     for c in r.claims:
         what = f"{c.reading} {'rises' if c.direction > 0 else 'falls'}" if c.direction else c.reading
         yield f"  {c.rule:<20} {c.cell}, {c.arm}: {what} ({_p('q', c.q)})"
+    yield from (f"  note: {note}" for note in equal_tests(r))
     for c, needed in out_of_reach:
         most[needed].append(c)
     for needed, claims in most.items():
@@ -106,31 +113,22 @@ def registered(r: Registration, command: str, n_runs: int, out_of_reach: Sequenc
     yield f"next: {command}    ({n_runs} runs: what the claims need, and nothing else)"
 
 
+def equal_tests(r: Registration) -> Iterator[str]:
+    """Of the claims that were not registered, since another is their test, a line each two rules."""
+    of: dict[tuple[str, str], list[str]] = {}
+    for rule, cell, arm, reading, kept in r.equal:
+        of.setdefault((rule, kept), []).append(f"{cell}, {arm}: {reading}")
+    for (rule, kept), places in of.items():
+        some = "; ".join(places[:3]) + (f" and {len(places) - 3} more" if len(places) > 3 else "")
+        yield f"{rule} of {some} is the same test on the same seeds as {kept}, which is registered; it counts once"
+
+
 def confirmed(verdicts: Iterable[Verdict]) -> Iterator[str]:
     """The verdict on every claim."""
     for v in verdicts:
         c = v.claim
         held = f"{_p('p', v.p)}, after Holm {v.p_holm:.2g}, " if isfinite(v.p) else ""
         yield f"  {v.verdict:<14} {c.rule} {c.cell}, {c.arm}: {c.reading} ({held}{v.n_pairs} fresh seeds{_left_out(v.notes)})"
-
-
-def explained(cards: Iterable[Card]) -> Iterator[str]:
-    """A verdict card a hypothesis: its tests with what each read and their numbers, and what makes the rows that are missing."""
-    arm, runs = None, False
-    for card in cards:
-        if card.arm != arm:
-            arm = card.arm
-            yield f"\n{card.cell}, {arm}"
-        of = f" of {card.reading}" if card.reading else ""
-        yield f"  {card.verdict:<10} {card.hypothesis}{of}: {card.claim}{': ' + card.says if card.says else ''}"
-        for d in card.decisions:
-            said = f"{d.verdict}; {d.numbers}" if d.numbers else d.verdict
-            yield f"    {_MARKS[d.verdict]} {d.test} [{d.reading}]: {d.predicts}: {said}"
-            for word in d.to_do:
-                runs |= "gatelab run " in word
-                yield f"        {word}"
-    if runs:
-        yield "\n`gatelab run` commands name the study as it stands: add the key=value words that this one was run with"
 
 
 def _left_out(notes: Sequence[str]) -> str:

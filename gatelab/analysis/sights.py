@@ -61,8 +61,8 @@ def settings(folder: StudyFolder) -> dict[tuple[str, str], str]:
     out: dict[tuple[str, str], str | None] = {}
     for entry, run in folder.planned():
         where = (entry["cell"], entry["arm"])
-        if where not in out and (run.path / "run.json").exists():
-            out[where] = setting(run.config())
+        if where not in out and (config := run.config_if_whole()) is not None:
+            out[where] = setting(config)
     return {where: found for where, found in out.items() if found is not None}
 
 

@@ -5,18 +5,21 @@
 
 A claim is an effect on a primary metric or an anomaly, with q within the screen's false-discovery rate. It is confirmed by
 its own test on the fresh seeds alone, one-sided in the direction that was seen, by Holm at 5% over all claims: the chance
-that any confirmed claim is false is 5% at most. Few seeds are enough because variances are shrunk towards the screen's,
-where one version of the code made both.
+that any confirmed claim is false is 5% at most. What two claims would test alike is registered once. Few seeds are enough because
+variances are shrunk towards the screen's, where one version of the code made both.
 """
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
+from hashlib import sha256
 from math import ceil, isfinite, log, nan
 from typing import Any
 
 from .anomalies.alarm import Alarm, Rule
 from .anomalies.evidence import LUCK, Evidence
+from .anomalies.losses import judged
 from .anomalies.screen import Screened
 from .graded import no_surer
 from .shares import p_more_often
@@ -24,6 +27,8 @@ from .student import Prior, p_two_sided, q_values
 
 EFFECT = "effect"  # the rule of a claim that is no anomaly
 ALPHA = 0.05
+# Rules whose test may be one and the same; of such claims the first stands for all: it reads every fresh seed, and says most.
+_ALIKE = ("worse-than-none", EFFECT, "removed-but-worse")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +61,9 @@ class Verdict:
 class Registration:
     """The content of confirmation.json. `priors` are (arm, reading, degrees of freedom, variance); `needs` (cell, arm) of the
     runs that the claims' tests read, so that these can be carried out where the screen's rows are not; `graded` the readings that
-    count seeds only where these fall into two groups. A registration without it is older than that rule, and counts them always."""
+    count seeds only where these fall into two groups. A registration without it is older than that rule, and counts them always.
+    `equal` are (rule, cell, arm, reading, the rule that stands for it) of claims that another one's test is. `digest` is of all
+    the rest as it was written; empty of an older one, of which nothing tells whether it was changed."""
 
     claims: list[Claim]
     seeds: list[int]
@@ -66,16 +73,20 @@ class Registration:
     priors: list[tuple[str, str, float, float]]
     needs: list[tuple[str, str]] = field(default_factory=list)
     graded: list[str] = field(default_factory=list)
+    equal: list[tuple[str, str, str, str, str]] = field(default_factory=list)
+    digest: str = field(default="", compare=False)
 
     def as_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """With the digest of what it is now."""
+        content = asdict(self)
+        return content | {"digest": _digest(content)}
 
     @classmethod
     def read(cls, value: dict[str, Any]) -> "Registration":
         """Raises ValueError where the file was edited beyond reading."""
         try:
             claims = [Claim(**c) for c in value["claims"]]
-            pairs = {key: [tuple(x) for x in value.get(key, [])] for key in ("priors", "needs")}
+            pairs = {key: [tuple(x) for x in value.get(key, [])] for key in ("priors", "needs", "equal")}
             found = cls(**{**value, **pairs, "claims": claims})
         except (KeyError, TypeError):
             found = None
@@ -83,7 +94,19 @@ class Registration:
             raise ValueError(
                 "its claims, seeds, level or variances are not as `--register` writes them; was it edited?"
             )
+        if found.digest and found.digest != _digest(value):
+            raise ValueError(
+                "it is not what `--register` wrote, by the digest that it holds; was it edited? Put the registered one back, or"
+                " remove it and register on seeds that have no run"
+            )
         return found
+
+    @property
+    def notes(self) -> list[str]:
+        """What to know before its verdicts."""
+        if self.digest:
+            return []
+        return ["the registration is of a version that kept no digest of it: nothing tells whether it was edited since"]
 
     def _is_sound(self) -> bool:
         lists = (self.claims, self.seeds, self.screened_seeds)
@@ -98,7 +121,15 @@ class Registration:
             and all(len(p) == 4 and all(isinstance(x, float) and x > 0 for x in p[2:]) for p in self.priors)
             and all(len(n) == 2 and all(isinstance(x, str) for x in n) for n in self.needs)
             and all(isinstance(x, str) for x in self.graded)
+            and all(len(x) == 5 and all(isinstance(word, str) for word in x) for x in self.equal)
+            and isinstance(self.digest, str)
         )
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    """Of a registration's content as JSON, in any order of its keys and but for the digest itself."""
+    rest = {key: value for key, value in content.items() if key != "digest"}
+    return sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def declaration(rules: Sequence[Rule], study: dict[str, Any], fdr: float) -> dict[str, Any]:
@@ -203,6 +234,33 @@ def chosen(
             raise ValueError(f"--{name} {unknown[0]}: no claim of it; expected some of {', '.join(there)}")
         kept = [c for c in kept if not words or any(fnmatchcase(getattr(c, name), w) for w in words)]
     return kept
+
+
+def distinct(
+    found: Sequence[Claim], evidence: Evidence, rules: Sequence[Rule]
+) -> tuple[list[Claim], list[tuple[str, str, str, str, str]]]:
+    """The claims without those that are another one's test of the same runs, and these as `Registration.equal` has them: that a
+    loss is worse is an effect, an anomaly, and a second anomaly where the sink is gone in all seeds."""
+    by_name = {r.name: r for r in rules}
+    tests = [_test_of(c, evidence, by_name) for c in found]
+    first: dict[tuple, Claim] = {}
+    for _, i in sorted((_ALIKE.index(c.rule), i) for i, c in enumerate(found) if tests[i] is not None):
+        first.setdefault(tests[i], found[i])
+    both = [(c, c if test is None else first[test]) for c, test in zip(found, tests, strict=True)]
+    equal = [(c.rule, c.cell, c.arm, c.reading, kept.rule) for c, kept in both if kept is not c]
+    return [c for c, kept in both if kept is c], equal
+
+
+def _test_of(claim: Claim, evidence: Evidence, rules: Mapping[str, Rule]) -> tuple | None:
+    """What a claim that something is worse tests, with its seeds; None of any other claim."""
+    if claim.rule not in _ALIKE or claim.reading not in judged(evidence):
+        return None
+    where = (claim.cell, claim.arm, claim.reading)
+    if claim.rule != EFFECT:
+        alarm = alarm_of(claim, evidence, rules)
+        return None if alarm is None else (*where, *alarm.seeds)
+    bad = 1 if evidence.readings[claim.reading].direction == "lower-is-better" else -1
+    return (*where, *evidence.pairs(claim.reading, claim.cell, claim.arm).seeds) if claim.direction == bad else None
 
 
 def confirm(registration: Registration, evidence: Evidence, rules: Sequence[Rule]) -> list[Verdict]:

@@ -21,8 +21,9 @@ from .tasks import Asking, Key
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """An answer of a run to an item. `times` is its length over the shortest that the run was asked; `knobs` make it again;
-    `strips` are what `gatelab.evals.strips` kept of it, and `inside` what `gatelab.evals.inside` did, or None."""
+    """An answer of a run to an item. `times` is its length over the shortest that the run was asked; `bin` that of its depth, None
+    where it has no evidence; `is_beside`: asked for what is told by depth alone; `knobs` make it again; `strips` are what
+    `gatelab.evals.strips` kept of it, and `inside` what `gatelab.evals.inside` did, or None."""
 
     key: Key
     task: str
@@ -36,6 +37,7 @@ class Asked:
     answer: tuple[int, ...]
     given: tuple[int, ...]
     knobs: tuple[tuple[str, Any], ...]
+    is_beside: bool = False
     strips: dict[str, Any] | None = None
     inside: dict[str, Any] | None = None
 
@@ -77,12 +79,13 @@ def _asked(key: Key, record: dict[str, Any], shortest: int) -> Asked:
         length=f["length"],
         times=round(f["length"] / shortest),
         stretch=f.get("intervention", "none"),
-        bin=None if depth is None else bin_of(depth),
+        bin=None if depth is None or f.get("evidence") == [] else bin_of(depth),
         is_right=bool(record["correct"]),
         margin=float(record["score"]),
         answer=tuple(map(int, record["answer"].split())),
         given=tuple(map(int, record["given"].split())),
         knobs=tuple(f["knobs"].items()),
+        is_beside=f.get("is_beside", False),
         strips=f.get("strips"),
         inside=f.get("inside"),
     )
@@ -102,7 +105,7 @@ def grouped(items: Iterable[Asked]) -> dict[Group, list[Asked]]:
 def lower_ends(items: Iterable[Asked]) -> dict[Asking, float]:
     """The lower ends of the exact 95% intervals over items of each run's accuracies."""
     found: dict[Asking, list[bool]] = defaultdict(list)
-    for a in items:
+    for a in (a for a in items if not a.is_beside):
         found[a.key, a.task, a.times, a.stretch].append(a.is_right)
     return {asking: exact_interval(sum(rights), len(rights))[0] for asking, rights in found.items()}
 
@@ -131,7 +134,7 @@ def citations(items: Iterable[Asked]) -> dict[Group, dict[tuple[bool, bool], flo
     """{(is the answer right, is the citation): share} of tasks that ask for both; a citation is right when it is all of the
     documents and no other."""
     out = {}
-    for group, own in grouped(items).items():
+    for group, own in grouped(a for a in items if not a.is_beside).items():
         if open_task(group[2]).answer == "cite":
             both = [cited(a.given, a.answer) for a in own]
             out[group] = answer_by_citation([(is_right, share.f1 == 1) for is_right, share in both])
@@ -154,7 +157,7 @@ def worst_items(items: Sequence[Asked], n: int = 3) -> list[Worst]:
     shortest length at which any is wrong, with positions as trained. Nothing of what is always right."""
     by_length: dict[tuple, dict[int, list[Asked]]] = defaultdict(lambda: defaultdict(list))
     for a in items:
-        if a.stretch == "none":
+        if a.stretch == "none" and not a.is_beside:
             by_length[a.key[0], a.task, a.times][a.index].append(a)
     out, told = [], set()
     for cell, task, times in sorted(by_length, key=lambda key: key[2]):

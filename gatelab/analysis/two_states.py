@@ -14,9 +14,9 @@ from ..record import Metric
 from .anomalies.evidence import Comparison, Evidence
 from .anomalies.gates import DEAD, EVERYWHERE
 from .anomalies.readings import SINK
-from .cause_tests import more_seeds
 from .causes import LEVEL, Decision, Ledger
 from .shares import exact_interval, p_changes, seeds_needed
+from .to_run import seeds_more
 
 Level = float | str
 
@@ -114,7 +114,7 @@ def depending_states(found: Decision, ledger: Ledger, state: State, at: Mapping[
     few = verdict == "undecided" and max(c.n for c in pairs) < seeds_needed(LEVEL / len(pairs))
     return replace(
         found, verdict=verdict, numbers=numbers, estimate=share, low=low, high=high, n=surest.n,
-        to_do=more_seeds(ledger) if few else [],
+        to_do=seeds_more(ledger, [cell for cell, _ in at.values()]) if few else [],
     )  # fmt: skip
 
 

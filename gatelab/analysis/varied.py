@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from math import isfinite, nan
 
 from .dispersion import ALL_CELLS, SEEDS_NEEDED, Spread
-from .heterogeneity import Dependence
+from .heterogeneity import Dependence, left_out
 from .hunt import PARTS, READINGS, Hunt
+from .lost import said
 from .student import interval
 
 # What is asked of every study, and the keys of a configuration that say it, by their beginnings. A size is one of width: depth is
@@ -40,7 +41,8 @@ class At:
 @dataclass(frozen=True, slots=True)
 class Varying:
     """Whether an arm's effect on a reading differs by a factor. `q` is over all factors, readings and arms, nan for `CELLS`;
-    `slope` is the change a doubling. Where it cannot be told `reason` says why, and there are no numbers."""
+    `slope` is the change a doubling, `p_bend` the p that the levels lie on that line. `left_out` are the cells without a part in
+    it, for most runs are lost there. Where it cannot be told `reason` says why, and there are no numbers."""
 
     arm: str
     reading: str
@@ -57,6 +59,8 @@ class Varying:
     most: At | None = None
     reason: str = ""
     flips: bool = False
+    p_bend: float = nan
+    left_out: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +82,8 @@ class Spreading:
 @dataclass(frozen=True, slots=True)
 class Varied:
     """Of a study: `rows` by reading, arm and factor; `spreads`; `words` {reading: (label, unit)}; `fixed` {what is asked: why no
-    factor tells it}; `brought` what the architecture stands for; `fdr` the rate of false discoveries."""
+    factor tells it}; `brought` what the architecture stands for; `fdr` the rate of false discoveries; `lost` which cells are left
+    out and why, empty where none is."""
 
     rows: list[Varying]
     spreads: list[Spreading]
@@ -86,6 +91,7 @@ class Varied:
     fixed: dict[str, str]
     brought: list[str]
     fdr: float
+    lost: str = ""
 
 
 def varied(hunt: Hunt) -> Varied:
@@ -108,7 +114,8 @@ def varied(hunt: Hunt) -> Varied:
         s for arm in evidence.arms for reading, over in _SPREADS.items() if (s := _spread(hunt, arm, reading, over))
     ]
     words = {r: (m.label, m.unit) for r in (*readings, *PARTS) if (m := evidence.readings.get(r)) is not None}
-    return Varied(rows, spreads, words, _fixed(hunt, factors), hunt.gathered.brought, hunt.screened.fdr)
+    brought, fdr = hunt.gathered.brought, hunt.screened.fdr
+    return Varied(rows, spreads, words, _fixed(hunt, factors), brought, fdr, said(evidence.lost))
 
 
 def _fixed(hunt: Hunt, factors: Sequence[str]) -> dict[str, str]:
@@ -135,12 +142,13 @@ def _untold(hunt: Hunt, reading: str, arm: str) -> str:
         return evidence.not_pooled
     if len(evidence.cells) < 2:
         return "the study has one cell"
-    found = {cell: evidence.pairs(reading, cell, arm) for cell in evidence.cells}
+    lost = left_out(evidence, reading, arm)
+    found = {cell: evidence.pairs(reading, cell, arm) for cell in evidence.cells if cell not in lost}
     if any(p.changes is not None for p in found.values()):
         return "seeds change between two states, and a mean over them describes no run"
     n = sum((cell, arm) not in evidence.refused and len(p.seeds) >= 2 for cell, p in found.items())
-    few = f"{n} of {len(evidence.cells)} cells have two pairs"
-    return few if n < 2 or 2 * n <= len(evidence.cells) else ""
+    rest = f", in {len(lost)} others most runs are lost" if lost else ""
+    return f"{n} of {len(found)} cells have two pairs{rest}" if n < 2 or 2 * n <= len(found) else ""
 
 
 def _over_cells(hunt: Hunt, reading: str, arm: str, why: str) -> Varying:
@@ -153,22 +161,24 @@ def _over_cells(hunt: Hunt, reading: str, arm: str, why: str) -> Varying:
     at = []
     for cell in evidence.cells:
         e = evidence.estimate(reading, cell, arm)
-        if e is not None and (cell, arm) not in evidence.refused:
+        if e is not None and (cell, arm) not in evidence.refused and cell not in pooled.left_out:
             at.append(At(cell, e.mean, *(interval(e, 0.95) if e.sigma > 0 else (nan, nan))))
     at.sort(key=lambda x: x.effect)
     return Varying(
         arm, reading, unit, CELLS, pooled.f, pooled.df, pooled.df_error, pooled.p_between, against="seeds",
         least=at[0] if at else None, most=at[-1] if at else None,
-        flips=any(x.high < 0 for x in at) and any(x.low > 0 for x in at),
+        flips=any(x.high < 0 for x in at) and any(x.low > 0 for x in at), left_out=tuple(pooled.left_out),
     )  # fmt: skip
 
 
 def _by(d: Dependence) -> Varying:
     if not isfinite(d.p):
-        return Varying(d.arm, d.reading, d.unit, d.label, reason="; ".join(d.notes) or "no test")
+        reason = "; ".join(d.notes) or "no test"
+        return Varying(d.arm, d.reading, d.unit, d.label, reason=reason, left_out=tuple(d.left_out))
     at = sorted((At(x.value, x.effect, x.low, x.high) for x in d.levels), key=lambda x: x.effect)
     return Varying(
         d.arm, d.reading, d.unit, d.label, d.f, d.df, d.df_error, d.p, d.q, d.against, d.slope, at[0], at[-1], flips=d.flips,
+        p_bend=d.p_bend, left_out=tuple(d.left_out),
     )  # fmt: skip
 
 

@@ -92,7 +92,7 @@ def _record(task: "PromptTask") -> Record:
         "what": task.what,
         "mirrors": task.mirrors,
         "needs": {
-            "": "nothing",
+            "": f"nothing; or --data-dir, with {task.sources[0].names[0]}.jsonl" if task.sources else "nothing",
             "essay": "--haystack FILE",
             "rows": f"--data-dir, with {' and '.join(f'{source.names[0]}.jsonl' for source in task.sources)}",
         }[task.needs],
@@ -182,7 +182,8 @@ def _setting(given: dict[str, Any]) -> "Setting":
 
 
 def refusal_of(name: str, others: Iterable[str]) -> str:
-    """Why no items of a name can be shown: it is a folder, a measure, or nothing."""
+    """Why no items of a name can be shown: it is a folder, a measure, the harness's, or nothing."""
+    from ..evals.harness.benchmarks import is_benchmark
     from ..evals.measures import EVIDENCE, TEXTS
 
     own = [*others, *prompt_tasks()]
@@ -191,4 +192,7 @@ def refusal_of(name: str, others: Iterable[str]) -> str:
     if name in EVIDENCE or name in TEXTS:
         of = f"items of {EVIDENCE[name][1]}" if name in EVIDENCE else "a text"
         return f"{name} is a measure, taken on {of}: gatelab eval MODEL --tasks gatelab/{name}"
+    if is_benchmark(name):
+        ours = nearest(name, own).replace("did you mean", "the nearest of ours is").rstrip("?")
+        return f"{name} is the harness's: gatelab eval MODEL --tasks {name}{ours}"
     return f"no task {name!r}: expected one of {', '.join(own)}{nearest(name, own)}"

@@ -1,6 +1,7 @@
 """The tasks: what each measures and mirrors, what guessing would score, an example; and items of one of them."""
 
 from itertools import count
+from statistics import fmean
 from typing import Any
 
 from ..config import ConfigError
@@ -8,13 +9,15 @@ from ..config import ConfigError
 Record = dict[str, Any]
 
 _LENGTH = 128  # of the items that examples are taken from
+_ITEMS = 64  # over which what guessing scores is averaged
 
 
 def task_records() -> list[Record]:
     """One record a task.
 
     `choice` is the share of right choices among the options of an item by chance, `exact` that of exact matches of tokens
-    of the right kind, drawn at random, and `copying` that of answers copied blindly out of the item; all of item 0.
+    of the right kind, drawn at random, both of item 0, as of every other; `copying` is that of answers copied blindly out of the
+    item, its mean over 64 items.
     """
     from ..tasks import TASKS, Knobs, open_task
     from ..tasks.options import chance_of, options_of
@@ -22,15 +25,15 @@ def task_records() -> list[Record]:
     records = []
     for name in TASKS:
         task = open_task(name)
-        item = task.item(Knobs(length=_LENGTH), 0)
+        items = [task.item(Knobs(length=_LENGTH), index) for index in range(_ITEMS)]
         records.append(
             {
                 "name": name,
                 "what": task.what,
                 "mirrors": task.mirrors,
-                "choice": 1 / len(options_of(item)),
-                "exact": chance_of(item),
-                "copying": item.floor,
+                "choice": 1 / len(options_of(items[0])),
+                "exact": chance_of(items[0]),
+                "copying": fmean(item.floor for item in items),
                 "hardness": f"{task.hardness} ({task.levels[0]} to {task.levels[-1]}; {task.default_hardness})",
                 "distractors": "as many as fit" if task.distractors is None else task.distractors,
                 "answer": task.answer,

@@ -50,12 +50,14 @@ def _json_ready(value: Any) -> Any:
 
 
 def said(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Measurements without the columns in which nothing is said; what has no stack among several is the `decoder`."""
+    """Measurements without the columns in which nothing is said, such as the only length; what has no stack among several is the
+    `decoder`."""
     has_stacks = any(row["stack"] for row in rows)
     by_stack = {row["metric"] for row in rows if row["stack"]}
     named = [row | {"stack": row["stack"] or ("decoder" if row["metric"] in by_stack else None)} for row in rows]
-    optional = ("stack", "site", "stage", "threshold", "domain", "key", "channel")
+    optional = ("stack", "site", "stage", "threshold", "domain", "key", "channel", "task", "intervention", "dose")
     empty = {key for key in optional if all(row.get(key) is None for row in rows)}
+    empty |= {"length"} if len({row.get("length") for row in rows} - {None}) < 2 else set()
     return [{k: v for k, v in row.items() if k not in empty} for row in (named if has_stacks else rows)]
 
 

@@ -51,6 +51,8 @@ def eval_(
 ) -> int:
     """Score a run or a checkpoint on our tasks and those of lm-evaluation-harness; ties and what is not finite are never correct.
 
+    The status is 1 where every item was refused.
+
     Parameters
     ----------
     model:
@@ -246,13 +248,17 @@ def eval_(
             write(draft, found, how)
     if json_:
         print_json([row.as_dict() for part in found for row in part.rows])
-        return 0
-    from ..terminal import print_records
+    else:
+        from ..terminal import print_records
 
-    notes = dict.fromkeys(note for part in found for note in part.notes)
-    title = "\n".join([found[0].about["model"], *(f"Note: {note}" for note in notes), ""])
-    for number, part in enumerate(found):
-        print_records(part.records, "" if number else title)
+        notes = dict.fromkeys(note for part in found for note in part.notes)
+        title = "\n".join([found[0].about["model"], *(f"Note: {note}" for note in notes), ""])
+        for number, part in enumerate(found):
+            print_records(part.records, "" if number else title)
+    reasons = [item.factors.get("refused") for part in found for item in part.items]
+    if reasons and all(reasons):
+        tell(f"gatelab: every item was refused, so nothing is scored, as in: {reasons[0]}")
+        return 1
     return 0
 
 

@@ -41,7 +41,7 @@ def plan(
     assignments:
         key=value words, as for `run`; with --size of the model: model.gate=sdpa-headwise
     pilot:
-        A finished study's folder: what this one could see, by the spread of its pairs.
+        A finished study's folder: what this one could see, by the spread of its pairs in the cells and arms that both have.
     size:
         A size of the ladder (gatelab sizes), or width x layers x heads x vocabulary, in the place of a study.
     gpus:
@@ -265,12 +265,13 @@ def _study(study: str, assignments: tuple[str, ...], pilot: Path | None, *, is_j
 
     with refusing():
         planned = lab.plan(study, parse_assignments(assignments))
-        found = None if pilot is None else StudyFolder.open(pilot)
+        seen, notes = ([], []) if pilot is None else lab.pilot(StudyFolder.open(pilot), planned)
     if warning := lab.baseline_warning(planned):
         tell(f"note: {warning}")
     entries = planned.entries(Path("runs") / planned.study.name)
-    seen = [] if found is None else lab.foresight(found, of=planned)
     if is_json:
+        for note in notes:
+            tell(f"note: {note}")
         print_json([*entries, *map(asdict, seen)])
         return 0
     print(f"{planned.study.name}: {planned.study.question}")
@@ -283,7 +284,7 @@ def _study(study: str, assignments: tuple[str, ...], pilot: Path | None, *, is_j
         "nothing was started"
     )
     if pilot is not None:
-        print("\n".join(["", *say.foreseen(seen)]))
+        print("\n".join(["", *say.foreseen(seen, notes)]))
     return 0
 
 

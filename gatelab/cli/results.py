@@ -39,9 +39,9 @@ def find(
     folder:
         The study's folder.
     all_:
-        The exploratory metrics too, and every test for anomalies.
+        The exploratory metrics too, and every test for anomalies; with --explain every test of every card.
     explain:
-        A cell: a verdict card for every registered explanation, and the commands that make the rows it lacks.
+        A cell: a verdict card for every registered explanation, and the commands that make the rows it lacks, each once.
     edit:
         With --explain: first make the rows of edits that are missing, of the cell's finished runs that lie here. What is there
         is not made again, and a machine without DuckDB makes them too.
@@ -52,7 +52,7 @@ def find(
     cell:
         Of --register: the cells, in which `*` stands for anything; all unless stated.
     arm:
-        Of --register: the arms; all unless stated.
+        Of --register, --explain and --edit: the arms; all unless stated. Edits are of the baseline too.
     seeds:
         The fresh seeds of --register, as in 5..9, the five after the last unless stated; of --edit the runs to edit, all of
         the screen unless stated.
@@ -64,7 +64,7 @@ def find(
         One JSON record an effect, and an anomaly; a claim, a verdict or a test with the options above.
     """
     from .. import lab
-    from ..analysis import say
+    from ..analysis import say, say_causes
     from ..config import ConfigError, Run, parse_assignments, validate
     from ..store import StudyFolder
 
@@ -85,9 +85,10 @@ def find(
     if seeds is not None and not (register or edit):
         raise ConfigError([f"--seeds {seeds} is for --register, which is not given; leave it out"])
     choose = {"rules": rule or [], "cells": cell or [], "arms": arm or []}
-    if any(choose.values()) and not register:
-        name, words = next((name, words) for name, words in choose.items() if words)
-        raise ConfigError([f"--{name[:-1]} {words[0]} is for --register, which is not given; leave it out"])
+    for name, words in choose.items():
+        if words and not (register or (name == "arms" and explain is not None)):
+            of = "--register and --explain, neither of which is" if name == "arms" else "--register, which is not"
+            raise ConfigError([f"--{name[:-1]} {words[0]} is for {of} given; leave it out"])
     if claims:
         from ..analysis.ledger_of_claims import judged, page
 
@@ -99,15 +100,18 @@ def find(
     if register:
         return _register(there, numbers, choose, is_json=json_)
     if confirm:
+        for note in lab.confirmation_notes(there):
+            tell(f"note: {note}")
         return _tell(lab.confirm(there), say.confirmed, is_json=json_)
     if edit:
-        n = lab.edit(there, explain, numbers, tell=tell)
+        n = lab.edit(there, explain, numbers, arms=choose["arms"], tell=tell)
         tell(f"{n} runs were edited; the rows are in {there.path / lab.FILE}")
         if find_spec("duckdb") is None:
             tell("the cards need DuckDB, which this machine does not have: take that file to where the study is read")
             return 0
     if explain is not None:
-        return _tell(lab.explain(there, explain), say.explained, is_json=json_)
+        cards = lab.explain(there, explain, choose["arms"])
+        return _tell(cards, lambda found: say_causes.explained(found, all_=all_), is_json=json_)
     return _find(there, all_=all_, is_json=json_)
 
 
@@ -153,14 +157,16 @@ def _register(there: "StudyFolder", seeds: list[int] | None, choose: dict[str, l
 
     gathered = lab.screened(there)
     registration = lab.register(there, seeds, choose=choose, gathered=gathered)
-    plan = lab.foresight(there, n_claims=len(registration.claims), gathered=gathered)
+    plan, notes = lab.foresight(there, n_claims=len(registration.claims), gathered=gathered)
     if is_json:
+        for note in (*notes, *say.equal_tests(registration)):
+            tell(f"note: {note}")
         print_json([*map(asdict, plan), *map(asdict, registration.claims)])
         return 0
     n_runs = len(lab.confirmation(there, registration)) * len(registration.seeds)
     unreachable = lab.out_of_reach(there, registration, gathered)
     said = say.registered(registration, lab.confirming(there), n_runs, unreachable)
-    print("\n".join([*say.foreseen(plan), "", *said]))
+    print("\n".join([*say.foreseen(plan, notes), "", *said]))
     return 0
 
 

@@ -1,5 +1,6 @@
 """gatelab run and submit: carry a study out here or on a cluster."""
 
+import shlex
 from contextlib import ExitStack
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated
@@ -55,17 +56,18 @@ def run(
             # A cluster is joined before anything is written.
             workers = stack.enter_context(lab.open_executor(execution, executor, ray_address=ray_address))
             if planned:
-                folder = lab.save_plan(planned, out or f"runs/{planned.study.name}")
+                folder = lab.save_plan(planned, out or f"runs/{planned.study.name}", asked=[study, *assignments])
             else:
                 folder, execution = there, lab.go_on(there, words)
             lab.check_seen(folder, ray_address)
             content = folder.study()
+            grid = LiveGrid(folder, workers.slots)  # reads how all runs stand
         # Of a plan that kept finished runs of an earlier one, those that are planned now.
         entries = planned.entries(folder.path) if planned else content["plan"]
         tell(f"{content['name']}: {len(entries)} runs in {folder.address}; Ctrl-C is safe, the same command continues")
         if warning := lab.baseline_warning(folder):
             tell(f"note: {warning}")
-        with LiveGrid(folder, workers.slots) as grid:
+        with grid:
             summary = drive(folder, workers, execution, entries=entries, on_event=grid)
     lacks = [name for name in ("duckdb", "scipy", "altair") if find_spec(name) is None]
     if lacks:
@@ -102,6 +104,7 @@ def submit(
     tasks: int = 0,
     cpus: int = 0,
     gpus: str | None = None,
+    nodes: int = 1,
     partition: str | None = None,
     mem: str | None = None,
     account: str | None = None,
@@ -130,9 +133,11 @@ def submit(
     tasks:
         Tasks of the array; as many as have work unless stated, and at most 8.
     cpus:
-        CPUs a task; what one slot takes unless stated.
+        CPUs a task; what its slots take unless stated: one slot, or those of its GPUs.
     gpus:
         GPUs a task: a count, or TYPE:COUNT.
+    nodes:
+        Machines a task, which share each run; cpus, gpus and mem are then each machine's.
     partition:
         As sbatch takes it, and so are mem, account, qos and constraint.
     grace:
@@ -144,11 +149,11 @@ def submit(
     """
     from .. import lab
     from ..config import ConfigError, parse_assignments
-    from ..study.slurm import Allocation
+    from ..study.slurm import Allocation, by_hand
 
     if to != "slurm":
         raise ConfigError([f"--to {to}: expected slurm; on this machine or on Ray, `gatelab run` carries a study out"])
-    asked = Allocation(time, tasks, cpus, gpus, partition, mem, account, qos, constraint, grace)
+    asked = Allocation(time, tasks, cpus, gpus, partition, mem, account, qos, constraint, grace, nodes)
     words = parse_assignments(assignments)
     with refusing():
         if lab.is_folder(study):
@@ -162,9 +167,11 @@ def submit(
     if json_:
         print_json([{"job": job, "script": str(path)}])
     elif job is None:
-        print(f"{path}\nhand it in with: sbatch {path}")
+        print(f"{path}\nhand it in with: {by_hand(path)}")
     else:
-        print(f"job {job} of {path}\n`gatelab status {folder}` says how the runs stand, squeue how the tasks do")
+        print(
+            f"job {job} of {path}\n`gatelab status {shlex.quote(str(folder))}` says how the runs stand, squeue how the tasks do"
+        )
     return 0
 
 

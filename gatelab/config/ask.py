@@ -13,7 +13,8 @@ class AskConfig(Config):
     """Before training and at its end, `items` of each task at `times` the length of training, rising from 1; and after `every`
     so many steps (0: never) at the length of training alone. `items` 0: nothing is asked.
 
-    A task whose evidence has a place is asked at eleven depths in turn, unless `data.depth` states one. `stretch`: how
+    A task whose evidence has a place is asked at eleven depths in turn, unless `data.depth` states one; where that would put
+    several pieces side by side they are strewn as in training, and half as many items more are asked at the depths. `stretch`: how
     rotary positions reach past the length of training, each asked by itself: `none` goes on turning as trained, `yarn` is
     YaRN by the multiple of the length. Learned positions reach as far as their table; what is longer is left out, and the log
     says so.

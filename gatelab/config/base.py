@@ -52,6 +52,15 @@ def nearest(word: str, allowed: list[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
+def meant(path: str, allowed: list[str]) -> str:
+    """As `nearest`, of dotted keys: that of the closest last name in whichever section, of several the closest path."""
+    names = [key.rpartition(".")[2] for key in allowed]
+    close = difflib.get_close_matches(path.rpartition(".")[2], names, n=1, cutoff=0.6)
+    same = [key for key, name in zip(allowed, names, strict=True) if name in close]
+    closest = difflib.get_close_matches(path, same, n=1, cutoff=0.0)
+    return f"; did you mean {closest[0]!r}?" if closest else ""
+
+
 def validate(kind: type[Config], value: dict[str, Any], prefix: str = "") -> Any:
     """`value` as a `kind`.
 
@@ -102,7 +111,12 @@ def _sentence(kind: type[Config], error: Any, prefix: str) -> str:
     given = error.get("input")
     if error["type"] == "extra_forbidden":
         allowed = sorted({name for k in inside for name in k.model_fields})
-        return f"{path}: no such key; allowed here: {', '.join(allowed)}{nearest(location[-1], allowed)}"
+        # A key of another kind of the same part is answered with the keys of this one alone.
+        every = keys(kind)
+        hint = nearest(location[-1], allowed) or (
+            "" if ".".join(location) in every else meant(".".join(location), every)
+        )
+        return f"{path}: no such key; allowed here: {', '.join(allowed)}{hint}"
     if error["type"] == "union_tag_not_found":
         kinds = ", ".join(repr(m.model_fields["kind"].default) for m in inside)
         return f"{path}={_shown(given)}: say its kind, one of {kinds}"

@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from .base import Config, ConfigError, keys, nearest, validate
+from .base import Config, ConfigError, keys, meant, nearest, validate
 from .model import ModelConfig
 from .presets import PRESETS
 
@@ -141,10 +141,9 @@ def override(config: Config, change: Change, path_prefix: str = "") -> Any:
         if path not in allowed:
             parent = path.rpartition(".")[0]
             siblings = [k for k in allowed if k.rpartition(".")[0] == parent] or [k for k in allowed if "." not in k]
-            # A name without its section is closer to what was meant than any word that looks like it.
-            meant = [k for k in allowed if k.endswith(f".{path}")]
-            hint = f"; did you mean {meant[0]!r}?" if meant else nearest(path, allowed)
-            problems.append(f"{path_prefix}{path}: no such key; allowed here: {', '.join(siblings)}{hint}")
+            problems.append(
+                f"{path_prefix}{path}: no such key; allowed here: {', '.join(siblings)}{meant(path, allowed)}"
+            )
             continue
         _set(tree, path.split("."), change[path])
     if problems:

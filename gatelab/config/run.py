@@ -266,7 +266,8 @@ class Execution(Config):
     weights; `attention` is the implementation of attention that is taken, `impl` of GatedAttention, and one that cannot serve
     the run refuses it: results of both are equal up to rounding. A checkpoint at least every `checkpoint_s` seconds; a run
     longer than `timeout_s` seconds (0: no limit) is stopped and may be resumed; one that was lost is tried again `lost_retries`
-    times. `processes` of one machine share the batches of a group, each with a GPU of its own where there are GPUs;
+    times, not counting losses after a newer checkpoint. `processes` of one machine share the batches of a group, each with a GPU
+    of its own where there are GPUs, and wait `wait_s` seconds for each other, such as while the first looks at models;
     `gpu_share` of a GPU is what a group of one process takes. `parallel` lays them out; where it needs more processes than are
     stated, there are as many as it needs.
     """
@@ -283,6 +284,7 @@ class Execution(Config):
     timeout_s: Annotated[float, Field(ge=0)] = 0.0
     lost_retries: Annotated[int, Field(ge=0)] = 1
     processes: Annotated[int, Field(gt=0, le=1024)] = 1
+    wait_s: Annotated[float, Field(gt=0, le=7 * 86400)] = 600.0
     gpu_share: Annotated[float, Field(gt=0, le=1)] = 1.0
     parallel: ParallelConfig = ParallelConfig()
 

@@ -30,14 +30,16 @@ _TOKENS, _ROWS = 2**14, 256
 
 
 def with_inside(model: Model, run: Run, items: Sequence[Item]) -> list[Item]:
-    """The items of a run on tasks, `inside` among the factors of each that has evidence: what `read_inside` says of it. Of a
-    decoder; else as they came."""
+    """The items of a run on tasks, `inside` among the factors of each that has evidence and is not asked beside: what
+    `read_inside` says of it. Of a decoder; else as they came."""
     out = list(items)
     if not isinstance(model, Decoder):
         return out
     groups: dict[tuple[str, int, str], list[int]] = {}
     for i, item in enumerate(items):
         f = item.factors
+        if f.get("is_beside"):
+            continue
         groups.setdefault((item.task, f["length"], f.get("intervention", "none")), []).append(i)
     for (name, length, stretch), own in groups.items():
         made = questions(run, name, length)

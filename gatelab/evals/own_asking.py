@@ -178,7 +178,10 @@ def sentences(path: Path) -> tuple[str, ...]:
 
 
 def _held(task: PromptTask, data_dir: Path | None) -> object:
-    if task.needs != "rows" or data_dir is None:
+    if not task.sources or data_dir is None:
+        return ()
+    # What can be drawn is read where a file of it is there.
+    if not task.needs and all(_present(source, data_dir) is None for source in task.sources):
         return ()
     paths = [_path(task.name, source, data_dir) for source in task.sources]
     said = " and ".join(map(str, paths))
@@ -204,11 +207,15 @@ def _path(name: str, source: Source, data_dir: Path) -> Path:
     Raises:
         TaskError: none is there.
     """
-    files = [f"{own}.jsonl" for own in source.names]
-    path = next((path for file in files if (path := present(data_dir, file))), None)
+    path = _present(source, data_dir)
     if path is None:
+        files = [f"{own}.jsonl" for own in source.names]
         others = "".join(f", nor {file}" for file in files[1:])
         raise TaskError(
             f"{name}: no file {data_dir / files[0]}{others}; expected JSON lines with {', '.join(source.fields)}"
         )
     return path
+
+
+def _present(source: Source, data_dir: Path) -> Path | None:
+    return next((path for name in source.names if (path := present(data_dir, f"{name}.jsonl"))), None)

@@ -12,6 +12,7 @@ from typing import Any
 
 from ..record import Item, Row
 from ..tasks import Knobs, Task, TaskError
+from ..tasks.guesses import floor_with_evidence
 from ..tasks.options import chance_of
 from ..tasks.prompt import Prompt, PromptTask, Setting, fitted_prompt
 from ..tasks.vocabulary import word
@@ -133,7 +134,8 @@ def posed_in_words(
         try:
             prompt = fitted_prompt(replace(task, make=unbudgeted), setting, index, lambda text: len(encode(text)))
             question = of_prompt(prompt, encode, n_begins=len(tokens.begins))
-            made.append(Posed(index, question, _lonely(question), prompt.chance, prompt.floor))
+            floor = floor_with_evidence(prompt.task, prompt.floor, prompt.evidence + prompt.distractors)
+            made.append(Posed(index, question, _lonely(question), prompt.chance, floor))
         except (TaskError, ValueError) as error:
             made.append(Posed(index, problem=str(error)))
         progress(f"making {task.name}", len(made), n_items)
@@ -154,7 +156,8 @@ def posed_in_ids(task: Task, knobs: Knobs, n_items: int) -> list[Posed]:
         except ValueError as error:
             made.append(Posed(index, problem=str(error)))
             continue
-        made.append(Posed(index, question, _lonely(question), chance_of(item), item.floor))
+        floor = floor_with_evidence(item.task, item.floor, item.evidence + item.distractors)
+        made.append(Posed(index, question, _lonely(question), chance_of(item), floor))
     return made
 
 

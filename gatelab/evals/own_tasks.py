@@ -18,12 +18,13 @@ from ..models.encoder import Encoder
 from ..models.external import External
 from ..models.model import Model
 from ..record import Item, Row
-from ..tasks import Knobs, Task, open_task
+from ..tasks import Knobs, Task, TaskItem, open_task
+from ..tasks.guesses import floor_with_evidence
 from ..tasks.metrics import Verdict
 from ..tasks.papers import PaperQuestions
 from ..tasks.prompt import PromptTask, words_of
 from ..tasks.vocabulary import NONE
-from .asking import left_out, why_not
+from .asking import headline, left_out, why_not
 from .deletion import TASK_NOISE
 from .found import Found
 from .harness.external import ExternalPasses
@@ -84,6 +85,11 @@ def evaluate_text(
         f"{PREFIX}{name}: {held.n_left_out} of {held.n_left_out + len(held)} questions left out, whose evidence is no paragraph"
         for name, held in ((name, base.held) for name, base in prepared.items())
         if isinstance(held, PaperQuestions) and held.n_left_out
+    ]
+    found.notes += [
+        f"{PREFIX}{name}: the pairs of the file in --data-dir, {1 + len(base.held[0].others)} in its first item, and none drawn"
+        for name, base in prepared.items()
+        if base.held and asked_in(name).startswith("middle/kv")
     ]
     knobs = Knobs(distractors=asking.distractors, hardness=asking.hardness)
     beside = Untrained(seed, asking.untrained)
@@ -243,9 +249,17 @@ def evaluate_ids(
                 continue
             readers = [reader_of(reaching(m, length), run.resolved_objective) for m in (model, fresh) if m is not None]
             scores: dict[float | None, dict[str, ByItem]] = {}
-            for k in knobs:
-                is_hidden = isinstance(model, Encoder)
-                rows, items, scores[k.depth] = _ask(readers, task, k, asking.limit, title, is_hidden=is_hidden)
+            for k, depth in zip(knobs, asking.depths, strict=True):
+                is_hidden, is_placed = isinstance(model, Encoder), depth is not None
+                made = _made(task, k, asking.limit, is_placed=is_placed)
+                if not made:
+                    found.notes.append(
+                        f"{name}: none of {asking.limit} items has evidence at a depth; ask for more (--limit)"
+                    )
+                    continue
+                rows, items, scores[k.depth] = _ask(
+                    readers, task, k, made, title, is_hidden=is_hidden, is_placed=is_placed
+                )
                 if asking.distractors is None:
                     rows += _ask_loads(readers, task, k, asking.limit, title, is_hidden=is_hidden)
                 found.rows += rows
@@ -270,15 +284,34 @@ def _knobs(run: Run, task: Task, asking: OwnAsking, length: int, depth: float | 
     )
 
 
+def _made(task: Task, knobs: Knobs, n_items: int, *, is_placed: bool) -> list[TaskItem]:
+    """The items that a run is asked, or, at a depth that is asked for, those that have evidence, beside what copying scores of
+    these."""
+    made = headline(task.name, knobs, n_items)
+    if not is_placed:
+        return list(made)
+    return [
+        replace(item, floor=floor_with_evidence(item.task, item.floor, item.evidence + item.distractors))
+        for item in made
+        if item.evidence
+    ]
+
+
 def _ask(
-    readers: list[Reader], task: Task, knobs: Knobs, n_items: int, run: str, *, is_hidden: bool
+    readers: list[Reader],
+    task: Task,
+    knobs: Knobs,
+    made: list[TaskItem],
+    run: str,
+    *,
+    is_hidden: bool,
+    is_placed: bool,
 ) -> tuple[list[Row], list[Item], dict[str, ByItem]]:
     """Of the first reader; the second, where there is one, is the untrained model."""
 
     def row(metric: str, value: float, unit: str = "share") -> Row:
         return Row(run, 0, "tasks", metric, value, unit, task=task.name, length=knobs.length, depth=knobs.depth)
 
-    made = [task.item(knobs, index) for index in range(n_items)]
     items = [hidden(item) for item in made] if is_hidden else made
     answers, chosen = ask_items(readers[0], items), choices(readers[0], items)
     rows = rows_of(answers, task, knobs, run=run, step=0)
@@ -287,7 +320,7 @@ def _ask(
     for metric in shares[0]:
         # The means are there.
         rows += with_interval(row, metric, [s[metric] for s in shares])[1:]
-    if task.name == "absent":
+    if task.name == "absent" and not is_placed:
         rows += abstention_rows(row, [(a.given == (NONE,), a.item.answer == (NONE,)) for a in answers])
     rows += [row("items", float(len(items)), "items"), row("items_refused", 0.0, "items")]
     for reader in readers[1:]:

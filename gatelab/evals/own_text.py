@@ -15,6 +15,7 @@ from ..tasks import TaskError
 from ..tasks.citations import rows_of as rows_of_citations
 from ..tasks.cited import CITATIONS, judged
 from ..tasks.errors import UNITS
+from ..tasks.guesses import HALF, floor_with_evidence
 from ..tasks.metrics import Verdict, choice
 from ..tasks.prompt import ROOM, Prompt, PromptTask, Setting, begins, fitted_prompt, in_turn
 from ..tasks.vocabulary import NONE, word
@@ -71,7 +72,7 @@ def ask_prompts(
     chat: bool = False,
     progress: Progress = lambda what, n, total: None,
 ) -> list[Said]:
-    """Items 0 … n_items − 1.
+    """Items 0 … n_items − 1; at a depth those of them alone that have evidence.
 
     Args:
         batch_size: rows a pass.
@@ -90,8 +91,18 @@ def ask_prompts(
     for index in range(n_items):
         made.append(_made(tokens, task, setting, index, new_tokens))
         progress(f"making {task.name}", len(made), n_items)
+    if setting.depth is not None and task.name in HALF:
+        made = [_placed(said) for said in made if said.prompt is None or said.prompt.evidence]
     _answer(passes, tokens, task, made, batch_size, progress)
     return made
+
+
+def _placed(said: Said) -> Said:
+    """One whose evidence is there, beside what copying scores of those."""
+    if (prompt := said.prompt) is not None:
+        floor = floor_with_evidence(prompt.task, prompt.floor, prompt.evidence + prompt.distractors)
+        said.prompt = replace(prompt, floor=floor)
+    return said
 
 
 def asked_again(
@@ -278,7 +289,7 @@ def rows_of_said(said: Sequence[Said], task: PromptTask, setting: Setting, *, ru
             rows.append(row(f"{metric}_{end}", guesses))
     if task.name in CITATIONS:
         rows += _citation_rows(asked, setting, run)
-    if task.name == "absent":
+    if task.name == "absent" and setting.depth is None:
         says = [(not s.is_nan and _says_none(s), not s.prompt.factors["is_there"]) for s in asked]
         rows += abstention_rows(lambda metric, value: row(metric, [value]), says)
     worth: dict[tuple[str, int | None], list[float]] = {}

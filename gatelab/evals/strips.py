@@ -27,13 +27,13 @@ LONGEST = 1024  # tokens; a longer text would be no strip
 
 def with_strips(model: Model, run: Run, items: Sequence[Item]) -> list[Item]:
     """The items, `strips` among the factors of those `N_ITEMS` of each task at the length of training that have the lowest
-    margins. Of a decoder, at lengths up to `LONGEST`; else as they came."""
+    margins, of none that is asked beside. Of a decoder, at lengths up to `LONGEST`; else as they came."""
     if not isinstance(model, Decoder) or run.train.seq_len > LONGEST:
         return list(items)
     chosen: set[int] = set()
     for name in dict.fromkeys(item.task for item in items):
         own = [i for i, x in enumerate(items) if x.task == name and x.factors["length"] == run.train.seq_len]
-        own = [i for i in own if isfinite(items[i].score)]
+        own = [i for i in own if isfinite(items[i].score) and not items[i].factors.get("is_beside")]
         chosen |= set(sorted(own, key=lambda i: (items[i].score, i))[:N_ITEMS])
     return [
         replace(item, factors={**item.factors, "strips": _strips(model, _made(item))}) if i in chosen else item

@@ -19,7 +19,7 @@ from ..models.model import Model
 from ..record import Item, Row
 from ..tasks import VOCAB_SIZE, Knobs, Task, TaskError, TaskItem, open_task
 from ..tasks.errors import UNITS, Key, errors_of, means
-from ..tasks.guesses import guesses_of
+from ..tasks.guesses import copies, guesses_of
 from ..tasks.metrics import Verdict, choice, cited, copied_from_start, edit_similarity, overlap
 from ..tasks.options import N_OPTIONS, chance_of, copied_choice, options_of
 from ..tasks.text import TokenItem
@@ -368,8 +368,8 @@ def choice_rows(
 
 
 def _copied(item: TaskItem) -> float:
-    """What blind copying scores in the item's choice; of `absent` what NONE always does."""
-    if item.task == "absent":
+    """What blind copying scores in the item's choice; of `absent` and `conflict` what one answer always does."""
+    if not copies(item.task, item.floor):
         return item.floor
     return copied_choice(options_of(item), set(item.tokens[: item.asked[0] + 1]))
 

@@ -12,7 +12,8 @@ from .atlas import atlas
 from .checkpoints import export, import_checkpoint, is_checkpoint, relayout, retrofit, run_seed, stored_model, task_run
 from .declared import CONFIRMATION, FDR, SCREEN
 from .explaining import edit, explain
-from .finding import confirm, confirmation, confirming, foresight, hunt, out_of_reach, register, screened
+from .finding import confirm, confirmation, confirmation_notes, confirming, hunt, out_of_reach, register, screened
+from .foreseeing import foresight, pilot
 from .looking import final_rows, find_run, flat, intervene, look_at_run, probe, probe_checkpoint, write_look
 from .packing import LOOKS, pack, unpack
 from .planning import STEP_TOKENS, baseline_warning, plan, save_plan, single, size_job, step_jobs
@@ -48,6 +49,7 @@ __all__ = [
     "check_seen",
     "confirm",
     "confirmation",
+    "confirmation_notes",
     "confirming",
     "edit",
     "execution_in",
@@ -70,6 +72,7 @@ __all__ = [
     "out_of_reach",
     "outcomes",
     "pack",
+    "pilot",
     "plan",
     "probe",
     "probe_checkpoint",

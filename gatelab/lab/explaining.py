@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from math import isfinite
 from pathlib import Path
@@ -15,6 +16,7 @@ from ..analysis.causes import LOSS, MASS, Card, Ledger, cards
 from ..analysis.hypotheses import HYPOTHESES, edits_of
 from ..analysis.onsets import courses
 from ..analysis.stages import Claim
+from ..analysis.to_run import Recipe, recipe_of, together
 from ..config import nearest
 from ..record import Row
 from ..store import RunFolder, StoreError, StudyFolder
@@ -23,30 +25,41 @@ from ..study.ledger import state_of
 from .declared import registration_of
 from .finding import hunt, screened
 from .looking import intervene
+from .reproducing import words_of
 
 
-def explain(folder: StudyFolder, cell: str) -> list[Card]:
-    """A verdict card a hypothesis and gate of a cell, from the rows there are; those that explain a reading on the held-out loss,
-    on the first-token mass, and on what a registered claim (where nothing is registered, an anomaly) of that gate is about.
+def explain(folder: StudyFolder, cell: str, arms: Sequence[str] = ()) -> list[Card]:
+    """A verdict card a hypothesis and gate of a cell, of these arms alone where any are named, from the rows there are; those that
+    explain a reading on the held-out loss, on the first-token mass, and on what a registered claim (where nothing is registered,
+    an anomaly) of that gate is about.
 
     Raises:
-        StoreError: no such cell; as `hunt` does.
+        StoreError: no such cell or gated arm; as `hunt` does.
     """
-    _check_cell(folder, cell)
+    study = _check_cell(folder, cell)
+    _check_arms(study, arms)
     gathered = screened(folder)
     kept = registration_of(folder)
     claims = hunt(folder, gathered).screened.anomalies if kept is None else kept.claims
-    return cards_of(folder, gathered, [(cell, arm) for arm in gathered.evidence.arms], claims)
+    of = [(cell, arm) for arm in gathered.evidence.arms if arm in arms or not arms]
+    return cards_of(folder, gathered, of, claims, recipe=_recipe(study, of), only=arms)
 
 
 def edit(
-    folder: StudyFolder, cell: str, seeds: list[int] | None = None, *, tell: Callable[[str], None] = lambda _: None
+    folder: StudyFolder,
+    cell: str,
+    seeds: list[int] | None = None,
+    *,
+    arms: Sequence[str] = (),
+    tell: Callable[[str], None] = lambda _: None,
 ) -> int:
-    """Make the rows of edits that a cell's cards lack, of its finished runs with these seeds (None: all of the screen), in
-    `causes.jsonl`, run by run; returns of how many. It needs the runs' weights, and neither their rows nor a database.
+    """Make the rows of edits that a cell's cards lack, of its finished runs with these seeds (None: all of the screen) and of these
+    gates with the baseline (none: all), in `causes.jsonl`, run by run; returns how many gave rows. It needs the runs' weights,
+    and neither their rows nor a database.
 
     Raises:
-        StoreError: no such cell, no finished run of these seeds; a study or a file that was edited.
+        StoreError: no such cell or gated arm, no finished run of these seeds; runs that lack rows, of which none gave any; a study
+            or a file that was edited.
     """
     if find_spec("scipy") is None:
         raise StoreError(
@@ -55,7 +68,9 @@ def edit(
         )
     folder.refresh(lambda name: name == WEIGHTS)
     study = _check_cell(folder, cell)
+    _check_arms(study, arms)
     gated = {a["name"]: a["name"] != study["baseline"] for a in study["arms"] if not a["control"]}
+    gated = {name: it for name, it in gated.items() if not (arms and it) or name in arms}
     registration, path = registration_of(folder), folder.path / FILE
     kept = [] if registration is None else registration.seeds
     runs = [
@@ -68,18 +83,32 @@ def edit(
         raise StoreError(
             f"--explain {cell}: no finished run of it here to edit; `gatelab status {folder.address}` lists them"
         )
-    there, n_edited = {(name, word) for name, word, _ in edits_in(path)}, 0
-    for i, (e, run) in enumerate(runs, 1):
-        asked = edits_of(run.config()["model"], gated=gated[e["arm"]])
-        words = [w for w in asked if (run.fingerprint, w) not in there]
-        if not words:
-            continue
+    there = {(name, word) for name, word, _ in edits_in(path)}
+    asked = [(e, run, edits_of(run.config()["model"], gated=gated[e["arm"]])) for e, run in runs]
+    asked = [
+        (e, run, lacks) for e, run, words in asked if (lacks := [w for w in words if (run.fingerprint, w) not in there])
+    ]
+    stored = [(e, run, words) for e, run, words in asked if (run.path / WEIGHTS).exists()]
+    if asked and not stored:
+        raise StoreError(
+            f"--explain {cell} --edit: no run was edited, since none of the {len(asked)} that lack rows has its weights"
+            f" ({WEIGHTS}) in {folder.address}; `gatelab find {folder.address} --explain {cell}` says how to make them anew"
+        )
+    if len(stored) < len(asked):
+        tell(f"{len(asked) - len(stored)} of {len(asked)} runs have no weights here ({WEIGHTS}) and are left out")
+    n_edited, whys = 0, []
+    for i, (e, run, words) in enumerate(stored, 1):
         rows, refused = _edited(run, words)
-        with open(path, "a", encoding="utf-8") as file:
-            file.writelines(json.dumps(row.as_dict()) + "\n" for row in rows)
-        n_edited += 1
-        folder.push()
-        tell("; ".join([f"{i} of {len(runs)}: {e['arm']} seed {e['seed']}, {len(rows)} rows", *refused]))
+        tell("; ".join([f"{i} of {len(stored)}: {e['arm']} seed {e['seed']}, {len(rows)} rows", *refused]))
+        whys += refused
+        if rows:
+            with open(path, "a", encoding="utf-8") as file:
+                file.writelines(json.dumps(row.as_dict()) + "\n" for row in rows)
+            n_edited += 1
+            folder.push()
+    # Of runs that have rows what is tried again are edits that these models cannot have.
+    if stored and not n_edited and not {run.fingerprint for _, run, _ in stored} & {name for name, _ in there}:
+        raise StoreError(f"--explain {cell} --edit: none of {len(stored)} runs gave rows; of the first, {whys[0]}")
     return n_edited
 
 
@@ -105,22 +134,53 @@ def _check_cell(folder: StudyFolder, cell: str) -> dict[str, Any]:
     return study
 
 
+def _check_arms(study: dict[str, Any], arms: Sequence[str]) -> None:
+    gates = [a["name"] for a in study["arms"] if a["name"] != study["baseline"] and not a["control"]]
+    for arm in arms:
+        if arm not in gates:
+            raise StoreError(f"--arm {arm}: no such gate to explain; expected {', '.join(gates)}{nearest(arm, gates)}")
+
+
+def _recipe(study: dict[str, Any], of: Sequence[Comparison]) -> Recipe:
+    """How the study's runs are planned again; of a built-in that does not say with which words it was, those that make this very
+    cell of it."""
+    recipe = recipe_of(study)
+    if not recipe.is_sure and recipe.study and of:
+        cell, words = of[0][0], words_of(study, *of[0])
+        if words is not None:
+            own = [w for w in words if not w.startswith(("cell=", "arm="))]
+            return replace(recipe, cells={**recipe.cells, cell: (cell, own)}, is_sure=True)
+    return recipe
+
+
 def cards_of(
-    folder: StudyFolder, gathered: Gathered, of: Sequence[Comparison], claims: Iterable[Claim | Alarm]
+    folder: StudyFolder,
+    gathered: Gathered,
+    of: Sequence[Comparison],
+    claims: Iterable[Claim | Alarm],
+    *,
+    recipe: Recipe | None = None,
+    only: Sequence[str] = (),
 ) -> list[Card]:
-    """The cards of these cells' gated arms, hypothesis by hypothesis, on the readings of their claims besides loss and sink."""
+    """The cards of these cells' gated arms, hypothesis by hypothesis, on the readings of their claims besides loss and sink; with
+    the recipe, and the arms that are asked for, for the commands that they print."""
     evidence, cells = gathered.evidence, list(dict.fromkeys(cell for cell, _ in of))
+    # Of a study at an address weights are fetched by the edits alone.
+    unstored = {
+        name for (cell, _), seeds in gathered.runs.items() if cell in cells and folder.objects is None
+        for name in seeds.values() if not (folder.run(name).path / WEIGHTS).exists()
+    }  # fmt: skip
     ledger = Ledger(
         evidence, gathered.factors, gathered.runs, gathered.models, gathered.bases, edits_in(folder.path / FILE),
-        folder.address, folder.study()["name"], courses(folder, cells),
+        folder.address, folder.study()["name"], courses(folder, cells), recipe=recipe, only=only, unstored=unstored,
     )  # fmt: skip
     asked = {where: [LOSS, MASS] for where in of}
     for claim in claims:
         asked.get((claim.cell, claim.arm), []).append(claim.reading)
-    return [
+    return together(ledger, [
         card for (cell, arm), readings in asked.items()
         for card in cards(ledger, HYPOTHESES, cell, arm, list(dict.fromkeys(readings)))
-    ]  # fmt: skip
+    ])  # fmt: skip
 
 
 def edits_in(path: Path) -> dict[tuple[str, str, float], float]:

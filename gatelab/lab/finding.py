@@ -6,13 +6,11 @@ from dataclasses import replace
 from ..analysis import Outcome, stages
 from ..analysis.anomalies import RULES, Evidence
 from ..analysis.anomalies.gather import Gathered, gather
-from ..analysis.foresight import SEEDS, Foresight, foresee
-from ..analysis.hunt import READINGS, Hunt
+from ..analysis.hunt import Hunt
 from ..analysis.hunt import hunt as hunted
 from ..store import StoreError, StudyFolder, read_json, write_json
 from ..study.fresh import with_sources
 from ..study.ledger import state_of
-from ..study.plan import Plan
 from .analysing import outcomes
 from .declared import CONFIRMATION, FDR, SCREEN, registration_of
 
@@ -50,23 +48,6 @@ def hunt(folder: StudyFolder, gathered: Gathered | None = None) -> Hunt:
     return hunted(gathered, RULES, fdr=FDR, notes=notes)
 
 
-def foresight(
-    folder: StudyFolder, *, of: Plan | None = None, n_claims: int = 5, gathered: Gathered | None = None
-) -> list[Foresight]:
-    """What how many seeds could see, by the pairs that the study has; where it is a pilot, in the cells and seeds `of` a plan.
-    A confirmation is taken to be of `n_claims`.
-
-    Raises:
-        StoreError: as `hunt` does.
-    """
-    gathered = gathered or screened(folder)
-    readings = [r for r in READINGS if r in gathered.primary] or READINGS
-    if of is None:
-        return foresee(gathered.evidence, readings, n_claims=n_claims)
-    seeds = sorted({*SEEDS, max(2, len(of.study.seed_values))})
-    return foresee(gathered.evidence, readings, seeds=seeds, n_cells=len(of.study.cells))
-
-
 def register(
     folder: StudyFolder,
     seeds: list[int] | None = None,
@@ -75,7 +56,7 @@ def register(
     gathered: Gathered | None = None,
 ) -> stages.Registration:
     """Write down what the screen found, to be confirmed on fresh seeds (five more unless given), before they are run; of all
-    claims those that `choose` (rules, cells, arms; see `stages.chosen`).
+    claims those that `choose` (rules, cells, arms; see `stages.chosen`), of claims with one test one.
 
     Raises:
         StoreError: nothing found; a seed that was in the screen; a confirmation whose runs have begun; as `hunt` does.
@@ -90,9 +71,10 @@ def register(
     fresh = seeds or [max(used, default=-1) + 1 + i for i in range(5)]
     try:
         claims = stages.chosen(hunt(folder, gathered).claims, **(choose or {}))
+        claims, equal = stages.distinct(claims, gathered.evidence, RULES)
         registration = stages.register(gathered.evidence, claims, fresh, fdr=FDR)
         needs = stages.comparisons_needed(registration, gathered.evidence, RULES)
-        registration = replace(registration, needs=needs)
+        registration = replace(registration, needs=needs, equal=equal)
     except ValueError as error:
         raise StoreError(f"{folder.address}: {error}") from None
     write_json(folder.path / CONFIRMATION, registration.as_json())
@@ -138,6 +120,12 @@ def confirm_with(
         # The spread that another version's pairs had says nothing of these.
         registration = replace(registration, priors=[])
     return stages.confirm(registration, fresh.evidence, RULES), stages.on_fresh(registration, fresh.evidence)
+
+
+def confirmation_notes(folder: StudyFolder) -> list[str]:
+    """What to know of a registration before its verdicts."""
+    registration = registration_of(folder)
+    return [] if registration is None else registration.notes
 
 
 def confirming(folder: StudyFolder) -> str:

@@ -16,6 +16,7 @@ from ..analysis import packed
 from ..analysis.packed import FACTS, FILES, RUN_FILES, STUDY_FILES, SUFFIX, VERSION, read_pack
 from ..record import COORDINATES, Row
 from ..store import RunFolder, StoreError, StudyFolder, quoted, read_json
+from ..study.ledger import FINISHED, state_of
 from .sources import Source, opened, sources_in
 
 # By layer and head a study's page and its cards draw these over training (analysis/digest.py, report/card_figures.py).
@@ -86,11 +87,14 @@ def _said(source: Source, looks: str) -> str:
 def _pack(folder: StudyFolder, out: Path, looks: str, said_looks: str, tell: Callable[[str], None]) -> None:
     study = folder.study()
     runs = {run.fingerprint: run for _, run in folder.planned()}
-    ended = {name: run for name, run in runs.items() if run.done() is not None}
+    ended = {name: run for name, run in runs.items() if state_of(run) in FINISHED}
     if not ended:
         raise StoreError(f"{folder.address}: no run has ended; there is nothing to store yet")
     if n := len(runs) - len(ended):
-        tell(f"{n} of {len(runs)} runs have not ended: they are in the plan alone")
+        damaged = sum((run.path / "done.json").exists() for name, run in runs.items() if name not in ended)
+        tell(
+            f"{n} of {len(runs)} runs have not ended{f' or are damaged ({damaged})' if damaged else ''}: they are in the plan alone"
+        )
     files = {
         "study": {name: _content(folder.path / name, study["name"]) for name in STUDY_FILES if (folder.path / name).exists()},
         "runs": {name: _of_run(run, study["name"]) for name, run in ended.items()},
@@ -106,6 +110,7 @@ def _pack(folder: StudyFolder, out: Path, looks: str, said_looks: str, tell: Cal
 
 def _of_run(run: RunFolder, study: str) -> dict[str, Any]:
     here = {name: _content(run.path / name, study) for name in RUN_FILES if (run.path / name).exists()}
+    here.get("done.json", {}).pop("rows_bytes", None)  # rows are written anew where a pack is unpacked
     for attempt in run.attempts():
         here[f"attempts/{attempt['number']:04d}.json"] = {k: attempt.get(k) for k in _OF_ATTEMPT}
     return here

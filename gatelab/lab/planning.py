@@ -1,6 +1,7 @@
 """The runs of a study, their training steps before there are data, and the folder that a plan is written into."""
 
 import shutil
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -43,7 +44,7 @@ def baseline_warning(study: Plan | StudyFolder) -> str:
         content = study.study()
         name, n_arms = content["baseline"], len(content["arms"])
         folders = {entry["cell"]: run for entry, run in study.planned() if entry["arm"] == name}
-        configs = [run.config() for run in folders.values()]
+        configs = [config for run in folders.values() if (config := run.config_if_whole()) is not None]
     gates = sorted({str(c["model"]["gate"]) for c in configs if c["model"].get("gate", "none") != "none"})
     if not gates or n_arms < 2:
         return ""
@@ -133,12 +134,14 @@ def size_job(word: str, change: Change | None = None, *, tokens: int = STEP_TOKE
     return Job(model.resolved(base.vocab_size, context), tokens, context)
 
 
-def save_plan(planned: Plan, out: str | Path, *, beside: Path | None = None) -> StudyFolder:
+def save_plan(planned: Plan, out: str | Path, *, beside: Path | None = None, asked: Sequence[str] = ()) -> StudyFolder:
     """Write study.json and the configuration of every run, into a folder or to an address such as s3://bucket/x; runs of an
     earlier, smaller plan of the study stay.
 
     Args:
         beside: a folder of runs; finished ones that planned runs start from are copied from there.
+        asked: the study as `gatelab run` was given it, a name or a file, and the words with it; study.json keeps them, for the
+            commands that `find --explain` prints.
 
     Raises:
         StoreError: when `out` holds something else, or finished runs that are not in the new plan, or not the run that
@@ -147,18 +150,18 @@ def save_plan(planned: Plan, out: str | Path, *, beside: Path | None = None) -> 
     address = address_of(out)
     if address is None:
         check_place(out)
-        return _written(planned, Path(out), Path(out), beside)
+        return _written(planned, Path(out), Path(out), beside, asked)
     folder = StudyFolder.at(address)
     try:
-        folder.put(lambda: _written(planned, folder.path, Path(address), beside))
+        folder.put(lambda: _written(planned, folder.path, Path(address), beside, asked))
     except StoreError as error:
         raise StoreError(str(error).replace(str(folder.path), address)) from None
     return folder
 
 
-def _written(planned: Plan, out: Path, named: Path, beside: Path | None) -> StudyFolder:
+def _written(planned: Plan, out: Path, named: Path, beside: Path | None, asked: Sequence[str]) -> StudyFolder:
     """As `save_plan`, into a folder that users know by another name when it mirrors an address."""
-    content = planned.as_json(named)
+    content = planned.as_json(named) | ({"asked": [*asked]} if asked else {})
     is_new = not (out / "study.json").is_file()
     if not is_new:
         kept = _kept(StudyFolder(out), planned)
@@ -167,8 +170,7 @@ def _written(planned: Plan, out: Path, named: Path, beside: Path | None) -> Stud
         content["seeds"] = sorted({*content["seeds"], *(entry["seed"] for entry in kept)})
         for run_folder in (StudyFolder(out).run(p.fingerprint) for p in planned.runs):
             # Before anything is written: a run of another version refuses the whole plan.
-            if (run_folder.path / "run.json").exists():
-                run_folder.config()
+            run_folder.config_if_whole()
     missing = [f for f in _sources(planned) if StudyFolder(out).run(f).done() is None]
     copied = [f for f in missing if beside is not None and RunFolder(beside / f).done() is not None]
     _refuse_no_source(out, [f for f in missing if f not in copied])
@@ -203,8 +205,13 @@ def _kept(folder: StudyFolder, planned: Plan) -> list[dict[str, Any]]:
         for entry in there["plan"]
         if (entry["cell"], entry["arm"], entry["seed"]) not in planned_seeds
         and would_be_the_same(entry)
-        and folder.run(entry["fingerprint"]).done() is not None
+        and _has_ended(folder.run(entry["fingerprint"]))
     ]
+
+
+def _has_ended(run: RunFolder) -> bool:
+    """Whether there is a result, damaged or not: it is not for a plan to drop it."""
+    return (run.path / "done.json").exists()
 
 
 def _sources(planned: Plan) -> list[str]:
@@ -227,9 +234,7 @@ def _refuse_to_drop(folder: StudyFolder, planned: Plan, kept: list[dict[str, Any
     if there["name"] != planned.study.name:
         return  # `create` refuses, in its own words
     stay = {p.fingerprint for p in planned.runs} | {entry["fingerprint"] for entry in kept}
-    lost = [
-        e for e in there["plan"] if e["fingerprint"] not in stay and folder.run(e["fingerprint"]).done() is not None
-    ]
+    lost = [e for e in there["plan"] if e["fingerprint"] not in stay and _has_ended(folder.run(e["fingerprint"]))]
     if lost:
         e = lost[0]
         raise StoreError(

@@ -15,7 +15,7 @@ from ..report import write_report
 from ..report.anomaly_cards import MOST_CARDS
 from ..report.seeds import seeds_files
 from ..store import StoreError, StudyFolder
-from ..study.ledger import state_of
+from ..study.ledger import DAMAGED, state_of
 from .analysing import Analysis
 from .companions import beside
 from .declared import registration_of
@@ -23,6 +23,8 @@ from .explaining import cards_of, edits_in
 from .finding import confirm_with, hunt, screened
 from .recommending import try_recommend
 from .reproducing import again
+
+_MOST_NAMED = 10  # damaged runs in a note
 
 
 def report(folder: StudyFolder, analysis: Analysis) -> Path:
@@ -43,9 +45,23 @@ def report(folder: StudyFolder, analysis: Analysis) -> Path:
         looked=looked,
         advice=advice,
         varied=None if looked is None else varied(looked.hunt),
-        note=_refused(analysis.refusals),
+        note=" ".join(filter(None, (_damaged(folder, states), _refused(analysis.refusals)))),
         state=lambda run: states[run.fingerprint],
         beside=seeds_files(analysis.outcomes, folder.study()["metrics"], kept),
+    )
+
+
+def _damaged(folder: StudyFolder, states: dict[str, str]) -> str:
+    """Which runs are left out since a file of theirs is damaged, and what to do."""
+    of = {r.fingerprint: (e, r) for e, r in folder.planned() if states[r.fingerprint] == DAMAGED}
+    if not of:
+        return ""
+    named = [f"{e['cell']}/{e['arm']}/{e['seed']} ({r.fingerprint})" for e, r in of.values()]
+    some = ", ".join(named[:_MOST_NAMED]) + (f" and {len(of) - _MOST_NAMED} more" if len(of) > _MOST_NAMED else "")
+    is_one = len(of) == 1
+    return (
+        f"{len(of)} run{'' if is_one else 's'} {'is' if is_one else 'are'} left out, since a file of "
+        f"{'it' if is_one else 'each'} is damaged: {some}; `gatelab status` says which, and what to do."
     )
 
 

@@ -7,6 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from ..analysis.to_run import span
 from ..config import ConfigError, Run, canonical, parse_assignments, validate
 from ..study.study import built_in, load_study
 
@@ -18,9 +19,9 @@ def again(study: dict[str, Any], cell: str, arm: str, seeds: Sequence[int]) -> l
     causes, given where the study was run. A built-in study is named, with the words that make its cell the one of the folder; of
     any other the runs of the first seed have a command each."""
     entries = {(e["arm"], e["seed"]): e for e in study["plan"] if e["cell"] == cell}
-    words = _words(study, cell, arm)
+    words = words_of(study, cell, arm)
     if words is not None:
-        runs = [shlex.join(["gatelab", "run", study["name"], *words, f"seed={_seeds(seeds)}", "--out", AGAIN])]
+        runs = [shlex.join(["gatelab", "run", study["name"], *words, f"seed={span(seeds)}", "--out", AGAIN])]
     else:
         pair = [e for a in (study["baseline"], arm) for s in seeds[:1] if (e := entries.get((a, s))) is not None]
         # A folder holds one such run.
@@ -29,7 +30,7 @@ def again(study: dict[str, Any], cell: str, arm: str, seeds: Sequence[int]) -> l
     return [*runs, shlex.join(["gatelab", "find", where, "--explain", cell])]
 
 
-def _words(study: dict[str, Any], cell: str, arm: str) -> list[str] | None:
+def words_of(study: dict[str, Any], cell: str, arm: str) -> list[str] | None:
     """The words by which the built-in study of this name makes this very comparison; None where it does not."""
     if study["name"] not in built_in():
         return None
@@ -55,14 +56,6 @@ def _differences(before: Any, after: Any, path: str = "") -> Iterator[tuple[str,
             yield from _differences(before.get(key), after.get(key), f"{path}.{key}" if path else key)
     elif before != after:
         yield path, after
-
-
-def _seeds(seeds: Sequence[int]) -> str:
-    """As `gatelab run` takes them."""
-    if len(seeds) == 1:
-        return str(seeds[0])
-    is_range = list(seeds) == list(range(seeds[0], seeds[-1] + 1))
-    return f"{seeds[0]}..{seeds[-1]}" if is_range else f"[{','.join(map(str, seeds))}]"
 
 
 def _folder(entry: dict[str, Any]) -> str:

@@ -65,8 +65,8 @@ def _arms(study: dict[str, Any], planned: Planned) -> dict[str, str]:
     """{an arm's name: what it is}, without the baseline; two that are told apart by their names alone keep them."""
     models: dict[str, dict[str, Any]] = {}
     for entry, run, _ in planned:
-        if entry["arm"] not in models and (run.path / "run.json").exists():
-            models[entry["arm"]] = run.config()["model"]
+        if entry["arm"] not in models and (config := run.config_if_whole()) is not None:
+            models[entry["arm"]] = config["model"]
     control = models.get(study["baseline"])
     named = {
         a["name"]: arm_name(a.get("changes", {}), models.get(a["name"]), control, a["name"])

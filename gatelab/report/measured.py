@@ -10,14 +10,18 @@ from dataclasses import dataclass
 from math import isfinite, log
 from typing import Any
 
-from ..store import RunFolder, StoreError, StudyFolder, read_json
+from ..store import DamagedError, RunFolder, StoreError, StudyFolder
+from ..study.grouping import environment_of
 
 Points = list[tuple[float, float]]
 
 
 def state_of(run: RunFolder) -> str:
-    """What done.json says ('done', 'diverged'), else 'not finished'."""
-    done = run.done()
+    """What done.json says ('done', 'diverged'), else 'not finished', or 'damaged'."""
+    try:
+        done = run.done()
+    except DamagedError:
+        return "damaged"
     return done["status"] if done else "not finished"
 
 
@@ -104,8 +108,9 @@ def measure(folder: StudyFolder, state: Callable[[RunFolder], str] = state_of) -
 def _view(entry: dict, run: RunFolder, state: str, steps: dict, curves: dict) -> RunView:
     key = (entry["cell"], entry["arm"], entry["seed"])
     losses = reversed(curves.get((*key, "loss"), []))
-    done, attempts = run.done() or {}, run.attempts()
-    environment = run.path / "environment.json"
+    # Of a damaged run nothing is shown but that it is.
+    done = {} if state == "damaged" else run.done() or {}
+    attempts = run.attempts()
     try:
         config = run.config()
     except StoreError:
@@ -116,7 +121,7 @@ def _view(entry: dict, run: RunFolder, state: str, steps: dict, curves: dict) ->
         steps=steps.get(key),
         last_loss=next((value for _, value in losses if isfinite(value)), None),
         seconds=done.get("seconds"),
-        environment=read_json(environment) if environment.exists() else {},
+        environment=environment_of(run) or {},
         dates=[str(a[word])[:10] for a in attempts for word in ("started", "ended") if a.get(word)],
         config=config,
     )

@@ -13,7 +13,7 @@
                            log.txt       what the workers printed
                            rows.parquet  derived from the rows of a finished run, when a query asks for them
                            digest-….parquet  derived too, by the worker: what a page reads (analysis/run_digest.py)
-                           done.json     written last: the result is complete
+                           done.json     written last: the result is complete, and its rows have so many bytes
     OUT/report.html  *.csv             derived, rewritten at will
     OUT/digest-….parquet               derived from the rows of finished runs: what the page reads (analysis/digest.py)
 
@@ -23,7 +23,9 @@ a temporary name, flushed to the disk and renamed, so a reader or a crash never 
 
 from .files import (
     Appender,
+    DamagedError,
     StoreError,
+    check_keys,
     read_json,
     read_stored,
     stamp_of,
@@ -33,14 +35,17 @@ from .files import (
 )
 from .rows import fill, query, quoted, take_rows
 from .run import RunFolder
-from .study import StudyFolder
+from .study import StudyFolder, is_fingerprint
 
 __all__ = [
     "Appender",
+    "DamagedError",
     "RunFolder",
     "StoreError",
     "StudyFolder",
+    "check_keys",
     "fill",
+    "is_fingerprint",
     "query",
     "quoted",
     "read_json",

@@ -20,6 +20,10 @@ class StoreError(ValueError):
     """A folder that cannot be used: it is missing, holds something else, or was written by another version."""
 
 
+class DamagedError(StoreError):
+    """One file of it is cut, or was edited into something else: the rest may be whole."""
+
+
 def write_json(path: Path, value: Any, *, is_kept: bool = True) -> None:
     """Write `value` atomically: a temporary name in the same folder, flushed to the disk (not where it need not be kept through
     a crash of the machine), renamed."""
@@ -58,7 +62,8 @@ def read_json(path: Path) -> Any:
     """The value in a JSON file.
 
     Raises:
-        StoreError: when it is missing or cut, naming the file.
+        StoreError: when it is missing, naming the file.
+        DamagedError: when it is cut.
     """
     try:
         with open(path, "rb") as file:
@@ -66,19 +71,20 @@ def read_json(path: Path) -> Any:
     except FileNotFoundError:
         raise StoreError(f"{path}: no such file") from None
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise StoreError(f"{path}: not readable as JSON ({error}); was it cut or edited?") from None
+        raise DamagedError(f"{path}: not readable as JSON ({error}); was it cut or edited?") from None
 
 
 def read_stored(path: Path) -> dict[str, Any]:
     """The content of a study.json or run.json.
 
     Raises:
-        StoreError: when it is missing, cut, or from another version.
+        StoreError: when it is missing, or from another version.
+        DamagedError: when it is cut, or says nothing of a version.
     """
     value = read_json(path)
     found = value.get("schema") if isinstance(value, dict) else None
     if found != SCHEMA:
-        raise StoreError(
+        raise (DamagedError if found is None else StoreError)(
             f"{path}: written by another version of Gatelab (schema {found}, this one reads {SCHEMA}); "
             "use that version, or run the study into a new folder"
         )
@@ -131,4 +137,4 @@ def check_keys(path: Path, value: Any, kinds: dict[str, type]) -> None:
     found = value if isinstance(value, dict) else {}
     missing = [key for key, kind in kinds.items() if not isinstance(found.get(key), kind)]
     if missing:
-        raise StoreError(f"{path}: missing, or of another kind: {', '.join(missing)}; was it edited?")
+        raise DamagedError(f"{path}: missing, or of another kind: {', '.join(missing)}; was it edited?")

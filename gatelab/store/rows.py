@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..record import Row
-from .files import StoreError
+from .files import DamagedError, StoreError
 from .run import RunFolder
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def _view_all(connection: Any, runs: list[RunFolder]) -> None:
 
     cached: list[RunFolder] = []
     for run in runs:
-        if run.done() is not None:
+        if _has_ended(run):
             # A read-only folder is no obstacle: the cache is a convenience.
             with suppress(OSError, duckdb.Error):
                 if not _is_fresh(run):
@@ -98,6 +98,15 @@ def _is_mended(connection: Any, run: RunFolder) -> bool:
     return False
 
 
+def _has_ended(run: RunFolder) -> bool:
+    """Whether a run's rows are all that it will have; a damaged one's are read as they are, and its cache is not believed."""
+    try:
+        run.check_rows()
+        return run.done() is not None
+    except DamagedError:
+        return False
+
+
 def _is_fresh(run: RunFolder) -> bool:
     cache = run.path / "rows.parquet"
     return cache.exists() and cache.stat().st_mtime >= run.rows_path.stat().st_mtime
@@ -123,7 +132,7 @@ def take_rows(connection: Any, table: str, runs: Sequence[RunFolder], names: Seq
     import duckdb
 
     runs = [run for run in runs if run.rows_path.exists() and run.rows_path.stat().st_size]
-    cached = [run for run in runs if run.done() is not None and _is_fresh(run)]
+    cached = [run for run in runs if _has_ended(run) and _is_fresh(run)]
     try:
         connection.execute(_taken(table, cached, [run for run in runs if run not in cached], names))
     except (OSError, duckdb.Error):

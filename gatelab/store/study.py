@@ -106,7 +106,7 @@ class StudyFolder:
             check_keys(path, entry, {"cell": str, "arm": str, "seed": int, "fingerprint": str})
             # Each names a folder.
             for name in (entry["fingerprint"], entry.get("init_from")):
-                if name is not None and not (isinstance(name, str) and re.fullmatch(r"\w[\w-]*", name)):
+                if name is not None and not is_fingerprint(name):
                     raise StoreError(f"{path}: {name!r} is no fingerprint of a run; was it edited?")
         return value
 
@@ -225,6 +225,11 @@ class StudyFolder:
         measurement with the run's cell, arm and seed). Finished runs are read from their Parquet cache, and of it what a query
         asks for."""
         return connected(list(self.planned()))
+
+
+def is_fingerprint(name: object) -> bool:
+    """Whether this may name a run, and so a folder inside a study's; not whether there is one."""
+    return isinstance(name, str) and re.fullmatch(r"\w[\w-]*", name) is not None
 
 
 def _is_half_study(path: Path) -> bool:

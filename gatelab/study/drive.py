@@ -3,12 +3,13 @@
 It holds nothing that the ledger does not: kill it and run it again, start a second one beside it, add runs to the plan,
 and each run is still carried out once. What happens next to a run depends on how its last attempt ended:
 
-    lost        again, up to execution.lost_retries times in this drive
+    lost        again, up to execution.lost_retries times in this drive, not counting attempts that left a newer checkpoint
     oom         again once with half the micro-batch, which later attempts keep until `retry`
     stopped     again from its checkpoint, not counted
     timeout     left; the next drive resumes it
     failed      left until `retry`: the same configuration would fail again
     disk-full   left, and nothing more is started; the next drive resumes it
+    damaged     left until its file is mended, as the message says
 
 A run that starts from another's weights waits until that one has them.
 """
@@ -64,7 +65,10 @@ def retry(folder: StudyFolder, states: Iterable[str] = ("failed", "oom", "timeou
     Raises:
         ValueError: for a state from which a run cannot be planned again.
     """
-    wanted, allowed = set(states), [s for s in ledger.STATES if s not in ("planned", "running", *ledger.FINISHED)]
+    wanted, allowed = (
+        set(states),
+        [s for s in ledger.STATES if s not in ("planned", "running", *ledger.FINISHED, ledger.DAMAGED)],
+    )
     if not wanted <= set(allowed):
         raise ValueError(f"retry {', '.join(sorted(wanted - set(allowed)))}: expected some of {', '.join(allowed)}")
     runs = {run.fingerprint: run for _, run in folder.planned()}

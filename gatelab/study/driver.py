@@ -99,10 +99,11 @@ class Driver:
         self._vanished: set[str] = set()
         self._running: dict[str, _Running] = {}
         self._lost: Counter[str] = Counter()
+        self._began_at: dict[str, int] = {}  # of the last attempt here, the step of its run's checkpoint
         self._shapes: dict[str, str] = {}
         self._halted = ""
         self._look_at = 0.0
-        # What could not be written, to a full disk or a folder that is read-only now, is at least told.
+        # What could not be written, to a full disk or a folder that is read-only now, or not read, is at least told.
         self._unwritten: dict[str, tuple[str, str]] = {}
         self._unwritable = ""
         self._interrupts: list[int] = []
@@ -154,7 +155,8 @@ class Driver:
         states, messages = {}, {}
         for fingerprint in self._entries:
             run = self._folder.run(fingerprint)
-            states[fingerprint], messages[fingerprint] = self._state_of(run), self._message_of(run)
+            state = states[fingerprint] = self._state_of(run)
+            messages[fingerprint] = self._message_of(run, state)
         elsewhere = tuple(f for f in self._entries if f in self._elsewhere and states[f] == "running")
         return Summary(states, {f: m for f, m in messages.items() if m}, elsewhere, self._halted)
 
@@ -169,7 +171,7 @@ class Driver:
         state = self._state_of(run)
         if state in ledger.FINISHED:
             clear_done(run)
-        self._tell(kind, fingerprint, state, self._message_of(run))
+        self._tell(kind, fingerprint, state, self._message_of(run, state))
         self._elsewhere.discard(fingerprint)
         if state == "running":
             self._elsewhere.add(fingerprint)
@@ -179,7 +181,8 @@ class Driver:
     def _is_wanted(self, run: RunFolder, state: str, *, is_first: bool) -> bool:
         """Whether a run in this state is to be started; `is_first`: it is not this drive that brought it there."""
         if state == "lost" and not is_first:
-            self._lost[run.fingerprint] += 1
+            # With a newer checkpoint than it began with something came of the attempt, and of the next one more will.
+            self._lost[run.fingerprint] += (stands_at(run) or 0) <= self._began_at.get(run.fingerprint, 0)
             return self._lost[run.fingerprint] <= self._execution.lost_retries
         if state == "oom":
             return micro_batch_of(run, self._execution) is not None
@@ -210,8 +213,13 @@ class Driver:
             if not self._is_ready(fingerprint):
                 continue
             run = self._folder.run(fingerprint)
-            # Where runs stand too: of a group that is not at one step all would start over.
-            shape = (self._shape(run), micro_batch_of(run, self._execution), stands_at(run))
+            try:
+                # Where runs stand too: of a group that is not at one step all would start over.
+                shape = (self._shape(run), micro_batch_of(run, self._execution), stands_at(run))
+                fits = most if first is not None else self._execution.group or self._fitting(run)
+            except ValueError as error:
+                self._leave_out(run, error)
+                continue
             if first not in (None, shape):
                 continue
             self._pending.remove(fingerprint)
@@ -222,8 +230,9 @@ class Driver:
                 self._sort_in(fingerprint, "state")
                 continue
             if first is None:
-                first, most = shape, self._execution.group or self._fitting(run)
+                first, most = shape, fits
             group.append(run)
+            self._began_at[run.fingerprint] = shape[2] or 0
             known[fingerprint] = n_known
             if len(group) == most:
                 break
@@ -237,6 +246,14 @@ class Driver:
         for name in names:
             self._tell("submitted", name, "running")
         return True
+
+    def _leave_out(self, run: RunFolder, error: ValueError) -> None:
+        """A run whose configuration is not there, or is none."""
+        words = "; ".join(str(error).splitlines())
+        path = run.path / "run.json"
+        self._unwritten[run.fingerprint] = (ledger.DAMAGED, words if str(path) in words else f"{path}: {words}")
+        self._pending.remove(run.fingerprint)
+        self._tell("left", run.fingerprint, *self._unwritten[run.fingerprint])
 
     def _shape(self, run: RunFolder) -> str:
         if run.fingerprint not in self._shapes:
@@ -284,6 +301,8 @@ class Driver:
             owner, known = running.task.owner, running.task.known[run.fingerprint]
             conclude = lambda: ledger.conclude(run, owner, outcome, ended, message=message, known=known)  # noqa: E731
             patiently(run, conclude, is_over=self._heed)
+        except StoreError as error:
+            self._unwritten[run.fingerprint] = (ledger.DAMAGED, str(error))
         except OSError as error:
             is_full = error.errno in FULL
             self._unwritable = self._unwritable if is_full else error.strerror or str(error)
@@ -316,11 +335,15 @@ class Driver:
             return self._unwritten[run.fingerprint][0]
         return ledger.state_of(run)
 
-    def _message_of(self, run: RunFolder) -> str:
+    def _message_of(self, run: RunFolder, state: str) -> str:
         if run.fingerprint in self._unwritten:
             return self._unwritten[run.fingerprint][1]
-        last = ledger.last_attempt(run)
-        return last.message if last else ""
+        if state == ledger.DAMAGED:
+            return ledger.damage_of(run)
+        with suppress(StoreError):  # of a finished run that was unpacked
+            last = ledger.last_attempt(run)
+            return last.message if last else ""
+        return ""
 
     def _tell(self, kind: Kind, fingerprint: str, state: str, message: str = "") -> None:
         if self._on_event is not None:

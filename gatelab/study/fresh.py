@@ -36,8 +36,13 @@ def fresh_runs(folder: StudyFolder, wanted: Sequence[Comparison], seeds: Sequenc
         ConfigError: data that cannot be read.
     """
     like: dict[Comparison, dict[str, Any]] = {}
+    damaged: dict[Comparison, dict[str, Any]] = {}
     for entry in folder.study()["plan"]:
-        like.setdefault((entry["cell"], entry["arm"]), entry)
+        where = (entry["cell"], entry["arm"])
+        if where not in like:
+            is_whole = folder.run(entry["fingerprint"]).config_if_whole() is not None
+            (like if is_whole else damaged).setdefault(where, entry)
+    like = damaged | like
     by_name = {e["fingerprint"]: (e["cell"], e["arm"]) for e in folder.study()["plan"]}
     digests: dict[str, str] = {}
     made: dict[tuple[str, str, int], Planned] = {}

@@ -1,7 +1,8 @@
 """Several processes of one machine that share the batches of a task's runs; the worker is the first of them.
 
 The worker holds the leases and is the only one to write. The others know its process and leave when it is gone; when one
-of them ends with an error, so does the attempt. They meet through a file of their own user and talk over loopback, so
+of them ends with an error, so does the attempt, and where a signal ended one the attempt is lost, as the worker's own would be:
+what the exchange says of it is only that it failed. They meet through a file of their own user and talk over loopback, so
 that nothing can be reached from elsewhere.
 """
 
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -24,9 +26,20 @@ from . import ledger
 from .executor import EXITS, Task, function_of, leave
 
 _LOOK_S = 0.2
-# After one has failed: for the exchange to fail in the worker too, which then says so itself.
+# After one has failed: for the exchange to fail in the worker too, which then says so itself. And after that: for one that is being
+# ended to be gone, since its connections are closed first.
 _FAIL_S = 5.0
 _LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}
+
+_Others = list["subprocess.Popen[bytes]"]
+
+
+class LostError(RuntimeError):
+    """A process that shares the run is gone, or does not answer: no fault of the run's."""
+
+
+class FailedError(RuntimeError):
+    """A process that shares the run has failed, and said why in the log."""
 
 
 @contextmanager
@@ -35,6 +48,11 @@ def gang(task: Task, size: int, fail: Callable[[BaseException], None]) -> Iterat
 
     Args:
         fail: called in another thread when one of them fails and this process does not notice.
+
+    Raises:
+        LostError: from what the block raised, when a signal ended one of the others.
+        MemoryError: likewise, when one ran out of memory.
+        FailedError: likewise, when one failed and this process knows of it from the exchange alone.
     """
     if size == 1 or int(os.environ.get("WORLD_SIZE", "1")) > 1:
         yield  # alone; or torchrun has started the others
@@ -51,6 +69,12 @@ def gang(task: Task, size: int, fail: Callable[[BaseException], None]) -> Iterat
         threading.Thread(target=_watch, args=(others, is_over, fail), daemon=True, name="gang").start()
         try:
             yield
+        except BaseException as error:
+            is_over.set()
+            why = _why(others, error)
+            if why is None:
+                raise
+            raise why from error
         finally:
             is_over.set()
             for other in others:
@@ -68,15 +92,47 @@ def _places(owner: str) -> str:
     return f"gatelab-{owner}-"
 
 
-def _watch(
-    others: list["subprocess.Popen[bytes]"], is_over: threading.Event, fail: Callable[[BaseException], None]
-) -> None:
+def _watch(others: _Others, is_over: threading.Event, fail: Callable[[BaseException], None]) -> None:
     while not is_over.wait(_LOOK_S):
-        codes = [code for other in others if (code := other.poll())]
-        if codes and not is_over.wait(_FAIL_S):
-            how = "ran out of memory" if EXITS["oom"] in codes else f"ended with {codes[0]}"
-            error = MemoryError if EXITS["oom"] in codes else RuntimeError
-            fail(error(f"one of the processes that share this run {how}; log.txt has its words"))
+        if any(other.poll() for other in others) and not is_over.wait(_FAIL_S):
+            fail(_meaning([other.poll() for other in others]))
+
+
+def _why(others: _Others, error: BaseException) -> BaseException | None:
+    """What is behind an error of the worker's, if another process is."""
+    from .worker import classify
+
+    outcome = classify(error)[0]
+    if outcome in ("oom", "disk-full"):
+        return None
+    # A mistake of the user's, which all find at once, is nothing to wait for.
+    deadline = time.monotonic() + (0.0 if isinstance(error, ValueError) else _FAIL_S)
+    while None in (codes := [other.poll() for other in others]) and time.monotonic() < deadline:
+        if any(map(_is_from_outside, codes)):
+            break
+        time.sleep(_LOOK_S / 10)
+    # An error that is not the exchange's says more than that others have failed too.
+    return _meaning(codes) if outcome == "lost" or any(map(_is_from_outside, codes)) else None
+
+
+def _is_from_outside(code: int | None) -> bool:
+    return code is not None and (code < 0 or code == EXITS["oom"])
+
+
+def _meaning(codes: list[int | None]) -> BaseException | None:
+    """What it means for the run that the others ended so; None while none has failed."""
+    some = "one of the processes that share this run"
+    for rank, code in enumerate(codes, 1):
+        if code is not None and code < 0:
+            return LostError(f"process {rank} of {len(codes) + 1} was ended by {signal.Signals(-code).name}")
+    failed = [code for code in codes if code]
+    if EXITS["oom"] in failed:
+        return MemoryError(f"{some} ran out of memory; log.txt has its words")
+    if set(failed) == {EXITS["lost"]}:
+        return LostError(f"{some} waited in vain for another; log.txt has its words")
+    # One that lost another has noticed what a third met.
+    own = next((code for code in failed if code != EXITS["lost"]), None)
+    return FailedError(f"{some} ended with {own}; log.txt has its words") if own else None
 
 
 def accompany(task: Task, worker_pid: int) -> int:

@@ -26,7 +26,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from ..store import RunFolder, StoreError, read_json
+from ..store import DamagedError, RunFolder, StoreError, check_keys, read_json
 from .executor import Ended
 from .place import FOLDER, Place
 
@@ -36,7 +36,13 @@ BEAT_S = 1.0
 STALE_S = 60.0
 
 FINISHED = ("done", "diverged")
-STATES = ("planned", "running", *FINISHED, "stopped", "timeout", "lost", "oom", "failed", "disk-full")
+# A file that the state is read from is cut, or was edited; nothing is done to such a run.
+DAMAGED = "damaged"
+STATES = ("planned", "running", *FINISHED, "stopped", "timeout", "lost", "oom", "failed", "disk-full", DAMAGED)
+
+
+# What helps where an attempt is damaged.
+_MEND = "Remove it, and the run stands as its other files say"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,15 +73,42 @@ class Attempt:
 
 
 def state_of(run: RunFolder) -> str:
-    """One of `STATES`, from done.json, else from the newest attempt and whether its owner lives."""
+    """One of `STATES`, from done.json, else from the newest attempt and whether its owner lives.
+
+    Raises:
+        StoreError: when another version of Gatelab has written what this one does not know.
+    """
+    try:
+        return _state_of(run)
+    except DamagedError:
+        return DAMAGED
+
+
+def damage_of(run: RunFolder) -> str:
+    """Which file of a damaged run is, and what to do; empty of any other."""
+    try:
+        _state_of(run)
+    except DamagedError as error:
+        return str(error)
+    return ""
+
+
+def _state_of(run: RunFolder) -> str:
     done = run.done()
+    run.check_config()
     if done is not None:
+        run.check_rows()
         return done["status"]
     last = last_attempt(run)
     if last is None or last.outcome == "reset" or last.outcome in FINISHED:
         return "planned"
     if last.outcome == "running":
         return "running" if is_live(run, last) else "lost"
+    if last.outcome not in STATES:
+        raise StoreError(
+            f"{_path(run, last.number)}: ended as {last.outcome!r}, which this version of Gatelab does not know; go on with the "
+            "version that wrote it"
+        )
     return last.outcome
 
 
@@ -92,10 +125,13 @@ def n_attempts(run: RunFolder) -> int:
 
 
 def attempts_since_reset(run: RunFolder) -> list[Attempt]:
-    """The attempts that still count, oldest first: those after the newest `reset`."""
+    """The attempts that still count, oldest first: those after the newest `reset`; one that is damaged does not."""
     out: list[Attempt] = []
     for number in reversed(_numbers(run)):
-        attempt = _read(_path(run, number))
+        try:
+            attempt = _read(_path(run, number))
+        except DamagedError:
+            continue
         if attempt.outcome == "reset":
             break
         out.insert(0, attempt)
@@ -222,7 +258,11 @@ def conclude(run: RunFolder, owner: str, outcome: str, ended: Ended, *, message:
 def close_done(run: RunFolder) -> bool:
     """Close the attempt of an owner that was ended between the result and its last word, as the result says; False while an
     owner lives, to whom the folder belongs."""
-    last, done = last_attempt(run), run.done()
+    done = run.done()
+    try:
+        last = last_attempt(run)
+    except DamagedError:
+        return done is not None  # the result is whole; of a run that was unpacked an attempt says little
     if last is None or done is None or last.outcome != "running":
         return done is not None
     if is_live(run, last):
@@ -335,11 +375,14 @@ def _path(run: RunFolder, number: int) -> Path:
 
 def _read(path: Path) -> Attempt:
     known = {f.name for f in fields(Attempt)}
-    value = read_json(path)
     try:
+        value = read_json(path)
+        check_keys(path, value, {"number": int, "outcome": str})
         return Attempt(**{k: v for k, v in value.items() if k in known})
-    except (AttributeError, TypeError) as error:
-        raise StoreError(f"{path}: is no attempt of a run ({error}); was it edited?") from None
+    except DamagedError as error:
+        raise DamagedError(f"{error} {_MEND}") from None
+    except TypeError as error:
+        raise DamagedError(f"{path}: is no attempt of a run ({error}); was it edited? {_MEND}") from None
 
 
 def _write(run: RunFolder, attempt: Attempt) -> None:

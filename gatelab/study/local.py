@@ -21,7 +21,7 @@ from ..config import ConfigError, Execution
 from . import gang, ledger
 from .executor import Ended, Task
 
-_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 # What a worker needs; torch._dynamo because the first optimiser step imports it, which takes seconds.
 PRELOAD = (
     "torch",
@@ -47,7 +47,21 @@ def local_executor(execution: Execution, preload: Sequence[str] = PRELOAD) -> "L
     """
     dealt = deal(devices_for(execution), execution)
     slots = execution.slots or len(dealt) or max(1, n_cores() // (execution.threads * execution.processes))
+    if said := crowding(slots, execution):
+        print(f"note: {said}", file=sys.stderr, flush=True)
     return LocalExecutor(slots, execution.threads, dealt, preload)
+
+
+def crowding(slots: int, execution: Execution) -> str:
+    """A sentence on more threads than cores, which wait for one another at every sum; empty where they fit."""
+    cores, each = n_cores(), slots * execution.processes
+    if each * execution.threads <= cores:
+        return ""
+    fits = f"execution.threads={cores // each} fits" if each <= cores else "take fewer slots"
+    return (
+        f"{slots} slots × {execution.processes} processes × {execution.threads} threads (execution.*) are "
+        f"{each * execution.threads:,} threads on {cores} CPU cores, and wait for one another; {fits}"
+    )
 
 
 def devices_for(execution: Execution) -> list[str]:
@@ -159,7 +173,7 @@ class LocalExecutor:
     def _environ(self, slot: int | None) -> dict[str, str]:
         """Of a process: thread counts are read once, when the maths libraries load."""
         threads = str(self._threads)
-        environ = dict(os.environ) | dict.fromkeys(_THREADS, threads)
+        environ = dict(os.environ) | dict.fromkeys(THREADS, threads)
         if slot is not None:
             environ["CUDA_VISIBLE_DEVICES"] = self._devices[slot % len(self._devices)]
         return environ

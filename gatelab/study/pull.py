@@ -8,7 +8,6 @@ should): runs are saved, and that is all.
 """
 
 import argparse
-import json
 import os
 import signal
 import subprocess
@@ -20,9 +19,11 @@ from pathlib import Path
 from ..config import ConfigError, Execution
 from ..store import StoreError, StudyFolder
 from . import ledger
+from .by_hand import execution_of
 from .drive import POLL_S, Event, Summary, drive
 from .executor import GRACE_S, TARGET
 from .local import PRELOAD, local_executor
+from .srun import SrunExecutor
 
 # A job that is queued again so often does not get on; it ends, and its runs stay resumable.
 _MOST_REQUEUES = 1000
@@ -30,10 +31,12 @@ _RESUMABLE = ("planned", "running", "stopped", "lost")
 
 
 def pull(
-    folder: StudyFolder, execution: Execution, *, target: str = TARGET, grace_s: float = GRACE_S
+    folder: StudyFolder, execution: Execution, *, target: str = TARGET, grace_s: float = GRACE_S, nodes: int = 1
 ) -> Summary | None:
-    """Carry out what others do not until nothing is left for this machine; None when it was asked to stop."""
-    executor = local_executor(execution, PRELOAD if target == TARGET else ())
+    """Carry out what others do not until nothing is left for this machine, or for the job's `nodes` machines together; None
+    when it was asked to stop."""
+    preload = PRELOAD if target == TARGET else ()
+    executor = SrunExecutor(execution, nodes) if nodes > 1 else local_executor(execution, preload)
     try:
         while True:
             summary = drive(
@@ -101,6 +104,7 @@ def main() -> int:
     parser.add_argument("--execution", default="{}", metavar="JSON", help="fields of Execution")
     parser.add_argument("--target", default=TARGET, metavar="MODULE:FUNCTION", help="what carries runs out")
     parser.add_argument("--grace-s", type=float, default=GRACE_S, help="seconds to save in when asked to stop")
+    parser.add_argument("--nodes", type=int, default=1, metavar="N", help="machines of this job that share each run")
     given = parser.parse_args()
     why: list[str] = []
 
@@ -114,8 +118,8 @@ def main() -> int:
     _hear(signal.SIGTERM, lambda: stop("asked"))
     try:
         folder = StudyFolder.open(given.folder)
-        execution = Execution.model_validate(json.loads(given.execution))
-        summary = pull(folder, execution, target=given.target, grace_s=given.grace_s)
+        execution = execution_of(given.execution)
+        summary = pull(folder, execution, target=given.target, grace_s=given.grace_s, nodes=given.nodes)
     except KeyboardInterrupt:
         summary = None
     except (ConfigError, StoreError) as error:

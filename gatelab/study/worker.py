@@ -3,13 +3,14 @@
     python -m gatelab.study.worker FOLDER FINGERPRINT [FINGERPRINT …] [--execution JSON]
     torchrun --nproc-per-node 2 -m gatelab.study.worker FOLDER FINGERPRINT --execution '{"parallel": {"tp": 2}}'
 
-The command and the fork server's children both call `work`. A worker writes to its runs' folders only, prints to
-log.txt, treats SIGTERM as the wish to stop, and leaves by itself when its driver is gone or its lease is taken.
+What it is given by hand is looked at before anything is written, and in the end a line on stderr says how each run stands (of
+ranks that torchrun starts the first says it). The command and the fork server's children both call `work`. A worker writes to
+its runs' folders only, prints to log.txt, treats SIGTERM as the wish to stop, and leaves by itself when its driver is gone or its
+lease is taken.
 """
 
 import argparse
 import errno
-import json
 import os
 import signal
 import sys
@@ -21,16 +22,25 @@ from dataclasses import replace
 from functools import partial
 from typing import NoReturn
 
-from ..config import Execution
-from ..objects import address_of
+from ..config import ConfigError, Execution
 from ..store import RunFolder, StudyFolder
 from . import ledger
+from .by_hand import by_hand, execution_of, json_object, say
 from .carry_up import Carrier, carriers, carrying, study_of
 from .executor import EXITS, GRACE_S, TARGET, Task, function_of, leave
-from .gang import accompany, clear, gang
+from .gang import FailedError, LostError, accompany, clear, gang
 from .place import FULL, PlaceError, patiently
 
 Held = tuple[RunFolder, ledger.Attempt]
+# What gloo, its stores, the rendezvous and NCCL say, in plain RuntimeErrors or kinds of them.
+_OF_EXCHANGE = {
+    (
+        "timed out",
+        "wait timeout",
+        "operation timeout",
+    ): "another process of the run did not answer for execution.wait_s seconds",
+    ("reset by peer", "closed by peer", "broken pipe", "remote process exiting"): "another process of the run is gone",
+}
 
 
 def work(task: Task, driver_pid: int | None = None) -> int:
@@ -94,8 +104,15 @@ def classify(error: BaseException) -> tuple[str, str]:
         return "disk-full", _line(error)
     if isinstance(error, PlaceError):
         return "lost", str(error.strerror)
+    if isinstance(error, LostError):
+        return "lost", str(error)
     if any(_is_out_of_memory(e) for e in chain):
         return "oom", f"out of memory: {_line(error)}"
+    if not isinstance(error, FailedError):
+        # Where the others are not this process's own, their ends show in the exchange alone.
+        for words, message in _OF_EXCHANGE.items():
+            if any(_has_words(e, words) for e in chain):
+                return "lost", message
     return "failed", _line(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {_line(error)}"
 
 
@@ -241,8 +258,11 @@ def _is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError) or any(c.__name__ == "OutOfMemoryError" for c in type(error).__mro__):
         return True
     # torch on CPUs, the CUDA driver and cuBLAS raise plain RuntimeErrors.
-    words = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
-    return isinstance(error, RuntimeError) and any(w in str(error) for w in words)
+    return _has_words(error, ("can't allocate memory", "cuda error: out of memory", "cublas_status_alloc_failed"))
+
+
+def _has_words(error: BaseException, words: tuple[str, ...]) -> bool:
+    return isinstance(error, RuntimeError) and any(w in str(error).lower() for w in words)
 
 
 def _line(error: BaseException) -> str:
@@ -256,27 +276,27 @@ def main() -> int:
     parser.add_argument("fingerprints", nargs="+", metavar="FINGERPRINT", help="runs of one shape, for one process")
     parser.add_argument("--execution", default="{}", metavar="JSON", help="fields of Execution")
     parser.add_argument("--target", default=TARGET, metavar="MODULE:FUNCTION", help="what carries them out")
-    parser.add_argument("--owner", default=None, help="the name to take the leases under")
+    parser.add_argument("--owner", default=None, help="the name to take the leases under; whoever gives it has looked")
     parser.add_argument("--grace-s", type=float, default=GRACE_S, help="seconds to stop in when the driver is gone")
     parser.add_argument("--driver-pid", type=int, default=None, help="the process without which to stop")
     parser.add_argument("--known", default="{}", metavar="JSON", help="attempts that there may be, by fingerprint")
     given = parser.parse_args()
-    task = Task(
-        folder=given.folder,
-        fingerprints=tuple(given.fingerprints),
-        execution=json.loads(given.execution),
-        target=given.target,
-        grace_s=given.grace_s,
-        known=json.loads(given.known),
-        **({"owner": given.owner} if given.owner else {}),
-    )
-    if address_of(task.folder) is not None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        parser.error(
-            f"{task.folder}: ranks that torchrun starts share a folder; `gatelab run` starts them for an object store"
+    try:
+        task = Task(
+            folder=given.folder,
+            fingerprints=tuple(given.fingerprints),
+            execution=execution_of(given.execution).model_dump(mode="json"),
+            target=given.target,
+            grace_s=given.grace_s,
+            known=json_object("--known", given.known),
+            **({"owner": given.owner} if given.owner else {}),
         )
-    if int(os.environ.get("RANK", "0")):
-        return accompany(task, os.getppid())
-    return work(task, given.driver_pid)
+    except ConfigError as error:
+        say(f"gatelab: {'; '.join(error.problems)}")
+        return 2
+    is_first = os.environ.get("RANK", "0") == "0"
+    go = lambda: work(task, given.driver_pid) if is_first else accompany(task, os.getppid())  # noqa: E731
+    return go() if given.owner else by_hand(task, go)
 
 
 if __name__ == "__main__":

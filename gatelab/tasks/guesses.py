@@ -8,10 +8,23 @@ from collections import Counter
 from collections.abc import Sequence
 from math import comb
 
-from .task import Task, TaskItem
+from .task import Span, Task, TaskItem
 from .vocabulary import kind_of
 
 Guess = tuple[float, float]  # what chance scores, and what copying does
+# Half of their items have no evidence, and who says of all what is right of those, NONE or what was learned, is right in half.
+HALF = ("absent", "conflict")
+
+
+def floor_with_evidence(task: str, floor: float | None, pieces: Sequence[Span]) -> float | None:
+    """The copying floor of an item among those alone that have evidence, where saying what is right of the others is never
+    right; `pieces` are its evidence and its distractors."""
+    return 1 / len(pieces) if task in HALF else floor
+
+
+def copies(task: str, floor: float | None) -> bool:
+    """Whether an item's floor is that of copying, and not of saying one thing always."""
+    return task not in HALF or floor != 1 / 2
 
 
 def guesses_of(task: Task, item: TaskItem) -> dict[str, Guess]:

@@ -3,6 +3,7 @@
 Notable: nothing in them is true of anything, and no score is taken on them.
 """
 
+import uuid
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,6 +22,11 @@ _BUILDERS = (
     "Mona Field",
     "Iver Holt",
 )
+
+
+_TURN = 0x9E3779B97F4A7C15F39CC0605CEDC834  # its multiples look like nothing
+_IDS = [str(uuid.UUID(int=n * _TURN % 2**128, version=4)) for n in range(1, 17)]
+_PAIRS = [[key, value] for key, value in zip(_IDS[::2], _IDS[1::2], strict=True)]
 
 
 def _wall(i: int) -> str:
@@ -52,6 +58,9 @@ RECORDS: dict[str, list[dict[str, Any]]] = {
             "supporting_facts": [[town, 0], [_BUILDERS[i], 0]],
         }
         for i, town in enumerate(_TOWNS)
+    ],
+    "middle/kv": [
+        {"ordered_kv_records": _PAIRS[i : i + 4], "key": _PAIRS[i + 1][0], "value": _PAIRS[i + 1][1]} for i in (0, 4)
     ],
     "middle/qa": [
         {

@@ -3,7 +3,8 @@
 Notable: where the gold one stands is the knob `depth`. Words of the prompts, scores and 100 tokens for an answer are the
 paper's. Its own documents were retrieved; `qa_random` takes those of other questions, its variant, from a file of gold ones;
 `…_aware` asks before the context too, which the paper calls query-aware contextualization; `qa_closed_book` asks without any
-document, and `qa_oracle` with the gold one alone: its baselines, below and above.
+document, and `qa_oracle` with the gold one alone: its baselines, below and above. Pairs are drawn, and fill the length, unless a
+file of the paper's is there: then an item is the file's, with all of its pairs.
 """
 
 import re
@@ -30,7 +31,13 @@ _FIELDS = ("question", "answers", "ctxs")
 RETRIEVED = Source(("middle/qa",), _FIELDS)
 # The paper's own file of gold documents will do.
 _ORACLE = Source(("middle/qa_random", "lost_in_the_middle/nq-open-oracle"), _FIELDS)
+_KEYS_OF_FILES = (75, 140, 300)  # in the order in which the paper's own files of pairs are looked for
+PAIRS = Source(
+    ("middle/kv", *(f"lost_in_the_middle/kv-retrieval-{n}_keys" for n in _KEYS_OF_FILES)),
+    ("ordered_kv_records", "key", "value"),
+)
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
+_UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
@@ -43,6 +50,15 @@ class Question:
     answers: tuple[str, ...]
     gold: tuple[str, str]
     plain: str
+    others: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """The (key, value) that is asked for, where it stands in the file, and the others in their order."""
+
+    gold: tuple[str, str]
+    at: int
     others: tuple[tuple[str, str], ...]
 
 
@@ -75,16 +91,22 @@ def _pairs(seed: int, index: int, n: int) -> list[tuple[str, str]]:
     return out[:n]
 
 
-def _place(setting: Setting, name: str, index: int, n: int) -> int:
-    """Which of n the gold one is."""
+def _place(setting: Setting, name: str, index: int, n: int, stated: int | None = None) -> int:
+    """Which of n the gold one is: where no depth is asked for, as a file states it, else drawn."""
     if setting.depth is not None:
         return int(setting.depth * (n - 1) + 0.5)
-    return Draws(key_of(f"{name}/place", setting.seed), index).below(n)
+    return Draws(key_of(f"{name}/place", setting.seed), index).below(n) if stated is None else stated
 
 
 def _kv(name: str, setting: Setting, index: int, size: int) -> Prompt:
-    (key, value), *others = _pairs(setting.seed, index, size)
-    at = _place(setting, "middle/kv", index, size)
+    asked: Pairs | None = setting.held[index] if setting.held else None
+    if asked is None:
+        (key, value), *others = _pairs(setting.seed, index, size)
+        wrong = [v for _, v in _pairs(setting.seed, index, max(size, N_OPTIONS))[1:N_OPTIONS]]
+    else:
+        (key, value), others = asked.gold, asked.others
+        wrong = [v for _, v in others[: N_OPTIONS - 1]]
+    at = _place(setting, "middle/kv", index, size, None if asked is None else asked.at)
     records = [("distractor", k, v) for k, v in others]
     records.insert(at, ("evidence", key, value))
     script, question = Script(), f'Key: "{key}"\n'
@@ -93,7 +115,6 @@ def _kv(name: str, setting: Setting, index: int, size: int) -> Prompt:
     script.say("JSON data:\n{", "kept")
     script.say_all([(role, f'"{k}": "{v}"') for role, k, v in records], ",\n ")
     script.say(f"}}\n\n{question}Corresponding value:", "kept")
-    wrong = [v for _, v in _pairs(setting.seed, index, max(size, N_OPTIONS))[1:N_OPTIONS]]
     return Prompt(
         task=name,
         index=index,
@@ -180,6 +201,35 @@ def _strangers(setting: Setting, index: int) -> list[tuple[str, str]]:
     return list(dict.fromkeys(q.gold for q in others if not any(a in q.plain for a in answers)))
 
 
+def pairs_of(rows: list[dict[str, Any]]) -> tuple[Pairs, ...]:
+    """Raises TaskError: a row whose pairs are no two or more of different UUIDs, or whose key or value is not of one of them."""
+    items = []
+    for number, row in enumerate(rows, 1):
+        records = row["ordered_kv_records"]
+        is_list = isinstance(records, list) and len(records) > 1
+        if not is_list or not all(isinstance(pair, list) and len(pair) == 2 for pair in records):
+            raise TaskError(f"row {number}: its ordered_kv_records are no list of two pairs or more, [key, value] each")
+        if other := next((text for pair in records for text in pair if not _UUID.fullmatch(str(text))), None):
+            raise TaskError(f"row {number}: {other!r} in its ordered_kv_records: expected UUIDs, as the paper has them")
+        pairs, gold = [tuple(pair) for pair in records], (row["key"], row["value"])
+        if gold not in pairs or len({key for key, _ in pairs}) < len(pairs) or len({v for _, v in pairs}) < len(pairs):
+            raise TaskError(
+                f"row {number}: its key and value are no pair of its ordered_kv_records, or these name something twice"
+            )
+        at = pairs.index(gold)
+        items.append(Pairs(gold, at, tuple(pairs[:at] + pairs[at + 1 :])))
+    return tuple(items)
+
+
+def _pair_sizes(name: str, setting: Setting, index: int) -> tuple[int, int]:
+    """The fewest and the most pairs: of a file as many as it has, so that its items are the paper's or none."""
+    if not setting.held:
+        return 2, max(2, setting.length)
+    _check_number(name, setting, index)
+    n = 1 + len(setting.held[index].others)
+    return n, n
+
+
 def questions_of(rows: list[dict[str, Any]]) -> tuple[Question, ...]:
     """Raises TaskError: a row without a gold document, or whose answers are no list of texts."""
     questions = []
@@ -245,7 +295,8 @@ def _of_pairs(name: str, what: str) -> PromptTask:
     return PromptTask(
         name, what, "Lost in the Middle, key-value retrieval (arXiv 2307.03172)",
         lambda setting, index, size: _kv(name, setting, index, size),
-        lambda setting, index: (2, max(2, setting.length)), value_found, "best_subspan_em",
+        lambda setting, index: _pair_sizes(name, setting, index), value_found, "best_subspan_em",
+        sources=(PAIRS,), read=pairs_of,
     )  # fmt: skip
 
 

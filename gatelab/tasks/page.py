@@ -46,12 +46,12 @@ class Page:
         self.pieces: list[Piece] = []
         self.asked: list[int] = []
         self.answers: list[int] = []
-        self.width, self.n_cells = 0, 0
+        self.width, self.n_cells, self.n_together = 0, 0, 1
 
     def places(self, width: int, n_evidence: int, n_others: int | None = None) -> tuple[list[int], list[int]]:
         """First positions of `n_evidence` pieces, in the order of the page, and of `n_others` (None: all the rest), in any."""
         n_cells = n_cells_of(self.task, self.knobs, self.tail, width, n_evidence + (n_others or 0))
-        self.width, self.n_cells = width, n_cells
+        self.width, self.n_cells, self.n_together = width, n_cells, n_evidence
         n_others = n_cells - n_evidence if n_others is None else n_others
         if self.knobs.depth is None:
             cells = self.draws.order(n_cells)
@@ -106,6 +106,7 @@ class Page:
             rivals=tuple(dict.fromkeys(r for r in rivals or [] if r != answer)),
             pieces=tuple(sorted(self.pieces, key=lambda p: p.start)),
             factors=factors or {},
+            n_together=self.n_together,
         )
 
     def _depth(self, evidence: tuple[Span, ...]) -> float | None:

@@ -11,7 +11,7 @@ from math import floor
 from typing import Any, Literal
 
 from ..config import nearest
-from .guesses import Guess, guesses_of
+from .guesses import Guess, copies, guesses_of
 from .options import chance_of, copied_choice, options_of
 from .task import LONGEST, Knobs, Span, Task, TaskError, TaskItem
 from .text import as_text
@@ -84,9 +84,9 @@ class Prompt:
 
     @property
     def choice_floor(self) -> float:
-        """What blind copying scores in the choice: words that stand before the first answer; of `absent` what NONE always
-        does."""
-        if self.task == "absent":
+        """What blind copying scores in the choice: words that stand before the first answer; of `absent` and `conflict`
+        what one answer always does."""
+        if not copies(self.task, self.floor):
             return self.floor
         said = set(words_in(self.parts[0]))
         return copied_choice([words_in(" ".join(option)) for option in self.options], said)
@@ -108,7 +108,8 @@ class PromptTask:
     make: item `index` at a size, in units of the haystack. sizes: the least and the greatest size of an item.
     metric: the name of the score, in rows. judge: it, from 0 to 1, of what was written in the place of each answer.
     stops: strings that end an answer. needs: what a user has to give, `essay` or `rows` of files, the `sources`, of which
-        `read` makes what a Setting holds, one entry an item. package: what the score takes and may not be installed.
+        `read` makes what a Setting holds, one entry an item; a task with sources that needs none draws its items without
+        them. package: what the score takes and may not be installed.
     fills: whether an item whose haystack comes to its end before the length is refused.
     guesses: chance and floor of an item, where they take its text and not its kind alone.
     """

@@ -54,6 +54,7 @@ class TaskItem:
 
     rivals: wrong answers that the item itself suggests. floor: the share of exact matches of a model that answers with
     tokens of the right kind copied blindly out of the item. depth: of the evidence; None where it has no one place.
+    n_together: pieces that stand side by side where a depth is stated, and are strewn where none is.
     """
 
     task: str
@@ -68,6 +69,7 @@ class TaskItem:
     rivals: tuple[tuple[int, ...], ...] = ()
     pieces: tuple[Piece, ...] = ()
     factors: dict[str, Any] = field(default_factory=dict)
+    n_together: int = 1
 
 
 @dataclass(frozen=True, slots=True)

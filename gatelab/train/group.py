@@ -69,7 +69,7 @@ class Group:
         parallel.check(first.model, first.train.batch_size, world)
         if world > 1 and not parallel.is_plain:
             _refuse_beside_mesh(self.execution)
-        self.ranks: Ranks = join(self.device)
+        self.ranks: Ranks = join(self.device, self.execution.wait_s)
         for run in runs[1:]:
             if any(getattr(run, name) != getattr(first, name) for name in ("model", "objective", "train")):
                 raise ValueError(
@@ -91,7 +91,7 @@ class Group:
         if world > 1 and not parallel.is_plain:
             from .mesh import make_mesh
 
-            self.ranks = replace(self.ranks, mesh=make_mesh(parallel, world, self.device))
+            self.ranks = replace(self.ranks, mesh=make_mesh(parallel, world, self.device, self.execution.wait_s))
         self._sources: dict[Data, Source] = {}
         self.members = [self._member(run) for run in runs]
         self.step, self.stack = 0, None

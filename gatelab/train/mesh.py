@@ -5,10 +5,12 @@ processes, (tensor, data) for most weights and (expert, copy) for experts.
 """
 
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from ..config.parallel import ParallelConfig
 
@@ -50,8 +52,11 @@ class Mesh:
         return self.base.get_group("data")
 
 
-def make_mesh(config: ParallelConfig, world: int, device: torch.device) -> Mesh:
+def make_mesh(config: ParallelConfig, world: int, device: torch.device, wait_s: float) -> Mesh:
     """The mesh of all processes; every one of them must call it, with the same configuration.
+
+    Args:
+        wait_s: as of `parallel.join`.
 
     Raises:
         ValueError: a layout that is not one of so many processes.
@@ -62,4 +67,8 @@ def make_mesh(config: ParallelConfig, world: int, device: torch.device) -> Mesh:
     # With tensor ranks there are no expert ranks; then each rank is alone in its group, and no weight lies there.
     of_experts = ranks.view(-1, config.ep).T if config.tp == 1 else ranks[None]
     expert = DeviceMesh(device.type, of_experts, mesh_dim_names=("expert", "copy"))
-    return Mesh(config, base, expert, torch.distributed.new_group(backend="gloo"))
+    wait = timedelta(seconds=wait_s)
+    # torch gives groups of a mesh its own time-outs, whatever that of all processes is.
+    for group in (*base.get_all_groups(), *expert.get_all_groups()):
+        _set_pg_timeout(wait, group)
+    return Mesh(config, base, expert, torch.distributed.new_group(backend="gloo", timeout=wait))

@@ -6,6 +6,7 @@ the case of one rank, with nothing exchanged. With a mesh (`gatelab.train.mesh`)
 
 import os
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import torch
@@ -98,10 +99,13 @@ class Ranks:
             gradient.copy_(summed.view_as(gradient))
 
 
-def join(device: torch.device) -> Ranks:
+def join(device: torch.device, wait_s: float) -> Ranks:
     """The ranks that torchrun's environment names; joins their process group once. A single process without it.
 
     GATELAB_MEETING names a file where processes of one machine meet, which needs no port that others could reach.
+
+    Args:
+        wait_s: seconds after which one that waits for another gives up.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
@@ -114,5 +118,6 @@ def join(device: torch.device) -> Ranks:
             init_method=os.environ.get("GATELAB_MEETING", "env://"),
             world_size=world,
             rank=int(os.environ["RANK"]),
+            timeout=timedelta(seconds=wait_s),
         )
     return Ranks(torch.distributed.get_rank(), world)

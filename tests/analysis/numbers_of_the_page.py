@@ -8,7 +8,7 @@ import numpy as np
 from simulated import evidence
 from test_anomaly_rules import RULES, alarms, names_one, rule_p
 from test_best_rate import false_alarms
-from test_cause_dependence import found_in, planted_share
+from test_cause_dependence import BENT, found_in, planted_share, verdict_shares
 from test_dispersion import DRAWS, over_seeds, pitman_morgan
 from test_graded import EQUAL, METRIC, OTHER
 from test_graded import rates as told_apart
@@ -140,7 +140,16 @@ def causes():
             )
 
 
-PARTS = (rules, screens, regimes, cells, spreads, skewed, stages, rates, accuracies, optima, causes)
+def bends():
+    for effects in ((0.0, 0.0, 0.0), (0.0, 0.005, 0.01), BENT):
+        for n_seeds in (5, 16, 64):
+            shares = verdict_shares(effects, n_seeds, 0.01, 2000)
+            print(
+                f"effects {effects} at three rates, {n_seeds} seeds: {', '.join(f'{v} {x:.1%}' for v, x in shares.items())}"
+            )
+
+
+PARTS = (rules, screens, regimes, cells, spreads, skewed, stages, rates, accuracies, optima, causes, bends)
 
 if __name__ == "__main__":
     for part in PARTS:

@@ -11,8 +11,10 @@ from test_causes import card as of_loss
 from test_causes import ledger
 
 from gatelab.analysis.anomalies import Evidence
-from gatelab.analysis.causes import LOSS, MASS, Ledger, cards
+from gatelab.analysis.causes import LOSS, MASS, Decision, Ledger, cards
 from gatelab.analysis.confirmed import Anomaly, Held, is_about
+from gatelab.analysis.dependence_tests import Scale, depending
+from gatelab.analysis.heterogeneity import fit
 from gatelab.analysis.hypotheses import HYPOTHESES
 from gatelab.analysis.stages import Claim, Verdict
 from gatelab.analysis.two_states import contrasts
@@ -83,6 +85,71 @@ def test_a_dependence_that_is_seen_is_never_refuted_and_is_said_to_be_small(name
     assert decision.verdict == "supported" and decision.numbers.endswith("within the 0.01 that count as nothing")
 
 
+def rates_alone(effects, n_seeds: int, sigma: float, rng: np.random.Generator):
+    """The verdict on three cells that differ in their learning rate alone."""
+    cells = {
+        f"{r:g}": dict(enumerate(rng.normal(effect, sigma, n_seeds))) for r, effect in zip(RATES, effects, strict=True)
+    }
+    (found,) = fit(cells, {"optim.lr": {c: float(c) for c in cells}})
+    return depending(Decision("", "", ""), found, 3, Scale("nats", 0.01))
+
+
+def verdict_shares(effects, n_seeds: int, sigma: float, n_studies: int = 150) -> dict[str, float]:
+    rng = np.random.default_rng([n_seeds, n_studies])
+    found = [rates_alone(effects, n_seeds, sigma, rng).verdict for _ in range(n_studies)]
+    return {verdict: found.count(verdict) / n_studies for verdict in ("supported", "refuted", "undecided")}
+
+
+BENT = (0.010, -0.005, 0.012)  # by rate: a line over these is level
+
+
+def test_an_effect_that_bends_with_the_rate_is_seen_and_never_refuted() -> None:
+    """Tested along a line over log2 of the rate, 80% of such studies would refute it."""
+    assert verdict_shares(BENT, 64, 0.01)["supported"] == 1.0
+    few = verdict_shares(BENT, 5, 0.01)
+    assert few["refuted"] == 0.0 and few["supported"] > 0.3
+
+
+def test_supported_and_refuted_keep_their_levels() -> None:
+    n = 600
+    none = verdict_shares((0.0, 0.0, 0.0), 16, 0.004, n)
+    assert none["supported"] <= 0.05 + 3 * (0.05 * 0.95 / n) ** 0.5 and none["refuted"] > 0.9
+    # Levels as far apart as just counts, seen against so much noise that F hardly sees them.
+    edge = verdict_shares((0.0, 0.005, 0.01), 16, 0.01, n)
+    assert edge["refuted"] <= 0.025 + 3 * (0.025 * 0.975 / n) ** 0.5
+
+
+def test_the_numbers_say_the_largest_difference_and_whether_a_line_tells_it() -> None:
+    decision = rates_alone(BENT, 64, 0.002, np.random.default_rng(0))
+    assert decision.estimate == pytest.approx(0.017, abs=0.001) and decision.low < 0.017 < decision.high
+    assert (
+        " nats at most from 0.002 to 0.008; " in decision.numbers
+        and "a doubling, which is no line (p = " in decision.numbers
+    )
+    flat = rates_alone((0.0, 0.0, 0.0), 64, 0.002, np.random.default_rng(0))
+    assert flat.verdict == "refuted" and flat.numbers.endswith(
+        "every such difference within the 0.01 that count as nothing"
+    )
+
+
+def test_rates_at_which_most_runs_are_lost_are_in_no_test_and_are_named() -> None:
+    """All cells of the largest rate, where the effect would be one of five nats."""
+    found = losses(NONE)
+    lost = {(f"0.008 {n}", "none"): "none 5 of 6" for n in TOKENS}
+    made = [
+        replace(o, value=5.0 + o.seed) if o.cell.startswith("0.008") and o.arm == "gated" else o
+        for o in found.evidence.outcomes
+    ]
+    with_them = replace(found, evidence=replace(found.evidence, outcomes=made))
+    assert card("learning-rate", with_them).verdict == "supported"
+    decision = card(
+        "learning-rate", replace(found, evidence=replace(found.evidence, outcomes=made, lost=lost))
+    ).decisions[0]
+    assert decision.verdict == "refuted" and decision.n == 6 and "from 0.0005 to 0.002" in decision.numbers
+    named = "; ".join(f"0.008 {n} (none 5 of 6)" for n in TOKENS)
+    assert decision.test.endswith(f"without those most runs of which are lost: {named}")
+
+
 def states(shares, n_seeds: int = 40, seed: int = 0) -> Ledger:
     """Runs that keep the sink with the probability `shares` gives of (log2 tokens, log2 rate, start above one half)."""
     rng = np.random.default_rng(seed)
@@ -141,7 +208,10 @@ def test_of_three_rates_the_smallest_p_is_times_three() -> None:
 def test_five_seeds_that_agree_cannot_decide_and_ask_for_more() -> None:
     decision = card("initial-value", planted(lambda _, __, ___, s: 0.6 if s else 0.1, 5, MASS, 0.7), MASS).decisions[0]
     assert decision.verdict == "undecided" and "exact p = 0.062" in decision.numbers
-    assert decision.to_do == ["gatelab run quickstart seed=0..9 --out runs/x"]
+    assert decision.to_do == [
+        "gatelab run quickstart 'cell=0.002 2000' seed=5..14 --out runs/x-seeds"
+        " && gatelab find runs/x-seeds --explain '0.002 2000'"
+    ]
 
 
 def test_where_no_ungated_run_has_a_sink_nothing_can_stay() -> None:
@@ -188,7 +258,11 @@ def test_a_continuous_reading_has_its_own_unit_and_no_bound_that_was_not_declare
         return planted(lambda _, __, rate, ___: slope * rate + rng.normal(0, 0.001), 6, "sink_elsewhere")
 
     steep, flat = (card("learning-rate", study(slope), "sink_elsewhere").decisions[0] for slope in (0.1, 0.0))
-    assert steep.verdict == "supported" and "share a doubling" in steep.numbers and steep.reading == "sink_elsewhere"
+    assert (
+        steep.verdict == "supported"
+        and "share at most from 0.0005 to 0.008" in steep.numbers
+        and steep.reading == "sink_elsewhere"
+    )
     assert flat.verdict == "undecided" and "count as nothing" not in flat.numbers
 
 

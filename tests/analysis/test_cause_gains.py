@@ -1,6 +1,5 @@
 """How much of a gate's effect another way keeps: planted losses give the verdict, missing arms and rates are written out."""
 
-import re
 from dataclasses import replace
 
 import numpy as np
@@ -119,8 +118,8 @@ def test_missing_arms_are_written_out_as_the_study_has_them():
     there = found({})
     for name in ("small-start", "reads-token", "first-layers"):
         for decision in card(name, there).decisions:
-            (word,) = decision.to_do
-            arm = eval(re.search(r"Arm\(.*\)(?= to the arms)", word)[0], {"Arm": Arm})
+            (word,) = decision.arms
+            arm = eval(word, {"Arm": Arm})
             assert override(base, arm.changes) == override(base, wanted[arm.name].changes), name
             assert arm.control == wanted[arm.name].control
 
@@ -174,6 +173,5 @@ def test_a_rate_at_which_runs_are_lost_is_no_candidate():
 
 def test_without_other_rates_it_says_how_to_run_them():
     got = card("own-rate", found({})).decisions[0]
-    assert got.to_do == [
-        "gatelab run quickstart optim.lr=[0.000333,0.001,0.003] --out runs/x-lr, then gatelab find runs/x-lr --explain CELL"
-    ]
+    run = "gatelab run quickstart cell=c0 'optim.lr=[0.000333,0.001,0.003]' seed=0..2 --out runs/x-lr"
+    assert got.to_do == [f"{run} && gatelab find runs/x-lr --explain 'c0, optim.lr=0.001'"]

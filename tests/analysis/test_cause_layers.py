@@ -60,7 +60,7 @@ def test_one_layer_is_not_held_against_itself_and_many_are_written_out():
     assert not [w for w in edits_of(MODEL | {"gate_layers": [0]}, gated=True) if w.startswith("gate=open:")]
     assert not [w for w in edits_of(MODEL, gated=False) if w.startswith("gate")]
     todo = card("layer-by-layer", replace(layers(), models={**MODELS, ("c0", "gated"): MODEL})).decisions[0].to_do
-    assert "gatelab probe runs/x/runs/g0 --intervene gate=open:l2 --json >> runs/x/causes.jsonl" in todo
+    assert todo == ["gatelab find runs/x --explain c0 --edit"]
 
 
 def test_a_run_without_one_of_the_layers_is_no_run_of_the_test():

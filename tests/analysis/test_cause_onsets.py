@@ -86,15 +86,15 @@ def test_an_event_that_never_comes_decides_nothing() -> None:
 
 def test_events_at_one_look_ask_for_more_looks() -> None:
     found = decision("sink-before-drain", seen([100] * 6, [100] * 6))
-    assert found.verdict == "undecided" and "probe.times=80 --out runs/x-looks" in found.to_do[0]
+    assert found.verdict == "undecided" and "probe.times=80 seed=0..5 --out runs/x-looks" in found.to_do[0]
 
 
 @pytest.mark.parametrize("looks", [2, LOOKS])
 def test_too_few_looks_are_missing_and_name_the_command(looks) -> None:
     found = decision("sink-before-drain", seen([100] * 6, [300] * 6, looks=looks))
     assert found.verdict == "not run"
-    ask = "then gatelab find runs/x-looks --explain CELL"
-    assert found.to_do == [f"gatelab run quickstart probe.times=20 --out runs/x-looks, {ask}"]
+    ask = "gatelab find runs/x-looks --explain c0"
+    assert found.to_do == [f"gatelab run quickstart cell=c0 probe.times=20 seed=0..5 --out runs/x-looks && {ask}"]
     assert decision("sink-before-massive", seen([100] * 6, [300] * 6)).verdict == "not run"
 
 

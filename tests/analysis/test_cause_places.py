@@ -1,6 +1,5 @@
 """Thirds of the depth, values at a start, and mediation: planted rows give the verdict, missing ones the command."""
 
-import re
 from dataclasses import replace
 
 import pytest
@@ -71,8 +70,10 @@ def test_what_a_third_lacks_of_the_whole_gate_is_told_beside_it() -> None:
 
 
 def test_arms_that_are_missing_are_written_out() -> None:
-    (word,) = card("depth", trained({"early": ({"gate_layers": "first-third"}, (1, 2, 3))})).decisions[1].to_do
-    (arm,) = [eval(w, {"Arm": Arm}) for w in re.findall(r"Arm\(.*?\}, control=True\)", word)]
+    found = card("depth", trained({"early": ({"gate_layers": "first-third"}, (1, 2, 3))})).decisions[1]
+    there, word = found.arms
+    arm = eval(word, {"Arm": Arm})
+    assert there == "early" and "'arm=[gated,early," in found.to_do[0] and ",gated-last-third," in found.to_do[0]
     deep = Run(model=ModelConfig(n_layers=6))
     assert override(deep, arm.changes).model.gate_layers == "last-third"
 
@@ -113,7 +114,7 @@ def test_its_words_are_those_of_the_models_layers_and_exist() -> None:
     assert {"gate-mean:l0,l1", "gate-mean:l4,l5", "mask-key-frozen@first", "gate-shuffle-frozen"} < set(words)
     assert all(parse(word).at_dose(1).word == word for word in words + edits_of(DEEP, gated=False))
     todo = card("depth", replace(ledger(), models={**MODELS, ("c0", "gated"): DEEP})).decisions[2].to_do
-    assert "gatelab probe runs/x/runs/g0 --intervene gate-mean:l0,l1 --json >> runs/x/causes.jsonl" in todo
+    assert todo == ["gatelab find runs/x --explain c0 --edit"]
 
 
 def test_runs_with_both_edits_are_compared_whatever_others_lack() -> None:
@@ -145,17 +146,17 @@ def test_two_starts_are_suggested_that_the_gate_can_have() -> None:
     for gate, values in (("sdpa-headwise", {0.5, 0.95}), ("sdpa-elementwise-ns_sigmoid", {0.95, 0.75})):
         found = card("initial-value", trained({}, DEEP | {"gate": gate})).decisions[0]
         assert found.verdict == "not run"
-        arms = [eval(w, {"Arm": Arm}) for w in re.findall(r"Arm\(.*?\}\)", found.to_do[0])]
+        arms = [eval(w, {"Arm": Arm}) for w in found.arms if w.startswith("Arm(")]
         models = [override(Run(model=ModelConfig()), arm.changes).model for arm in arms]
         assert {m.gate[0].around for m in models} == values
     own = DEEP | {"gate": "sdpa-headwise-bias-around=0.5"}
-    assert "0.5'" not in card("initial-value", trained({}, own)).decisions[0].to_do[0]
+    assert not [w for w in card("initial-value", trained({}, own)).decisions[0].arms if "0.5'" in w]
 
 
 @pytest.mark.parametrize("layers", ["last-third", [0, 2]])
 def test_starts_are_suggested_for_the_layers_that_have_the_gate(layers) -> None:
     found = card("initial-value", trained({}, DEEP | {"gate_layers": layers})).decisions[0]
-    arms = [eval(w, {"Arm": Arm}) for w in re.findall(r"Arm\(.*?\}\)", found.to_do[0])]
+    arms = [eval(w, {"Arm": Arm}) for w in found.arms if w.startswith("Arm(")]
     models = [override(Run(model=ModelConfig(n_layers=6)), arm.changes).model for arm in arms]
     stated = layers if isinstance(layers, str) else tuple(layers)
     assert [m.gate_layers for m in models] == [stated, stated]
@@ -234,8 +235,7 @@ def test_a_sink_of_one_layer_counts_where_layers_were_told() -> None:
 
 def test_missing_manipulations_name_their_commands() -> None:
     todo = [word for d in card("mediation", ledger()).decisions for word in d.to_do]
-    assert "gatelab probe runs/x/runs/g0 --intervene mask-key-frozen@first --json >> runs/x/causes.jsonl" in todo
-    assert "gatelab probe runs/x/runs/g2 --intervene gate-shuffle-frozen --json >> runs/x/causes.jsonl" in todo
+    assert todo == ["gatelab find runs/x --explain c0 --edit"] * 2
 
 
 def test_the_table_of_the_docstring_is_that_of_the_verdicts() -> None:

@@ -1,6 +1,5 @@
 """Verdict cards: planted rows give the verdict, missing rows the command that makes them."""
 
-import re
 from dataclasses import replace
 
 import pytest
@@ -8,7 +7,7 @@ from simulated import METRICS, evidence, outcomes
 
 from gatelab.analysis.anomalies import Evidence
 from gatelab.analysis.causes import Ledger, cards
-from gatelab.analysis.hypotheses import HYPOTHESES
+from gatelab.analysis.hypotheses import HYPOTHESES, edits_of
 
 RUNS = {("c0", "none"): {0: "n0", 1: "n1", 2: "n2"}, ("c0", "gated"): {0: "g0", 1: "g1", 2: "g2"}}
 BASES = {"c0": {"model": {"n_layers": 4, "norm_position": "pre"}, "optim": {"lr": 1e-3}, "train": {"tokens": 1000}}}
@@ -106,21 +105,16 @@ def test_factors_that_differ_alike_are_undecided_and_named():
 
 def test_a_folder_with_a_space_is_quoted_in_commands():
     found = card("no-op", replace(ledger(), folder="my runs")).decisions[0]
-    assert (
-        found.to_do[0]
-        == "gatelab probe 'my runs/runs/n0' --intervene zero-value@first --json >> 'my runs/causes.jsonl'"
-    )
+    assert found.to_do == ["gatelab find 'my runs' --explain c0 --edit"]
 
 
 def test_what_is_missing_says_what_makes_it():
     todo = [word for c in cards(ledger(), HYPOTHESES, "c0", "gated") for d in c.decisions for word in d.to_do]
-    assert "gatelab probe runs/x/runs/n0 --intervene zero-value@first --json >> runs/x/causes.jsonl" in todo
-    depth = "gatelab run quickstart model.n_layers=[2,4,8] --out runs/x-n_layers"
-    assert f"{depth}, then gatelab find runs/x-n_layers --explain CELL" in todo
-    assert any(
-        re.match(r"add Arm\('sink-logit', \{'model.softmax': 'sink-logit'\}, control=True\) to the arms", w)
-        for w in todo
-    )
+    assert "gatelab find runs/x --explain c0 --edit" in todo
+    depth = "gatelab run quickstart cell=c0 'model.n_layers=[2,4,8]' seed=0..2 --out runs/x-n_layers"
+    assert f"{depth} && gatelab find runs/x-n_layers --explain 'c0, model.n_layers=4'" in todo
+    arms = {w for w in todo if w.startswith("printf ")}
+    assert len(arms) == 1 and "Arm('sink-logit', {'model.softmax': 'sink-logit'}, control=True)" in arms.pop()
     every = {c.hypothesis: c.verdict for c in cards(ledger(), HYPOTHESES, "c0", "gated")}
     assert every.pop("depth") == "undecided" and set(every.values()) == {"not run"}  # of one layer there are no thirds
 
@@ -131,12 +125,10 @@ def test_the_words_of_the_table_are_interventions_and_arms_that_exist():
     from gatelab.probes.interventions import parse
 
     for c in cards(ledger(), HYPOTHESES, "c0", "gated"):
-        for word in (w for d in c.decisions for w in d.to_do):
-            if found := re.search(r"--intervene (\S+)", word):
-                assert parse(found[1]).at_dose(1).word == found[1]
-            if found := re.search(r"add (Arm\(.*\)) to the arms", word):
-                for arm in eval(f"[{found[1]}]", {"Arm": Arm}):
-                    assert override(Run(model=ModelConfig()), arm.changes) != Run()
+        for word in (w for d in c.decisions for w in d.arms if w.startswith("Arm(")):
+            assert override(Run(model=ModelConfig()), eval(word, {"Arm": Arm}).changes) != Run()
+    for word in edits_of({"n_layers": 4}, gated=True) + edits_of({"n_layers": 4}, gated=False):
+        assert parse(word).at_dose(1).word == word
 
 
 def test_without_a_sink_doing_nothing_to_it_says_nothing():
@@ -175,12 +167,13 @@ def test_seeds_of_two_versions_are_not_compared_with_another_arm():
 def test_a_range_around_one_layer_names_each_number_once():
     one = {"c0": {**BASES["c0"], "model": {"n_layers": 1, "norm_position": "pre"}}}
     todo = card("depth", replace(ledger(), bases=one)).decisions[0].to_do[0]
-    assert "model.n_layers=[1,2] " in todo
+    assert "'model.n_layers=[1,2]' " in todo
 
 
 def test_one_run_cannot_decide():
     decision = card("no-op", ledger(edits=of("n", "zero-value@first", (0.001,)))).decisions[0]
-    assert (decision.verdict, decision.n, len(decision.to_do)) == ("not run", 1, 2)
+    assert (decision.verdict, decision.n) == ("not run", 1)
+    assert decision.to_do == ["gatelab find runs/x --explain c0 --edit"]
 
 
 def test_many_missing_edits_are_one_command():

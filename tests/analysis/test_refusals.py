@@ -28,7 +28,7 @@ def judge(tmp_path):
         for (cell, arm), environments in made.items():
             for seed, environment in enumerate(environments):
                 folder = RunFolder(tmp_path / f"{cell}-{arm}-{seed}")
-                folder.path.mkdir()
+                folder.path.mkdir(exist_ok=True)
                 if environment is not None:
                     write_json(folder.path / "environment.json", environment)
                 entry = {"cell": cell, "arm": arm, "seed": seed, "tokens": (tokens or {}).get(arm, 16)}
@@ -150,3 +150,69 @@ def test_a_run_that_went_on_under_other_code_is_of_neither(judge):
     found = judge({("a", "none"): [env(code="c2")] * 3, ("a", "gated"): [env(code="c2"), BOTH, env(code="c2")]})
     assert list(found.unpaired) == [("a", "gated", 1)] and "code c1 then c2" in found.unpaired["a", "gated", 1]
     assert judge({("b", "none"): [BOTH] * 3, ("b", "gated"): [BOTH] * 3}).unpaired == {}
+
+
+def on(device, dtype, **more):
+    return env("a", **more) | {"device": device, "compute_dtype": dtype}
+
+
+CPU, GPU, GPU32 = on("cpu", "float32"), on("NVIDIA H200", "bfloat16"), on("NVIDIA H200", "float32")
+
+
+def test_a_pair_of_two_precisions_is_left_out_and_named(judge):
+    found = judge({("a", "none"): [GPU] * 3, ("a", "gated"): [GPU, CPU, GPU]})
+    assert found.unpaired == {
+        ("a", "gated", 1): "seed 1 is of two precisions (none: bfloat16; gated: float32)"
+    } and not found.refused  # fmt: skip
+    assert found.notes == ["pairs are left out whose two runs are of two precisions: a, gated: seed 1"]
+
+
+def test_a_comparison_of_two_precisions_is_refused(judge):
+    found = judge({("a", "none"): [CPU] * 2, ("a", "gated"): [GPU] * 2, ("a", "late"): [CPU] * 2})
+    assert found.refused == {
+        (
+            "a",
+            "gated",
+        ): "refused: no pair of its runs is of one precision (none: float32; gated: bfloat16); carry one side out"
+        " again on machines like the other's, or state train.precision for both"
+    }
+    # That of the code comes first.
+    other = judge({("b", "none"): [CPU] * 2, ("b", "gated"): [on("NVIDIA H200", "bfloat16", code="c2")] * 2})
+    assert "is of one version (none: aaaaaaaaaaaa; gated:" in other.refused["b", "gated"]
+
+
+def test_a_cpu_beside_a_gpu_of_one_precision_is_compared_and_noted(judge):
+    found = judge({("a", "none"): [CPU] * 3, ("a", "gated"): [CPU, GPU32, GPU32]})
+    assert (found.refused, found.unpaired, found.not_pooled) == ({}, {}, "")
+    assert found.notes == [
+        "a run on a CPU and one on a GPU, of one precision, are compared as pairs: a, gated: seeds 1, 2"
+    ]
+    h100 = on("NVIDIA H100", "bfloat16")
+    assert judge({("b", "none"): [GPU] * 2, ("b", "gated"): [h100] * 2}).notes == []
+
+
+def test_a_precision_that_is_not_recorded_refuses_nothing(judge):
+    found = judge({("a", "none"): [GPU] * 2, ("a", "gated"): [env("a")] * 2})
+    assert (found.refused, found.unpaired, found.not_pooled, found.notes) == ({}, {}, "", [])
+
+
+def test_an_arm_that_states_its_precision_is_what_is_asked(judge, tmp_path):
+    """Of the configuration, which leaves it to the machine in the other arms."""
+    for seed in range(2):
+        RunFolder(tmp_path / f"a-float-{seed}").create({"train": {"precision": "float32"}})
+        RunFolder(tmp_path / f"a-gated-{seed}").create({"train": {"precision": "auto"}})
+    found = judge({("a", "none"): [GPU] * 2, ("a", "float"): [GPU32] * 2, ("a", "gated"): [GPU32] * 2})
+    assert list(found.refused) == [("a", "gated")]
+    assert (found.unpaired, found.not_pooled, found.notes) == ({}, "", [])
+
+
+def test_pairs_and_cells_of_other_precisions_are_told_and_not_pooled(judge):
+    grown = [GPU, GPU, CPU]
+    found = judge({(c, arm): grown for c in "ab" for arm in ("none", "gated")})
+    assert (found.unpaired, found.not_pooled) == ({}, "")
+    assert found.notes == [
+        "pairs of 2 precisions are compared together in 2 of 2 comparisons"
+        f" ({'a' * 12} in bfloat16; {'a' * 12} in float32); the two runs of each pair are of one"
+    ]
+    apart = judge({(c, arm): [x] * 2 for c, x in (("c", GPU), ("d", CPU)) for arm in ("none", "gated")})
+    assert apart.not_pooled == "the cells were made by 2 precisions" and apart.refused == {}

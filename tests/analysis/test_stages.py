@@ -1,5 +1,6 @@
 """Screen and confirmation: the goal by simulation, Holm by hand, and what a registration refuses."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -15,6 +16,7 @@ from gatelab.analysis.stages import (
     confirm,
     declaration,
     departures,
+    distinct,
     effects_seen,
     register,
 )
@@ -153,6 +155,55 @@ def test_a_registration_is_read_as_it_was_written_and_an_edited_one_is_refused()
     assert Registration.read(written.as_json()) == written
     with pytest.raises(ValueError, match="was it edited"):
         Registration.read({**written.as_json(), "claims": [{"rule": "effect"}]})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda c: {"claims": [c["claims"][0] | {"direction": 1}]}, lambda c: {"seeds": [6]}, lambda c: {"alpha": 0.06},
+        lambda c: {"priors": [["g", "val_loss", 8.0, 1.1]]}, lambda c: {"needs": [["a", "g"]]}, lambda c: {"digest": "0" * 64},
+    ],
+)  # fmt: skip
+def test_a_registration_that_was_changed_is_told_by_its_digest(change):
+    written = Registration(
+        [Claim("effect", "a", "g", "val_loss", -1, 0.01, 0.02)], [5], [0], 0.05, 0.1, [("g", "val_loss", 8.0, 1.0)]
+    )
+    stored = json.loads(json.dumps(written.as_json()))
+    assert Registration.read(dict(reversed(stored.items()))) == written and not Registration.read(stored).notes
+    with pytest.raises(ValueError, match="not what `--register` wrote, by the digest that it holds; was it edited"):
+        Registration.read(stored | change(stored))
+    older = {k: v for k, v in stored.items() if k not in ("digest", "equal")}
+    (note,) = Registration.read(older).notes
+    assert Registration.read(older) == written and "kept no digest" in note
+
+
+def test_of_claims_with_one_test_of_the_same_runs_one_is_registered():
+    """The loss is worse in both cells; every sink of `c0` is gone, and in `c1` that of the first seed stays."""
+    rng = np.random.default_rng(5)
+    masses = {"c0": (np.full(6, 0.9), np.full(6, 0.1)), "c1": (np.full(6, 0.9), np.array([0.8, *[0.1] * 5]))}
+    study = evidence({"val_loss": {c: pairs(rng, 6, 9) for c in masses}, "first_token_mass": masses})
+    of = [
+        Claim(rule, c, "gated", "val_loss", 0, 0.0, 0.0)
+        for c in masses
+        for rule in ("removed-but-worse", "worse-than-none")
+    ]
+    effects = [Claim("effect", c, "gated", "val_loss", 1, 0.0, 0.0) for c in masses]
+    kept, equal = distinct([*effects, *of], study, RULES)
+    assert [(c.rule, c.cell) for c in kept] == [
+        ("worse-than-none", "c0"), ("removed-but-worse", "c1"), ("worse-than-none", "c1"),
+    ]  # fmt: skip
+    assert equal == [
+        ("effect", "c0", "gated", "val_loss", "worse-than-none"), ("effect", "c1", "gated", "val_loss", "worse-than-none"),
+        ("removed-but-worse", "c0", "gated", "val_loss", "worse-than-none"),
+    ]  # fmt: skip
+    # One alone is kept, and a better loss is no worse one.
+    better = replace(effects[0], direction=-1)
+    assert distinct([of[0]], study, RULES) == ([of[0]], []) and distinct([better, of[1]], study, RULES)[1] == []
+    assert distinct([of[0], effects[0]], study, RULES)[0] == [effects[0]]
+    # As effect, and as what stands for it, the fresh seeds give one p.
+    registration = Registration([effects[0], of[1]], list(range(6)), [9], 0.05, 0.1, [])
+    one, other = confirm(registration, study, RULES)
+    assert one.p == other.p < 1e-4
 
 
 def test_what_was_not_declared_before_the_runs_is_said():

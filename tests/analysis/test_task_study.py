@@ -7,7 +7,7 @@ import planted_tasks as planted
 import pytest
 from scipy.stats import beta
 
-from gatelab.analysis.task_items import asked_items, citations, lower_ends, worst_items
+from gatelab.analysis.task_items import _asked, asked_items, citations, depth_curves, lower_ends, worst_items
 from gatelab.analysis.task_study import TaskStudy, task_study
 from gatelab.analysis.tasks import effective_lengths, final_values, reached, solved, sooner, task_rows, u_index
 from gatelab.store import StoreError, StudyFolder
@@ -139,6 +139,24 @@ def test_a_citation_of_all_documents_and_one_more_is_wrong(folder: StudyFolder) 
     right = next(a for a in asked_items(folder, DONE) if a.is_right)
     (found,) = citations([right, replace(right, given=(*right.given, right.given[-1] + 1))]).values()
     assert found == {(True, True): 1 / 2, (True, False): 1 / 2, (False, True): 0, (False, False): 0}
+
+
+def test_what_is_asked_beside_is_in_curves_over_depth_alone(folder: StudyFolder) -> None:
+    items = asked_items(folder, DONE)
+    beside = [replace(a, index=a.index + 100, is_beside=True, is_right=False, given=(1, 2), margin=-9.0) for a in items]
+    for of in (lower_ends, citations, worst_items):
+        assert of([*items, *beside]) == of(items)
+    strewn = [replace(a, bin=None) for a in items]
+    (curve, *_) = depth_curves([*strewn, *beside]).values()
+    assert depth_curves(strewn) == {} and set(curve.bins) == {0}
+
+
+def test_an_item_without_evidence_has_no_depth(folder: StudyFolder) -> None:
+    _, own = next(folder.planned())
+    record = next(iter(own.items()))
+    for evidence, b in (([[1, 9]], 0), ([], None)):
+        of = {**record, "factors": {**record["factors"], "evidence": evidence}}
+        assert _asked((planted.CELL, "none", 0), of, planted.LENGTH).bin == b
 
 
 def test_the_worst_item_is_the_one_that_all_get_wrong(study: TaskStudy, folder: StudyFolder) -> None:

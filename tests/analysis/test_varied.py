@@ -9,6 +9,7 @@ from simulated import evidence, pairs
 
 from gatelab.analysis.anomalies.screen import Screened
 from gatelab.analysis.hunt import Hunt
+from gatelab.analysis.say import hunted
 from gatelab.analysis.varied import CELLS, varied
 
 DEPTHS = {"a": 1, "b": 1, "c": 2, "d": 2, "e": 4, "f": 4}
@@ -85,3 +86,20 @@ def test_spreads_are_over_seeds_of_losses_and_over_parts_where_runs_have_them():
     assert seeds.n_cells == 2 and seeds.together.ratio == pytest.approx(5, rel=0.1) and seeds.named == ["a", "b"]
     few = varied(hunt(evidence({"val_loss": {"a": ([1.0, 2, 4], [1.5, 2, 3])}}), {})).spreads
     assert few[-1].reason == "3 pairs a cell, and 4 are needed"
+
+
+def test_cells_in_which_most_runs_are_lost_are_said_and_are_in_no_row():
+    rng = np.random.default_rng(6)
+    cells = {c: pairs(rng, 5, 0.1, 0.01) for c in "abcd"} | {"e": pairs(rng, 5, 40, 20)}
+    e = evidence({"val_loss": cells}, lost={("e", "none"): "none 5 of 5"})
+    found = varied(hunt(e, {"optim.lr": dict(zip("abcde", (1.0, 2, 4, 8, 16), strict=True))}))
+    over, by = found.rows
+    assert over.most.effect < 1 and (over.left_out, by.left_out, over.df, by.df) == (("e",), ("e",), 3, 3)
+    assert found.lost.endswith("own untrained weights): e: none 5 of 5")
+    assert next(s for s in found.spreads if s.over == "seeds").together.n_pairs == 20
+    few = evidence({"val_loss": {c: cells[c] for c in "de"}}, lost={("e", "none"): "none 5 of 5"})
+    assert varied(hunt(few, {})).rows[0].reason == "1 of 1 cells have two pairs, in 1 others most runs are lost"
+    lines = list(hunted(hunt(e, {"optim.lr": dict(zip("abcde", (1.0, 2, 4, 8, 16), strict=True))}), all_=True))
+    (said,) = (line for line in lines if "not in what follows" in line)
+    assert said.endswith("e: none 5 of 5") and any("4 cells" in line for line in lines)
+    assert any("a doubling, on a line p = " in line for line in lines)

@@ -29,6 +29,15 @@ def test_an_unknown_key_names_the_nearest_and_all_that_are_allowed():
     assert all(name in problem for name in ModelConfig.model_fields)
 
 
+def test_a_key_in_the_wrong_part_is_answered_with_its_own():
+    (problem,) = problems({"train": {"lr": 3e-3}})
+    assert problem.startswith("train.lr: no such key; ") and problem.endswith("; did you mean 'optim.lr'?")
+    (problem,) = problems({"train": {"tokns": 3}})
+    assert problem.endswith("; did you mean 'tokens'?")
+    (problem,) = problems({"train": {"xyzzyq": 3}})
+    assert "did you mean" not in problem
+
+
 def test_the_tag_of_a_union_is_no_part_of_the_path_and_chooses_what_is_allowed():
     (problem,) = problems({"data": {"kind": "bigram-backcopy", "paths": "x"}})
     assert problem == "data.paths: no such key; allowed here: bos, kind, n_triggers, process_seed, vocab_size"

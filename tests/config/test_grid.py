@@ -122,6 +122,11 @@ def test_a_run_accepts_the_keys_of_the_kinds_it_holds():
     [
         ("optim.lrr", "did you mean 'optim.lr'?"),
         ("lr", "did you mean 'optim.lr'?"),
+        ("train.lr", "did you mean 'optim.lr'?"),
+        ("model.seq_len", "did you mean 'train.seq_len'?"),
+        ("train.lrr", "did you mean 'optim.lr'?"),
+        ("model.seqlen", "did you mean 'train.seq_len'?"),
+        ("optm.betas", "did you mean 'optim.betas'?"),
         ("train.tokns", "did you mean 'train.tokens'?"),
         ("optim.zzz", "optim.schedule"),
     ],

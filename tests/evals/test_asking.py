@@ -184,7 +184,8 @@ def test_items_are_made_once_but_for_those_that_are_too_many_to_keep(
     counted = replace(task, define=lambda knobs, index: made.append(index) or task.define(knobs, index))
     monkeypatch.setattr(asking, "open_task", lambda name: counted)
     monkeypatch.setattr(asking, "_KEPT", T)
-    looks = [asking._questions("associate", Knobs(T, seed=n_items), n_items, "next-token") for _ in range(2)]
+    knobs = Knobs(T, depth=0.5, seed=n_items)
+    looks = [asking._questions("associate", knobs, n_items, "next-token") for _ in range(2)]
     assert looks[0] == looks[1] and len(made) == n_made
 
 

@@ -135,7 +135,7 @@ def test_shots_are_as_a_task_has_them_unless_stated(files: Path, tmp_path: Path)
         ('{"goal": "a", "sol1": "b", "label": 0}', "has no field 'sol2' (it has goal, sol1, label)"),
         ("[1]", "has no field 'goal' (it has list)"),
         ('{"goal": ', "is no JSON"),
-        ('{"goal": "a", "sol1": "b", "sol2": "c", "label": {"x": 1}}', "do not have one type a field"),
+        ('{"goal": "a", "sol1": "b", "sol2": "c", "label": {"x": 1}}', "label={'x': 1}: expected the number"),
     ],
 )
 def test_a_line_that_will_not_do_is_named(line: str, said: str, files: Path, tmp_path: Path) -> None:
@@ -143,6 +143,80 @@ def test_a_line_that_will_not_do_is_named(line: str, said: str, files: Path, tmp
     path.write_text(path.read_text() + line + "\n")
     found = refused(tmp_path, Asking(("piqa",), files))
     assert said in found and re.search(rf"{re.escape(str(path))}(:4)?: ", found)
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "wrong", "said"),
+    [
+        ("hellaswag", "hellaswag/validation", {"label": "7"}, "label='7': expected the number of the right ending, 0 to 3"),
+        ("hellaswag", "hellaswag/validation", {"label": ""}, "label='': expected the number"),
+        ("hellaswag", "hellaswag/validation", {"ctx_a": None}, "ctx_a=None: expected a text, empty where there is none"),
+        ("hellaswag", "hellaswag/validation", {"endings": []}, "endings=[]: expected a list of two texts or more"),
+        ("arc_easy", "arc/arc_easy_test", {"answerKey": "E"}, "answerKey='E': expected one of its labels, A, B, C"),
+        ("arc_easy", "arc/arc_easy_test", {"choices": ["A", "B"]}, "choices=['A', 'B']: expected {text: ["),
+        ("arc_easy", "arc/arc_easy_test", {"choices": {"text": ["a", "b"], "label": ["A"]}}, "[as many labels]"),
+        ("arc_easy", "arc/arc_easy_test", {"question": " "}, "question=' ': expected a text that is not blank"),
+        ("mmlu_anatomy", "mmlu/test", {"choices": ["one", "two"]}, "choices=['one', 'two']: expected a list of four"),
+        ("mmlu_anatomy", "mmlu/test", {"answer": 4}, "answer=4: expected the number of the right choice, 0 to 3, or"),
+        ("mmlu_anatomy", "mmlu/test", {"answer": "2"}, "answer='2': expected the number"),
+        ("lambada_openai", "lambada_openai/test", {"text": ""}, "text='': expected two words or more"),
+        ("lambada_openai", "lambada_openai/test", {"text": "gate"}, "text='gate': expected two words or more"),
+        ("lambada_openai", "lambada_openai/test", {"text": "a gate "}, "text='a gate ': expected two words or more"),
+        ("piqa", "piqa/validation", {"label": "1"}, "label='1': expected the number of the right solution, 0 or 1"),
+        ("piqa", "piqa/validation", {"label": True}, "label=True: expected the number"),
+        ("piqa", "piqa/validation", {"sol2": "x" * 200 + "\t" * 9, "goal": 3}, "goal=3: expected a text"),
+        ("gsm8k", "gsm8k/train", {"answer": None}, "answer=None: expected a text that is not blank"),
+        ("blimp_adjunct_island", "blimp/blimp", {"sentence_bad": ""}, "sentence_bad='': expected a text"),
+        ("mbpp", "mbpp/test", {"test_list": ["assert True"]}, "expected a list of three texts or more"),
+        ("humaneval", "humaneval/HumanEval", {"entry_point": ""}, "entry_point='': expected a text"),
+    ],
+)  # fmt: skip
+def test_a_wrong_value_is_named_with_its_line_before_items_are_made(
+    name: str, file: str, wrong: dict, said: str, files: Path, tmp_path: Path
+) -> None:
+    path = files / f"{file}.jsonl"
+    rows = FILES[f"{file}.jsonl"]
+    path.write_text("".join(f"{json.dumps(row)}\n\n" for row in [*rows, rows[0] | wrong]))
+    with pytest.raises(DataError) as error:
+        find(Asking((name,), files, runs_code=True), print, draft=_made(tmp_path / "draft"), tokenizer=tmp_path)
+    assert str(error.value).startswith(f"{path}:{2 * len(rows) + 1}: ") and said in str(error.value)
+
+
+def test_values_of_two_types_in_one_field_are_named(files: Path, tmp_path: Path) -> None:
+    path = files / "hellaswag/validation.jsonl"
+    path.write_text(path.read_text() + json.dumps(FILES["hellaswag/validation.jsonl"][0] | {"label": 1}) + "\n")
+    said = refused(tmp_path, Asking(("hellaswag",), files))
+    assert said.startswith(f"{path}: its rows do not have one type a field")
+
+
+def test_values_that_the_public_files_have_will_do(files: Path, tmp_path: Path) -> None:
+    held = {
+        "hellaswag/validation": [{"ctx_b": "", "activity_label": ""}, {"label": "0"}],
+        "arc/arc_easy_test": [{"choices": {"text": ["a", "b"], "label": ["1", "2"]}, "answerKey": "2"}],
+        "mmlu/test": [{"subject": "anatomy"}],
+    }
+    for file, changes in held.items():
+        rows = FILES[f"{file}.jsonl"]
+        (files / f"{file}.jsonl").write_text("".join(f"{json.dumps(rows[0] | change)}\n" for change in changes))
+    made = loaded(tmp_path, Asking(("hellaswag", "arc_easy", "mmlu_anatomy"), files)).tasks
+    assert {name: len(task.eval_docs) for name, task in made.items()} == {
+        "hellaswag": 2, "arc_easy": 1, "mmlu_anatomy": 1,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "choice"), [("{{text[9].x}}", "['a', 'b']"), ("{{text}}", "{{[text, text.y.z]}}")])
+def test_requests_that_cannot_be_built_name_their_task(text: str, choice: str, files: Path, tmp_path: Path) -> None:
+    rows = files / "own.jsonl"
+    rows.write_text('{"text": "a gate may close"}\n{"text": "a"}\n')
+    (files / "own.yaml").write_text(
+        f"task: own\ndataset_path: json\ndataset_kwargs:\n  data_files:\n    test: {rows}\n"
+        f"output_type: multiple_choice\ntest_split: test\ndoc_to_text: '{text}'\ndoc_to_target: 0\n"
+        f'doc_to_choice: "{choice}"\nmetric_list:\n  - metric: acc\n    aggregation: mean\n    higher_is_better: true\n'
+    )
+    asking = Asking(("piqa", "own"), files)
+    with pytest.raises(DataError, match=r"^own: its items cannot be made \(UndefinedError: .*\); correct its file, or"):
+        for task in loaded(tmp_path, asking).tasks.values():
+            task.build_all_requests(limit=2)
 
 
 def test_a_cut_gzip_and_a_file_without_the_tasks_rows(files: Path, tmp_path: Path) -> None:

@@ -25,6 +25,19 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
+def problems(tmp_path_factory: pytest.TempPathFactory) -> list[Instance]:
+    """The first two problems of gsm8k behind two worked ones, the answers being written."""
+    if not (BENCH / "gsm8k" / "test.jsonl").is_file():
+        pytest.skip("benchmark files are not beside this repository, in ../shared/data/bench")
+    place = tmp_path_factory.mktemp("definitions")
+    asking = Asking(("gsm8k",), BENCH, shots=2)
+    (task,) = load(asking, find(asking, print, draft=place, tokenizer=place)).tasks.values()
+    task.set_config("generation_kwargs", dict(task.get_config("generation_kwargs")) | {"max_gen_toks": 48})
+    task.build_all_requests(limit=2)
+    return list(task.instances)
+
+
+@pytest.fixture(scope="module")
 def asked(tmp_path_factory: pytest.TempPathFactory) -> list[Instance]:
     """The first four items of each task."""
     if not BENCH.is_dir():
@@ -81,3 +94,17 @@ def test_it_writes_what_hflm_has_it_write(smollm2_with_head: External) -> None:
     lm = GatelabLM(passes, Tokens(smollm2_with_head.tokenizer, passes.n_ids), batch_size=2)
     written = lm.generate_until(requests)
     assert written == theirs.generate_until(requests, disable_tqdm=True) and all(written)
+
+
+def test_it_writes_the_problems_of_gsm8k_as_hflm_does(
+    smollm2_with_head: External, smollm2_opened, problems: list[Instance], tmp_path: Path
+) -> None:
+    assert [r.request_type for r in problems] == ["generate_until"] * 2
+    assert all(r.args[0].count("Question:") == 3 and "Question:" in r.args[1]["until"] for r in problems)
+    tokenizer = smollm2_with_head.tokenizer
+    theirs = HFLM(pretrained=smollm2_with_head.model, tokenizer=tokenizer, batch_size=2)
+    expected = theirs.generate_until(problems, disable_tqdm=True)
+    import_model(smollm2_opened.source.title, tmp_path / "ours")
+    for passes in (ExternalPasses(smollm2_with_head.model), OwnPasses(load_model(tmp_path / "ours"))):
+        written = GatelabLM(passes, Tokens(tokenizer, passes.n_ids), batch_size=2).generate_until(problems)
+        assert written == expected and all(written)

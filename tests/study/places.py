@@ -125,9 +125,9 @@ class OfSlurm(Place):
 
     is_in_this_process = False
 
-    def __init__(self) -> None:
+    def __init__(self, n_nodes: int = 1) -> None:
         self._folder = TemporaryDirectory()
-        self.cluster = slurm_cluster.SlurmCluster(Path(self._folder.name) / "slurm")
+        self.cluster = slurm_cluster.SlurmCluster(Path(self._folder.name) / "slurm", n_nodes)
 
     def go(self, folder: StudyFolder, target: str, grace_s: float = 10.0, **execution: object) -> Summary:
         said = self.hand_in(folder, target, Execution(**{"slots": 2} | execution), grace_s).wait()
@@ -168,6 +168,10 @@ class Job(Driver):
 
     def wait(self) -> str:
         wait_until(lambda: self.state() == "", "the job has left the queue")
+        return self.said()
+
+    def said(self) -> str:
+        """What its tasks have printed."""
         return "\n".join(log.read_text() for log in (self.folder.path / "slurm").glob(f"{self.number}_*.log"))
 
     def state(self) -> str:

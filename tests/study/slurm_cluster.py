@@ -1,4 +1,6 @@
-"""A Slurm of one machine, started and ended by the tests: munge, the controller and one node, on loopback alone.
+"""A Slurm of one machine, started and ended by the tests: munge, the controller and one node or more, on loopback alone.
+
+Each node has four CPUs and two GPUs that are only said to be there: their files are those of other devices.
 
 As a script it starts one in FOLDER and stays until its stdin ends.
 """
@@ -25,14 +27,13 @@ AuthType=auth/munge
 CredType=cred/munge
 AuthInfo=socket={place}/munge.socket,cred_expire=5
 CommunicationParameters=NoInAddrAny,NoCtldInAddrAny
-SlurmctldPort={ports[0]}
-SlurmdPort={ports[1]}
+SlurmctldPort={port}
 StateSaveLocation={place}/state
-SlurmdSpoolDir={place}/spool
+SlurmdSpoolDir={place}/spool-%n
 SlurmctldPidFile={place}/slurmctld.pid
-SlurmdPidFile={place}/slurmd.pid
+SlurmdPidFile={place}/slurmd-%n.pid
 SlurmctldLogFile={place}/slurmctld.log
-SlurmdLogFile={place}/slurmd.log
+SlurmdLogFile={place}/slurmd-%n.log
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/none
@@ -48,10 +49,13 @@ PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 JobRequeue=1
 KillWait=20
-NodeName={host} NodeAddr=127.0.0.1 CPUs=4 RealMemory=500
-PartitionName=low Nodes={host} Default=YES MaxTime=1:00:00 PriorityTier=1
-PartitionName=high Nodes={host} MaxTime=1:00:00 PriorityTier=10 PreemptMode=OFF
+GresTypes=gpu
+{nodes}
+PartitionName=low Nodes=ALL Default=YES MaxTime=1:00:00 PriorityTier=1
+PartitionName=high Nodes=ALL MaxTime=1:00:00 PriorityTier=10 PreemptMode=OFF
 """
+_NODE = "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=4 RealMemory=500 Gres=gpu:2"
+_GRES = "NodeName={name} Name=gpu Count=2 File=/dev/null,/dev/zero"
 
 
 def why_not() -> str:
@@ -63,18 +67,21 @@ def why_not() -> str:
 
 
 class SlurmCluster:
-    """A controller and a node of four CPUs; jobs are sent in with `environ`."""
+    """A controller and its nodes; jobs are sent in with `environ`."""
 
-    def __init__(self, place: Path):
+    def __init__(self, place: Path, n_nodes: int = 1):
         self.place = place
-        for name in ("state", "spool"):
-            (place / name).mkdir(parents=True)
+        (place / "state").mkdir(parents=True)
         place.chmod(0o755)
         key = place / "munge.key"
         key.write_bytes(os.urandom(1024))
         key.chmod(0o400)
-        values = {"host": socket.gethostname().partition(".")[0], "user": getpass.getuser(), "place": place}
-        (place / "slurm.conf").write_text(_CONF.format(**values, ports=_free_ports(2)))
+        host, (port, *ports) = socket.gethostname().partition(".")[0], _free_ports(1 + n_nodes)
+        names = [host] if n_nodes == 1 else [f"{host}-{i}" for i in range(n_nodes)]
+        nodes = [_NODE.format(name=name, host=host, port=port) for name, port in zip(names, ports, strict=True)]
+        values = {"host": host, "user": getpass.getuser(), "place": place, "port": port, "nodes": "\n".join(nodes)}
+        (place / "slurm.conf").write_text(_CONF.format(**values))
+        (place / "gres.conf").write_text("\n".join(_GRES.format(name=name) for name in names) + "\n")
         self.environ = os.environ | {"SLURM_CONF": str(place / "slurm.conf"), "PATH": _PATH}
         sockets = [f"--socket={place}/munge.socket", f"--key-file={key}", f"--pid-file={place}/munge.pid"]
         files = [f"--log-file={place}/munge.log", f"--seed-file={place}/munge.seed"]
@@ -84,8 +91,10 @@ class SlurmCluster:
             self._start("munged", "--foreground", "--force", "--num-threads=2", *sockets, *files)
             _wait_until((place / "munge.socket").exists, "munge has a socket", self._words)
             self._start("slurmctld", "-D", "-i")
-            self._start("slurmd", "-D", "-N", values["host"])
-            _wait_until(lambda: self.run("sinfo", "-h", "-o", "%T").strip() == "idle", "the node is idle", self._words)
+            for name in names:
+                self._start("slurmd", "-D", "-N", name)
+            is_idle = lambda: self.run("sinfo", "-h", "-N", "-p", "low", "-o", "%T").split() == ["idle"] * n_nodes  # noqa: E731
+            _wait_until(is_idle, "the nodes are idle", self._words)
         except BaseException:
             self.close()
             raise
@@ -110,7 +119,7 @@ class SlurmCluster:
 
     def _start(self, program: str, *words: str) -> None:
         found = shutil.which(program, path=_PATH)
-        log = open(self.place / f"{program}.out", "wb")  # noqa: SIM115  (lives as long as the process)
+        log = open(self.place / f"{program}.out", "ab")  # noqa: SIM115  (lives as long as the process)
         self.processes.append(
             subprocess.Popen([found, *words], env=self.environ, stdout=log, stderr=log, start_new_session=True)
         )

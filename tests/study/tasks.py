@@ -13,6 +13,8 @@ from gatelab.config import Execution
 from gatelab.store import RunFolder, StudyFolder
 from gatelab.study.drive import drive
 
+HOUR = 3600.0
+
 
 def succeed(runs: list[RunFolder], execution: Execution, *, should_stop: Callable[[], bool]) -> None:
     for run in _start(runs):
@@ -136,6 +138,16 @@ def see_device(runs: list[RunFolder], execution: Execution, *, should_stop: Call
         run.mark_done("done", {"steps": 1, "seconds": 0.0, **seen, "session": os.getsid(0) == os.getpid()})
 
 
+def see_device_together(runs: list[RunFolder], execution: Execution, *, should_stop: Callable[[], bool]) -> None:
+    """As `see_device`, of the first process, once every run of the study has begun."""
+    study = runs[0].path.parent
+    if os.environ.get("RANK", "0") == "0":
+        _start(runs)
+        while len(list(study.glob("*/ran.txt"))) < len(list(study.iterdir())):
+            time.sleep(0.01)
+        see_device(runs, execution, should_stop=should_stop)
+
+
 def share(runs: list[RunFolder], execution: Execution, *, should_stop: Callable[[], bool]) -> None:
     """Each process of a gang says who it is; the first waits for the others, and all for the study's file `finish`."""
     study = runs[0].path.parent.parent
@@ -155,7 +167,7 @@ def listen(runs: list[RunFolder], execution: Execution, *, should_stop: Callable
 
     from gatelab.train.parallel import join
 
-    ranks = join(torch.device("cpu"))
+    ranks = join(torch.device("cpu"), execution.wait_s)
     ranks.wait()
     study = runs[0].path.parent.parent
     (study / f"listens-{ranks.rank}").write_text(json.dumps(sorted(listening(os.getpid()))))
@@ -173,6 +185,65 @@ def fail_beside(runs: list[RunFolder], execution: Execution, *, should_stop: Cal
         time.sleep(60)
 
 
+def lose_the_second(runs: list[RunFolder], execution: Execution, *, should_stop: Callable[[], bool]) -> None:
+    """They have joined as training does; the first time the second is killed, and the first hears of it from the exchange."""
+    _exchange(runs, execution, lambda: os.kill(os.getpid(), signal.SIGKILL))
+
+
+def hang_beside(runs: list[RunFolder], execution: Execution, *, should_stop: Callable[[], bool]) -> None:
+    """Likewise, but the second hangs."""
+    _exchange(runs, execution, lambda: time.sleep(HOUR))
+
+
+def raise_beside(runs: list[RunFolder], execution: Execution, *, should_stop: Callable[[], bool]) -> None:
+    """Likewise, but the second fails by itself."""
+    _exchange(runs, execution, lambda: 1 / 0)
+
+
+def _exchange(runs: list[RunFolder], execution: Execution, end: Callable[[], object]) -> None:
+    import torch
+
+    from gatelab.train.parallel import join
+
+    ranks = join(torch.device("cpu"), execution.wait_s)
+    is_last_time = n_starts(runs[0]) == 1
+    ranks.wait()
+    if ranks.is_writer:
+        _start(runs)
+    elif not is_last_time:
+        end()
+    ranks.wait()
+    if ranks.is_writer:
+        for run in runs:
+            run.mark_done("done", {"steps": 1, "seconds": 0.0})
+
+
+def train_and_lose_the_second(runs: list[RunFolder], execution: Execution, *, should_stop: Callable[[], bool]) -> None:
+    """Really train; the first time the second process is killed after the fifth step."""
+    from gatelab.study.carry_out import carry_out
+
+    was, n_steps = runs[0].path.parent.parent / "was-killed", 0
+
+    def die() -> bool:
+        nonlocal n_steps
+        n_steps += 1
+        if n_steps == 5:
+            was.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return False
+
+    is_doomed = os.environ["RANK"] == "1" and not was.exists()
+    carry_out(runs, execution, should_stop=die if is_doomed else should_stop)
+
+
+def die_as_second(runs: list[RunFolder], execution: Execution, *, should_stop: Callable[[], bool]) -> None:
+    """The second process of a gang is killed, and the first would wait for it for ever."""
+    if os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGKILL)
+    while True:
+        time.sleep(60)
+
+
 def count_until_told(runs: list[RunFolder], execution: Execution, *, should_stop: Callable[[], bool]) -> None:
     """Goes on from its checkpoint until the study's folder holds a file `finish`; checkpoints when asked to stop."""
     (run,) = _start(runs)
@@ -185,6 +256,20 @@ def count_until_told(runs: list[RunFolder], execution: Execution, *, should_stop
             return
         time.sleep(0.01)
     run.mark_done("done", {"steps": step, "seconds": 0.0})
+
+
+def count_as_first(runs: list[RunFolder], execution: Execution, *, should_stop: Callable[[], bool]) -> None:
+    """Each process of several machines says who it is; the first counts, the others are there as long as its run goes on."""
+    study = runs[0].path.parent.parent
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS", "SLURMD_NODENAME")
+    facts = {name: os.environ.get(name) for name in names} | {"pid": os.getpid()}
+    partial = study / f".rank-{os.environ['RANK']}"
+    partial.write_text(json.dumps(facts))
+    partial.rename(study / partial.name[1:])
+    if os.environ["RANK"] == "0":
+        count_until_told(runs, execution, should_stop=should_stop)
+    while not (study / "finish").exists() and os.environ["RANK"] != "0":
+        time.sleep(0.01)
 
 
 def count_after_the_first(runs: list[RunFolder], execution: Execution, *, should_stop: Callable[[], bool]) -> None:

@@ -9,11 +9,12 @@ import pytest
 from conftest import attempt_path, make_study, plant_attempt, set_age
 
 from gatelab.config import Execution
-from gatelab.store import RunFolder, StudyFolder, write_json
+from gatelab.store import RunFolder, StoreError, StudyFolder, write_json
 from gatelab.study import ledger
 from gatelab.study.drive import Event, Summary, drive, micro_batch_of, retry
 from gatelab.study.executor import EXITS, Ended, Task
 from gatelab.study.remaining import remaining_seconds
+from gatelab.train.checkpoint_folder import INDEX, folder_of
 
 HOUR = 3600.0
 
@@ -235,6 +236,32 @@ def test_what_a_worker_could_not_say_is_concluded_by_the_driver(study: StudyFold
     assert all("the worker left with exit code 0" in message for message in summary.messages.values())
 
 
+class Growing(Scripted):
+    """Each attempt is lost, and leaves the next of these checkpoints."""
+
+    def __init__(self, steps: list[int]):
+        super().__init__(self._lose)
+        self._steps = steps
+
+    def _lose(self, run: RunFolder, times: int) -> str:
+        if times > len(self._steps):
+            return "done"
+        folder = folder_of(run.path, self._steps[times - 1])
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / INDEX, {})
+        return "silent"
+
+
+@pytest.mark.parametrize(
+    ("steps", "n_tasks"), [([10, 20, 30, 40, 50], 6), ([10, 10, 20], 4), ([10, 10, 10, 20], 3), ([0, 0, 20], 2)]
+)
+def test_a_loss_after_a_newer_checkpoint_is_not_counted(tmp_path: Path, steps: list[int], n_tasks: int) -> None:
+    """One without is allowed here."""
+    executor = Growing(steps)
+    summary = go(make_study(tmp_path / "study", 1), executor, lost_retries=1)
+    assert len(executor.tasks) == n_tasks and summary.is_complete == (n_tasks > len(steps))
+
+
 def test_an_unwritable_ledger_halts_the_drive_and_is_told(study: StudyFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -334,3 +361,87 @@ def test_finished_and_failed_runs_take_no_more_time(study: StudyFolder) -> None:
     runs_of(study)[1].mark_done("diverged", {})
     plant_attempt(runs_of(study)[2], "failed")
     assert remaining(study, slots=1) == 0.0
+
+
+def cut_newest_attempt(run: RunFolder) -> None:
+    plant_attempt(run, "stopped")
+    (path := attempt_path(run, 2)).write_bytes(path.read_bytes()[:40])
+
+
+def cut_configuration(run: RunFolder) -> None:
+    (run.path / "run.json").write_text('{"schema": 1, "run"')
+
+
+def lose_configuration(run: RunFolder) -> None:
+    (run.path / "run.json").unlink()
+
+
+def edit_configuration(run: RunFolder) -> None:
+    config = run.config() | {"seed": "none"}
+    (run.path / "run.json").unlink()
+    run.create(config)
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (cut_newest_attempt, "0002.json: not readable as JSON"),
+        (cut_configuration, "run.json: not readable as JSON"),
+        (lose_configuration, "run.json: no such file"),
+        (edit_configuration, "run.json: seed"),
+        (lambda run: (run.path / "done.json").write_text("{"), "done.json: not readable as JSON"),
+    ],
+)
+def test_a_run_with_a_damaged_file_is_left_out_and_the_others_go_on(
+    tmp_path: Path, damage: Callable[[RunFolder], object], says: str
+) -> None:
+    folder = make_study(tmp_path / "study", 3)
+    runs = [run for _, run in folder.planned()]
+    plant_attempt(runs[0], "stopped")
+    damage(runs[0])
+    events: list[Event] = []
+    executor = Scripted(lambda run, times: "done")
+    summary = drive(folder, executor, Execution(), entries=folder.study()["plan"], on_event=events.append)
+    assert [summary.states[run.fingerprint] for run in runs] == ["damaged", "done", "done"]
+    assert says in summary.messages[runs[0].fingerprint] and not summary.is_complete
+    assert [t.fingerprints for t in executor.tasks] == [(run.fingerprint,) for run in runs[1:]]
+    assert any(e.state == "damaged" and says in e.message for e in events)
+
+
+def test_an_older_attempt_that_is_damaged_is_history(tmp_path: Path) -> None:
+    folder = make_study(tmp_path / "study", 1)
+    (_, run) = next(folder.planned())
+    for _ in range(2):
+        plant_attempt(run, "oom")
+    attempt_path(run, 1).write_text("{")
+    assert [a["number"] for a in run.attempts()] == [2]
+    assert [a.number for a in ledger.attempts_since_reset(run)] == [2]
+    assert micro_batch_of(run, Execution()) == 4
+    assert go(folder, Scripted(lambda run, times: "done")).is_complete
+
+
+def test_what_starts_from_a_damaged_run_is_left(tmp_path: Path) -> None:
+    folder = make_study(tmp_path / "study", 2)
+    first, second = (run for _, run in folder.planned())
+    study = folder.study()
+    study["plan"][1]["init_from"] = first.fingerprint
+    write_json(folder.path / "study.json", study)
+    first.mark_done("done", {})
+    (first.path / "done.json").write_text("")
+    summary = go(folder, Scripted(lambda run, times: "done"))
+    assert summary.states == {first.fingerprint: "damaged", second.fingerprint: "planned"}
+
+
+def test_an_outcome_of_a_newer_version_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    folder = make_study(tmp_path / "study", 2)
+    first, second = (run for _, run in folder.planned())
+    plant_attempt(second, "preempted")
+    executor = Scripted(lambda run, times: "done")
+    with pytest.raises(
+        StoreError, match=r"0001\.json: ended as 'preempted', which this version of Gatelab does not know"
+    ):
+        go(folder, executor)
+    assert not executor.tasks and first.done() is None
+    # Once it is done nobody asks how it came about.
+    second.mark_done("done", {})
+    assert go(folder, executor).is_complete

@@ -65,7 +65,10 @@ def test_data_that_have_changed_are_refused(tmp_path):
 
 
 def test_an_edited_configuration_is_refused(folder):
-    run = folder.find("alone/none/0")
-    write_json(run.path / "run.json", {"nothing": 1})
+    """Where the arm's other runs are too: a configuration that is whole says what another seed's is."""
+    before = fresh_runs(folder, [("alone", "none")], [7])
+    for seed in (0, 1):
+        assert fresh_runs(folder, [("alone", "none")], [7]) == before
+        write_json(folder.find(f"alone/none/{seed}").path / "run.json", {"nothing": 1})
     with pytest.raises(StoreError):
         fresh_runs(folder, [("alone", "none")], [7])

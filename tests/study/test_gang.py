@@ -18,8 +18,10 @@ from gatelab.config import Execution
 from gatelab.store import StudyFolder, read_json
 from gatelab.study import ledger
 from gatelab.study.drive import Summary, drive
-from gatelab.study.executor import Task
+from gatelab.study.executor import EXITS, Task
+from gatelab.study.gang import FailedError, LostError, _meaning
 from gatelab.study.local import LocalExecutor
+from gatelab.study.pull import pull
 
 
 @pytest.fixture
@@ -62,6 +64,67 @@ def test_one_that_fails_fails_the_attempt(study: StudyFolder, executor: LocalExe
     assert set(summary.states.values()) == {"oom"}
     (message,) = summary.messages.values()
     assert message == "out of memory: one of the processes that share this run ran out of memory; log.txt has its words"
+
+
+@pytest.mark.parametrize("how", ["drive", pytest.param("pull", marks=pytest.mark.slow)])
+def test_the_run_of_one_that_is_killed_is_lost_and_goes_on_by_itself(
+    study: StudyFolder, executor: LocalExecutor, how: str
+) -> None:
+    """Under a driver, and in a job of Slurm's."""
+    if how == "drive":
+        summary = go(study, executor, "lose_the_second")
+    else:
+        summary = pull(study, Execution(processes=2, slots=1, device="cpu"), target="tasks:lose_the_second")
+    assert summary.is_complete, summary.messages
+    (run,) = (run for _, run in study.planned())
+    first, second = run.attempts()
+    assert (first["outcome"], first["message"]) == ("lost", "process 1 of 2 was ended by SIGKILL")
+    assert second["outcome"] == "done"
+
+
+@pytest.mark.slow
+def test_one_that_is_killed_is_noticed_though_nothing_is_exchanged(study: StudyFolder, executor: LocalExecutor) -> None:
+    summary = go(study, executor, "die_as_second")
+    assert set(summary.states.values()) == {"lost"}
+    assert set(summary.messages.values()) == {"process 1 of 2 was ended by SIGKILL"}
+
+
+@pytest.mark.slow
+def test_one_that_hangs_is_waited_for_as_long_as_is_said(study: StudyFolder, executor: LocalExecutor) -> None:
+    execution = Execution(processes=2, wait_s=3.0)
+    summary = drive(study, executor, execution, entries=study.study()["plan"], target="tasks:hang_beside")
+    assert summary.is_complete, summary.messages
+    (run,) = (run for _, run in study.planned())
+    first, second = run.attempts()
+    says = "another process of the run did not answer for execution.wait_s seconds"
+    assert (first["outcome"], first["message"], second["outcome"]) == ("lost", says, "done")
+
+
+@pytest.mark.slow
+def test_one_that_fails_by_itself_is_no_loss(study: StudyFolder, executor: LocalExecutor) -> None:
+    summary = go(study, executor, "raise_beside")
+    assert set(summary.states.values()) == {"failed"}
+    (message,) = summary.messages.values()
+    assert message == "FailedError: one of the processes that share this run ended with 1; log.txt has its words"
+    (run,) = (run for _, run in study.planned())
+    assert "ZeroDivisionError" in (run.path / "log.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("codes", "kind", "says"),
+    [
+        ([None, 0], None, ""),
+        ([1, -9], LostError, "process 2 of 3 was ended by SIGKILL"),
+        ([-15, EXITS["oom"]], LostError, "process 1 of 3 was ended by SIGTERM"),
+        ([1, EXITS["oom"]], MemoryError, "ran out of memory"),
+        ([EXITS["lost"], 1], FailedError, "ended with 1"),
+        ([EXITS["lost"], None], LostError, "waited in vain"),
+    ],
+)
+def test_how_the_others_ended_says_what_it_means(codes: list[int | None], kind: type | None, says: str) -> None:
+    """A signal before all; one that lost another has only noticed it."""
+    found = _meaning(codes)
+    assert (type(found) is kind and says in str(found)) if kind else found is None
 
 
 def test_the_others_leave_with_a_killed_worker_and_nothing_stays_behind(

@@ -269,7 +269,7 @@ def test_the_study_layer_starts_without_torch(tmp_path: Path) -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_a_thousand_finished_runs_are_told_from_one_file_each(tmp_path: Path) -> None:
+def test_a_thousand_finished_runs_are_told_without_their_attempts(tmp_path: Path) -> None:
     folder = make_study(tmp_path / "study", 1)
     (_, run) = next(folder.planned())
     run.mark_done("done", {})

@@ -1,5 +1,6 @@
 import importlib.util
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -224,3 +225,40 @@ def test_control_groups_limit_the_cores(
         (tmp_path / "root" / name).write_text(text)
     (tmp_path / "cgroup").write_text(membership + "\n")
     assert local._cgroup_limits(tmp_path / "root", tmp_path / "cgroup") == limits
+
+
+@pytest.mark.parametrize(
+    ("slots", "execution", "says"),
+    [
+        (2, {}, ""),
+        (1, {"threads": 4}, ""),
+        (1, {"threads": 1000}, "1,000 threads on 4 CPU cores, and wait for one another; execution.threads=4 fits"),
+        (
+            2,
+            {"threads": 3},
+            "2 slots × 1 processes × 3 threads (execution.*) are 6 threads on 4 .*; execution.threads=2 fits",
+        ),
+        (
+            2,
+            {"processes": 4},
+            "2 slots × 4 processes × 1 threads (execution.*) are 8 threads on 4 .*; take fewer slots",
+        ),
+    ],
+)
+def test_more_threads_than_cores_are_told_and_not_refused(
+    slots: int,
+    execution: dict[str, int],
+    says: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(local, "n_cores", lambda: 4)
+    executor = local.local_executor(Execution(slots=slots, device="cpu", **execution), preload=())
+    assert executor.slots == slots
+    executor.close()
+    said = capsys.readouterr()
+    assert said.out == "" and bool(said.err) == bool(says)
+    if says:
+        assert re.search(says.replace("(execution.*)", r"\(execution\.\*\)"), said.err) and said.err.startswith(
+            "note: "
+        )

@@ -18,7 +18,9 @@ from carrier import folder, rows
 from gatelab.config import Execution, ModelConfig, ProbeConfig
 from gatelab.store import RunFolder, StudyFolder
 from gatelab.study.carry_out import carry_out
+from gatelab.study.drive import drive
 from gatelab.study.grouping import stands_at
+from gatelab.study.local import LocalExecutor
 from gatelab.train import sharded_checkpoint as sharded
 from gatelab.train.checkpoint import CheckpointError, read_tensors
 from gatelab.train.checkpoint_folder import clear, folder_of, steps
@@ -286,6 +288,29 @@ def test_torchrun_starts_the_ranks_of_a_worker(tmp_path: Path, alone: RunFolder)
     assert done.returncode == 0
     same(run, alone)
     assert json.loads((run.path / "environment.json").read_text())["parallel"]["tp"] == 2
+
+
+@pytest.mark.slow
+def test_a_driver_goes_on_where_a_rank_was_killed(
+    tmp_path: Path, alone: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not the first, which it would see; with the rows of one process in the end."""
+    here = Path(__file__).parent
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(here), str(here.parent)]))
+    study = StudyFolder.create(tmp_path, {"name": "one", "plan": []})
+    run = folder(study.path / "runs", RUN)
+    entry = {"cell": "toy", "arm": "none", "seed": 0, "fingerprint": run.fingerprint}
+    execution = Execution(device="cpu", parallel={"tp": 2}, checkpoint_s=0)
+    executor = LocalExecutor(slots=1, threads=1, preload=())
+    try:
+        summary = drive(study, executor, execution, entries=[entry], target="tasks:train_and_lose_the_second")
+    finally:
+        executor.close()
+    assert summary.is_complete, summary.messages
+    first, second = run.attempts()
+    assert (first["outcome"], first["message"]) == ("lost", "process 1 of 2 was ended by SIGKILL")
+    assert second["resumed_from_step"] >= 3
+    same(run, alone)
 
 
 @pytest.mark.slow

@@ -1,10 +1,19 @@
 import errno
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
-from tasks import OutOfMemoryError
+from conftest import attempt_path, make_study, plant_attempt, set_age
+from places import HERE
+from tasks import OutOfMemoryError, n_starts
 
 from gatelab.config import ConfigError
+from gatelab.store import RunFolder, StudyFolder
+from gatelab.study import ledger
+from gatelab.study.executor import EXITS
+from gatelab.study.gang import FailedError, LostError
 from gatelab.study.worker import classify, disk_is_full
 
 
@@ -28,6 +37,18 @@ FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "rows.jsonl")
         (RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"), "disk-full"),
         (raised_from(RuntimeError("cannot save"), FULL), "disk-full"),
         (RuntimeError("shape mismatch"), "failed"),
+        (RuntimeError("[…/tcp/unbound_buffer.cc:78] Timed out waiting 2000ms for recv operation to complete"), "lost"),
+        (RuntimeError("Wait timeout"), "lost"),
+        (RuntimeError("[…/tcp/pair.cc:537] Read error [127.0.0.1]:3: Connection reset by peer. This"), "lost"),
+        (RuntimeError("[Rank 0] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=3, …"), "lost"),
+        (
+            RuntimeError("ncclRemoteError: A call failed possibly due to a network error or a remote process exiting"),
+            "lost",
+        ),
+        (LostError("process 1 of 2 was ended by SIGKILL"), "lost"),
+        (raised_from(LostError("process 1 of 2 was ended by SIGKILL"), FULL), "disk-full"),
+        (raised_from(FailedError("ended with 1"), RuntimeError("Connection closed by peer")), "failed"),
+        (ConnectionResetError("Connection reset by peer"), "failed"),
         (PermissionError(errno.EACCES, "Permission denied"), "failed"),
         (SystemExit(3), "failed"),
     ],
@@ -47,3 +68,72 @@ def test_a_mistake_of_the_user_is_told_in_its_own_words() -> None:
 
 def test_the_full_disk_speaks_of_one_run_and_of_many() -> None:
     assert "1 run keeps what it had" in disk_is_full(1) and "3 runs keep what they had" in disk_is_full(3)
+
+
+def by_hand(*words: object, module: str = "worker", **environ: str) -> tuple[int, str]:
+    """The exit status of the command, and what it says on stderr."""
+    command = [sys.executable, "-m", f"gatelab.study.{module}", "--target", "tasks:succeed", *map(str, words)]
+    environ = os.environ | {"PYTHONPATH": str(HERE)} | environ
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
+    return done.returncode, done.stderr + (done.stdout if module == "pull" else "")
+
+
+def all_in(path: Path) -> set[str]:
+    return {str(p) for p in path.rglob("*")}
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> StudyFolder:
+    return make_study(tmp_path / "a" / "b" / "study", 1)
+
+
+@pytest.fixture
+def fake(study: StudyFolder) -> RunFolder:
+    (run,) = (run for _, run in study.planned())
+    return run
+
+
+def test_what_cannot_be_carried_out_is_told_in_a_line_and_nothing_is_written(
+    tmp_path: Path, study: StudyFolder, fake: RunFolder
+) -> None:
+    before = all_in(tmp_path)
+    here, name = study.path, fake.fingerprint
+    for words, says in [
+        ((here, f"{name[:-1]}x"), f"{here}: has no run '{name[:-1]}x'; did you mean '{name}'?"),
+        ((here, "zzz"), f"{here}: has no run 'zzz'; one that it has is {name}"),
+        ((here, "../../../esc"), f"{here}: has no run '../../../esc'; one that it has is {name}"),
+        (
+            (tmp_path / "none", name),
+            f"{tmp_path}/none: no such folder; `gatelab run STUDY --out {tmp_path}/none` makes one",
+        ),
+        ((here, name, "--execution", "{'tp': 2}"), "--execution {'tp': 2}: cannot be read as JSON (Expecting property"),
+        ((here, name, "--execution", "[1]"), "--execution [1]: expected a JSON object"),
+        ((here, name, "--execution", '{"thread": 2}'), "execution.thread: no such key; allowed here: attention,"),
+    ]:
+        code, said = by_hand(*words)
+        assert (code, said.count("\n")) == (2, 1) and said.startswith(f"gatelab: {says}"), said
+    assert all_in(tmp_path) == before
+
+
+def test_of_ranks_that_share_a_run_the_first_alone_says_what_is_wrong(study: StudyFolder) -> None:
+    assert by_hand(study.path, "zzz", RANK="1", WORLD_SIZE="2") == (2, "")
+    assert by_hand(study.path, "zzz", RANK="0", WORLD_SIZE="2")[1].count("\n") == 1
+
+
+@pytest.mark.parametrize("words", ["{'tp': 2}", "[1]", '{"thread": 2}'])
+def test_a_job_says_in_a_line_what_its_execution_cannot_be(study: StudyFolder, words: str) -> None:
+    code, said = by_hand(study.path, "--execution", words, module="pull")
+    assert (code, said.count("\n")) == (1, 1) and said.startswith("gatelab: ")
+
+
+def test_how_a_run_ended_is_told_in_a_line(study: StudyFolder, fake: RunFolder) -> None:
+    name = fake.fingerprint
+    code, said = by_hand(study.path, name, "--target", "tasks:fail")
+    says = f"{name}: failed (model.n_heads=3 does not divide d_model=64); {fake.path}/log.txt has more"
+    assert (code, said) == (EXITS["failed"], f"gatelab: {says}\n")
+    held = plant_attempt(fake)
+    assert by_hand(study.path, name) == (EXITS["held"], f"gatelab: {name}: held by process 1 on elsewhere\n")
+    set_age(attempt_path(fake, held.number), 2 * ledger.STALE_S)
+    for _ in range(2):
+        assert by_hand(study.path, name) == (0, f"gatelab: {name}: done\n")
+    assert n_starts(fake) == 2

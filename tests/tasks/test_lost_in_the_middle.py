@@ -2,6 +2,7 @@
 
 import json
 import re
+import uuid
 from dataclasses import replace
 
 import pytest
@@ -19,6 +20,56 @@ def test_pairs_are_one_json_object_of_different_keys_and_values():
     key = re.search(r'\n\nKey: "(\S+)"\nCorresponding value:$', prompt.read())[1]
     assert held[key] == prompt.references[0] and prompt.n_new == 100 and prompt.floor == 1 / 75
     assert {o.strip(' "') for (o,) in prompt.options} <= set(held.values())
+
+
+def pairs_of_a_file(*sizes: int) -> list[dict]:
+    """Rows as the paper's files have them, of UUIDs made of their numbers; in row i the pair i + 1 is asked for."""
+    made = []
+    for row, size in enumerate(sizes):
+        ids = [str(uuid.UUID(int=1000 * row + n + 1, version=4)) for n in range(2 * size)]
+        records = [list(pair) for pair in zip(ids[::2], ids[1::2], strict=True)]
+        made.append({"ordered_kv_records": records, "key": records[row + 1][0], "value": records[row + 1][1]})
+    return made
+
+
+def test_pairs_of_a_file_are_asked_as_it_has_them_and_all_of_them():
+    rows, task = pairs_of_a_file(5, 12), MIDDLE["middle/kv"]
+    held = task.read(rows)
+    for index, row in enumerate(rows):
+        n = len(row["ordered_kv_records"])
+        assert task.sizes(Setting(held=held, length=9_000), index) == (n, n)
+        prompt = task.make(Setting(held=held), index, n)
+        said = ",\n ".join(f'"{key}": "{value}"' for key, value in row["ordered_kv_records"])
+        # The paper's prompt, letter by letter.
+        assert prompt.whole == (
+            "Extract the value corresponding to the specified key in the JSON object below.\n\nJSON data:\n"
+            f'{{{said}}}\n\nKey: "{row["key"]}"\nCorresponding value: "{row["value"]}"'
+        )
+        assert prompt.depth == (index + 1) / (n - 1) and prompt.floor == 1 / n and prompt.references == (row["value"],)
+        assert len(prompt.options) == min(n, 8) and len(prompt.distractors) == n - 1
+    moved = task.make(Setting(held=held, depth=0.0), 1, 12)
+    order = list(json.loads(re.search(r"\{.*\}", moved.read(), flags=re.DOTALL)[0]))
+    keys = [key for key, _ in rows[1]["ordered_kv_records"]]
+    assert order == [keys[2], *keys[:2], *keys[3:]]
+    with pytest.raises(TaskError, match=r"middle/kv 1: its shortest item has \d+ tokens, answer included"):
+        fitted_prompt(task, Setting(held=held, length=300), 1, len)
+    with pytest.raises(TaskError, match="middle/kv 2: the file has 2 questions"):
+        task.sizes(Setting(held=held), 2)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"ordered_kv_records": [["a", "b"]]}, "row 1: its ordered_kv_records are no list of two pairs or more"),
+        ({"ordered_kv_records": {"a": "b"}}, "row 1: its ordered_kv_records are no list of two pairs"),
+        ({"ordered_kv_records": [["a", "b"], ["c", "d"]]}, "row 1: 'a' in its ordered_kv_records: expected UUIDs"),
+        ({"key": "a"}, "row 1: its key and value are no pair of its ordered_kv_records"),
+        ({"ordered_kv_records": pairs_of_a_file(3)[0]["ordered_kv_records"] * 2}, "or these name something twice"),
+    ],
+)
+def test_pairs_that_cannot_be_asked_are_refused(wrong: dict, says: str):
+    with pytest.raises(TaskError, match=says):
+        MIDDLE["middle/kv"].read([pairs_of_a_file(3)[0] | wrong])
 
 
 @pytest.mark.parametrize("name", [name for name, task in MIDDLE.items() if task.has_depth])

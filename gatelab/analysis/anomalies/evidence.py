@@ -26,6 +26,8 @@ class Evidence:
         longer: {cell: source}: cells that go on from another with longer sequences.
         refused: {(cell, arm): why} of comparisons that are not to be made.
         not_pooled: why nothing may be said over several cells; empty where it may.
+        lost: {(cell, arm): how many} of arms, the baseline too, most of whose runs in a cell are lost (lost.py): nothing that is
+            said over several cells is of these.
         priors: {(arm, reading): Prior} known from other runs; None: from the cells themselves, where they are ten or more.
     """
 
@@ -38,6 +40,7 @@ class Evidence:
     longer: Mapping[str, str] = field(default_factory=dict)
     refused: Mapping[Comparison, str] = field(default_factory=dict)
     not_pooled: str = ""
+    lost: Mapping[Comparison, str] = field(default_factory=dict)
     priors: Mapping[tuple[str, str], Prior] | None = None
 
     def __post_init__(self) -> None:

@@ -15,8 +15,11 @@ from ...store import StoreError, StudyFolder
 from ...study.ledger import state_of
 from ..architecture import by_architecture
 from ..digest import digest
-from ..paired import Outcome
+from ..lacking import lacks, notes
+from ..lost import lost_cells
+from ..paired import Outcome, Outcomes
 from ..refusals import Comparison, Refusals, Run, refusals
+from ..short import NO_ROWS, short_rows
 from .evidence import Evidence
 from .readings import FINAL, READINGS, UNSTABLE
 
@@ -63,14 +66,21 @@ def gather(
         return seed not in without and (only is None or seed in only)
 
     planned = list(folder.planned())
-    models = {(e["cell"], e["arm"]): run.config()["model"] for e, run in planned if (run.path / "run.json").exists()}
+    configs = {(e["cell"], e["arm"]): config for e, run in planned if (config := run.config_if_whole()) is not None}
+    models = {where: config["model"] for where, config in configs.items()}
     runs = [(entry, run, state_of(run)) for entry, run in planned if is_in(entry["seed"])]
     gates = [a["name"] for a in study["arms"] if a["name"] != study["baseline"] and not a["control"]]
     _refuse_without_control(folder, study["baseline"], gates, models)
     bases = {c["name"]: c.get("base", {}) for c in study["cells"]}
-    refusal = refusals(runs, study["baseline"])
-    found = [*_outcomes(folder, runs), *(o for o in study_metrics if o.metric not in READINGS and is_in(o.seed))]
-    declared = _declared(study)
+    refusal, declared = refusals(runs, study["baseline"]), _declared(study)
+    declared_outcomes = [o for o in study_metrics if is_in(o.seed)]
+    found = [*_outcomes(folder, runs), *(o for o in declared_outcomes if o.metric not in READINGS)]
+    arms = [a["name"] for a in study["arms"]]
+    holes = lacks(
+        Outcomes(declared_outcomes), list(declared.values()), baseline=study["baseline"], arms=arms, cells=list(bases)
+    )
+    short = short_rows(digest(folder)).notes((entry, state) for entry, _, state in runs)
+    refusal = replace(refusal, notes=[*refusal.notes, *short, *notes(holes)])
     # A study that was planned before accuracies were graded keeps the rule that it was planned with.
     is_graded = any(m.graded for m in declared.values())
     readings = {name: replace(r.metric, graded=r.metric.graded and is_graded) for name, r in READINGS.items()}
@@ -84,6 +94,7 @@ def gather(
         longer=_longer(runs, bases),
         refused=refusal.refused,
         not_pooled=refusal.not_pooled,
+        lost=lost_cells(digest(folder), runs),
     )
     done: dict[Comparison, dict[int, str]] = {}
     for entry, run, state in runs:
@@ -144,6 +155,8 @@ def _refuse_without_control(
 def _outcomes(folder: StudyFolder, runs: list[Run]) -> Iterator[Outcome]:
     connection = digest(folder)
     connection.execute(FINAL)
+    short = short_rows(connection)
+    measured = {run for (run,) in connection.execute("SELECT run FROM reached").fetchall()}
     values: dict[str, dict[str, float]] = {}
     for name, reading in READINGS.items():
         # In an order of our own: the query engine has none, and of tests with one p the first found is listed first.
@@ -155,6 +168,10 @@ def _outcomes(folder: StudyFolder, runs: list[Run]) -> Iterator[Outcome]:
         found = values.get(run.fingerprint, {})
         for name, value in found.items():
             yield Outcome(*where, name, value, state)
+        if state == "done":
+            for name in ("val_loss",) if run.fingerprint not in measured else short.of(run.fingerprint):
+                if name in READINGS and name not in found:
+                    yield Outcome(*where, name, nan, state, cut=short.why(run.fingerprint, name) or NO_ROWS)
         if state not in ("done", "diverged"):
             if "val_loss" not in found:
                 yield Outcome(*where, "val_loss", nan, state)

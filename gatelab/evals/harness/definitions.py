@@ -13,7 +13,7 @@ from typing import Any
 import lm_eval.tasks
 from lm_eval.tasks import TaskManager
 
-from .benchmarks import BENCHMARKS, GENERATED, Benchmark
+from .benchmarks import BENCHMARKS, GENERATED
 from .local import present
 
 ROOT = Path(lm_eval.tasks.__file__).parent
@@ -48,12 +48,12 @@ def offline(
             entry = by_path.get(path.resolve())
             if entry is None:
                 continue
-            lines = {"include": str(path)}
+            lines: dict[str, Any] = {"include": str(path)}
             if "group" not in entry.cfg:
                 stated = entry.cfg.get("num_fewshot")
                 # The harness leaves a task alone that is defined with none.
                 n = stated if shots is None or stated == 0 else shots
-                local, lacking[entry.name] = _local(entry.cfg, benchmark, folder, n or 0)
+                local, lacking[entry.name] = _local(entry.cfg, name, folder, n or 0)
                 lines |= local
             _write(draft / f"{name}-{path.stem}.yaml", lines)
     for path in GENERATED:
@@ -92,8 +92,9 @@ def _manager(folders: list[Path], metadata: dict[str, Any]) -> TaskManager:
     return TaskManager(include_path=list(folders), include_defaults=False, metadata=metadata)
 
 
-def _local(config: dict[str, Any], benchmark: Benchmark, folder: Path, shots: int) -> tuple[dict[str, Any], list[str]]:
-    """What a definition says differently of a folder's files, and which of them are not there."""
+def _local(config: dict[str, Any], name: str, folder: Path, shots: int) -> tuple[dict[str, Any], list[str]]:
+    """What a definition of a benchmark says differently of a folder's files, and which of them are not there."""
+    benchmark = BENCHMARKS[name]
     stated = {key: config.get(key) for key in _SPLITS}
     evaluated = stated["test_split"] or stated["validation_split"]
     wanted, drawn, said = {evaluated: "its items"}, None, []
@@ -122,6 +123,7 @@ def _local(config: dict[str, Any], benchmark: Benchmark, folder: Path, shots: in
             "fields": list(benchmark.fields),
             "column": benchmark.column,
             "value": config.get("dataset_name") if benchmark.column else None,
+            "benchmark": name,
         },
         **{key: split if split in files else None for key, split in stated.items()},
         "fewshot_split": drawn,

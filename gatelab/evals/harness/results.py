@@ -171,7 +171,9 @@ def _said(task: Any, sample: dict[str, Any]) -> tuple[str, str]:
         rights = right if isinstance(right, list) else [right]
         log_p = scores(task, sample["doc"], [_answer(r) for r in sample["filtered_resps"]]).get("acc")
         best = [] if log_p is None else largest(log_p)
-        return " | ".join(r if isinstance(r, str) else options[r] for r in rights), " | ".join(options[i] for i in best)
+        # A right answer that is no option is said as it is.
+        said = [options[r] if isinstance(r, int) and 0 <= r < len(options) else str(r) for r in rights]
+        return " | ".join(said), " | ".join(options[i] for i in best)
     responses = sample["filtered_resps"]
     return str(sample["target"]), str(responses[0] if len(responses) == 1 else responses)
 

@@ -1,9 +1,10 @@
 """Tasks by their names, from the hub or wholly offline; what is unknown, unsafe or lacks a file is said before anything runs."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from lm_eval.tasks import TaskManager
 from ...config import ConfigError, nearest
 from ...data import DataError
 from . import definitions
+from .benchmarks import BENCHMARKS
+from .local import rows_of
 from .quiet import quiet
 from .sandbox import CodeEval
 from .strict import make_strict
@@ -52,7 +55,7 @@ def find(asking: Asking, tell: Callable[[str], None], *, draft: Path, tokenizer:
 
     Raises:
         ConfigError: names that are not known, code that may not be run.
-        DataError: files that are not there.
+        DataError: files that are not there, or hold what no item can be made of.
     """
     lacking: dict[str, list[str]] = {}
     metadata = {"tokenizer": str(tokenizer), "max_seq_lengths": list(asking.lengths)}
@@ -76,6 +79,7 @@ def find(asking: Asking, tell: Callable[[str], None], *, draft: Path, tokenizer:
     missing = dict.fromkeys(said for name, _ in found for said in lacking.get(name, ()))
     if missing:
         raise DataError("\n".join(missing))
+    _check_rows(config.get("dataset_kwargs") or {} for _, config in found)
     return manager
 
 
@@ -83,7 +87,7 @@ def load(asking: Asking, manager: TaskManager) -> Loaded:
     """The tasks, which read their items, with shots set and ties made wrong.
 
     Raises:
-        DataError: items that cannot be read or had.
+        DataError: items that cannot be read or had, or do not fit a task's prompts.
         ValueError: a task needs a package that is not installed.
     """
     found = [leaf for name in asking.names for leaf in definitions.leaves(manager, name)]
@@ -102,6 +106,8 @@ def load(asking: Asking, manager: TaskManager) -> Loaded:
                 f"{', '.join(asking.names)}: items are not to be had ({str(error).partition(chr(10))[0]}); name a folder of files "
                 "with --data-dir"
             ) from None
+        except Exception as error:  # whatever a definition's templates and functions raise of a row
+            raise _unfit(_failing(manager, [name for name, _ in found]), error) from error
     if code is not None:
         code.outcomes.clear()  # the harness tries it on a program of its own
     loaded = Loaded(made["tasks"], made.get("groups", {}), made.get("group_map", {}), code=code)
@@ -114,10 +120,47 @@ def load(asking: Asking, manager: TaskManager) -> Loaded:
             task.set_config(key="num_fewshot", value=(stated or 0) if asking.shots is None else asking.shots)
         task.set_fewshot_seed(seed=_SEED)
         make_strict(task)
+        task.build_all_requests = partial(_built, name, task.build_all_requests)
     if fixed:
         some = ", ".join(fixed[:3]) + (" …" if len(fixed) > 3 else "")
         loaded.notes.append(f"{some}: defined with 0 shots, so --shots {asking.shots} is not for it")
     return loaded
+
+
+def _check_rows(files: Iterable[dict[str, Any]]) -> None:
+    """Read the files of benchmarks once each.
+
+    Raises:
+        DataError: a line that will not do.
+    """
+    seen = dict.fromkeys((path, f["benchmark"]) for f in files if "benchmark" in f for path in f["files"].values())
+    for path, name in seen:
+        rows_of(Path(path), BENCHMARKS[name].fields, BENCHMARKS[name].check)
+
+
+def _built(name: str, build: Callable[..., None], **how: Any) -> None:
+    """The harness's requests of a task, which are made of templates and a definition's own functions."""
+    try:
+        build(**how)
+    except Exception as error:
+        raise _unfit(name, error) from error
+
+
+def _failing(manager: TaskManager, names: list[str]) -> str:
+    """The first task that cannot be loaded by itself, or all of them."""
+    for name in names:
+        try:
+            manager.load([name])
+        except Exception:
+            return name
+    return ", ".join(names)
+
+
+def _unfit(name: str, error: Exception) -> DataError:
+    reason = str(error).partition("\n")[0]
+    return DataError(
+        f"{name}: its items cannot be made ({type(error).__name__}: {reason}); correct its file, or its definition"
+    )
 
 
 def _check_names(asking: Asking, manager: TaskManager) -> None:

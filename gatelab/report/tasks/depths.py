@@ -25,7 +25,9 @@ def depths_section(book: Book, study: "TaskStudy", final: "list[TaskRow]") -> Ht
         "Where the evidence stands: at the beginning of the text (0) or as late as it can (100%). Maps: the median of an arm's"
         " finished seeds, by length. Lines: all seeds of an arm, an item's score being its mean over them; bands: 95% of what"
         " other items like these would give to the same seeds. Accuracy above, below it the margin in nats, which does not"
-        " saturate. The U-index is the mean of both ends less the middle three depths."
+        " saturate. The U-index is the mean of both ends less the middle three depths. Several pieces stand side by side at a"
+        " depth, which training strews, so these are other items than those of the accuracy by length; items without evidence"
+        " are left out."
     )
     out = [tag("p", lead), ramp(RAMP, "0", "1", "accuracy; all maps of this section are on this one scale")]
     for cell in book.cells:

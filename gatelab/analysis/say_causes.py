@@ -1,0 +1,101 @@
+"""What verdict cards say on a terminal: what is decided first, then what is not run, a line a hypothesis, and each command once."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from math import isfinite
+
+from .causes import Card, Decision
+
+_MARKS = {"supported": "+", "refuted": "−", "undecided": "?", "not run": "·"}
+_ORDER = ("supported", "refuted", "undecided")
+
+
+def explained(cards: Iterable[Card], *, all_: bool = False) -> Iterator[str]:
+    """The cards of the arms, those that are decided first, with their tests that say a number (in a line with it where one test is
+    all that the card rests on); of the others what they lack, with the commands under their numbers. With `all_` every test of every card with its commands."""
+    cards = list(cards)
+    if all_:
+        yield from _in_full(cards)
+        return
+    commands: dict[str, list[str]] = {}
+    for cell, arm in dict.fromkeys((c.cell, c.arm) for c in cards):
+        own = [c for c in cards if (c.cell, c.arm) == (cell, arm)]
+        yield f"\n{cell}, {arm}"
+        for card in sorted((c for c in own if _has_numbers(c)), key=lambda c: _ORDER.index(c.verdict)):
+            told = [d for d in card.decisions if _is_said(d)]
+            if len(told) == 1 and told[0].verdict == card.verdict:
+                of = f" of {card.reading}" if card.reading else ""
+                (d,) = told
+                yield f"  {card.verdict:<10} {card.hypothesis}{of}: {_tested(d)[2:]}{_numbered(d, commands)}"
+                continue
+            yield _headed(card)
+            for d in told:
+                yield f"    {_tested(d)}{_numbered(d, commands)}"
+        if not any(map(_has_numbers, own)):
+            yield "  nothing is decided"
+    yield from _lacking(cards, commands)
+    if commands:
+        yield "\nwhat makes these rows (--all: every test with what makes its own)"
+    for i, words in enumerate(commands.values(), 1):
+        yield f"  [{i}] {max(words, key=len)}"
+
+
+def _in_full(cards: Sequence[Card]) -> Iterator[str]:
+    arm = None
+    for card in cards:
+        if card.arm != arm:
+            arm = card.arm
+            yield f"\n{card.cell}, {arm}"
+        yield _headed(card)
+        for d in card.decisions:
+            yield f"    {_tested(d)}"
+            for word in d.to_do:
+                yield f"        {word}"
+
+
+def _lacking(cards: Sequence[Card], commands: dict[str, list[str]]) -> Iterator[str]:
+    """Of each hypothesis what its tests lack, over arms and readings."""
+    lines: dict[str, dict[str, list[str]]] = {}  # {hypothesis: {what it lacks: the tests that do}}
+    for card in cards:
+        for d in card.decisions:
+            if not _is_said(d):
+                numbers = [d.numbers] if d.numbers else []
+                lacks = "; ".join([*numbers, *(w for w in d.to_do if not _is_command(w))]) + _numbered(d, commands)
+                tests = lines.setdefault(card.hypothesis, {}).setdefault(lacks.strip(), [])
+                tests += [d.test] if d.test not in tests else []
+    if lines:
+        yield "\nnot run, or nothing to decide by"
+    for hypothesis, of in lines.items():
+        told = "; ".join(f"{', '.join(tests)}: {lacks}" for lacks, tests in of.items())
+        yield f"  {hypothesis}: {told}"
+
+
+def _numbered(d: Decision, commands: dict[str, list[str]]) -> str:
+    """The numbers of the commands that a test asks for, which are the same whatever is remarked behind them."""
+    found = []
+    for word in filter(_is_command, d.to_do):
+        command = word.partition("    #")[0]
+        commands.setdefault(command, []).append(word)
+        found.append(f"[{list(commands).index(command) + 1}]")
+    return f" {' '.join(dict.fromkeys(found))}" if found else ""
+
+
+def _is_command(word: str) -> bool:
+    return word.startswith(("gatelab ", "printf ", "add "))
+
+
+def _is_said(d: Decision) -> bool:
+    return d.verdict != "not run" and (d.verdict != "undecided" or isfinite(d.estimate) or d.n > 0)
+
+
+def _has_numbers(card: Card) -> bool:
+    return any(map(_is_said, card.decisions))
+
+
+def _headed(card: Card) -> str:
+    of = f" of {card.reading}" if card.reading else ""
+    return f"  {card.verdict:<10} {card.hypothesis}{of}: {card.claim}{': ' + card.says if card.says else ''}"
+
+
+def _tested(d: Decision) -> str:
+    said = f"{d.verdict}; {d.numbers}" if d.numbers else d.verdict
+    return f"{_MARKS[d.verdict]} {d.test} [{d.reading}]: {d.predicts}: {said}"
