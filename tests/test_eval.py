@@ -189,7 +189,7 @@ def test_wrong_values_of_files_are_told_before_a_model_is_opened(place: Path, tm
 
 
 def test_a_task_of_the_users_own_with_a_label_that_is_no_option(place: Path, tmp_path: Path) -> None:
-    (tmp_path / "own.jsonl").write_text('{"text": "a gate may close", "label": 7}\n{"text": "a sink", "label": 1}\n')
+    (tmp_path / "own.jsonl").write_text('{"text": "a sink", "label": 1}\n{"text": "a gate may close", "label": 7}\n')
     (tmp_path / "own.yaml").write_text(
         f"task: own\ndataset_path: json\ndataset_kwargs:\n  data_files:\n    test: {tmp_path / 'own.jsonl'}\n"
         "output_type: multiple_choice\ntest_split: test\ndoc_to_text: '{{text}}'\ndoc_to_target: label\n"
@@ -200,8 +200,8 @@ def test_a_task_of_the_users_own_with_a_label_that_is_no_option(place: Path, tmp
     status, _, err = gatelab(*words)
     assert status == 0, err
     items = [json.loads(line) for line in (tmp_path / "out" / "items.jsonl").read_text().splitlines()]
-    assert [i["answer"] for i in items] == ["7", "open"] and items[0]["correct"] is False
-    (tmp_path / "own.jsonl").write_text('{"text": "a gate may close", "label": null}\n')
+    assert [i["answer"] for i in items] == ["open", "7"] and items[1]["correct"] is False
+    (tmp_path / "own.jsonl").write_text('{"text": "a gate may close", "label": 7}\n')
     status, _, err = gatelab(*words[:-1], tmp_path / "again")
     assert status == 1 and "own: its items cannot be made" in err
 

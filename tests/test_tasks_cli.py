@@ -153,6 +153,7 @@ def test_items_are_shown_with_answer_depth_and_floor(capsys: pytest.CaptureFixtu
             "found/kv is a measure, taken on items of middle/kv: gatelab eval MODEL --tasks gatelab/found/kv",
         ),
         (["hellaswag"], "hellaswag is the harness's: gatelab eval MODEL --tasks hellaswag\n"),
+        (["helaswag"], "did you mean 'hellaswag'?"),
         (["mmlu_anatomy"], "mmlu_anatomy is the harness's: gatelab eval MODEL --tasks mmlu_anatomy"),
         (["ruler_vt"], "gatelab eval MODEL --tasks ruler_vt; the nearest of ours is 'ruler/vt'"),
         (["long_ppl"], "long_ppl is a measure, taken on a text: gatelab eval"),

@@ -11,7 +11,8 @@ _ORDER = ("supported", "refuted", "undecided")
 
 def explained(cards: Iterable[Card], *, all_: bool = False) -> Iterator[str]:
     """The cards of the arms, those that are decided first, with their tests that say a number (in a line with it where one test is
-    all that the card rests on); of the others what they lack, with the commands under their numbers. With `all_` every test of every card with its commands."""
+    all that a card rests on); of the others what they lack, with the commands under their numbers. With `all_` every test of
+    every card with its commands."""
     cards = list(cards)
     if all_:
         yield from _in_full(cards)

@@ -183,7 +183,7 @@ def _setting(given: dict[str, Any]) -> "Setting":
 
 def refusal_of(name: str, others: Iterable[str]) -> str:
     """Why no items of a name can be shown: it is a folder, a measure, the harness's, or nothing."""
-    from ..evals.harness.benchmarks import is_benchmark
+    from ..evals.harness.benchmarks import BENCHMARKS, is_benchmark
     from ..evals.measures import EVIDENCE, TEXTS
 
     own = [*others, *prompt_tasks()]
@@ -195,4 +195,4 @@ def refusal_of(name: str, others: Iterable[str]) -> str:
     if is_benchmark(name):
         ours = nearest(name, own).replace("did you mean", "the nearest of ours is").rstrip("?")
         return f"{name} is the harness's: gatelab eval MODEL --tasks {name}{ours}"
-    return f"no task {name!r}: expected one of {', '.join(own)}{nearest(name, own)}"
+    return f"no task {name!r}: expected one of {', '.join(own)}{nearest(name, [*own, *BENCHMARKS])}"

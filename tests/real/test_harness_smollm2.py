@@ -32,7 +32,7 @@ def problems(tmp_path_factory: pytest.TempPathFactory) -> list[Instance]:
     place = tmp_path_factory.mktemp("definitions")
     asking = Asking(("gsm8k",), BENCH, shots=2)
     (task,) = load(asking, find(asking, print, draft=place, tokenizer=place)).tasks.values()
-    task.set_config("generation_kwargs", dict(task.get_config("generation_kwargs")) | {"max_gen_toks": 48})
+    task.set_config("generation_kwargs", dict(task.get_config("generation_kwargs")) | {"max_gen_toks": 24})
     task.build_all_requests(limit=2)
     return list(task.instances)
 
