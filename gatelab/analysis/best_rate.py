@@ -74,7 +74,13 @@ def at_best(
     outcomes: Iterable[Outcome], found: Sequence[Setting], *, baseline: str, refused: Collection[tuple[str, str]] = ()
 ) -> AtBest:
     """Every arm of every setting at its best rate, and what the largest rate costs it over the baseline's best. A rate at which a
-    run of the arm is not done is no candidate; comparisons (cell, arm) that are `refused` are left out."""
+    run of the arm is not done is no candidate; comparisons (cell, arm) that are `refused` are left out. Where arms are not all
+    planned at the same rates, each rate stands alone: the best of three beside the only one would be no comparison."""
+    outcomes = list(outcomes)
+    planned: dict[str, set[str]] = {}
+    for o in outcomes:
+        planned.setdefault(o.cell, set()).add(o.arm)
+    found = [part for setting in found for part in _comparable(setting, planned)]
     held: dict[tuple[str, str], list[Outcome]] = {}
     for o in outcomes:
         if (o.cell, o.arm) not in refused:
@@ -108,6 +114,14 @@ def at_best(
         if o.status == "diverged" or (o.status == "done" and not o.usable):
             lost.setdefault((o.cell, o.arm, o.metric), []).append(o.seed)
     return AtBest(list(found), out, best, lost, [*notes, *_losses(lost)])
+
+
+def _comparable(setting: Setting, planned: Mapping[str, set[str]]) -> list[Setting]:
+    """The setting where its cells have the same arms, else each cell by itself."""
+    arms = [planned[cell] for cell in setting.cells.values() if cell in planned]
+    if all(of == arms[0] for of in arms):
+        return [setting]
+    return [Setting(cell, {rate: cell}) for rate, cell in setting.cells.items()]
 
 
 def _losses(lost: Mapping[tuple[str, str, str], Sequence[int]]) -> list[str]:

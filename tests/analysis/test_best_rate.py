@@ -109,6 +109,15 @@ def test_refused_comparisons_are_left_out():
     assert found.best["toy", "gate"] == "toy lr0.004" and ("other", "gate") not in found.best
 
 
+def test_an_arm_of_one_rate_is_not_held_to_a_baseline_of_three():
+    losses = {**LOSSES, "gate": {"toy lr0.001": 3.1, "other": 1.1}}  # +0.1 at its rate, +1.1 beside the baseline's best
+    found = at_best(outcomes(losses), settings(CELLS, RATES), baseline="none")
+    assert [s.name for s in found.settings] == CELLS
+    assert found.best["toy lr0.001", "gate"] == found.best["toy lr0.001", "none"] == "toy lr0.001"
+    at = {(o.cell, o.arm): o.value for o in found.outcomes if o.metric == "val_loss" and o.seed == 0}
+    assert at["toy lr0.001", "gate"] - at["toy lr0.001", "none"] == pytest.approx(0.1)
+
+
 def test_where_the_baseline_is_best_at_the_largest_rate_nothing_larger_was_run():
     losses = {arm: {"toy lr0.001": 2.0, "toy lr0.004": 1.0} for arm in ("none", "gate")}
     found = at_best(outcomes(losses), settings(CELLS[:2], RATES), baseline="none")
