@@ -180,7 +180,7 @@ def test_architectures_are_one_factor_of_find_and_its_f_is_printed(tmp_path, cap
     stands = "the architecture stands for what varies with it alone: model.arch, model.n_layers, model.moe"
     assert stands in out
     (line,) = (x for x in out.splitlines() if "by architecture" in x)
-    assert "gated, val_loss by architecture: decoder: +" in line and ", encoder: -" in line and "(F(2, 5) = " in line
+    assert "gated, val_loss by architecture: decoder: +" in line and ", encoder: -" in line and "(F(2, 4) = " in line
 
 
 GATED_FIRST = """

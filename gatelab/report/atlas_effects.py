@@ -106,7 +106,7 @@ def _row(e: Effect, words: Words) -> list[Html | str]:
         tag("span", f" Left out: {', '.join(e.held.verdict.notes)}.", class_="quiet") if e.held.verdict.notes else None
     )
     return [
-        gate, words.linked(e.setting), tag("span", e.what, left_out, _why(e)), _number(e.held.fresh), _number(e.held.screen),
+        gate, words.linked(e.setting), tag("div", e.what, left_out, _why(e)), _number(e.held.fresh), _number(e.held.screen),
         probability(e.held.verdict.p_holm), tag("div", again) if again else NONE,
     ]  # fmt: skip
 
@@ -115,7 +115,7 @@ def _why(e: Effect) -> Html | None:
     """The verdicts of the studies that were made for its causes, on this very reading; which of them wait for their runs."""
     said = [
         [
-            "; " if i else " Causes: ",
+            "; " if i else "Causes: ",
             tag("b", c.hypothesis),
             f" {c.verdict}{f' ({c.says})' if c.says else ''} [{study}]",
         ]
@@ -124,7 +124,7 @@ def _why(e: Effect) -> Html | None:
         )
     ]
     waits = f" Planned to test its causes, and not run: {', '.join(e.of.waiting)}." if e.of.waiting else ""
-    return tag("span", said, "." if said else "", waits, class_="quiet") if said or waits else None
+    return tag("p", said, "." if said else "", waits, class_="quiet") if said or waits else None
 
 
 def _number(a: "Alarm | None") -> Html:
