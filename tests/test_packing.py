@@ -322,3 +322,19 @@ def test_the_commands(folder, tmp_path, capsys):
     ):
         assert _status([str(word) for word in words]) == 1
         assert why in capsys.readouterr().err
+
+
+def test_a_folder_whose_name_looks_like_a_pattern_is_read_itself(tmp_path):
+    """DuckDB takes `st[1]` for a pattern, which `st1` beside it fits."""
+    import duckdb
+
+    from gatelab.store import quoted, to_read
+
+    for name, value in (("st[1]", 1), ("st1", 2), ("s*?", 3)):
+        (tmp_path / name).mkdir()
+        duckdb.sql(f"COPY (SELECT {value} AS v) TO {quoted(tmp_path / name / 'x.parquet')} (FORMAT parquet)")
+    read = [
+        duckdb.sql(f"SELECT v FROM read_parquet({to_read(tmp_path / n / 'x.parquet')})").fetchall()
+        for n in ("st[1]", "st1", "s*?")
+    ]
+    assert read == [[(1,)], [(2,)], [(3,)]]

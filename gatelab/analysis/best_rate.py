@@ -80,13 +80,15 @@ def at_best(
     planned: dict[str, set[str]] = {}
     for o in outcomes:
         planned.setdefault(o.cell, set()).add(o.arm)
+    split = [setting for setting in found if len(_comparable(setting, planned)) > 1]
     found = [part for setting in found for part in _comparable(setting, planned)]
     held: dict[tuple[str, str], list[Outcome]] = {}
     for o in outcomes:
         if (o.cell, o.arm) not in refused:
             held.setdefault((o.cell, o.arm), []).append(o)
     arms = dict.fromkeys(arm for _, arm in held)
-    out, best, notes = [], {}, []
+    out, best = [], {}
+    notes = [f"{s.name}: its rates stand alone, as not every arm is planned at each" for s in split]
     for setting in found:
         for arm in arms:
             there = [cell for cell in setting.cells.values() if (cell, arm) in held]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from ..store import RunFolder, StoreError, StudyFolder, fill, quoted
+from ..store import RunFolder, StoreError, StudyFolder, fill, quoted, to_read
 from ..study.local import n_cores
 from .digest_parts import EMPTY, PLACES, VIEWS
 from .run_digest import KIND, digests_of, take
@@ -151,7 +151,9 @@ def _kept(connection: Any, folder: StudyFolder) -> dict[str, str]:
     path = _path(folder)
     if path.exists():
         with suppress(OSError, duckdb.Error):
-            connection.execute(f"INSERT INTO digest BY NAME FROM read_parquet({quoted(path)}, hive_partitioning=false)")
+            connection.execute(
+                f"INSERT INTO digest BY NAME FROM read_parquet({to_read(path)}, hive_partitioning=false)"
+            )
             states = connection.execute("SELECT run, metric FROM digest WHERE part = 'state'").fetchall()
             connection.execute("DELETE FROM digest WHERE part = 'state'")
             return dict(states)

@@ -67,15 +67,16 @@ def at_own_rates() -> Test:
         refused = [evidence.refused[c, arm] for c in cells if (c, arm) in evidence.refused]
         if refused:
             return replace(found, to_do=refused)
+        if evidence.not_pooled:
+            return replace(found, to_do=[f"cells of one version of the code: {evidence.not_pooled}"])
         runs = {(c, a): evidence.comparable_runs(LOSS, c, a) for c in cells for a in (evidence.baseline, arm)}
         seeds = [s for s in runs[cell, arm] if s in runs[cell, evidence.baseline]]
         if len(seeds) < 2:
             return replace(found, n=len(seeds), to_do=seeds_more(ledger, cells))
         rates = {c: evidence.rates[c][1] for c in cells}
-        best = {
-            a: _best([c for c in cells if runs[c, a].keys() >= {*seeds}], runs, a, seeds)
-            for a in (evidence.baseline, arm)
-        }
+        # The ladder of each is of the rates at which all its runs are done.
+        done = {a: [c for c in cells if runs[c, a].keys() >= {*seeds}] for a in (evidence.baseline, arm)}
+        best = {a: _best(ladder, runs, a, seeds) for a, ladder in done.items()}
         here = {s: runs[cell, arm][s] - runs[cell, evidence.baseline][s] for s in seeds}
         there = {s: runs[best[arm], arm][s] - runs[best[evidence.baseline], evidence.baseline][s] for s in seeds}
         said = ", ".join(f"{a} at {rates[c]:g}" for a, c in best.items())
@@ -87,7 +88,10 @@ def at_own_rates() -> Test:
             "supported": arm if is_gain else evidence.baseline,
         }
         side = flatters.get(out.verdict)
-        if side is not None and rates[best[side]] in (min(rates.values()), max(rates.values())):
+        # A rate at which runs were lost was tried; one whose runs have not all ended was not.
+        lost = {(o.cell, o.arm) for o in evidence.outcomes if o.status == "diverged"} | {*evidence.lost}
+        ladder = [rates[c] for c in cells if side is not None and (c in done[side] or (c, side) in lost)]
+        if ladder and rates[best[side]] in (min(ladder), max(ladder)):
             why = f"the best rate of {side} is an end of the ladder, and one beyond it could say otherwise"
             return replace(out, verdict="undecided", numbers=f"{out.numbers}; {why}")
         return out

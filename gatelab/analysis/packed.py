@@ -21,7 +21,7 @@ from typing import Any
 
 from .. import SCHEMA
 from ..record import Row
-from ..store import StoreError, quoted
+from ..store import StoreError, to_read
 
 SUFFIX = ".parquet"
 VERSION = 1
@@ -54,7 +54,7 @@ class Pack:
         """
         import duckdb
 
-        file = f"read_parquet({quoted(self.path)}, hive_partitioning=false)"
+        file = f"read_parquet({to_read(self.path)}, hive_partitioning=false)"
         table = f"(SELECT * REPLACE (value::VARCHAR::DOUBLE AS value) FROM {file})"
         try:
             cursor = duckdb.connect().execute(f"WITH packed AS {table} {sql}")
@@ -89,7 +89,7 @@ def read_pack(path: Path) -> Pack:
 
     found: dict[str, bytes] = {}
     try:
-        pairs = duckdb.connect().execute(f"SELECT key, value FROM parquet_kv_metadata({quoted(path)})").fetchall()
+        pairs = duckdb.connect().execute(f"SELECT key, value FROM parquet_kv_metadata({to_read(path)})").fetchall()
         found = {key.decode(errors="replace"): value for key, value in pairs}
     except duckdb.Error as error:
         raise StoreError(f"{path}: cannot be read as Parquet ({_first(error)}); was it cut?") from None

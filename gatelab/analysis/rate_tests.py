@@ -202,11 +202,12 @@ def _by_width(runs: list[Kept], arm: str, than: str) -> dict[int, dict[int, floa
     found = settings(list(configs), {c: (str(width[c]), config["optim"]["lr"]) for c, config in configs.items()})
     outcomes = [Outcome(r.cell, r.arm, r.seed, LOSS, r.last(LOSS), r.status) for r in runs if r.arm in (arm, than)]
     losses: dict[tuple[str, str], dict[int, float]] = {}
-    for o in at_best(outcomes, found, baseline=than).outcomes:
+    best = at_best(outcomes, found, baseline=than)
+    for o in best.outcomes:
         if o.metric == LOSS and o.usable:
             losses.setdefault((o.cell, o.arm), {})[o.seed] = o.value
     out = {}
-    for place in found:
+    for place in best.settings:
         one, other = (losses.get((place.name, a), {}) for a in (arm, than))
         out[width[next(iter(place.cells.values()))]] = {s: one[s] - other[s] for s in one if s in other}
     if all(len(pairs) < 2 for pairs in out.values()):

@@ -155,8 +155,11 @@ def _not_pooled(kept: Mapping[Comparison, Mapping[int, Version]]) -> str:
     versions: seeds that were added later are then of another in every cell alike."""
     by_seed: dict[int, set[Version]] = {}
     by_cell: dict[str, set[Version]] = {}
+    dtypes = {v.dtype for versions in kept.values() for v in versions.values() if v.dtype}
     for (cell, _), versions in kept.items():
         for s, v in versions.items():
+            # A precision that was stated, or not recorded, is no version beside the only other one.
+            v = replace(v, dtype="") if len(dtypes) == 1 else v
             by_seed.setdefault(s, set()).add(v)
             by_cell.setdefault(cell, set()).add(v)
     is_one = all(len(v) == 1 for v in by_seed.values()) and (not by_cell or set.intersection(*by_cell.values()))

@@ -15,7 +15,7 @@ from typing import Any
 
 from .. import SCHEMA
 from ..config import Execution
-from ..store import RunFolder, quoted, take_rows
+from ..store import RunFolder, quoted, take_rows, to_read
 from ..study import carry_out as carrying_out
 from .digest_parts import EMPTY, NAMES, TAKE
 
@@ -75,7 +75,7 @@ def digests_of(connection: Any, runs: Sequence[RunFolder]) -> set[str]:
     if not there:
         return set()
     with suppress(OSError, duckdb.Error):
-        files = ", ".join(map(quoted, there.values()))
+        files = ", ".join(map(to_read, there.values()))
         connection.execute(f"INSERT INTO digest BY NAME FROM read_parquet([{files}], hive_partitioning=false)")
         return set(there)
     return set()  # one of them is damaged, and rows are there

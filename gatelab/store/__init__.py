@@ -33,7 +33,7 @@ from .files import (
     write_lines,
     write_text,
 )
-from .rows import fill, query, quoted, take_rows
+from .rows import fill, query, quoted, take_rows, to_read
 from .run import RunFolder
 from .study import StudyFolder, is_fingerprint
 
@@ -52,6 +52,7 @@ __all__ = [
     "read_stored",
     "stamp_of",
     "take_rows",
+    "to_read",
     "write_json",
     "write_lines",
     "write_text",

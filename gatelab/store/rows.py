@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import fields
+from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,7 +90,7 @@ def _is_mended(connection: Any, run: RunFolder) -> bool:
     import duckdb
 
     cache = run.path / "rows.parquet"
-    check = f"SELECT count(*) FROM read_parquet({quoted(cache)}, hive_partitioning=false)"
+    check = f"SELECT count(*) FROM read_parquet({to_read(cache)}, hive_partitioning=false)"
     for mend in (lambda: None, lambda: _write_cache(connection, run)):
         with suppress(OSError, duckdb.Error):
             mend()
@@ -159,7 +160,7 @@ def _taken(table: str, cached: Sequence[RunFolder], others: Sequence[RunFolder],
 
 
 def _caches(runs: Sequence[RunFolder]) -> str:
-    files = ", ".join(quoted(run.path / "rows.parquet") for run in runs)
+    files = ", ".join(to_read(run.path / "rows.parquet") for run in runs)
     return f"read_parquet([{files}], hive_partitioning=false, union_by_name=true)"
 
 
@@ -171,7 +172,7 @@ def _sql_types(names: Iterable[str]) -> dict[str, str]:
 def _lines(runs: Sequence[RunFolder], names: Iterable[str] = _ALL) -> str:
     """The rows of runs as SQL reads them."""
     types = ", ".join(f"'{name}': '{kind}'" for name, kind in _sql_types(names).items())
-    files = ", ".join(quoted(run.rows_path) for run in runs)
+    files = ", ".join(to_read(run.rows_path) for run in runs)
     # A line that a killed worker left half-written is skipped; its owner takes it back on resume. So is what is no row.
     # A folder called `lr=1` is a name, not a column.
     return (
@@ -191,8 +192,13 @@ def _write_cache(connection: Any, run: RunFolder) -> None:
 
 
 def quoted(path: Path) -> str:
-    """A path as SQL reads it."""
+    """A path as SQL writes to it."""
     return "'" + str(path).replace("'", "''") + "'"
+
+
+def to_read(path: Path) -> str:
+    """A path as SQL reads it: DuckDB takes brackets, stars and question marks of it for a pattern of several files."""
+    return quoted(Path(escape(str(path))))
 
 
 def _sql_type(annotation: Any) -> str:

@@ -135,7 +135,7 @@ def test_where_there_can_be_no_such_arm_it_says_why():
     assert card("reads-token", found({}, models=two)).decisions[0].to_do == ["an arm with one gate that can be so"]
 
 
-def rates(none, gated, *, lost=()):
+def rates(none, gated, *, lost=(), status="diverged"):
     """{rate: mean loss} of each arm, in cells c0 (at 1), c1, …; seeds that are `lost` at (rate, arm)."""
     cells = {rate: f"c{i}" for i, rate in enumerate(sorted(none, key=lambda r: (r != 1, r)))}
     of = []
@@ -147,7 +147,7 @@ def rates(none, gated, *, lost=()):
                 [means[rate] + n + w * (arm == "gated") for n, w in zip(NONE, WIGGLE, strict=True)],
                 cell,
             )
-            of += [replace(o, status="diverged") if (rate, arm) in lost else o for o in own]
+            of += [replace(o, status=status) if (rate, arm) in lost else o for o in own]
     at = {cell: ("same", float(rate)) for rate, cell in cells.items()}
     evidence = Evidence(of, METRICS, "none", ["gated"], list(at), rates=at)
     models = {(c, a): MODELS[m] for c in at for a, m in (("none", "none"), ("gated", "sdpa-headwise"))}
@@ -169,6 +169,12 @@ def test_a_best_rate_at_an_end_decides_against_its_arm_and_not_for_the_other():
 def test_a_rate_at_which_runs_are_lost_is_no_candidate():
     got = rates({0.3: 1.9, 1: 1.0, 3: 0.0}, {0.3: 0.2, 1: 0.0, 3: 0.2}, lost=((3, "none"),))
     assert got.verdict == "refuted" and "none at 1" in got.numbers
+
+
+def test_a_rate_whose_runs_have_not_all_ended_is_none_that_was_tried():
+    means = {0.3: 1.9, 1: 1.0, 3: 0.0}, {0.3: 0.2, 1: 0.0, 3: 0.2}
+    got = rates(*means, lost=((3, "none"),), status="running")
+    assert got.verdict == "undecided" and "none at 1" in got.numbers and "end of the ladder" in got.numbers
 
 
 def test_without_other_rates_it_says_how_to_run_them():

@@ -61,7 +61,10 @@ def sign_flip(evidence: Evidence, cell: str, arm: str) -> Iterator[Alarm]:
         return
     place = Place("sign-flip", cell, arm, evidence.baseline)
     for reading in [n for name in ("val_loss", "massive_max", "value_drain") for n in evidence.family(name)]:
-        every = {c: evidence.estimate(reading, c, arm) for c in evidence.cells}
+        lost = {c for c in evidence.cells for a in (evidence.baseline, arm) if (c, a) in evidence.lost}
+        if cell in lost:
+            continue
+        every = {c: evidence.estimate(reading, c, arm) for c in evidence.cells if c not in lost}
         own = every.pop(cell)
         others = {c: evidence.pairs(reading, c, arm) for c, e in every.items() if e is not None}
         if 2 * (len(others) + 1) <= len(every) + 1:
