@@ -89,9 +89,9 @@ def run(
     if summary.elsewhere:
         tell(f"{len(summary.elsewhere)} runs are being carried out by another process; run again for the whole page")
     if not summary.is_complete:
-        tell(
-            f"some runs did not finish; `gatelab status {folder.address}` says why, `gatelab retry {folder.address}` tries again"
-        )
+        again = any(state not in ("done", "diverged", "damaged") for state in summary.states.values())
+        retry = f", `gatelab retry {folder.address}` tries again" if again else ""
+        tell(f"some runs did not finish; `gatelab status {folder.address}` says why{retry}")
     return 0 if summary.is_complete else 1
 
 

@@ -284,7 +284,7 @@ class Execution(Config):
     timeout_s: Annotated[float, Field(ge=0)] = 0.0
     lost_retries: Annotated[int, Field(ge=0)] = 1
     processes: Annotated[int, Field(gt=0, le=1024)] = 1
-    wait_s: Annotated[float, Field(gt=0, le=7 * 86400)] = 600.0
+    wait_s: Annotated[float, Field(gt=0, le=7 * 86400)] = 1800.0
     gpu_share: Annotated[float, Field(gt=0, le=1)] = 1.0
     parallel: ParallelConfig = ParallelConfig()
 

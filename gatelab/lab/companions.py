@@ -5,7 +5,7 @@ its cells and arms are called. It is looked for in the folder beside the study's
 """
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 
 from ..analysis.anomalies.evidence import Comparison
@@ -36,11 +36,11 @@ def beside(folder: StudyFolder, found: Sequence[Anomaly]) -> list[Anomaly]:
     study = folder.study()
     if study["name"] not in EXPLAINED_BY or not found:
         return list(found)
-    there = {
-        name: StudyFolder.open(path)
-        for name in EXPLAINED_BY[study["name"]]
-        if ((path := folder.path.parent / name) / "study.json").is_file()
-    }
+    there = {}
+    for name in EXPLAINED_BY[study["name"]]:
+        if ((path := folder.path.parent / name) / "study.json").is_file():
+            with suppress(StoreError):  # what cannot be read says nothing
+                there[name] = StudyFolder.open(path)
     return explained(study["name"], study["baseline"], settings(folder), found, there)
 
 

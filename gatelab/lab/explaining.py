@@ -108,7 +108,9 @@ def edit(
             folder.push()
     # Of runs that have rows what is tried again are edits that these models cannot have.
     if stored and not n_edited and not {run.fingerprint for _, run, _ in stored} & {name for name, _ in there}:
-        raise StoreError(f"--explain {cell} --edit: none of {len(stored)} runs gave rows; of the first, {whys[0]}")
+        raise StoreError(
+            f"--explain {cell} --edit: none of {len(stored)} runs gave rows{f'; of the first, {whys[0]}' if whys else ''}"
+        )
     return n_edited
 
 

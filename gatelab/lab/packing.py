@@ -112,6 +112,8 @@ def _of_run(run: RunFolder, study: str) -> dict[str, Any]:
     here = {name: _content(run.path / name, study) for name in RUN_FILES if (run.path / name).exists()}
     here.get("done.json", {}).pop("rows_bytes", None)  # rows are written anew where a pack is unpacked
     for attempt in run.attempts():
+        if not isinstance(attempt.get("number"), int):
+            continue  # a file that no worker wrote
         here[f"attempts/{attempt['number']:04d}.json"] = {k: attempt.get(k) for k in _OF_ATTEMPT}
     return here
 

@@ -119,12 +119,17 @@ def _is_from_outside(code: int | None) -> bool:
     return code is not None and (code < 0 or code == EXITS["oom"])
 
 
+def _name(number: int) -> str:
+    """Real-time signals have none of their own."""
+    return signal.Signals(number).name if number in {*signal.Signals} else f"signal {number}"
+
+
 def _meaning(codes: list[int | None]) -> BaseException | None:
     """What it means for the run that the others ended so; None while none has failed."""
     some = "one of the processes that share this run"
     for rank, code in enumerate(codes, 1):
         if code is not None and code < 0:
-            return LostError(f"process {rank} of {len(codes) + 1} was ended by {signal.Signals(-code).name}")
+            return LostError(f"process {rank} of {len(codes) + 1} was ended by {_name(-code)}")
     failed = [code for code in codes if code]
     if EXITS["oom"] in failed:
         return MemoryError(f"{some} ran out of memory; log.txt has its words")

@@ -36,6 +36,9 @@ def pull(
     """Carry out what others do not until nothing is left for this machine, or for the job's `nodes` machines together; None
     when it was asked to stop."""
     preload = PRELOAD if target == TARGET else ()
+    if nodes > 1:
+        # Processes that srun starts cannot be told which runs of a group the first one could claim.
+        execution = execution.model_copy(update={"group": 1})
     executor = SrunExecutor(execution, nodes) if nodes > 1 else local_executor(execution, preload)
     try:
         while True:

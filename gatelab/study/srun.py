@@ -52,7 +52,11 @@ class SrunExecutor:
         threads = str(self._execution.threads)
         command = ["srun", f"--nodes={self._nodes}", f"--ntasks={self._execution.processes}"]
         command += [f"--ntasks-per-node={self._execution.processes // self._nodes}"]
-        command += [f"--cpus-per-task={os.environ.get('SLURM_CPUS_PER_TASK', threads)}", "--kill-on-bad-exit=1"]
+        command += [
+            f"--cpus-per-task={os.environ.get('SLURM_CPUS_PER_TASK', threads)}",
+            "--wait=0",  # the first process goes on when the others are done: it keeps what pages read
+            "--kill-on-bad-exit=1",
+        ]
         words = worker_command(task, None)  # without a driver's process: Slurm ends the step with the batch script
         words[words.index(worker.__name__)] = __name__
         environ = {"PYTHONSAFEPATH": "1", "MASTER_PORT": str(_free_port()), **dict.fromkeys(THREADS, threads)}

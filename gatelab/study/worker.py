@@ -210,7 +210,9 @@ def _end(held: list[Held], of_objects: list[Carrier], error: BaseException | Non
     outcome, message = classify(error) if error is not None else ("stopped", "asked to stop")
     if error is None and not stopped:
         outcome, message = "failed", "the task returned without finishing the run or being asked to stop"
-    if outcome == "lost" and stopped:
+    # A step of srun is asked to stop where one of its processes was killed too; that is no wish of anybody.
+    is_step = os.environ.get("SLURM_NTASKS", "1") == os.environ.get("WORLD_SIZE") != "1"
+    if outcome == "lost" and stopped and not is_step:
         outcome = "stopped"
     if outcome == "disk-full":
         message = disk_is_full(len(held))

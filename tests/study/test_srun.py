@@ -93,7 +93,8 @@ def test_a_step_is_asked_for_and_its_processes_know_each_other(job: Path) -> Non
     }
     assert len({f["MASTER_PORT"] for f in facts}) == 1
     asked = json.loads((job / "called.json").read_text())
-    assert asked[:5] == ["--nodes=2", "--ntasks=2", "--ntasks-per-node=1", "--cpus-per-task=3", "--kill-on-bad-exit=1"]
+    assert asked[:4] == ["--nodes=2", "--ntasks=2", "--ntasks-per-node=1", "--cpus-per-task=3"]
+    assert asked[4:6] == ["--wait=0", "--kill-on-bad-exit=1"]
     assert executor.poll(0.0) == [] and executor.slots == 1
     executor.stop("another")
     executor.stop(handle)
