@@ -196,3 +196,11 @@ def test_where_its_own_runs_have_two_looks_the_curves_are_of_the_companion(confi
     assert "Of tasks-causes, encoder select: runs of the same configuration" in said
     assert len(book.charts.placed) == 2, "its own line from start to end, and the companion's curve"
     assert "Of tasks-causes" not in text(curves_for(book, found, of.sides)), "where its own have three they do"
+
+
+def test_a_companion_that_cannot_be_read_breaks_no_other_page(tmp_path):
+    there = folder(tmp_path / "tasks-by-architecture", "tasks-by-architecture", CELL, lambda *_: 1.0)
+    (tmp_path / "tasks-causes").mkdir()
+    (tmp_path / "tasks-causes" / "study.json").write_text("{", encoding="utf-8")
+    (found,) = beside(there, [anomaly()])
+    assert found.cell == CELL

@@ -3,6 +3,7 @@
 import errno
 import re
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -122,16 +123,8 @@ class StudyFolder:
         """
         if self.objects is None:
             return
-        try:
+        with _reached(self.address, "read"):
             self.objects.refresh(wants, is_due=is_due)
-        except AddressError as error:
-            raise StoreError(str(error)) from None
-        except PermissionError as error:
-            raise StoreError(
-                f"{self.address}: may not be read ({error_words(error)}); check your credentials for it"
-            ) from None
-        except OSError as error:
-            raise StoreError(f"{self.address}: cannot be read ({error_words(error)})") from None
 
     def check(self) -> None:
         """Whether the study of an address may be written, or begun, there; and have what is there in the mirror.
@@ -184,16 +177,8 @@ class StudyFolder:
     def _push(self) -> None:
         if self.objects is None:
             return
-        try:
+        with _reached(self.address, "written"):
             self.objects.push()
-        except TakenError:
-            raise
-        except PermissionError as error:
-            raise StoreError(
-                f"{self.address}: may not be written ({error_words(error)}); check your credentials for it"
-            ) from None
-        except OSError as error:
-            raise StoreError(f"{self.address}: cannot be written ({error_words(error)})") from None
 
     def planned(self) -> Iterator[tuple[dict[str, Any], RunFolder]]:
         """The plan's entries (cell, arm, seed, fingerprint, …) with their folders; read once as long as it stays as it is."""
@@ -234,3 +219,20 @@ def is_fingerprint(name: object) -> bool:
 
 def _is_half_study(path: Path) -> bool:
     return path.name.startswith(".study.json.") and path.name.endswith(".tmp")
+
+
+@contextmanager
+def _reached(address: str, what: str) -> Iterator[None]:
+    """What an object store answers, in a user's words."""
+    try:
+        yield
+    except TakenError:
+        raise
+    except AddressError as error:
+        raise StoreError(str(error)) from None
+    except PermissionError as error:
+        raise StoreError(
+            f"{address}: may not be {what} ({error_words(error)}); check your credentials for it"
+        ) from None
+    except OSError as error:
+        raise StoreError(f"{address}: cannot be {what} ({error_words(error)})") from None

@@ -14,7 +14,7 @@ from gatelab.store import RunFolder, StudyFolder
 from gatelab.study import ledger
 from gatelab.study.executor import EXITS
 from gatelab.study.gang import FailedError, LostError
-from gatelab.study.worker import classify, disk_is_full
+from gatelab.study.worker import _end, classify, disk_is_full
 
 
 def raised_from(error: Exception, cause: Exception) -> Exception:
@@ -137,3 +137,14 @@ def test_how_a_run_ended_is_told_in_a_line(study: StudyFolder, fake: RunFolder) 
     for _ in range(2):
         assert by_hand(study.path, name) == (0, f"gatelab: {name}: done\n")
     assert n_starts(fake) == 2
+
+
+@pytest.mark.parametrize(
+    ("ntasks", "world", "outcome"), [(None, "2", "stopped"), ("2", "2", "lost"), ("1", "1", "stopped")]
+)
+def test_a_step_of_srun_that_lost_a_process_is_lost_though_it_was_asked_to_stop(monkeypatch, ntasks, world, outcome):
+    monkeypatch.delenv("SLURM_NTASKS", raising=False)
+    for name, value in (("SLURM_NTASKS", ntasks), ("WORLD_SIZE", world)):
+        if value is not None:
+            monkeypatch.setenv(name, value)
+    assert _end([], [], LostError("another process of the run is gone"), stopped=True) == EXITS[outcome]
