@@ -24,6 +24,7 @@ INTERPRET = ("TRITON_INTERPRET", "1" if DEVICE == "cpu" else "0")
 with pytest.MonkeyPatch.context() as patched:
     patched.setenv(*INTERPRET)
     from gatelab.ops.gate_apply import kernels
+    from gatelab.ops.gate_apply.kernels import Tile
 
 BOTH = pytest.mark.parametrize("functions", [kernels, fused], ids=["kernels", "formulas"])
 KEPT = pytest.mark.parametrize("is_output", [True, False], ids=["y-kept", "z-kept"])
@@ -152,6 +153,36 @@ def test_every_element_of_the_results_is_written(
         monkeypatch.setattr(torch, name, lambda *a, plain=plain, **k: plain(*a, **k).fill_(math.nan))
     found = gradients(kernels, t, is_output=is_output) | {"z": kernels.gate_output(t["kept"], t["logits"])}
     assert not [name for name, value in found.items() if value.isnan().any()]
+
+
+@KEPT
+@pytest.mark.parametrize("tile", [Tile(64, 1, 8), Tile(128, 2, 2, True), Tile(256, 4, 8, True, "evict_first")], ids=str)
+@pytest.mark.parametrize("shape", [*SHAPES[:4], Shape("whole", T=16, H=4, K=16, W=1)], ids=lambda s: s.name)
+def test_other_tiles_and_wide_offsets_give_the_same(
+    monkeypatch: pytest.MonkeyPatch, is_output: bool, tile: Tile, shape: Shape
+) -> None:
+    t = drawn(shape, torch.float32)
+    expected = [*gradients(kernels, t, is_output=is_output).values(), kernels.gate_output(t["kept"], t["logits"])]
+    for key in kernels.TILES:
+        monkeypatch.setitem(kernels.TILES, key, tile)
+    for is_near in (kernels._is_near, lambda t: False):
+        monkeypatch.setattr(kernels, "_is_near", is_near)
+        found = [*gradients(kernels, t, is_output=is_output).values(), kernels.gate_output(t["kept"], t["logits"])]
+        for value, same in zip(found, expected, strict=True):
+            torch.testing.assert_close(value, same, rtol=1e-5, atol=1e-6)
+
+
+def test_what_is_none_is_left_out() -> None:
+    t = drawn(SHAPES[1], torch.float32)
+    whole, dlogits_BTH1 = gradients(kernels, t, is_output=False), torch.empty_like(t["logits"])
+    tile = kernels.TILES["back", "headwise", False]
+    kernels.write_gradients(*t.values(), None, None, dlogits_BTH1, None, is_output=False, tile=tile)
+    torch.testing.assert_close(dlogits_BTH1, whole["dlogits_BTHK"], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(("stride", "is_near"), [(2**31 - 1, True), (2**31, False)])
+def test_offsets_of_64_bits_are_for_what_32_do_not_count(stride: int, is_near: bool) -> None:
+    assert kernels._is_near(torch.empty_strided((2, 1, 1, 1), (stride, 1, 1, 1), device="meta")) == is_near
 
 
 @BOTH

@@ -35,7 +35,7 @@ if importlib.util.find_spec("triton") is None:
 INTERPRET = ("TRITON_INTERPRET", "1" if DEVICE == "cpu" else "0")
 with pytest.MonkeyPatch.context() as patched:
     patched.setenv(*INTERPRET)
-    from gatelab.ops.gated_decode import kernels
+    from gatelab.ops.gated_decode import kernels, merges
     from gatelab.ops.gated_decode.kernels import Cut
 
 REFERENCE = partial(gated_decode, impl="reference")
@@ -95,6 +95,15 @@ SHAPES = (
     Shape("the-cut-of-narrow-heads", S=300, cut=kernels.CUTS[64].few),
     Shape("the-cut-of-wide-heads", B=1, S=300, H=3, G=1, K=200, gate="sdpa-headwise", cut=kernels.CUTS[256].few),
 )
+# More splits than a pass of the merge has, heads of more channels than a program of it, and neither a power of 2.
+MERGED = (
+    Shape("ungated", gate=None),
+    Shape("two-passes", B=1, S=600, H=2, G=1, gate="sdpa-headwise"),
+    Shape("more-than-at-once", B=1, S=1040, H=1, G=1),
+    Shape("odd-channels", K=20),
+    Shape("wide", K=72, H=2, G=1, end=(75, 20), gate="sdpa-headwise"),
+    Shape("wide-elementwise", B=1, K=72, H=2, G=1),
+)
 by_shape = pytest.mark.parametrize("shape", SHAPES, ids=lambda s: s.name)
 
 
@@ -142,6 +151,23 @@ def broken(candidate: Callable[..., Tensor], shape: Shape, dtype: torch.dtype) -
 @by_shape
 def test_the_kernels_keep_the_contract(shape: Shape, dtype: torch.dtype) -> None:
     assert not broken(partial(by_kernels, cut=shape.cut), shape, dtype)
+
+
+@pytest.mark.parametrize("shape", MERGED, ids=lambda s: s.name)
+@pytest.mark.parametrize("merge", merges.MERGES)
+def test_every_merge_keeps_the_contract(monkeypatch: pytest.MonkeyPatch, merge: str, shape: Shape) -> None:
+    monkeypatch.setattr(merges, "MERGE", merge)
+    assert not broken(partial(by_kernels, cut=shape.cut), shape, torch.float32)
+
+
+@pytest.mark.parametrize("merge", merges.MERGES)
+def test_every_merge_writes_all_and_gives_zeros_without_a_key(monkeypatch: pytest.MonkeyPatch, merge: str) -> None:
+    monkeypatch.setattr(merges, "MERGE", merge)
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *a, **k: empty(*a, **k).fill_(math.nan))
+    shape = Shape("empty", first=(30, 0), end=(30, 40), gate="sdpa-headwise")
+    z = by_kernels(**drawn(shape), **shape.slots())
+    assert not z[0].any() and z[1].isfinite().all() and z[1].abs().amin() > 0
 
 
 @by_shape
@@ -478,8 +504,10 @@ from gatelab.ops.gated_decode import kernels, split
 
 def shared_bytes(capability, K, R, cut):
     kernel = kernels.split_kernel
-    constants = {"HAS_FIRST": True, "HAS_END": True, "R": R, "K": K, "PADDED": K, "X": max(16, R), "Y": cut.passed}
+    constants = {"HAS_FIRST": True, "HAS_END": True, "W": 0, "OVERLAPPED": False}
+    constants |= {"R": R, "K": K, "PADDED": K, "X": max(16, R), "Y": cut.passed}
     types = {n: "*bf16" for n in "qkv"} | {"first": "*i64", "end": "*i64", "sums": "*fp32", "pairs": "*fp32", "scale": "fp32"}
+    types |= {n: "*bf16" for n in ("logits", "scores")}
     types |= {n: "i32" for n in ("S", "G", "N", "window")} | dict.fromkeys(constants, "constexpr")
     signature = {n: types.get(n, "i64") for n in kernel.arg_names}
     wide = {(i,): [["tt.divisibility", 16]] for i, t in enumerate(signature.values()) if t == "i64" or t[0] == "*"}
@@ -501,6 +529,38 @@ def test_what_is_served_fits_into_the_shared_memory_of_each_capability() -> None
     """In KiB a block may take, by the CUDA programming guide's table of compute capabilities."""
     compiled = os.environ | {"TRITON_INTERPRET": "0"}
     subprocess.run([sys.executable, "-P", "-c", COMPILED], check=True, env=compiled)
+
+
+OVERLAPPED = """
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from gatelab.ops.gated_decode import kernels, merges
+
+def ptx(kernel, constants, types):
+    types |= dict.fromkeys(constants, "constexpr")
+    signature = {n: types.get(n, "i64") for n in kernel.arg_names}
+    source = ASTSource(kernel, signature, {(kernel.arg_names.index(n),): v for n, v in constants.items()})
+    return triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"launch_pdl": True}).asm["ptx"]
+
+pointers = {"sums": "*fp32", "pairs": "*fp32", "scores": "*fp32", "logits": "*bf16", "z": "*bf16"}
+numbers = dict.fromkeys("SGHN", "i32") | {"window": "i32", "scale": "fp32"}
+split = {"HAS_FIRST": False, "HAS_END": False, "W": 0, "R": 4, "K": 64, "PADDED": 64, "X": 16, "Y": 64, "OVERLAPPED": True}
+of_split = pointers | numbers | dict.fromkeys(("q", "k", "v", "first", "end"), "*bf16")
+assert "griddepcontrol.launch_dependents" in ptx(kernels.split_kernel, split, of_split)
+merge = {"W": 1, "K": 64, "SCORED": False, "ROW": False, "OVERLAPPED": True}
+for kernel, sizes in (
+    (merges.merge_kernel, {"PADDED": 64, "MERGED": 32}),
+    (merges.at_once_kernel, {"C": 32, "PARTS": 16, "MERGED": 16}),
+):
+    before, after = ptx(kernel, merge | sizes, pointers | numbers).split("griddepcontrol.wait")
+    assert before.count("ld.global") == 1 and after.count("ld.global") > 1 and "st.global" not in before
+"""
+
+
+@pytest.mark.slow
+def test_an_overlapped_merge_reads_its_logits_and_nothing_else_before_it_waits() -> None:
+    subprocess.run([sys.executable, "-P", "-c", OVERLAPPED], check=True, env=os.environ | {"TRITON_INTERPRET": "0"})
 
 
 @pytest.mark.gpu

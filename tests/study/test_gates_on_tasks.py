@@ -1,5 +1,6 @@
 """The built-in study on tasks in miniature, from the plan to the page: alone, as a stack, and taken up again where it stopped."""
 
+import csv
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -8,10 +9,11 @@ from typing import Any
 import pytest
 
 from gatelab import lab
-from gatelab.config import ConfigError, Execution
+from gatelab.config import ConfigError, Execution, Tasks, parse_assignments
 from gatelab.store import RunFolder, StudyFolder
 from gatelab.studies.gates_on_tasks import recipe, study
 from gatelab.study.carry_out import carry_out
+from gatelab.study.grouping import shape_of
 from gatelab.study.plan import make_plan
 from gatelab.study.study import Study, load_study
 
@@ -25,7 +27,7 @@ AS_IT_IS = Execution(device="cpu", group=1)
 
 def miniature() -> Study:
     """One task, one rate, two arms, two seeds, four steps."""
-    made = recipe(("cite",), (1e-3,)).changed(SMALL)
+    made = recipe(("cite",), {"1m": (1e-3,)}, ()).changed(SMALL)
     return replace(made, arms=made.arms[:2])
 
 
@@ -47,9 +49,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> StudyFolder:
 
 def test_the_study_is_there_by_its_name_with_its_cells_arms_and_budget() -> None:
     found = load_study("gates-on-tasks")
+    tasks = ("bracket", "mqar", "cite", "track", "select")
     assert list(found.cells) == [
-        f"{t} {lr}" for t in ("bracket", "mqar", "cite", "track", "select") for lr in ("0.0003", "0.001", "0.003")
+        *(f"{t} {lr}" for t in tasks for lr in ("0.0003", "0.001", "0.003")),
+        *(f"10m {t} {lr}" for t in tasks for lr in ("0.0003", "0.001")),
+        *(f"easy {t} {lr}" for t in ("mqar", "cite", "track") for lr in ("0.001", "0.003")),
     ]
+    assert found.about["mqar 0.001"] == "The task mqar at learning rate 0.001, 1.3 million weights."
+    assert found.about["easy mqar 0.001"] == "The task mqar of four pairs at learning rate 0.001, 1.3 million weights."
+    assert found.cells["easy track 0.001"].data == Tasks(names=("track",), hardness=1, distractors=1)
+    assert found.about["10m mqar 0.001"] == "The task mqar at learning rate 0.001, 10.4 million weights."
     assert [a.name for a in found.arms] == [
         "none",
         "sdpa-headwise",
@@ -58,15 +67,40 @@ def test_the_study_is_there_by_its_name_with_its_cells_arms_and_budget() -> None
         "sink-logit",
     ]
     assert len(found.seed_values) == 5 and {r.train.seq_len for r in found.cells.values()} == {128}
-    (run,) = {
-        make_plan(replace(study.changed({"cell": ["mqar 0.001"]}), arms=study.arms[:1], seeds=1)).runs[0].n_parameters
+    for cell, low, high in (("mqar 0.001", 1.2e6, 1.5e6), ("10m mqar 0.001", 10.4e6, 10.5e6)):
+        (planned,) = make_plan(replace(study.changed({"cell": [cell]}), arms=study.arms[:1], seeds=1)).runs
+        assert low < planned.n_parameters < high
+
+
+@pytest.mark.parametrize(
+    ("pattern", "n_cells", "n_runs"),
+    [("[!1e]*", 15, 375), ("10m*", 10, 250), ("10m*0.0003", 5, 125), ("easy*", 6, 150), ("10m*0.001", 5, 125)],
+)
+def test_all_runs_of_a_size_and_an_arm_are_of_one_shape(pattern: str, n_cells: int, n_runs: int) -> None:
+    some = study.changed({"cell": [pattern], "train.batch_size": [32]})
+    runs = make_plan(some).runs
+    assert (len(some.cells), len(runs)) == (n_cells, n_runs)
+    shapes = {
+        arm.name: {shape_of(p.run.model_dump(mode="json")) for p in runs if p.arm == arm.name} for arm in some.arms
     }
-    assert 1.2e6 < run < 1.5e6
+    assert [len(of) for of in shapes.values()] == [1] * 5 and len(set.union(*shapes.values())) == 5
+
+
+def test_runs_that_were_made_before_there_were_two_sizes_are_runs_of_it() -> None:
+    changes = "cell=[[!1e]*0.001,[!1e]*0.003] train.batch_size=32 train.tokens=12_288_000 ask.items=66 ask.every=500 probe.times=1"
+    stored = Path(__file__).parents[2] / "docs" / "results" / "gates-on-tasks" / "runs.csv"
+    with stored.open() as file:
+        known = {row["fingerprint"]: (row["cell"], row["arm"], int(row["seed"])) for row in csv.DictReader(file)}
+    made = {
+        p.fingerprint: (p.cell, p.arm, p.seed)
+        for p in make_plan(study.changed(parse_assignments(changes.split()))).runs
+    }
+    assert len(made) == 250 and made.items() <= known.items()
 
 
 def test_cells_are_chosen_by_their_names() -> None:
     assert list(study.changed({"cell": ["bracket*"]}).cells) == ["bracket 0.0003", "bracket 0.001", "bracket 0.003"]
-    some = study.changed({"cell": ["*0.001", "cite 0.003"], "train.tokens": [81920], "seed": [0]})
+    some = study.changed({"cell": ["[!1e]*0.001", "cite 0.003"], "train.tokens": [81920], "seed": [0]})
     assert list(some.cells) == [
         "bracket 0.001",
         "mqar 0.001",
@@ -83,7 +117,7 @@ def test_cells_are_chosen_by_their_names() -> None:
 
 
 def test_a_cell_is_not_chosen_without_what_it_goes_on_from() -> None:
-    one = recipe(("cite",), (1e-3, 3e-3))
+    one = recipe(("cite",), {"1m": (1e-3, 3e-3)}, ())
     both = replace(one, follows={"cite 0.003": "cite 0.001"}, match=None)
     with pytest.raises(ConfigError, match=r"cell=cite 0\.003: goes on from the cell 'cite 0\.001'; choose that too"):
         both.changed({"cell": ["cite 0.003"]})
@@ -144,7 +178,7 @@ def test_a_run_that_stopped_is_asked_as_if_it_had_not(folder: StudyFolder, tmp_p
 def test_what_positions_do_not_reach_is_said_once_in_the_log(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    learned = recipe(("cite",), (1e-3,)).changed(
+    learned = recipe(("cite",), {"1m": (1e-3,)}, ()).changed(
         SMALL | {"model.positions": ["learned"], "ask.stretch": ["none"], "seed": [0]}
     )
     found = lab.save_plan(make_plan(replace(learned, arms=learned.arms[:1])), tmp_path / "learned")

@@ -1,62 +1,125 @@
 """Triton: the functions of `fused.py`, each in one pass over memory.
 
-Notable: a program takes some rows, of one token and head each, in the order of z, so that headwise and elementwise gates
-are one kernel and z comes out as the projection after it wants it, whatever the layouts of y and the logits. Arithmetic
-is in float32. Importing this file needs Triton; nothing else in this folder does.
+Notable: a program takes some rows, of one token and head each, so that headwise and elementwise gates are one kernel and z
+comes out as the projection after it wants it, whatever the layouts of y and the logits. How many, and in which order, says
+`TILES`: `benchmarks/ops/gate_tiles.py` times others and writes what it found into the table. Arithmetic is in float32.
+Importing this file needs Triton; nothing else in this folder does.
 """
+
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-# Numbers of a tensor that a program holds: 16 a thread, two loads of 16 bytes in a 16-bit type.
-_NUMBERS, _WARPS = 2048, 4
+
+class Tile(NamedTuple):
+    """How a kernel is cut. `numbers`: of one tensor, that a program holds; `tokens`: so many neighbours of one head follow
+    one another among the rows, 1: rows are in the order of z; `is_apart`: programs of their own raise the log-sum-exp, which
+    lies by head and token, eight neighbours of a head at a time; `hint`: how L2 is to treat what is read once."""
+
+    numbers: int
+    warps: int
+    tokens: int = 1
+    is_apart: bool = False
+    hint: str = ""
+
+
+# (way, granularity, whether the output is kept: None where no matter) -> how its kernel is cut
+TILES = {
+    ("forward", "headwise", None): Tile(2048, 4),
+    ("forward", "elementwise", None): Tile(2048, 4),
+    ("back", "headwise", True): Tile(2048, 4),
+    ("back", "headwise", False): Tile(2048, 4),
+    ("back", "elementwise", True): Tile(2048, 4),
+    ("back", "elementwise", False): Tile(2048, 4),
+}
 # Below, an output that is divided by its score is left 0; see `fused.py`.
 SMALLEST = tl.constexpr(2.0**-100)
+# Tokens of a head whose log-sum-exp are the 32 bytes that memory moves at least.
+_TOGETHER = tl.constexpr(8)
+_RAISED_A_WARP = 64
 
 
-def gate_output(y_BTHK: Tensor, logits_BTHW: Tensor) -> Tensor:
-    """As `fused.gate_output`."""
+def gate_output(y_BTHK: Tensor, logits_BTHW: Tensor, *, tile: Tile | None = None) -> Tensor:
+    """As `fused.gate_output`; `tile`: None takes that of the table."""
     B, T, H, K = y_BTHK.shape
+    W = logits_BTHW.shape[3]
     z_BTHK = torch.empty(B, T, H, K, dtype=y_BTHK.dtype, device=y_BTHK.device)
     if z_BTHK.numel():
-        rows = _rows(K)
+        tile = tile or TILES["forward", _granularity(W), None]
+        sizes = _sizes(tile, B * T, H, K, W, (y_BTHK, logits_BTHW, z_BTHK))
         with torch.cuda.device_of(z_BTHK):
-            gate_kernel[(triton.cdiv(B * T * H, rows),)](
-                y_BTHK, logits_BTHW, z_BTHK, B * T * H, T, *_strides(y_BTHK), *_strides(logits_BTHW),
-                **_sizes(H, K, logits_BTHW.shape[3]),
+            gate_kernel[(_programs(B * T * H, tile.tokens * H, sizes["ROWS"]),)](
+                y_BTHK, logits_BTHW, z_BTHK, B * T * H, T, *_strides(y_BTHK), *_strides(logits_BTHW), **sizes
             )  # fmt: skip
     return z_BTHK
 
 
 def gate_gradients(
-    dz_BTHK: Tensor, kept_BTHK: Tensor, logits_BTHW: Tensor, lse_BHT: Tensor, *, is_output: bool, dtype: torch.dtype
+    dz_BTHK: Tensor,
+    kept_BTHK: Tensor,
+    logits_BTHW: Tensor,
+    lse_BHT: Tensor,
+    *,
+    is_output: bool,
+    dtype: torch.dtype,
+    tile: Tile | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """As `fused.gate_gradients`."""
-    B, T, H, K = dz_BTHK.shape
-    W = logits_BTHW.shape[3]
-    # What a variant does not write is never touched.
-    dy_BTHK = dz_BTHK if W == 1 else torch.empty_like(kept_BTHK)
-    y_BTHK = kept_BTHK if is_output else torch.empty_like(kept_BTHK)
-    shifted_BHT = torch.empty_like(lse_BHT) if W == 1 else lse_BHT
+    """As `fused.gate_gradients`; `tile`: None takes that of the table."""
+    (B, T, H, _), W = dz_BTHK.shape, logits_BTHW.shape[3]
+    dy_BTHK = None if W == 1 else torch.empty_like(kept_BTHK)
+    y_BTHK = None if is_output else torch.empty_like(kept_BTHK)
+    shifted_BHT = torch.empty_like(lse_BHT) if W == 1 else None
     dlogits_BTHW = torch.empty(B, T, H, W, dtype=dtype, device=dz_BTHK.device)
     if dz_BTHK.numel():
-        rows = _rows(K)
-        with torch.cuda.device_of(dz_BTHK):
-            gradients_kernel[(triton.cdiv(B * T * H, rows),)](
-                dz_BTHK, kept_BTHK, logits_BTHW, lse_BHT, dy_BTHK, y_BTHK, dlogits_BTHW, shifted_BHT, B * T * H, T,
-                *_strides(kept_BTHK), *_strides(logits_BTHW), *_strides(dy_BTHK), *_strides(y_BTHK),
-                IS_OUTPUT=is_output, **_sizes(H, K, W),
-            )  # fmt: skip
-    return dy_BTHK, y_BTHK, shifted_BHT, dlogits_BTHW
+        tile = tile or TILES["back", _granularity(W), is_output]
+        written = (dy_BTHK, y_BTHK, dlogits_BTHW, shifted_BHT)
+        write_gradients(dz_BTHK, kept_BTHK, logits_BTHW, lse_BHT, *written, is_output=is_output, tile=tile)
+    pairs = ((dy_BTHK, dz_BTHK), (y_BTHK, kept_BTHK), (shifted_BHT, lse_BHT))
+    return *(given if made is None else made for made, given in pairs), dlogits_BTHW
+
+
+def write_gradients(
+    dz_BTHK: Tensor,
+    kept_BTHK: Tensor,
+    logits_BTHW: Tensor,
+    lse_BHT: Tensor,
+    dy_BTHK: Tensor | None,
+    y_BTHK: Tensor | None,
+    dlogits_BTHW: Tensor,
+    shifted_BHT: Tensor | None,
+    *,
+    is_output: bool,
+    tile: Tile,
+) -> None:
+    """Fill what is not None: dy and y, which have one layout, and the others, which are contiguous."""
+    (B, T, H, K), W = dz_BTHK.shape, logits_BTHW.shape[3]
+    like = next(t for t in (dy_BTHK, y_BTHK, kept_BTHK) if t is not None)
+    sizes = _sizes(tile, B * T, H, K, W, (dz_BTHK, kept_BTHK, logits_BTHW, like))
+    is_apart = tile.is_apart and shifted_BHT is not None
+    raised = _RAISED_A_WARP * tile.warps
+    apart = _programs(B * T * H, _TOGETHER.value * H, raised) if is_apart else 0
+    with torch.cuda.device_of(dz_BTHK):
+        gradients_kernel[(apart + _programs(B * T * H, tile.tokens * H, sizes["ROWS"]),)](
+            dz_BTHK, kept_BTHK, logits_BTHW, lse_BHT, dy_BTHK, y_BTHK, dlogits_BTHW, shifted_BHT, B * T * H, T, apart,
+            *_strides(kept_BTHK), *_strides(logits_BTHW), *_strides(like),
+            IS_OUTPUT=is_output, IS_APART=is_apart, RAISED=raised, **sizes,
+        )  # fmt: skip
 
 
 @triton.jit
-def place_of(row, H: tl.constexpr, T):
+def place_of(row, H: tl.constexpr, T, INDEX: tl.constexpr = tl.int64):
     """Batch, token and head of rows."""
     token = row // H
-    return tl.cast(token // T, tl.int64), tl.cast(token % T, tl.int64), tl.cast(row % H, tl.int64)
+    return tl.cast(token // T, INDEX), tl.cast(token % T, INDEX), tl.cast(row % H, INDEX)
+
+
+@triton.jit
+def ordered(i, H: tl.constexpr, TOKENS: tl.constexpr):
+    """Rows, as z has them, so that each TOKENS that follow one another are neighbours of one head."""
+    return (i // (TOKENS * H) * TOKENS + i % TOKENS) * H + i // TOKENS % H
 
 
 @triton.jit
@@ -71,74 +134,105 @@ def scores_of(logits):
 
 @triton.jit(do_not_specialize=["n_rows", "T"])
 def gate_kernel(
-    y, logits, z, n_rows, T,
-    y_batch: tl.int64, y_token: tl.int64, y_head: tl.int64, g_batch: tl.int64, g_token: tl.int64, g_head: tl.int64,
-    H: tl.constexpr, K: tl.constexpr, W: tl.constexpr, PADDED: tl.constexpr, ROWS: tl.constexpr,
+    y, logits, z, n_rows, T, y_batch, y_token, y_head, g_batch, g_token, g_head,
+    H: tl.constexpr, K: tl.constexpr, W: tl.constexpr, PADDED: tl.constexpr, ROWS: tl.constexpr, TOKENS: tl.constexpr,
+    IS_EVEN: tl.constexpr, INDEX: tl.constexpr, HINT: tl.constexpr,
 ):  # fmt: skip
     """z [rows, K] = y ⊙ σ(logits)."""
-    row, channel = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, PADDED)
-    inside = row < n_rows
-    whole = inside[:, None] & (channel < K)[None, :]
-    b, t, h = place_of(row, H, T)
+    row, channel = ordered(tl.program_id(0) * ROWS + tl.arange(0, ROWS), H, TOKENS), tl.arange(0, PADDED)
+    inside = (row < n_rows) | IS_EVEN
+    whole = inside[:, None] & ((channel < K) | (K == PADDED))[None, :]
+    b, t, h = place_of(row, H, T, INDEX)
     g_row = logits + b * g_batch + t * g_token + h * g_head
     if W == 1:
         score, _, _ = scores_of(tl.load(g_row, mask=inside, other=0.0)[:, None])
     else:
-        score, _, _ = scores_of(tl.load(g_row[:, None] + channel[None, :], mask=whole, other=0.0))
-    y_row = y + b * y_batch + t * y_token + h * y_head
-    out = tl.load(y_row[:, None] + channel[None, :], mask=whole, other=0.0).to(tl.float32) * score
-    z_row = z + tl.cast(row, tl.int64) * K
-    tl.store(z_row[:, None] + channel[None, :], out.to(z.dtype.element_ty), mask=whole)
+        g_at = g_row[:, None] + channel[None, :]
+        score, _, _ = scores_of(tl.load(g_at, mask=whole, other=0.0, eviction_policy=HINT))
+    y_at = (y + b * y_batch + t * y_token + h * y_head)[:, None] + channel[None, :]
+    out = tl.load(y_at, mask=whole, other=0.0, eviction_policy=HINT).to(tl.float32) * score
+    z_at = (z + tl.cast(row, INDEX) * K)[:, None] + channel[None, :]
+    tl.store(z_at, out.to(z.dtype.element_ty), mask=whole)
 
 
-@triton.jit(do_not_specialize=["n_rows", "T"])
+@triton.jit(do_not_specialize=["n_rows", "T", "n_apart"])
 def gradients_kernel(
-    dz, kept, logits, lse, dy, y, dlogits, shifted, n_rows, T,
-    kept_batch: tl.int64, kept_token: tl.int64, kept_head: tl.int64,
-    g_batch: tl.int64, g_token: tl.int64, g_head: tl.int64,
-    dy_batch: tl.int64, dy_token: tl.int64, dy_head: tl.int64,
-    y_batch: tl.int64, y_token: tl.int64, y_head: tl.int64,
-    IS_OUTPUT: tl.constexpr, H: tl.constexpr, K: tl.constexpr, W: tl.constexpr, PADDED: tl.constexpr,
-    ROWS: tl.constexpr,
+    dz, kept, logits, lse, dy, y, dlogits, shifted, n_rows, T, n_apart,
+    kept_batch, kept_token, kept_head, g_batch, g_token, g_head, out_batch, out_token, out_head,
+    IS_OUTPUT: tl.constexpr, IS_APART: tl.constexpr, RAISED: tl.constexpr,
+    H: tl.constexpr, K: tl.constexpr, W: tl.constexpr, PADDED: tl.constexpr, ROWS: tl.constexpr, TOKENS: tl.constexpr,
+    IS_EVEN: tl.constexpr, INDEX: tl.constexpr, HINT: tl.constexpr,
 ):  # fmt: skip
     """dlogits from dz [rows, K] and y or z; beside it y where z was kept, dy where elementwise, else the shifted lse."""
-    row, channel = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, PADDED)
-    inside = row < n_rows
-    whole = inside[:, None] & (channel < K)[None, :]
-    b, t, h = place_of(row, H, T)
-    flat = tl.cast(row, tl.int64)
+    program = tl.program_id(0)
+    if IS_APART:
+        if program < n_apart:
+            row = ordered(program * RAISED + tl.arange(0, RAISED), H, _TOGETHER)
+            b, t, h = place_of(row, H, T, INDEX)
+            place, inside = (b * H + h) * T + t, row < n_rows
+            _, _, softplus = scores_of(tl.load(logits + b * g_batch + t * g_token + h * g_head, mask=inside, other=0.0))
+            tl.store(shifted + place, tl.load(lse + place, mask=inside, other=0.0) + softplus, mask=inside)
+            return
+        program -= n_apart
+    row, channel = ordered(program * ROWS + tl.arange(0, ROWS), H, TOKENS), tl.arange(0, PADDED)
+    inside = (row < n_rows) | IS_EVEN
+    whole = inside[:, None] & ((channel < K) | (K == PADDED))[None, :]
+    b, t, h = place_of(row, H, T, INDEX)
+    flat, place = tl.cast(row, INDEX), (b * H + h) * T + t
+    out_at = (b * out_batch + t * out_token + h * out_head)[:, None] + channel[None, :]
+    # Everything is read before the sum: its barrier would hold back what comes behind.
     g_row = logits + b * g_batch + t * g_token + h * g_head
-    upstream = tl.load((dz + flat * K)[:, None] + channel[None, :], mask=whole, other=0.0).to(tl.float32)
-    kept_row = kept + b * kept_batch + t * kept_token + h * kept_head
-    seen = tl.load(kept_row[:, None] + channel[None, :], mask=whole, other=0.0).to(tl.float32)
-    product = upstream * seen
     if W == 1:
-        score, rest, softplus = scores_of(tl.load(g_row, mask=inside, other=0.0))
-        slope = score * rest if IS_OUTPUT else rest
-        dg = tl.sum(product, axis=1) * slope
-        tl.store(dlogits + flat, dg.to(dlogits.dtype.element_ty), mask=inside)
-        place = (b * H + h) * T + t
-        tl.store(shifted + place, tl.load(lse + place, mask=inside, other=0.0) + softplus, mask=inside)
-        score = score[:, None]
+        logit = tl.load(g_row, mask=inside, other=0.0)
     else:
-        score, rest, _ = scores_of(tl.load(g_row[:, None] + channel[None, :], mask=whole, other=0.0))
-        slope = score * rest if IS_OUTPUT else rest
-        dg_row = dlogits + flat * K
-        tl.store(dg_row[:, None] + channel[None, :], (product * slope).to(dlogits.dtype.element_ty), mask=whole)
-        dy_row = dy + b * dy_batch + t * dy_token + h * dy_head
-        tl.store(dy_row[:, None] + channel[None, :], (upstream * score).to(dy.dtype.element_ty), mask=whole)
-    if not IS_OUTPUT:
-        y_row = y + b * y_batch + t * y_token + h * y_head
-        out = tl.where(score > SMALLEST, seen / tl.maximum(score, SMALLEST), 0.0)
-        tl.store(y_row[:, None] + channel[None, :], out.to(y.dtype.element_ty), mask=whole)
+        logit = tl.load(g_row[:, None] + channel[None, :], mask=whole, other=0.0, eviction_policy=HINT)
+    if shifted is not None and not IS_APART:
+        before = tl.load(lse + place, mask=inside, other=0.0)
+    upstream_at = (dz + flat * K)[:, None] + channel[None, :]
+    upstream = tl.load(upstream_at, mask=whole, other=0.0, eviction_policy=HINT).to(tl.float32)
+    kept_at = (kept + b * kept_batch + t * kept_token + h * kept_head)[:, None] + channel[None, :]
+    seen = tl.load(kept_at, mask=whole, other=0.0, eviction_policy=HINT).to(tl.float32)
+    score, rest, softplus = scores_of(logit)
+    slope = score * rest if IS_OUTPUT else rest
+    if shifted is not None and not IS_APART:
+        tl.store(shifted + place, before + softplus, mask=inside)
+    if dy is not None:
+        tl.store(dy + out_at, (upstream * score).to(dy.dtype.element_ty), mask=whole)
+    if y is not None:
+        inverse = tl.where(score > SMALLEST, 1.0 / tl.maximum(score, SMALLEST), 0.0)
+        inverse = inverse[:, None] if W == 1 else inverse
+        tl.store(y + out_at, (seen * inverse).to(y.dtype.element_ty), mask=whole)
+    if W == 1:
+        tl.store(dlogits + flat, (tl.sum(upstream * seen, axis=1) * slope).to(dlogits.dtype.element_ty), mask=inside)
+    else:
+        dg_at = (dlogits + flat * K)[:, None] + channel[None, :]
+        tl.store(dg_at, (upstream * seen * slope).to(dlogits.dtype.element_ty), mask=whole)
 
 
-def _rows(K: int) -> int:
-    return max(1, _NUMBERS // triton.next_power_of_2(K))
+def _granularity(W: int) -> str:
+    return "headwise" if W == 1 else "elementwise"
 
 
-def _sizes(H: int, K: int, W: int) -> dict[str, int]:
-    return {"H": H, "K": K, "W": W, "PADDED": triton.next_power_of_2(K), "ROWS": _rows(K), "num_warps": _WARPS}
+def _programs(n_rows: int, together: int, a_program: int) -> int:
+    """For rows that come `together`, the last of them perhaps not whole."""
+    return triton.cdiv(triton.cdiv(n_rows, together) * together, a_program)
+
+
+def _sizes(tile: Tile, n_tokens: int, H: int, K: int, W: int, tensors: tuple[Tensor, ...]) -> dict[str, Any]:
+    """What both kernels are compiled for. IS_EVEN: there is no row that is not inside."""
+    padded = triton.next_power_of_2(K)
+    rows = max(1, tile.numbers // padded)
+    return {
+        "H": H, "K": K, "W": W, "PADDED": padded, "ROWS": rows, "TOKENS": tile.tokens,
+        "IS_EVEN": n_tokens % tile.tokens == 0 and n_tokens * H % rows == 0,
+        "INDEX": tl.int32 if all(map(_is_near, tensors)) else tl.int64,
+        "HINT": tile.hint, "num_warps": tile.warps,
+    }  # fmt: skip
+
+
+def _is_near(t: Tensor) -> bool:
+    """Whether 32 bits count the numbers from the first to the last."""
+    return sum((n - 1) * step for n, step in zip(t.shape, t.stride(), strict=True)) < 2**31
 
 
 def _strides(t_BTHK: Tensor) -> tuple[int, int, int]:
