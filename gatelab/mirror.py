@@ -1,6 +1,7 @@
 """A study on an object store: what its objects are called, and the folder that mirrors what is read of them.
 
-    ADDRESS/study.json …                             as in a folder (store/)
+    ADDRESS/study.json …                             as in a folder (store/), as the study was begun
+            plans/0002.json …                        its plan as it was extended, each created once; the last one stands
             runs/<fingerprint>/run.json
                                attempts/0001.json    an attempt at the run, created once
                                         0001.beat    written anew by its owner for as long as it lives
@@ -33,6 +34,7 @@ _OF_SAVES = re.compile(r"(runs/[^/]+)/saved/.+")
 # What a plan writes beside the runs.
 _OF_A_PLAN = ("study.json", "screen.json")
 _NUMBER = re.compile(r"\d{4,}-\d{6,}", re.ASCII)
+_PLAN = re.compile(r"plans/(\d{4,})\.json", re.ASCII)
 # Files of a run that tell how it stands.
 LIGHT: Callable[[str], bool] = {"progress.json", "environment.json"}.__contains__
 # What is also written here without the index (`look`, `create`).
@@ -43,7 +45,7 @@ _AT_ONCE, _TRIES = 16, 3
 
 
 class TakenError(FileExistsError):
-    """Somebody has begun a study at an address where none was when it was last refreshed."""
+    """Somebody has begun a study at an address where none was when it was last refreshed, or extended the plan that was there."""
 
 
 class Mirror(Objects):
@@ -147,6 +149,8 @@ class Mirror(Objects):
         seen = {self.name_of(p) for pattern in _SEEN for p in self.path.glob(f"runs/*/{pattern}")}
         index, there = self._index(), self.names()
         ledger = {n: (n, identity) for n, identity in there.items() if _LEDGER.fullmatch(n)}
+        if "study.json" in ledger and (plan := max(there, key=_number_of)) and _number_of(plan):
+            ledger["study.json"] = (plan, plan)
         index |= self._fetch(ledger, index)
         done = {run: save for run in newest_saves(there) if (save := self._done_save(run))}
         saves = newest_saves(there) | done
@@ -192,7 +196,7 @@ class Mirror(Objects):
         """Write the study's own files and runs' configurations, where they are others than they were when they were read.
 
         Raises:
-            TakenError: when there was no study, and now there is another than this.
+            TakenError: when there was no study, and now there is another than this; when its plan is another than was read.
         """
         with self._locked():
             index = self._index()
@@ -200,14 +204,15 @@ class Mirror(Objects):
             ours = {self.name_of(f): f.read_bytes() for f in sorted(files) if not f.name.startswith(".")}
             changed = {n: data for n, data in ours.items() if index.get(n, ["", ""])[1] != _digest(data)}
             first = [n for n in changed if n == "study.json"]  # it tells the address from a stranger's
+            number = (_number_of(index["study.json"][0]) or 1) + 1 if "study.json" in index else 1
+            plan = f"plans/{number:04d}.json" if number > 1 else "study.json"
             for n in first:
-                if n in index:
-                    self.put(n, changed[n])
-                elif self._created(n, changed[n], _TRIES) != changed[n]:
-                    raise TakenError(errno.EEXIST, "another study was begun there", self.address)
+                if self._created(plan, changed[n], _TRIES) != changed[n]:
+                    what = "its plan was extended" if number > 1 else "a study was begun"
+                    raise TakenError(errno.EEXIST, f"{what} there just now", self.address)
             with ThreadPoolExecutor(_AT_ONCE) as pool:
                 list(pool.map(lambda n: self.put(n, changed[n]), changed.keys() - first))
-            index |= {n: ["", _digest(data)] for n, data in changed.items()}
+            index |= {n: [plan if n in first else "", _digest(data)] for n, data in changed.items()}
             self._keep(index)
 
     def newest(self, run: str) -> str | None:
@@ -296,6 +301,12 @@ def _named_save(done: bytes) -> str | None:
         found = str(json.loads(done).get("saved"))
         return found if _NUMBER.fullmatch(found) else None
     return None
+
+
+def _number_of(name: str) -> int:
+    """Of a plan that extends a study; 0 of any other object."""
+    match = _PLAN.fullmatch(name)
+    return int(match[1]) if match else 0
 
 
 def newest_saves(names: Collection[str]) -> dict[str, str]:

@@ -13,6 +13,8 @@ from gatelab.analysis.atlas_views import Views, stated
 from gatelab.analysis.confirmed import Anomaly, Held
 from gatelab.analysis.sights import settings
 from gatelab.analysis.stages import EFFECT, Claim, Verdict
+from gatelab.cli import app
+from gatelab.lab import reporting
 from gatelab.lab.atlas import read_atlas
 from gatelab.lab.companions import EXPLAINED_BY, among, beside, explained, planned_settings
 from gatelab.lab.sources import Source, sources_in
@@ -116,7 +118,7 @@ def test_rates_say_whether_the_gain_is_one_of_the_rate(rates):
 
 
 def test_what_confirmed_it_takes_the_verdicts_of_the_folders_beside_it(confirmed):
-    (found,) = beside(confirmed, [anomaly()])
+    (found,), _ = beside(confirmed, [anomaly()])
     assert [(c.study, c.cell) for c in found.elsewhere] == [
         ("tasks-causes", "encoder select"), ("tasks-rates", "encoder select lr0.001"),
     ]  # fmt: skip
@@ -131,13 +133,13 @@ def test_what_confirmed_it_takes_the_verdicts_of_the_folders_beside_it(confirmed
 
 
 def test_an_arm_that_a_companion_has_not_run_waits_and_of_one_that_none_has_nothing_is_said(confirmed):
-    elementwise, other = beside(confirmed, [anomaly(arm="sdpa-elementwise"), anomaly(arm="value-elementwise")])
+    (elementwise, other), _ = beside(confirmed, [anomaly(arm="sdpa-elementwise"), anomaly(arm="value-elementwise")])
     assert (elementwise.elsewhere, elementwise.waiting, other.elsewhere, other.waiting) == ([], ["tasks-rates"], [], [])
 
 
 def test_what_was_not_run_is_said_to_be_planned(tmp_path):
     alone = folder(tmp_path / NAME, NAME, "1m encoder select", lambda *_: 0.0, seed=[0])
-    found = beside(alone, [anomaly(), anomaly(arm="sdpa-elementwise"), anomaly(arm="value-elementwise")])
+    found, _ = beside(alone, [anomaly(), anomaly(arm="sdpa-elementwise"), anomaly(arm="value-elementwise")])
     assert [a.waiting for a in found] == [["tasks-causes", "tasks-rates"], ["tasks-rates"], []]
     words = "Planned to test causes of this, and not run: gatelab run tasks-causes, gatelab run tasks-rates."
     assert words in card(found[0], alone.study()) and "Planned" not in card(found[2], alone.study())
@@ -147,7 +149,7 @@ def test_a_companion_without_a_finished_run_waits_too(tmp_path):
     alone = folder(tmp_path / NAME, NAME, "1m encoder select", lambda *_: 0.0, seed=[0])
     made = load_study("tasks-causes").changed({"cell": ["encoder select"]})
     lab.save_plan(make_plan(made), tmp_path / "tasks-causes")
-    (found,) = beside(alone, [anomaly()])
+    (found,), _ = beside(alone, [anomaly()])
     assert found.waiting == ["tasks-causes", "tasks-rates"] and found.elsewhere == []
 
 
@@ -178,12 +180,12 @@ def test_the_atlas_has_them_whatever_their_folders_are_called(confirmed, causes,
 def test_a_baseline_of_other_settings_is_no_companion(causes, confirmed):
     own = settings(confirmed)
     moved = {key: (f"other {found}" if key[1] == "none" else found) for key, found in own.items()}
-    (found,) = explained(NAME, "none", moved, [anomaly()], {"tasks-causes": causes})
+    (found,), _ = explained(NAME, "none", moved, [anomaly()], {"tasks-causes": causes})
     assert found.elsewhere == [] and found.waiting == []
 
 
 def test_where_its_own_runs_have_two_looks_the_curves_are_of_the_companion(confirmed, causes):
-    (found,) = beside(confirmed, [anomaly()])
+    (found,), _ = beside(confirmed, [anomaly()])
     of = {c.study: c for c in found.elsewhere}["tasks-causes"]
     assert of.n_looks == 3 and [*of.sides] == ["none", GATE]
     assert [*of.sides[GATE].curves["val_loss"]] == list(range(18, 24))
@@ -198,9 +200,39 @@ def test_where_its_own_runs_have_two_looks_the_curves_are_of_the_companion(confi
     assert "Of tasks-causes" not in text(curves_for(book, found, of.sides)), "where its own have three they do"
 
 
-def test_a_companion_that_cannot_be_read_breaks_no_other_page(tmp_path):
-    there = folder(tmp_path / "tasks-by-architecture", "tasks-by-architecture", CELL, lambda *_: 1.0)
+def test_a_companion_that_cannot_be_read_breaks_no_other_page_and_is_named(tmp_path, confirmed, causes, rates):
+    there = folder(tmp_path / NAME, NAME, CELL, lambda *_: 1.0)
     (tmp_path / "tasks-causes").mkdir()
     (tmp_path / "tasks-causes" / "study.json").write_text("{", encoding="utf-8")
-    (found,) = beside(there, [anomaly()])
+    (found,), (why,) = beside(there, [anomaly()])
     assert found.cell == CELL
+    assert why.startswith(
+        "what tasks-causes says of causes is left out, since it cannot be read: tasks-causes/study.json"
+    )
+    assert str(tmp_path) not in why
+    assert beside(confirmed, [anomaly()])[1] == []
+
+
+def test_in_an_atlas_it_is_a_flag_and_told(confirmed, causes, tmp_path):
+    """It was read when its sheet was made, and cannot be when it is asked for causes."""
+    there = sources_in([confirmed.path, causes.path])
+    sheets, _ = read_atlas(there, tmp_path / "atlas.html", lambda _: None)
+    first = replace(sheets[0], views=replace(sheets[0].views, effects=[anomaly()]))
+    (tmp_path / "gone").mkdir()
+    (tmp_path / "gone" / "study.json").write_text("{", encoding="utf-8")
+    told = []
+    own, other = among([first, *sheets[1:]], {"A": there[0], "B": Source(tmp_path / "gone")}, told.append)
+    (flag,) = [f for f in own.flags if "tasks-causes" in f]
+    assert (
+        "cannot be read: gone/study.json" in flag and told == [f"A {NAME}: {flag}"] and other.flags == sheets[1].flags
+    )
+
+
+def test_a_page_says_which_cannot_be_read_and_so_does_stderr(confirmed, monkeypatch, capsys):
+    why = "what tasks-causes says of causes is left out, since it cannot be read: tasks-causes/study.json: cut"
+    monkeypatch.setattr(reporting, "with_anomalies", lambda _, looked: replace(looked, unread=[why]))
+    assert app(["report", str(confirmed.path)]) in (0, None)
+    said = capsys.readouterr()
+    assert said.err.splitlines() == [f"{confirmed.path}: {why}"]
+    page = text(Path(said.out.strip()).read_text(encoding="utf-8"))
+    assert page.count(f"W{why[1:]}.") == 1

@@ -93,6 +93,39 @@ def test_a_table_says_what_was_counted(place: Path) -> None:
     )
 
 
+def test_the_model_before_training_is_asked_the_same_where_it_is_asked_for(place: Path, tmp_path: Path) -> None:
+    """Its scores are those of a model that was written with weights drawn from seed 0, worked examples and written answers too."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(place / "model")).save_pretrained(
+            tmp_path / "fresh"
+        )
+    save_tokenizer(tmp_path / "fresh")
+    words = ("--tasks", f"{TASKS},mmlu_anatomy,gsm8k", "--new-tokens", 4, "--data-dir", place / "files", "--limit", 3)
+    found = []
+    for given in ((place / "model",), (place / "model", "--untrained"), (tmp_path / "fresh",)):
+        status, out, err = gatelab("eval", *given, *words, "--json")
+        assert status == 0, err
+        found.append(values(out))
+    alone, both, fresh = found
+    added = {(task, m): v for (task, m), v in both.items() if m.endswith("_untrained")}
+    assert {key: v for key, v in both.items() if key not in added} == alone
+    assert {task for task, _ in added} == {task for task, _ in alone}
+    assert added == pytest.approx(
+        {(t, f"{m}_untrained"): fresh[t, m] for t, m in fresh if (t, f"{m}_untrained") in added}
+    )
+    scores = {m for _, m in alone if m.startswith(("acc", "exact_match", "perplexity")) and not m.endswith("_stderr")}
+    assert {m.removesuffix("_untrained") for _, m in added} == scores
+    assert any(v != alone[t, m.removesuffix("_untrained")] for (t, m), v in added.items())
+    status, out, _ = gatelab("eval", place / "model", *words, "--untrained")
+    said = " ".join(out.split())
+    assert status == 0 and "untrained: the same model before training, weights drawn from seed 0, of every item" in said
+    assert said.count("untrained") > said.count("untrained: the same"), "a column of the table too"
+
+
 def test_rows_items_and_what_was_asked_are_written(place: Path, tmp_path: Path) -> None:
     words = ("eval", place / "model", "--tasks", "gsm8k,piqa", "--data-dir", place / "files", "--new-tokens", 4)
     status, out, err = gatelab(*words, "--out", tmp_path / "out", "--json", "--shots", 1, "--limit", 2)

@@ -529,7 +529,6 @@ def test_summaries_are_scored_by_rouge_beside_guesses_and_ask_for_its_package(
         (("--tasks", "gatelab/summary/qmsum"), 2, "needs a file of JSON lines with meeting_transcripts, specific_query_list"),
         (("--tasks", "gatelab/citations/qasper", "--data-dir", "nowhere"), 2, "nor qasper_yesno/questions.jsonl; expected"),
         (("--tasks", "gatelab/summary/qmsum", "--depths", "0"), 2, "its evidence has no one place"),
-        (("--tasks", "piqa", "--untrained"), 2, "--untrained: is for tasks named gatelab/"),
         (("--tasks", "piqa", "--no-untrained"), 2, "--no-untrained: is for tasks named gatelab/"),
         (("--tasks", "gatelab/found/kv", "--untrained"), 2, "no score beside which an untrained model stands"),
         (("--tasks", "gatelab/needle", "--shots", "2"), 2, "--shots: is for the harness's tasks"),

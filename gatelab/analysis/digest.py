@@ -1,15 +1,15 @@
 """The rows of a study that its analysis and its page look at, taken once: a small part of the millions that a thousand runs have.
 
-What is taken of runs that have ended is kept beside the study's page as `digest-<kind>.parquet`, each run's with the state of the
-files that it comes from (sizes and times); `kind` stands for what is taken. So what is kept never speaks of other rows than those
-that are there, and of a study that goes on only what is new is read. Of a run that a worker has just finished it lies beside its
-rows (`run_digest`). All of it may be removed at any time.
+Of a run that a worker has finished it lies beside its rows (`run_digest`). What is taken of other runs that have ended is kept
+beside the study's page as `digest-<kind>.parquet`, each run's with the state of the files that it comes from (sizes and times);
+`kind` stands for what is taken. So what is kept never speaks of other rows than those that are there, and of a study that goes on
+only what is new is read. All of it may be removed at any time.
 """
 
 import os
 import time
 import uuid
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,10 @@ from weakref import WeakKeyDictionary
 from ..store import RunFolder, StoreError, StudyFolder, fill, quoted, to_read
 from ..study.local import n_cores
 from .digest_parts import EMPTY, PLACES, VIEWS
-from .run_digest import KIND, digests_of, take
+from .run_digest import KIND, batches, digests_of, take
 
 # A file changed this recently could change again without a new time (file systems count in ticks).
 _SETTLED_NS = 2_000_000_000
-# Rows of so many bytes are read at a time: enough to be worth a query, and little of a machine's memory.
-_AT_ONCE = 64 * 2**20
 
 Stamp = tuple[int, int, int]
 Stamps = dict[str, Stamp | None]
@@ -99,12 +97,18 @@ def _made(folder: StudyFolder, stamps: Stamps) -> Any:
     if len(there) < len(kept):
         connection.execute("DELETE FROM digest WHERE NOT list_contains($1, run)", [sorted(there)])
     missing = [run for name, run in runs.items() if name not in there]
+    found: dict[str, bool] = {}
     if missing:
         found = digests_of(connection, [run for run in missing if stamps[_files(run)[1]]])
         connection.execute(f"SET threads = {n_cores()}")
-        for batch in _batches([run for run in missing if run.fingerprint not in found], stamps):
+        of_rows = [(run, stamps[_files(run)[0]][0]) for run in missing if run.fingerprint not in found]
+        for batch in batches(of_rows):
             take(connection, batch)
-    may = {name: state for name, state in states.items() if _may_be_kept([stamps[p] for p in _files(runs[name])])}
+    may = {
+        name: state
+        for name, state in states.items()
+        if not found.get(name) and _may_be_kept([stamps[p] for p in _files(runs[name])])
+    }
     if may != kept:
         _keep(connection, folder, may)
     columns = {"cell": "VARCHAR", "arm": "VARCHAR", "seed": "BIGINT", "run": "VARCHAR", "final": "BIGINT"}
@@ -119,19 +123,6 @@ def _final(entry: dict[str, Any], run: RunFolder) -> int | None:
         done, steps = run.done(), entry.get("steps")
         return steps if done is not None and done["status"] == "done" and isinstance(steps, int) else None
     return None
-
-
-def _batches(runs: Sequence[RunFolder], stamps: Stamps) -> Iterator[list[RunFolder]]:
-    batch, size = [], 0
-    for run in runs:
-        n_bytes = stamps[_files(run)[0]][0]
-        if batch and size + n_bytes > _AT_ONCE:
-            yield batch
-            batch, size = [], 0
-        batch.append(run)
-        size += n_bytes
-    if batch:
-        yield batch
 
 
 def _may_be_kept(stamps: Collection[Stamp | None]) -> bool:

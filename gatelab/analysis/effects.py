@@ -17,7 +17,9 @@ import numpy as np
 from ..record import Finding, Metric
 from .graded import LUCK, no_surer
 from .lacking import Lack, lacks
+from .lost import lost_at
 from .paired import Outcome, Outcomes, Pairs, comparisons
+from .refusals import Comparison
 from .shares import p_changes, seeds_needed, share
 from .student import (
     Estimate,
@@ -70,7 +72,8 @@ def effects(
     cells: Sequence[str],
     confidence: float = 0.95,
     fdr: float = 0.10,
-    refused: Mapping[tuple[str, str], str] | None = None,
+    refused: Mapping[Comparison, str] | None = None,
+    lost: Mapping[Comparison, str] | None = None,
 ) -> list[Finding]:
     """One finding a cell, metric and arm, in this order of nesting; none where either side lacks the metric, unless it is one that
     it should have (`lacking`): then it is 'untestable' and says so.
@@ -78,7 +81,7 @@ def effects(
     `arms` and `cells` choose what is compared and give the order. What cannot be tested (fewer than two pairs,
     identical differences) is a finding with verdict 'untestable', with nan for what does not exist. What may not be compared,
     `refused` {(cell, arm): why}, is a finding with verdict 'refused', its reason and no number: it has no part in the family, nor
-    in the variance that cells share.
+    in the variance that cells share. Of the latter neither has a cell in which most runs of a side are `lost` (lost.py).
 
     Raises:
         ValueError: when the baseline is not among the arms or has no outcome, a run has two values for a metric, or
@@ -98,9 +101,16 @@ def effects(
         )
         for pairs in comparisons(table, metrics, baseline=baseline, arms=arms, cells=cells)
     ]
+
+    def is_lost(test: _Test) -> bool:
+        pairs = test.pairs
+        return bool(lost_at(lost or {}, pairs.metric.name, pairs.cell, baseline, pairs.arm))
+
     for metric in metrics:
         for arm in arms:
-            _moderate([t for t in tests if t.pairs.metric is metric and t.pairs.arm == arm and t.estimate])
+            _moderate(
+                [t for t in tests if t.pairs.metric is metric and t.pairs.arm == arm and t.estimate and not is_lost(t)]
+            )
     for test in tests:
         if test.estimate and test.estimate.sigma == 0:
             test.estimate = None

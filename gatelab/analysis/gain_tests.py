@@ -63,7 +63,7 @@ def at_own_rates() -> Test:
                     found, to_do=["cells at other learning rates; this study does not say what its own have"]
                 )
             rates = f"optim.lr=[{','.join(f'{rate:.3g}' for rate in (base / 3, base, base * 3))}]"
-            return replace(found, to_do=anew(ledger, cell, rates, "lr", base))
+            return replace(found, to_do=anew(ledger, cell, rates, "best-lr", base))
         refused = [evidence.refused[c, arm] for c in cells if (c, arm) in evidence.refused]
         if refused:
             return replace(found, to_do=refused)

@@ -19,7 +19,7 @@ import numpy as np
 
 from .anomalies.evidence import Evidence
 from .both_ways import over_cells_and_seeds
-from .lost import OF_LOST
+from .lost import lost_at
 from .student import interval, p_two_sided, q_values
 
 LEFT_OVER = 3  # degrees of freedom of cells beyond the factors that a test against them needs
@@ -201,11 +201,7 @@ def differences(evidence: Evidence, reading: str, arm: str) -> dict[str, dict[in
 def left_out(evidence: Evidence, reading: str, arm: str) -> dict[str, str]:
     """{cell: why} of the cells whose comparison has no part in what is said over cells: most runs of the arm or of the baseline
     are lost. None of a reading that is of such runs."""
-    if reading.partition(":")[0] in OF_LOST:
-        return {}
-    why = {
-        c: [evidence.lost[c, a] for a in (evidence.baseline, arm) if (c, a) in evidence.lost] for c in evidence.cells
-    }
+    why = {c: lost_at(evidence.lost, reading, c, evidence.baseline, arm) for c in evidence.cells}
     return {cell: ", ".join(found) for cell, found in why.items() if found}
 
 

@@ -13,7 +13,8 @@ from .stages import Registration, Verdict
 @dataclass(frozen=True, slots=True)
 class Looked:
     """`registration` is None where nothing was registered; `verdicts` are empty until all its runs have ended, and `fresh` is the
-    evidence that they rest on; `cards` are those in which some test has rows. `confirmed` is what a page shows a card of."""
+    evidence that they rest on; `cards` are those in which some test has rows. `confirmed` is what a page shows a card of, and
+    `unread` a sentence for each study that was made for its causes and cannot be read."""
 
     hunt: Hunt
     registration: Registration | None
@@ -21,6 +22,7 @@ class Looked:
     cards: list[Card]
     fresh: Evidence | None = None
     confirmed: list[Anomaly] = field(default_factory=list)
+    unread: list[str] = field(default_factory=list)
 
 
 def with_rows(cards: Iterable[Card]) -> list[Card]:

@@ -48,6 +48,13 @@ def lost_cells(connection: Any, runs: Sequence[Run]) -> dict[Comparison, str]:
     }
 
 
+def lost_at(lost: Mapping[Comparison, str], reading: str, cell: str, *arms: str) -> list[str]:
+    """Which of these arms are lost in a cell, in words; none of a reading that is of such runs."""
+    if reading.partition(":")[0] in OF_LOST:
+        return []
+    return [lost[cell, arm] for arm in arms if (cell, arm) in lost]
+
+
 def said(lost: Mapping[Comparison, str]) -> str:
     """What is left out and why; empty where nothing is."""
     by_cell: dict[str, list[str]] = {}

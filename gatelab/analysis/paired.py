@@ -222,7 +222,7 @@ class PairingGain:
 
 
 def pairing_gain(
-    outcomes: Iterable[Outcome],
+    outcomes: Outcomes,
     metric: Metric,
     *,
     baseline: str,
@@ -233,11 +233,11 @@ def pairing_gain(
     """One row a cell and arm with two or more pairs, without those (cell, arm) that are `refused`.
 
     Raises:
-        ValueError: as `comparisons` does, and when a run has two values.
+        ValueError: as `comparisons` does.
     """
     return [
         _gain(pairs)
-        for pairs in comparisons(Outcomes(outcomes), [metric], baseline=baseline, arms=arms, cells=cells)
+        for pairs in comparisons(outcomes, [metric], baseline=baseline, arms=arms, cells=cells)
         if len(pairs.seeds) >= 2 and (pairs.cell, pairs.arm) not in refused
     ]
 

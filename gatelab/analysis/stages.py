@@ -22,6 +22,7 @@ from .anomalies.evidence import LUCK, Evidence
 from .anomalies.losses import judged
 from .anomalies.screen import Screened
 from .graded import no_surer
+from .lost import lost_at
 from .shares import p_more_often
 from .student import Prior, p_two_sided, q_values
 
@@ -211,7 +212,13 @@ def register(
         prior = evidence.prior(reading, arm)
         if prior is not None and prior.df > 0:
             # What the cells can know of a variance is not more than all their pairs together.
-            pooled = sum(e.n - 1 for c in evidence.cells if (e := evidence.estimate(reading, c, arm)) and e.sigma > 0)
+            pooled = sum(
+                e.n - 1
+                for c in evidence.cells
+                if not lost_at(evidence.lost, reading, c, evidence.baseline, arm)
+                and (e := evidence.estimate(reading, c, arm))
+                and e.sigma > 0
+            )
             priors.append((arm, reading, float(min(prior.df, pooled)), prior.variance))
     graded = sorted({c.reading for c in found if (m := evidence.readings.get(c.reading)) is not None and m.graded})
     return Registration(found, list(fresh), used, alpha, fdr, priors, graded=graded)

@@ -90,7 +90,8 @@ def run(
 
 
 def anew(ledger: "Ledger", cell: str, word: str, what: str, value: Any = None) -> list[str]:
-    """The cell with a word, in a folder of its own, and the question asked again there, of its cell with this value."""
+    """The cell with a word, in a folder of its own, and the question asked again there, of its cell with this value. `what` names
+    the folder: no two tests give one name, since the plan of the second would drop the runs of the first."""
     out = f"{ledger.folder.rstrip('/')}-{what}"
     return [
         f"{run(ledger, [cell], out, words=[word])} && {_ask(out, _cell_in(ledger, cell, word, value))}{_unsure(ledger)}"
@@ -107,7 +108,7 @@ def seeds_more(ledger: "Ledger", cells: Iterable[str]) -> list[str]:
         recipe, seeds = _recipe(ledger), f"seed={span(range(min(ran), min(ran) + n))}"
         words = ["gatelab", "run", recipe.study or UNKNOWN, *recipe.words, seeds, "--out", ledger.folder]
         return [f"{shlex.join(words)}{_unsure(ledger)}"]
-    out = f"{ledger.folder.rstrip('/')}-seeds"
+    out = f"{ledger.folder.rstrip('/')}-seeds{f'-of-{len(cells)}-cells' if len(cells) > 1 else ''}"
     fresh = range(max(ran) + 1, max(ran) + 1 + n)
     there = _cell_in(ledger, cells[0]) if len(cells) == 1 else cells[0]
     return [f"{run(ledger, cells, out, seeds=fresh)} && {_ask(out, there)}{_unsure(ledger)}"]

@@ -93,8 +93,8 @@ def eval_(
     keys:
         A file of LongPPL's key tokens that --out of another command left; the model chooses its own unless stated.
     untrained:
-        Ask our tasks of the same model before training too, all that is asked; unless stated the choices of the first 20 items,
-        of models up to 200 million weights.
+        Ask the same model before training too, all that is asked, which takes as long again; unless stated our tasks alone, the
+        choices of the first 20 items, of models up to 200 million weights.
     yarn:
         Stretch the rotary positions so many times, as in 4, by YaRN: those that the model has; of a run that was trained on our
         tasks' ids, its length of training.
@@ -154,7 +154,7 @@ def eval_(
         "--hardness": hardness is not None,
         "--haystack": haystack is not None,
         f"--layout {layout}": layout != "spread",
-        f"--{'' if untrained else 'no-'}untrained": untrained is not None,
+        "--no-untrained": untrained is False,
     }
     if keys is not None and limit is not None and set(names) <= set(_TEXTS):
         wrong.append(f"--limit {limit}: --keys has its own documents, and all are read; leave one out")
@@ -222,13 +222,15 @@ def eval_(
         )
         found = []
         if others:
+            from .. import lab
             from ..evals.harness.evaluate import evaluate
             from ..evals.harness.tasks import Asking
 
             found.append(
                 evaluate(
                     opened, Asking(others, data_dir, shots, run_code, stated or (4096,)), batch_size=batch_size, limit=limit,
-                    new_tokens=new_tokens, chat=chat, tell=tell if sys.stderr.isatty() else lambda _: None, progress=progress,
+                    new_tokens=new_tokens, chat=chat, untrained=lab.run_seed(model) if untrained else None,
+                    tell=tell if sys.stderr.isatty() else lambda _: None, progress=progress,
                 )
             )  # fmt: skip
         if ask_own is not None:

@@ -194,19 +194,19 @@ def report(folder: Path, *more: Path, out: Path | None = None) -> int:
         The atlas, atlas.html in the one FOLDER unless stated, and in the current one where there are several; with --out one
         study has an atlas too.
     """
-    from .. import lab
-    from ..store import StudyFolder
-
-    if more or out is not None or (folder.exists() and not (folder / "study.json").exists()):
-        print(lab.atlas([folder, *more], out, tell=tell))
-        return 0
-    there = StudyFolder.open(folder)
-    # What a thousand runs hold is in no cycle, and looking for cycles in it took an eighth of the time.
+    # What modules and a thousand runs hold is in no cycle, and looking for cycles in it took an eighth of the time.
     gc.disable()
     try:
-        print(lab.report(there, lab.analyse(there)))
+        from .. import lab
+        from ..store import StudyFolder
+
+        if not (more or out is not None or (folder.exists() and not (folder / "study.json").exists())):
+            there = StudyFolder.open(folder)
+            print(lab.report(there, lab.analyse(there), tell=tell))
+            return 0
     finally:
         gc.enable()
+    print(lab.atlas([folder, *more], out, tell=tell))
     return 0
 
 

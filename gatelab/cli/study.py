@@ -75,7 +75,7 @@ def run(
             f"no page: this machine has no {', '.join(lacks)}; take {folder.address} to one that has, then `gatelab report` it"
         )
     analysis = None if lacks else lab.analyse(folder)
-    page = None if analysis is None else lab.report(folder, analysis)
+    page = None if analysis is None else lab.report(folder, analysis, tell=tell)
     if json_:
         print_json([{"fingerprint": f, "state": s} for f, s in summary.states.items()])
         print_json([] if page is None else [{"page": str(page)}])

@@ -68,6 +68,11 @@ def _list(records: list[dict[str, Any]], prompts: list[dict[str, Any]], measures
     print_records(
         guesses, "\nright by chance: in a choice among options, exactly, and by copying blindly from the item"
     )
+    print_records(
+        [{"name": r["name"], "gives signal at": r["signal"]} for r in records],
+        "\nabove guessing in each of three seeds: a dense decoder without a gate, trained on it at one rate, at 128 tokens\n"
+        "with default knobs (docs/results/tasks-sizes.md); other sizes, rates and knobs are not measured",
+    )
     print_records(_columns(records, "name", "example"), "\nevidence … question → answer")
     print_records(
         _columns([*prompts, *measures], "name", "what", "mirrors", "needs"),

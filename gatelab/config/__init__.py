@@ -2,7 +2,7 @@
 
 from .ask import AskConfig
 from .base import Config, ConfigError, canonical, digest, keys, nearest, validate
-from .data import BigramBackcopy, Data, Tasks, Text
+from .data import BigramBackcopy, Data, TaskKnobs, Tasks, Text
 from .gate import ACTIVATIONS, REFUSALS, SITES, SOURCES, Activation, GateSpec, Site
 from .grid import Change, accepts, cross, override, parse_assignments, together, vary
 from .kv_experts import KVExperts
@@ -50,6 +50,7 @@ __all__ = [
     "Site",
     "Softmax",
     "SpanCorruption",
+    "TaskKnobs",
     "Tasks",
     "Text",
     "TrainConfig",

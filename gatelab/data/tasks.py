@@ -6,7 +6,7 @@ tasks: a call for a few takes more than half as long as one for many, and a devi
 Where several seeds are read in turn, each call makes more, and they take turns at it too.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -58,7 +58,7 @@ class TaskSource:
         try:
             self.tasks = [open_task(name) for name in config.names]
             for task in self.tasks:
-                task.resolved(self._knobs(2, seed=0, split="eval"))
+                task.resolved(self._own(task.name, self._knobs(2, seed=0, split="eval")))
         except TaskError as error:
             raise DataError(f"data.names={','.join(config.names)}: {error}") from None
         self._ahead: dict[tuple[int, int], _Made] = {}  # by seed and task
@@ -110,8 +110,12 @@ class TaskSource:
             self._batch(self._knobs(length, seed=0, split="eval"), 0, len(self.tasks), seq_len)
 
     def _knobs(self, length: int, *, seed: int, split: str) -> Knobs:
-        c = self.config
-        return Knobs(length, c.depth, c.distractors, c.hardness, seed, split)
+        """What the tasks have in common."""
+        return Knobs(length, seed=seed, split=split)
+
+    def _own(self, name: str, knobs: Knobs) -> Knobs:
+        """With what is stated for a task."""
+        return replace(knobs, **self.config.knobs_of(name).stated())
 
     def _lengths(self, seq_len: int) -> list[int]:
         """Of the stages, each twice the one before it."""
@@ -166,7 +170,7 @@ class TaskSource:
 
     def _made(self, i: int, knobs: Knobs, start: int, stop: int, seq_len: int) -> _Made:
         try:
-            batch = self.tasks[i].batch(knobs, start, stop - start)
+            batch = self.tasks[i].batch(self._own(self.tasks[i].name, knobs), start, stop - start)
         except TaskError as error:
             knob = "train.seq_len" if knobs.length == seq_len else "data.shortest"
             raise DataError(f"{knob}={knobs.length}: {error}") from None

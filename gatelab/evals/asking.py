@@ -43,7 +43,7 @@ def asked(model: Model, run: Run, *, fingerprint: str, step: int, is_whole: bool
             for name in run.data.names:
                 if _no_room(run.data, name, length) is not None:
                     continue
-                knobs = _knobs(run.data, length)
+                knobs = _knobs(run.data, name, length)
                 made = _questions(name, knobs, run.ask.items, run.resolved_objective.kind)
                 answers = ask_items(reader, made if is_whole else made[: run.ask.items])
                 where = {} if trained is None else {"intervention": stretch, "dose": length / trained}
@@ -85,7 +85,7 @@ def why_not(model: Model, run: Run, length: int) -> str | None:
 @lru_cache(maxsize=1024)
 def _no_room(data: Tasks, name: str, length: int) -> str | None:
     """Why a task has no items of a length: where all is pieces, a long one has more than there are ids."""
-    knobs = _knobs(data, length)
+    knobs = _knobs(data, name, length)
     try:
         open_task(name).item(replace(knobs, depth=_depth(name, knobs, 0, 1)), 0)
     except TaskError as error:
@@ -93,8 +93,8 @@ def _no_room(data: Tasks, name: str, length: int) -> str | None:
     return None
 
 
-def _knobs(data: Tasks, length: int) -> Knobs:
-    return Knobs(length, data.depth, data.distractors, data.hardness, seed=0, split="eval")
+def _knobs(data: Tasks, name: str, length: int) -> Knobs:
+    return Knobs(length, **data.knobs_of(name).stated())
 
 
 def _depth(name: str, knobs: Knobs, index: int, n_items: int) -> float | None:
@@ -134,7 +134,7 @@ def _numbered(name: str, knobs: Knobs, indices: range, n_items: int) -> tuple[Ta
 
 def questions(run: Run, name: str, length: int) -> Sequence[TaskItem]:
     """The items of a task and length that a run is asked, by number; from `run.ask.items` on those that are asked beside."""
-    return _questions(name, _knobs(run.data, length), run.ask.items, run.resolved_objective.kind)
+    return _questions(name, _knobs(run.data, name, length), run.ask.items, run.resolved_objective.kind)
 
 
 def _questions(name: str, knobs: Knobs, n_items: int, objective: str) -> Sequence[TaskItem]:

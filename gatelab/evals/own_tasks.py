@@ -276,11 +276,12 @@ def _knobs(run: Run, task: Task, asking: OwnAsking, length: int, depth: float | 
     data = run.data
     if task.name not in data.names:
         return Knobs(length, depth, asking.distractors, asking.hardness)
+    trained = data.knobs_of(task.name)
     return Knobs(
         length,
-        data.depth if depth is None else depth,
-        data.distractors if asking.distractors is None else asking.distractors,
-        data.hardness if asking.hardness is None else asking.hardness,
+        trained.depth if depth is None else depth,
+        trained.distractors if asking.distractors is None else asking.distractors,
+        trained.hardness if asking.hardness is None else asking.hardness,
     )
 
 

@@ -8,6 +8,7 @@ from ..analysis.anomalies.gather import checked
 from ..analysis.digest import digest
 from ..analysis.digest_parts import WHOLE_MODEL
 from ..analysis.lacking import lacks, notes
+from ..analysis.lost import lost_cells
 from ..analysis.paired import Outcomes
 from ..analysis.refusals import Refusals, refusals
 from ..analysis.short import NO_ROWS, TASKS, short_rows
@@ -52,17 +53,18 @@ def analyse(folder: StudyFolder, *, fdr: float = FDR, confidence: float = 0.95) 
     read = refusal.marked(outcomes(folder))
     found = [o for o in read if o.seed not in seeds]
     short = short_rows(digest(folder)).notes((entry, state) for entry, _, state in runs)
-    holes = notes(lacks(Outcomes(found), metrics, baseline=baseline, arms=arms, cells=cells))
+    grouped = Outcomes(found)
+    holes = notes(lacks(grouped, metrics, baseline=baseline, arms=arms, cells=cells))
     refusal = replace(refusal, notes=[*refusal.notes, *short, *holes])
     findings = effects(
         found, metrics, baseline=baseline, arms=arms, cells=cells, confidence=confidence, fdr=fdr,
-        refused=refusal.refused,
+        refused=refusal.refused, lost=lost_cells(digest(folder), runs),
     )  # fmt: skip
     gains = [
         gain
         for metric in metrics
         if metric.primary
-        for gain in pairing_gain(found, metric, baseline=baseline, arms=arms, cells=cells, refused=refusal.refused)
+        for gain in pairing_gain(grouped, metric, baseline=baseline, arms=arms, cells=cells, refused=refusal.refused)
     ]
     return Analysis(findings, shares(found, metrics, arms=arms, cells=cells), gains, read, fdr, refusal)
 

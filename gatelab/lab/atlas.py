@@ -87,7 +87,7 @@ def read_atlas(
     flag = "its comparisons are some of those of {}, on fewer seeds: shown, and not counted a second time"
     taken = taken_from(sheets)
     told = [replace(s, flags=[*s.flags, flag.format(taken[s.letter])]) if s.letter in taken else s for s in sheets]
-    return among(told, read), refused
+    return among(told, read, tell), refused
 
 
 def _letter(i: int) -> str:

@@ -4,9 +4,11 @@ A companion's comparison is one of the study's own where its runs are the same b
 its cells and arms are called. It is looked for in the folder beside the study's, and in an atlas among the studies of that.
 """
 
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 
 from ..analysis.anomalies.evidence import Comparison
 from ..analysis.atlas import Sheet
@@ -31,46 +33,69 @@ Settings = Mapping[Comparison, str]
 _DECIDED = ("supported", "refuted")
 
 
-def beside(folder: StudyFolder, found: Sequence[Anomaly]) -> list[Anomaly]:
-    """The anomalies with what the companions say whose folders lie where the study's does, under their names."""
-    study = folder.study()
+def beside(folder: StudyFolder, found: Sequence[Anomaly]) -> tuple[list[Anomaly], list[str]]:
+    """The anomalies with what the companions say whose folders lie where the study's does, under their names; and a sentence for
+    each of these that cannot be read."""
+    study, home = folder.study(), folder.path.parent
     if study["name"] not in EXPLAINED_BY or not found:
-        return list(found)
-    there = {}
+        return list(found), []
+    there, unread = {}, []
     for name in EXPLAINED_BY[study["name"]]:
-        if ((path := folder.path.parent / name) / "study.json").is_file():
-            with suppress(StoreError):  # what cannot be read says nothing
-                there[name] = StudyFolder.open(path)
-    return explained(study["name"], study["baseline"], settings(folder), found, there)
+        if (home / name / "study.json").is_file():
+            try:
+                there[name] = StudyFolder.open(home / name)
+            except StoreError as error:
+                unread.append(_unread(name, error, home))
+    told, more = explained(study["name"], study["baseline"], settings(folder), found, there)
+    return told, [*unread, *more]
 
 
-def among(sheets: Sequence[Sheet], sources: Mapping[str, Source]) -> list[Sheet]:
-    """The sheets of an atlas with what the companions among them say; `sources` are where they lie, by letter."""
+def among(
+    sheets: Sequence[Sheet], sources: Mapping[str, Source], tell: Callable[[str], None] = lambda _: None
+) -> list[Sheet]:
+    """The sheets of an atlas with what the companions among them say; `sources` are where they lie, by letter. One that cannot be
+    read is a flag of the study that it would explain, and `tell` is told."""
     at = {s.name: sources[s.letter] for s in sheets}
-    return [_in_atlas(s, at) if s.views is not None and s.name in EXPLAINED_BY else s for s in sheets]
+    return [_in_atlas(s, at, tell) if s.views is not None and s.name in EXPLAINED_BY else s for s in sheets]
 
 
-def _in_atlas(s: Sheet, at: Mapping[str, Source]) -> Sheet:
+def _in_atlas(s: Sheet, at: Mapping[str, Source], tell: Callable[[str], None]) -> Sheet:
     found = {(a.cell, a.arm): a for a in (*s.views.anomalies, *s.views.effects)}
     if not found:
         return s
+    unread = []
     with ExitStack() as stack:
-        there = {name: stack.enter_context(opened(at[name])) for name in EXPLAINED_BY[s.name] if name in at}
-        told = explained(s.name, s.views.study["baseline"], s.views.settings, [*found.values()], there)
+        there = {}
+        for name in (n for n in EXPLAINED_BY[s.name] if n in at):
+            try:
+                there[name] = stack.enter_context(opened(at[name]))
+            except StoreError as error:
+                unread.append(_unread(name, error, at[name].path.parent))
+        told, more = explained(s.name, s.views.study["baseline"], s.views.settings, [*found.values()], there)
+    unread += more
+    for flag in unread:
+        tell(f"{s.letter} {s.name}: {flag}")
     of = {(a.cell, a.arm): a for a in told}
     shown = {
         kind: [of[a.cell, a.arm] for a in anomalies]
         for kind, anomalies in (("anomalies", s.views.anomalies), ("effects", s.views.effects))
     }
-    return replace(s, views=replace(s.views, **shown))
+    return replace(s, flags=[*s.flags, *unread], views=replace(s.views, **shown))
+
+
+def _unread(name: str, error: StoreError, home: Path | None) -> str:
+    """`home` is the folder that the companion lies in, which a page does not name."""
+    why = str(error) if home is None else str(error).replace(f"{home}{os.sep}", "")
+    return f"what {name} says of causes is left out, since it cannot be read: {why}"
 
 
 def explained(
     name: str, baseline: str, own: Settings, found: Sequence[Anomaly], there: Mapping[str, StudyFolder]
-) -> list[Anomaly]:
+) -> tuple[list[Anomaly], list[str]]:
     """The anomalies of the study of this name with what its companions say; of those that are not `there`, or have no finished runs
-    of these settings, the names of the ones that have planned them. A companion that cannot be read says nothing."""
-    out = [replace(a, elsewhere=[], waiting=[]) for a in found]
+    of these settings, the names of the ones that have planned them. A companion that cannot be read says nothing, and has a
+    sentence that says so."""
+    out, unread = [replace(a, elsewhere=[], waiting=[]) for a in found], []
     for companion in EXPLAINED_BY.get(name, ()):
         folder = there.get(companion)
         try:
@@ -78,10 +103,11 @@ def explained(
             theirs |= {where: what for where, what in planned_settings(companion).items() if where not in theirs}
             at = [_same(own, (a.cell, baseline), (a.cell, a.arm), theirs) for a in out]
             said = {} if folder is None else _said(folder, out, at, baseline)
-        except StoreError:
+        except StoreError as error:
+            unread.append(_unread(companion, error, None if folder is None else folder.path.parent))
             continue
         out = [_with(a, companion, where, said) for a, where in zip(out, at, strict=True)]
-    return out
+    return out, unread
 
 
 def planned_settings(name: str) -> dict[Comparison, str]:

@@ -145,7 +145,8 @@ def save_plan(planned: Plan, out: str | Path, *, beside: Path | None = None, ask
 
     Raises:
         StoreError: when `out` holds something else, or finished runs that are not in the new plan, or not the run that
-            one starts from; or lies where leases cannot be taken.
+            one starts from; or lies where leases cannot be taken. Of an address, too, runs that another machine planned there at
+            the same time and that are not in the new plan.
     """
     address = address_of(out)
     if address is None:
@@ -153,19 +154,27 @@ def save_plan(planned: Plan, out: str | Path, *, beside: Path | None = None, ask
         return _written(planned, Path(out), Path(out), beside, asked)
     folder = StudyFolder.at(address)
     try:
-        folder.put(lambda: _written(planned, folder.path, Path(address), beside, asked))
+        folder.put(lambda meanwhile: _written(planned, folder.path, Path(address), beside, asked, meanwhile))
     except StoreError as error:
         raise StoreError(str(error).replace(str(folder.path), address)) from None
     return folder
 
 
-def _written(planned: Plan, out: Path, named: Path, beside: Path | None, asked: Sequence[str]) -> StudyFolder:
-    """As `save_plan`, into a folder that users know by another name when it mirrors an address."""
+def _written(
+    planned: Plan,
+    out: Path,
+    named: Path,
+    beside: Path | None,
+    asked: Sequence[str],
+    meanwhile: frozenset[str] = frozenset(),
+) -> StudyFolder:
+    """As `save_plan`, into a folder that users know by another name when it mirrors an address; `meanwhile` are runs that somebody
+    else planned there since this command began."""
     content = planned.as_json(named) | ({"asked": [*asked]} if asked else {})
     is_new = not (out / "study.json").is_file()
     if not is_new:
-        kept = _kept(StudyFolder(out), planned)
-        _refuse_to_drop(StudyFolder(out), planned, kept)
+        kept = _kept(StudyFolder(out), planned, meanwhile)
+        _refuse_to_drop(StudyFolder(out), planned, kept, meanwhile)
         content["plan"] += kept
         content["seeds"] = sorted({*content["seeds"], *(entry["seed"] for entry in kept)})
         for run_folder in (StudyFolder(out).run(p.fingerprint) for p in planned.runs):
@@ -184,9 +193,9 @@ def _written(planned: Plan, out: Path, named: Path, beside: Path | None, asked: 
     return folder
 
 
-def _kept(folder: StudyFolder, planned: Plan) -> list[dict[str, Any]]:
-    """The old plan's finished runs with seeds that are not planned now: more seeds were asked for before. Only those
-    that the new plan would make the same."""
+def _kept(folder: StudyFolder, planned: Plan, meanwhile: frozenset[str]) -> list[dict[str, Any]]:
+    """The old plan's finished runs with seeds that are not planned now: more seeds were asked for before; and those that came into
+    it meanwhile. Only those that the new plan would make the same."""
     there = folder.study()
     if there["name"] != planned.study.name:
         return []  # `create` refuses, in its own words
@@ -205,7 +214,7 @@ def _kept(folder: StudyFolder, planned: Plan) -> list[dict[str, Any]]:
         for entry in there["plan"]
         if (entry["cell"], entry["arm"], entry["seed"]) not in planned_seeds
         and would_be_the_same(entry)
-        and _has_ended(folder.run(entry["fingerprint"]))
+        and (entry["fingerprint"] in meanwhile or _has_ended(folder.run(entry["fingerprint"])))
     ]
 
 
@@ -228,13 +237,22 @@ def _refuse_no_source(out: Path, missing: list[str]) -> None:
         )
 
 
-def _refuse_to_drop(folder: StudyFolder, planned: Plan, kept: list[dict[str, Any]]) -> None:
-    """A page must not lose runs without a word: what is finished stays in the plan, or the plan goes elsewhere."""
+def _refuse_to_drop(folder: StudyFolder, planned: Plan, kept: list[dict[str, Any]], meanwhile: frozenset[str]) -> None:
+    """A page must not lose runs without a word: what is finished, or somebody else planned just now, stays in the plan, or the plan
+    goes elsewhere."""
     there = folder.study()
     if there["name"] != planned.study.name:
         return  # `create` refuses, in its own words
     stay = {p.fingerprint for p in planned.runs} | {entry["fingerprint"] for entry in kept}
-    lost = [e for e in there["plan"] if e["fingerprint"] not in stay and _has_ended(folder.run(e["fingerprint"]))]
+    dropped = [e for e in there["plan"] if e["fingerprint"] not in stay]
+    lost = [e for e in dropped if _has_ended(folder.run(e["fingerprint"]))]
+    new = [e for e in dropped if e["fingerprint"] in meanwhile]
+    if new and not lost:
+        e = new[0]
+        raise StoreError(
+            f"--out {folder.path}: another command planned {len(new)} runs there just now that this plan does not have (such as"
+            f" {e['cell']}/{e['arm']}/{e['seed']}); name another --out, or give the same command again to go on without them"
+        )
     if lost:
         e = lost[0]
         raise StoreError(

@@ -1,5 +1,6 @@
 """The page of a study, and what it shows of anomalies."""
 
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -27,12 +28,16 @@ from .reproducing import again
 _MOST_NAMED = 10  # damaged runs in a note
 
 
-def report(folder: StudyFolder, analysis: Analysis) -> Path:
-    """Write the page and its CSV files; returns the page's path."""
+def report(folder: StudyFolder, analysis: Analysis, *, tell: Callable[[str], None] = lambda _: None) -> Path:
+    """Write the page and its CSV files; returns the page's path. What is left out since it cannot be read, a study beside this one
+    that was made for its causes, is named there, and `tell` is told."""
     states = {r.fingerprint: state_of(r) for _, r in folder.planned()}
     done = {(e["cell"], e["arm"], e["seed"]) for e, r in folder.planned() if states[r.fingerprint] == "done"}
     looked = look_for_anomalies(folder, analysis.outcomes)
     looked = None if looked is None else with_anomalies(folder, looked)
+    unread = [] if looked is None else looked.unread
+    for why in unread:
+        tell(f"{folder.path}: {why}")
     advice = try_recommend(folder, analysis, looked)
     registration = registration_of(folder)
     kept = () if registration is None else registration.seeds
@@ -45,7 +50,7 @@ def report(folder: StudyFolder, analysis: Analysis) -> Path:
         looked=looked,
         advice=advice,
         varied=None if looked is None else varied(looked.hunt),
-        note=" ".join(filter(None, (_damaged(folder, states), _refused(analysis.refusals)))),
+        note=" ".join(filter(None, (_damaged(folder, states), _refused(analysis.refusals), _sentences(unread)))),
         state=lambda run: states[run.fingerprint],
         beside=seeds_files(analysis.outcomes, folder.study()["metrics"], kept),
     )
@@ -70,7 +75,11 @@ def _refused(found: Refusals) -> str:
     named = [f"{arm} in {cell} is {why}" for (cell, arm), why in found.refused.items()]
     words = "Refused comparisons have no effect and no test, and no part in any q, anomaly or recommendation"
     refused = [f"{words}: {'; '.join(named)}."] if named else []
-    return " ".join([*refused, *(f"{note[:1].upper()}{note[1:]}." for note in found.notes)])
+    return " ".join([*refused, *filter(None, [_sentences(found.notes)])])
+
+
+def _sentences(notes: Iterable[str]) -> str:
+    return " ".join(f"{note[:1].upper()}{note[1:]}." for note in notes)
 
 
 def look_for_anomalies(folder: StudyFolder, read: list[Outcome] | None = None) -> Looked | None:
@@ -111,10 +120,11 @@ def with_anomalies(folder: StudyFolder, looked: Looked) -> Looked:
         causes = with_rows(cards_of(folder, gathered, of, (h.claim for a in found for h in a.held)))
     except StoreError:
         causes = []  # `gatelab find --explain` says which line is wrong
-    return replace(looked, confirmed=beside(folder, [
+    told, unread = beside(folder, [
         replace(
             a, seen=seen.get(a.cell, Seen()), causes=[c for c in causes if is_about(c, a)],
             commands=again(study, a.cell, a.arm, seeds),
         )
         for a in found
-    ]))  # fmt: skip
+    ])  # fmt: skip
+    return replace(looked, confirmed=told, unread=unread)

@@ -7,6 +7,7 @@ what it lacks. Means are taken here, in a fixed order, never by the query engine
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from math import isfinite, log
 from typing import Any
 
@@ -36,11 +37,19 @@ class RunView:
     seconds: float | None
     environment: dict[str, Any]
     dates: list[str]
-    config: dict[str, Any] | None
+    folder: RunFolder
 
     @property
     def key(self) -> tuple[str, str, int]:
         return self.entry["cell"], self.entry["arm"], self.entry["seed"]
+
+    @cached_property
+    def config(self) -> dict[str, Any] | None:
+        """What run.json says, which is read when it is asked for: of many runs few are shown."""
+        try:
+            return self.folder.config()
+        except StoreError:
+            return None
 
     @property
     def is_done(self) -> bool:
@@ -111,10 +120,6 @@ def _view(entry: dict, run: RunFolder, state: str, steps: dict, curves: dict) ->
     # Of a damaged run nothing is shown but that it is.
     done = {} if state == "damaged" else run.done() or {}
     attempts = run.attempts()
-    try:
-        config = run.config()
-    except StoreError:
-        config = None
     return RunView(
         entry=entry,
         state=state,
@@ -123,7 +128,7 @@ def _view(entry: dict, run: RunFolder, state: str, steps: dict, curves: dict) ->
         seconds=done.get("seconds"),
         environment=environment_of(run) or {},
         dates=[str(a[word])[:10] for a in attempts for word in ("started", "ended") if a.get(word)],
-        config=config,
+        folder=run,
     )
 
 

@@ -140,7 +140,8 @@ def _run_rows(run: RunView, labels: dict[str, str], columns: list[str], numeric:
         run.environment.get("device", NONE),
     ]
     cells = [tag("td", value, class_="num" if i in numeric else None) for i, value in enumerate(values)]
-    config = json.dumps(run.config, indent=1, ensure_ascii=False) if run.config else "not written yet, or not readable"
+    held = run.config
+    config = json.dumps(held, indent=1, ensure_ascii=False) if held else "not written yet, or not readable"
     details = tag(
         "details",
         tag("summary", f"reproduce {cell}/{arm}/{seed}"),
@@ -207,7 +208,7 @@ def curves_csv(measured: Measured) -> str:
     lines = ["cell,arm,seed,metric,step,value"]
     # Numbers as csv.writer writes them, which has no quick way to write one place before each of many.
     lines += [
-        place + f"\n{place}".join([f",{step},{value}" for step, value in points])
+        place + f"\n{place}".join([f",{step},{value!r}" for step, value in points])
         for key, points in measured.curves.items()
         for place in [csv_line(key)]
         if points

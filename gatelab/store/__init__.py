@@ -12,10 +12,10 @@
                            attempts/0001.json …  one file an attempt: who, when, how it ended; the newest is the lease
                            log.txt       what the workers printed
                            rows.parquet  derived from the rows of a finished run, when a query asks for them
-                           digest-….parquet  derived too, by the worker: what a page reads (analysis/run_digest.py)
+                           digest-….ndjson  derived too, by the worker: what a page reads (analysis/run_digest.py)
                            done.json     written last: the result is complete, and its rows have so many bytes
     OUT/report.html  *.csv             derived, rewritten at will
-    OUT/digest-….parquet               derived from the rows of finished runs: what the page reads (analysis/digest.py)
+    OUT/digest-….parquet               the same of finished runs that have none beside their rows (analysis/digest.py)
 
 Two processes never write one file: a run folder belongs to the holder of its lease. Every other file is written under
 a temporary name, flushed to the disk and renamed, so a reader or a crash never sees half of one.

@@ -58,7 +58,7 @@ def stamp_of(path: Path | str) -> Stamp | None:
     return s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path | str) -> Any:
     """The value in a JSON file.
 
     Raises:

@@ -69,7 +69,7 @@ class RunFolder:
         Raises:
             StoreError, DamagedError: as `config`.
         """
-        stamp = stamp_of(self.path / "run.json")
+        stamp = stamp_of(f"{self.path}/run.json")  # of a thousand runs a Path each takes as long as to look
         if stamp != self._checked:
             self.config()
             self._checked = stamp
@@ -80,12 +80,12 @@ class RunFolder:
         Raises:
             DamagedError: when it is cut or edited.
         """
-        path = self.path / "done.json"
-        stamp = stamp_of(path)
+        stamp = stamp_of(f"{self.path}/done.json")
         if stamp is None:
             return None
         if self._done is not None and self._done[0] == stamp:
             return dict(self._done[1])
+        path = self.path / "done.json"
         try:
             value = read_json(path)
             check_keys(path, value, {"status": str})
@@ -108,7 +108,7 @@ class RunFolder:
         if not isinstance(expected, int) or "saved" in done or self.objects is not None:
             return
         try:
-            if os.stat(self.rows_path).st_size >= expected:
+            if os.stat(f"{self.path}/rows.jsonl").st_size >= expected:
                 return
             with open(self.rows_path, "rb") as file:  # a network file system looks again where a file is opened
                 found = os.fstat(file.fileno()).st_size
@@ -123,7 +123,7 @@ class RunFolder:
     def attempts(self) -> list[dict[str, Any]]:
         """The attempts so far, oldest first: each with owner, started, ended, outcome, message; without those that cannot be
         read."""
-        folder = self.path / "attempts"
+        folder = f"{self.path}/attempts"
         try:
             names = os.listdir(folder)
         except (FileNotFoundError, NotADirectoryError):
@@ -132,7 +132,7 @@ class RunFolder:
         for name in sorted(names):
             if name[0].isdecimal() and name.endswith(".json"):
                 with suppress(DamagedError):
-                    found.append(read_json(folder / name))
+                    found.append(read_json(f"{folder}/{name}"))
         return [attempt for attempt in found if isinstance(attempt, dict)]
 
     def mark_done(self, status: str, facts: dict[str, Any]) -> None:

@@ -135,23 +135,29 @@ class StudyFolder:
         self._check_place()
         self._have_anew()
 
-    def put(self, write: Callable[[], object]) -> None:
+    def put(self, write: Callable[[frozenset[str]], object]) -> None:
         """Let `write` make or extend the plan of the study of an address in its mirror, and write it there. Of several that begin
-        a study where none is one is first; what it wrote the others find, as if they had begun later.
+        or extend a study at once one is first; what it wrote the others find, and write again. `write` is told the fingerprints
+        that came into the plan meanwhile.
 
         Raises:
-            StoreError: when it may not be written there, or cannot be reached.
+            StoreError: when it may not be written there, or cannot be reached; when others extend it all the time.
         """
         self._check_place()
         with self.objects.alone():
             self._have_anew()
-            write()
+            there = self._in_plan()
+            write(frozenset())
             try:
                 self._push()
             except TakenError:
                 self._have_anew()
-                write()
+                write(self._in_plan() - there)
                 self.push()
+
+    def _in_plan(self) -> frozenset[str]:
+        is_there = (self.path / "study.json").exists()
+        return frozenset(entry["fingerprint"] for entry in self.study()["plan"]) if is_there else frozenset()
 
     def _check_place(self) -> None:
         try:
@@ -167,12 +173,12 @@ class StudyFolder:
         """Of a study on an object store, write there what was written into the mirror beside the runs.
 
         Raises:
-            StoreError: when it may not be written, or cannot be reached; when a study was begun there meanwhile.
+            StoreError: when it may not be written, or cannot be reached; when a study was begun or extended there meanwhile.
         """
         try:
             self._push()
-        except TakenError:
-            raise StoreError(f"{self.address}: a study was begun there just now; run the same command again") from None
+        except TakenError as error:
+            raise StoreError(f"{self.address}: {error.strerror}; run the same command again") from None
 
     def _push(self) -> None:
         if self.objects is None:

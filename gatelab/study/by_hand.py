@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from ..config import ConfigError, Execution, nearest, validate
@@ -45,22 +46,25 @@ def say(line: str, to: int = 2) -> None:
         os.write(to, line.encode() + b"\n")
 
 
-def by_hand(task: Task, go: Callable[[], int]) -> int:
-    """Let `go` carry out what somebody typed, if it can be; returns the exit code. What is done already is no failure."""
+def by_hand(task: Task, go: Callable[[Task], int]) -> int:
+    """Let `go` carry out what somebody typed, if it can be; returns the exit code. What is done already is no failure; damaged runs
+    are left out, and the others go on."""
     try:
         folder = _found(task)
         runs = [folder.run(name) for name in task.fingerprints]
         stderr = os.dup(2)  # a worker takes it
-        is_done = all(ledger.state_of(run) in ledger.FINISHED for run in runs)
+        states = {run.fingerprint: ledger.state_of(run) for run in runs}
     except StoreError as error:
         say(f"gatelab: {error}")
         return 2
-    code = 0 if is_done else go()
+    whole = tuple(name for name in task.fingerprints if states[name] != ledger.DAMAGED)
+    is_done = all(states[name] in ledger.FINISHED for name in whole)
+    code = 0 if is_done else go(replace(task, fingerprints=whole))
     with suppress(StoreError):
         folder.refresh()
     for run in runs:
         say(f"gatelab: {_standing(run)}", stderr)
-    return code
+    return code or (2 if not whole else int(len(whole) < len(runs)))
 
 
 def _found(task: Task) -> StudyFolder:
@@ -79,7 +83,6 @@ def _found(task: Task) -> StudyFolder:
             there = sorted({entry["fingerprint"] for entry in folder.study()["plan"]})
             hint = nearest(name, there) or (f"; one that it has is {there[0]}" if there else "")
             raise StoreError(f"{folder.address}: has no run {name!r}{hint}")
-        folder.run(name).config()
     return folder
 
 

@@ -257,7 +257,7 @@ def _show_progress(
 def _sweep(folder: RunFolder) -> None:
     """Remove what a writer that was killed in the middle of a file left behind, and what was derived of rows that are now written
     anew, which might look newer than they."""
-    for derived in folder.path.glob("*.parquet"):
+    for derived in (*folder.path.glob("*.parquet"), *folder.path.glob("digest-*")):
         derived.unlink(missing_ok=True)
     for name in (CHECKPOINT, WEIGHTS, "environment.json", "progress.json", "items.jsonl", "done.json"):
         for temporary in folder.path.glob(f".{name}.*.tmp"):

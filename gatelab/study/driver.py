@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ..config import Execution, Run, validate
-from ..store import RunFolder, StoreError, StudyFolder
+from ..store import DamagedError, RunFolder, StoreError, StudyFolder
 from . import ledger
 from .executor import EXITS, Ended, Executor, Task
 from .grouping import group_size, shape_of, stands_at
@@ -287,7 +287,10 @@ class Driver:
 
     def _lives(self, run: RunFolder, owner: str) -> bool:
         """Whether a worker that its executor lost sight of still holds the run: who took it over now would write beside it."""
-        last = ledger.last_attempt(run)
+        try:
+            last = ledger.last_attempt(run)
+        except DamagedError:
+            return False  # nobody takes over a run of this state
         return last is not None and (last.owner, last.outcome) == (owner, "running") and ledger.is_live(run, last)
 
     def _conclude(self, run: RunFolder, running: _Running, ended: Ended) -> None:
@@ -301,6 +304,8 @@ class Driver:
             owner, known = running.task.owner, running.task.known[run.fingerprint]
             conclude = lambda: ledger.conclude(run, owner, outcome, ended, message=message, known=known)  # noqa: E731
             patiently(run, conclude, is_over=self._heed)
+        except DamagedError:
+            pass  # its state says so; one that is done is done whatever its attempt says
         except StoreError as error:
             self._unwritten[run.fingerprint] = (ledger.DAMAGED, str(error))
         except OSError as error:

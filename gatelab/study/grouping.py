@@ -69,7 +69,8 @@ def stands_at(run: RunFolder) -> int | None:
 def environment_of(run: RunFolder) -> dict[str, Any] | None:
     """What was really used, as the run's environment.json says; None without one that can be read, as before it has begun."""
     try:
-        found = json.loads((run.path / "environment.json").read_bytes())
+        with open(f"{run.path}/environment.json", "rb") as file:
+            found = json.loads(file.read())
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None

@@ -14,10 +14,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from ..config import ConfigError, Execution
-from ..store import StoreError, StudyFolder
+from ..store import DamagedError, StoreError, StudyFolder
 from . import ledger
 from .by_hand import execution_of
 from .drive import POLL_S, Event, Summary, drive
@@ -62,13 +63,14 @@ def pull(
 def _is_dropped(folder: StudyFolder, fingerprint: str) -> bool:
     """Whether a run's owner does not beat again; it may have been this very job, on the machine that failed."""
     run = folder.run(fingerprint)
-    last = ledger.last_attempt(run)
-    beat = last and ledger.last_beat(run, last)
-    while ledger.state_of(run) == "running":
-        now = ledger.last_attempt(run)
-        if (now and ledger.last_beat(run, now)) != beat:
-            return False
-        time.sleep(POLL_S)
+    with suppress(DamagedError):  # which the next drive tells
+        last = ledger.last_attempt(run)
+        beat = last and ledger.last_beat(run, last)
+        while ledger.state_of(run) == "running":
+            now = ledger.last_attempt(run)
+            if (now and ledger.last_beat(run, now)) != beat:
+                return False
+            time.sleep(POLL_S)
     return ledger.state_of(run) not in ledger.FINISHED
 
 

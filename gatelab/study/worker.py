@@ -23,7 +23,7 @@ from functools import partial
 from typing import NoReturn
 
 from ..config import ConfigError, Execution
-from ..store import RunFolder, StudyFolder
+from ..store import DamagedError, RunFolder, StudyFolder
 from . import ledger
 from .by_hand import by_hand, execution_of, json_object, say
 from .carry_up import Carrier, carriers, carrying, study_of
@@ -64,7 +64,11 @@ def work(task: Task, driver_pid: int | None = None) -> int:
             known = task.known.get(run.fingerprint)
             claim = partial(ledger.claim, driver=driver_pid, micro_batch=execution.micro_batch, known=known)
             may_wait_no_more = lambda: stop.is_set() or driver.is_gone()  # noqa: E731
-            attempt = patiently(run, partial(claim, run, task.owner), is_over=may_wait_no_more)
+            try:
+                attempt = patiently(run, partial(claim, run, task.owner), is_over=may_wait_no_more)
+            except DamagedError as damage:
+                print(f"{run.fingerprint}: left out, since it is damaged: {damage}")
+                continue
             if attempt is not None:
                 held.append((run, attempt))
         if not held:
@@ -222,20 +226,22 @@ def _end(held: list[Held], of_objects: list[Carrier], error: BaseException | Non
         with suppress(OSError):
             carrier.save()  # the last words of its log
     for run, attempt in held:
-        done = run.done()
+        done = None
         try:
+            done = run.done()
             if done is not None:
                 patiently(run, partial(ledger.end, run, attempt, done["status"], exit_code=0))
             else:
                 code = EXITS[outcome]
                 said = {"message": message, "traceback": trace, "exit_code": code}
                 patiently(run, partial(ledger.end, run, attempt, outcome, **said))
-        except OSError as unwritten:
-            # On a full disk the exit code is the last word, and the driver closes the attempt when it can.
+        except (OSError, DamagedError) as unwritten:
+            # On a full disk the exit code is the last word, and the driver closes the attempt when it can. Of a damaged run its
+            # state says what there is to say.
             print(f"{run.fingerprint}: the end of the attempt could not be written: {unwritten}")
             if done is None:
                 code = EXITS[outcome]
-            elif run.objects is None:
+            elif run.objects is None and isinstance(unwritten, OSError):
                 code = EXITS["disk-full"]
     return code
 
@@ -297,8 +303,8 @@ def main() -> int:
         say(f"gatelab: {'; '.join(error.problems)}")
         return 2
     is_first = os.environ.get("RANK", "0") == "0"
-    go = lambda: work(task, given.driver_pid) if is_first else accompany(task, os.getppid())  # noqa: E731
-    return go() if given.owner else by_hand(task, go)
+    go = lambda task: work(task, given.driver_pid) if is_first else accompany(task, os.getppid())  # noqa: E731
+    return go(task) if given.owner else by_hand(task, go)
 
 
 if __name__ == "__main__":

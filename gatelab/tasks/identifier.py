@@ -43,7 +43,7 @@ TASK = Task(
     name="identifier",
     what="takes the latest of the names that fit",
     mirrors="code completion over a long file (LCC, RepoBench)",
-    signal="1M to 10M weights",
+    signal="not at 1.3M or 10.4M weights after 24.6M tokens; other hardness not measured",
     define=define,
     sample=sample,
     forms={"set": "{1} = {0}", "ask": "assert {0} =="},

@@ -88,8 +88,8 @@ class TaskBatch:
 class Task:
     """What to ask.
 
-    what: what it measures. mirrors: which benchmark asks the same. signal: the size of model that it is expected to tell
-        apart from others.
+    what: what it measures. mirrors: which benchmark asks the same. signal: at which size a model that
+        is trained on it was measured to be above guessing, and what was not measured.
     define: one item of resolved knobs. sample: items first … first + n − 1 of resolved knobs.
     forms: in text, the sentence of each kind of piece. noise: the sentence of noise. join: what stands between sentences.
     hardness: what the knob means, with its `levels` and its default.

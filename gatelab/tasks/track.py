@@ -44,7 +44,7 @@ TASK = Task(
     name="track",
     what="follows a value through assignments",
     mirrors="RULER variable tracking (vt)",
-    signal="1 and 2 hops at 1M to 10M weights, more from 10M",
+    signal="not with two hops at 1.3M or 10.4M weights after 24.6M tokens; one not measured",
     define=define,
     sample=sample,
     forms={"set": "Let {} = {}.", "ask": "So {} ="},

@@ -179,5 +179,5 @@ def test_a_rate_whose_runs_have_not_all_ended_is_none_that_was_tried():
 
 def test_without_other_rates_it_says_how_to_run_them():
     got = card("own-rate", found({})).decisions[0]
-    run = "gatelab run quickstart cell=c0 'optim.lr=[0.000333,0.001,0.003]' seed=0..2 --out runs/x-lr"
-    assert got.to_do == [f"{run} && gatelab find runs/x-lr --explain 'c0, optim.lr=0.001'"]
+    run = "gatelab run quickstart cell=c0 'optim.lr=[0.000333,0.001,0.003]' seed=0..2 --out runs/x-best-lr"
+    assert got.to_do == [f"{run} && gatelab find runs/x-best-lr --explain 'c0, optim.lr=0.001'"]

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from gatelab.analysis import digest as made
+from gatelab.analysis import run_digest
 from gatelab.analysis.anomalies.readings import FINAL, NAMED, READINGS
 from gatelab.analysis.digest import digest, table
 from gatelab.analysis.digest_parts import COURSES, TABLES
@@ -189,7 +190,7 @@ def test_of_a_study_that_goes_on_only_what_is_new_is_read(folder, monkeypatch):
 
 def test_runs_are_taken_some_at_a_time(folder, monkeypatch):
     before = numbers(digest(folder), "FROM main_rows"), list(table(digest(folder), "courses"))
-    monkeypatch.setattr(made, "_AT_ONCE", 1)
+    monkeypatch.setattr(run_digest, "AT_ONCE", 1)
     again = StudyFolder(folder.path)
     assert (numbers(digest(again), "FROM main_rows"), list(table(digest(again), "courses"))) == before
 

@@ -68,6 +68,22 @@ def test_what_is_refused_has_no_number_and_no_part_in_the_family():
     assert [f.q for f in counted if f.arm == "gated"] != [f.q for f in alone]
 
 
+def test_lost_cells_set_no_variance_of_others_and_keep_their_own():
+    """c0 and c1 differ by tens of nats; the other eleven have what they have without them, but for their place in the family."""
+    rng = np.random.default_rng(6)
+    differences = rng.normal(-0.02, 0.02, size=(13, 4))
+    differences[:2] = [[30.0, 1.0, 12.0, 55.0], [-8.0, 40.0, 3.0, 9.0]]
+    groups, cells = grid(differences)
+    lost = {("c0", "none"): "none 4 of 4", ("c1", "gated"): "gated 3 of 4"}
+    found = {f.cell: f for f in find(groups, cells=cells, lost=lost)}
+    alone = {f.cell: f for f in find(groups, cells=cells[2:])}
+    assert [(found[c].low, found[c].high, found[c].p) for c in alone] == [(f.low, f.high, f.p) for f in alone.values()]
+    assert not [n for c in ("c0", "c1") for n in found[c].notes if "shrunk" in n]
+    plain = {f.cell: f for f in find(groups, cells=cells[:2])}
+    assert [found[c].p for c in plain] == [f.p for f in plain.values()]
+    assert found["c2"].p != {f.cell: f for f in find(groups, cells=cells)}["c2"].p
+
+
 def test_a_refused_exploratory_or_bimodal_metric_has_no_p_either():
     rows = [*outcomes("none", [0.9] * 6, SINK), *outcomes("gated", [0.1] * 6, SINK)]
     (f,) = find(rows, metrics=(SINK,), refused={("stdlib", "gated"): "refused: two versions"})

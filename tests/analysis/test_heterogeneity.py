@@ -140,6 +140,30 @@ def test_cells_in_which_most_runs_are_lost_are_in_no_mean_and_no_test():
     assert not left_out(evidence({"unstable": states}, lost=lost), "unstable", "gated")
 
 
+def test_cells_in_which_most_runs_are_lost_set_no_variance_of_others_and_keep_their_own():
+    rng = np.random.default_rng(14)
+    good = {f"c{i}": pairs(rng, 4, 0.1, 0.01) for i in range(11)}
+    awful = {f"d{i}": pairs(rng, 4, 30, 20) for i in range(4)}
+    lost = {("d0", "none"): "none 4 of 4"} | {(f"d{i}", "gated"): "gated 3 of 4" for i in (1, 2, 3)}
+    both, alone = evidence({"val_loss": good | awful}, lost=lost), evidence({"val_loss": good})
+    prior = both.prior("val_loss", "gated")
+    assert prior == alone.prior("val_loss", "gated") and prior.variance < 0.001
+    assert prior != evidence({"val_loss": good | awful}).prior("val_loss", "gated")
+    assert [both.estimate("val_loss", c, "gated") for c in good] == [
+        alone.estimate("val_loss", c, "gated") for c in good
+    ]
+    for cell, (base, gated) in awful.items():
+        e = both.estimate("val_loss", cell, "gated")
+        assert (e.sigma, e.df) == (pytest.approx(np.std(gated - base, ddof=1)), 3)
+    fewer = {c: v for c, v in good.items() if c in ("c0", "c1")} | awful
+    assert evidence({"val_loss": fewer | good}, lost=lost).prior("val_loss", "gated") == prior
+    assert evidence({"val_loss": fewer}, lost=lost).prior("val_loss", "gated") is None
+    # Known from other runs, as in a confirmation, it is not for a lost cell either.
+    known = evidence({"val_loss": good | awful}, lost=lost, priors={("gated", "val_loss"): prior})
+    assert known.estimate("val_loss", "d0", "gated") == both.estimate("val_loss", "d0", "gated")
+    assert known.estimate("val_loss", "c0", "gated").df == pytest.approx(prior.df + 3)
+
+
 def test_two_crossed_factors_are_told_apart_and_unequal_seeds_do_not_matter():
     """Known: size adds 2 a doubling, norm adds nothing, a seed of its own adds 5 to every cell that has it."""
     rng = np.random.default_rng(3)

@@ -93,14 +93,14 @@ def test_an_arm_that_never_finished_is_measured_on_what_its_cell_has():
 
 def gain(**values):
     groups = [o for arm, numbers in values.items() for o in outcomes(arm, numbers)]
-    return pairing_gain(groups, LOSS, baseline="none", arms=["none", "gated"], cells=["stdlib"])
+    return pairing_gain(Outcomes(groups), LOSS, baseline="none", arms=["none", "gated"], cells=["stdlib"])
 
 
 def test_a_refused_comparison_has_no_pairing_gain():
     rows = [*outcomes("none", [1.0, 2.0]), *outcomes("gated", [1.5, 2.2])]
     asked = {"baseline": "none", "arms": ["none", "gated"], "cells": ["stdlib"]}
-    assert len(pairing_gain(rows, LOSS, **asked)) == 1
-    assert pairing_gain(rows, LOSS, **asked, refused={("stdlib", "gated"): "refused: two versions"}) == []
+    assert len(pairing_gain(Outcomes(rows), LOSS, **asked)) == 1
+    assert pairing_gain(Outcomes(rows), LOSS, **asked, refused={("stdlib", "gated"): "refused: two versions"}) == []
 
 
 def test_pairing_gain_is_the_variance_of_unrelated_runs_over_that_of_pairs():

@@ -54,7 +54,7 @@ def test_a_lone_point_that_differs_in_more_is_told_by_its_place():
     [
         (quickstart.study, []),
         (paper_long_context.study, []),
-        (gates_on_tasks.study, ["data.names", "optim.lr"]),
+        (gates_on_tasks.study, ["data.distractors", "data.names", "model.d_model", "optim.lr"]),
     ],
 )
 def test_the_axes_of_built_in_studies(study, names):

@@ -1,9 +1,12 @@
 """The digest that lies beside a run's rows: a page reads it instead of them, as long as it is theirs."""
 
+import json
+import math
 import os
 import shutil
 from pathlib import Path
 
+import duckdb
 import pytest
 import tiny
 
@@ -60,7 +63,7 @@ def runs_of(folder: StudyFolder) -> list[RunFolder]:
 
 
 def beside(run: RunFolder) -> list[Path]:
-    return sorted(run.path.glob("*.parquet"))
+    return sorted(run.path.glob("digest-*"))
 
 
 def content(folder: StudyFolder) -> list[tuple]:
@@ -71,10 +74,21 @@ def content(folder: StudyFolder) -> list[tuple]:
     return sorted(found)
 
 
+def records(path: Path) -> list[str]:
+    """Of a run's digest, in order."""
+    *parts, end = map(json.loads, path.read_text().splitlines())
+    assert end == {"part": "end"}
+    found = []
+    for part in parts:
+        names = part.keys() - {"part", "run"}
+        found += [f"{part['part']} {values}" for values in zip(*(part[n] for n in sorted(names)), strict=True)]
+    return sorted(found)
+
+
 def without(folder: StudyFolder, place: Path) -> StudyFolder:
     """A copy without any digest."""
     bare = StudyFolder(Path(shutil.copytree(folder.path, place)))
-    for path in bare.path.rglob("*.parquet"):
+    for path in bare.path.rglob("digest-*"):
         path.unlink()
     return bare
 
@@ -85,6 +99,20 @@ def test_a_worker_leaves_what_the_rows_say(folder, asked, tmp_path):
     assert len(found) > 100 and not asked
     assert content(without(folder, tmp_path / "bare")) == found
     assert sorted(asked) == sorted(run.fingerprint for run in runs_of(folder))
+
+
+def test_what_is_kept_of_a_run_is_the_same_whatever_is_taken_with_it(folder, monkeypatch):
+    asked: list[int] = []
+    take = run_digest.take
+    monkeypatch.setattr(run_digest, "take", lambda c, batch: asked.append(len(batch)) or take(c, batch))
+    kept = []
+    for at_once in (run_digest.AT_ONCE, 1):
+        monkeypatch.setattr(run_digest, "AT_ONCE", at_once)
+        for path in folder.path.rglob("digest-*"):
+            path.unlink()
+        run_digest.keep_digests(runs_of(folder))
+        kept.append({path: records(path) for run in runs_of(folder) for path in beside(run)})
+    assert asked == [2, 1, 1] and kept[0] == kept[1] and [len(rows) > 20 for rows in kept[0].values()] == [True, True]
 
 
 def test_rows_that_were_changed_are_read(folder, asked):
@@ -105,13 +133,59 @@ def test_in_a_folder_whose_times_were_lost_it_is_known_by_its_content(folder, as
     assert content(folder) and not asked
 
 
-@pytest.mark.parametrize("damage", [b"", b"PAR1 not really", b"PAR1" + bytes(200) + b"PAR1"])
+def _cut_at_a_line(text: bytes) -> bytes:
+    return b"".join(text.splitlines(keepends=True)[:-2])
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda _: b"",
+        lambda text: text[: len(text) // 2],
+        _cut_at_a_line,
+        lambda text: text[:100] + b"\0" + text[101:],
+        lambda text: b'{"part":"main","step":"late"}\n' + text,
+    ],
+)
 def test_a_damaged_one_is_none(folder, asked, damage, tmp_path):
     found = content(without(folder, tmp_path / "bare"))
     asked.clear()
     (path,) = beside(runs_of(folder)[0])
-    path.write_bytes(damage)
-    assert content(folder) == found and asked
+    path.write_bytes(damage(path.read_bytes()))
+    assert content(folder) == found and runs_of(folder)[0].fingerprint in asked
+
+
+def test_what_lies_beside_the_rows_is_not_kept_once_more_beside_the_page(folder, asked):
+    first, second = runs_of(folder)
+    for run in (first, second):
+        os.utime(beside(run)[0])  # as a worker leaves it; a copy of the rows looks newer than it
+    before = content(folder)
+    assert not list(folder.path.glob("digest-*")) and not asked
+    beside(first)[0].unlink()
+    # Its times were lost: that it is theirs was seen by reading the rows, which once is enough.
+    os.utime(beside(second)[0], (0, 0))
+    for run in (first, second):
+        for name in ("rows.jsonl", "done.json"):
+            os.utime(run.path / name, (1e9, 1e9))
+    for _ in range(2):
+        assert content(StudyFolder(folder.path)) == before
+    (kept,) = folder.path.glob("digest-*")
+    states = duckdb.sql(f"SELECT run FROM '{kept}' WHERE part = 'state'").fetchall()
+    assert {run for (run,) in states} == {first.fingerprint, second.fingerprint} and asked == [first.fingerprint]
+
+
+def test_values_that_are_no_numbers_are_kept_as_they_are(folder, asked):
+    first, _ = runs_of(folder)
+    rows = [json.loads(line) for line in first.rows_path.read_text().splitlines()]
+    last = [r for r in rows if r["metric"] == "val_loss" and r["step"] == rows[-1]["step"] and not r.get("domain")]
+    for row, value in zip(last, (math.nan, math.inf, -0.0, 1e-300), strict=False):
+        row["value"] = value
+    first.rows_path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    before = content(folder)
+    assert asked == [first.fingerprint]
+    beside(first)[0].unlink()
+    run_digest.keep_digests([first])
+    assert content(StudyFolder(folder.path)) == before and asked == [first.fingerprint]
 
 
 def test_one_of_another_version_is_none(folder, asked, monkeypatch):
@@ -137,7 +211,7 @@ def test_a_run_that_is_carried_out_again_loses_it_first(folder):
     assert first.done() is None and not beside(first)
     run_digest.carry_out([first], Execution(), should_stop=never)
     (new,) = beside(first)
-    assert first.done() and new.read_bytes()[:4] == b"PAR1"
+    assert first.done() and new.read_text().endswith(run_digest.END)
 
 
 def test_a_result_stands_where_no_digest_can_be_made(folder, monkeypatch, capsys):

@@ -71,11 +71,28 @@ def test_other_cells_are_asked_of_this_cell_and_these_arms_alone() -> None:
     )
 
 
+def test_every_axis_gets_a_folder_of_its_own_and_no_two_plans_meet_in_one() -> None:
+    words = {w for c in cards(two_cells(), HYPOTHESES, "c0", "gated") for d in c.decisions for w in d.to_do}
+    plans = [w.partition(" && gatelab find ")[0] for w in words if " && gatelab find " in w]
+    axes = {out: command for command, _, out in (p.rpartition(" --out ") for p in plans)}
+    assert len(axes) == len({*plans}) > 4
+    assert "'optim.lr=[0.0005,0.001,0.002]'" in axes["runs/x-lr"]
+    assert "'optim.lr=[0.000333,0.001,0.003]'" in axes["runs/x-best-lr"]
+
+
 def test_more_seeds_grow_a_study_of_one_cell_and_are_new_beside_one_of_more() -> None:
     assert seeds_more(ledger(), ["c0"]) == ["gatelab run quickstart seed=0..5 --out runs/x"]
     assert seeds_more(two_cells(), ["c0"]) == [
         "gatelab run quickstart cell=c0 seed=3..8 --out runs/x-seeds && gatelab find runs/x-seeds --explain c0"
     ]
+
+
+def test_seeds_of_several_cells_do_not_meet_those_of_one_in_a_folder() -> None:
+    study = evidence({"val_loss": {c: ([3.0, 3.1, 3.2], [2.9, 3.01, 3.1]) for c in ("c0", "c1", "c2")}})
+    there = ledger(study=study)
+    outs = {tuple(cells): seeds_more(there, cells)[0].split(" --out ")[1] for cells in (["c0"], ["c0", "c1"])}
+    assert outs["c0",] == "runs/x-seeds && gatelab find runs/x-seeds --explain c0"
+    assert outs["c0", "c1"] == "runs/x-seeds-of-2-cells && gatelab find runs/x-seeds-of-2-cells --explain c0"
 
 
 def test_arms_of_all_cards_are_one_command_with_the_baseline_in_a_folder_of_its_own() -> None:

@@ -10,6 +10,11 @@ from gatelab.data import IGNORED, Batch, DataError, TaskSource, tasks
 from gatelab.tasks import TASKS, Knobs, Task, open_task
 
 ALL = Tasks(names=tuple(TASKS))
+OWN = Tasks(
+    names=("needle", "cite", "track"),
+    distractors=2,
+    knobs={"cite": {"distractors": 1, "depth": 0.5}, "track": {"hardness": 1, "distractors": 4}},
+)
 STAGED = Tasks(names=("needle", "cite", "track"), shortest=70, stage=37, targets="all")
 # Step by step; on from the middle; back, the same again, far away, and on from there.
 STEPS = [*range(8), 40, 41, 42, 3, 3, 4, 10**9, 10**9 + 1, 5]
@@ -23,7 +28,10 @@ def defined(config: Tasks, seed: int, step: int, batch_size: int, seq_len: int) 
         lengths.append(min(2 * lengths[-1], seq_len))
     for r in range(step * batch_size, (step + 1) * batch_size):
         length = lengths[min(r // config.stage, len(lengths) - 1)]
-        item = open_task(config.names[r % n]).item(Knobs(length, seed=seed, split="train"), r // n)
+        name = config.names[r % n]
+        knobs = config.knobs_of(name)
+        of_item = Knobs(length, knobs.depth, knobs.distractors, knobs.hardness, seed=seed, split="train")
+        item = open_task(name).item(of_item, r // n)
         targets = [*item.tokens[1:], IGNORED] if config.targets == "all" else [IGNORED] * length
         for at, token in zip(item.asked, item.answer, strict=True):
             targets[at] = token
@@ -45,12 +53,20 @@ def kept_bytes(source: TaskSource) -> int:
 
 
 @pytest.mark.parametrize(
-    ("config", "batch_size", "seq_len"), [(ALL, 7, 72), (ALL, 20, 72), (STAGED, 10, 150), (STAGED, 40, 150)]
+    ("config", "batch_size", "seq_len"),
+    [(ALL, 7, 72), (ALL, 20, 72), (STAGED, 10, 150), (STAGED, 40, 150), (OWN, 7, 72)],
 )
 def test_every_row_is_its_item_in_whatever_order_steps_are_asked_for(config: Tasks, batch_size: int, seq_len: int):
     source = TaskSource(config)
     for step in STEPS:
         is_defined(source.train_batch(3, step, batch_size, seq_len), config, 3, step, batch_size, seq_len)
+
+
+def test_a_knob_of_its_own_that_a_task_does_not_take_is_refused():
+    with pytest.raises(DataError, match=r"data\.names=needle,mqar: mqar: hardness=9 .*expected 1 to 3"):
+        TaskSource(Tasks(names=("needle", "mqar"), knobs={"mqar": {"hardness": 9}}))
+    # Of all it would be refused: the evidence of mqar has no one place.
+    TaskSource(Tasks(names=("needle", "mqar"), knobs={"needle": {"depth": 0.5}}))
 
 
 def test_seeds_lengths_and_sizes_in_turns_do_not_disturb_each_other():

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from gatelab.config import AskConfig, ConfigError, Continuation, Run, Tasks, TrainConfig, fingerprint, override
 from gatelab.config.rope import YaRN
 from gatelab.evals import asking
-from gatelab.evals.asking import asked, left_out
+from gatelab.evals.asking import asked, left_out, questions
+from gatelab.evals.own_asking import OwnAsking
+from gatelab.evals.own_tasks import _knobs
 from gatelab.evals.reach import reaching, stretched
 from gatelab.evals.tasks import ask, ask_items, at_lengths, reader_of
 from gatelab.models import build_model
@@ -135,6 +137,26 @@ def test_keys_are_asked_by_number_of_pairs_at_the_length_of_training_when_all_is
     assert {len(i.answer.split()) for i in items} == {6}, "items are those of the run's own number"
     rows, _ = asked(model, r, fingerprint="f", step=1, is_whole=False)
     assert not [x for x in rows if x.bin is not None]
+
+
+def test_a_task_of_a_mixture_is_asked_items_of_its_own_knobs() -> None:
+    own = {"cite": {"distractors": 1, "depth": 0.5}, "mqar": {"distractors": 5}}
+    r = run(data=Tasks(names=("cite", "mqar", "track"), hardness=1, knobs=own), ask={"items": 11, "times": (1,)})
+    found = {name: questions(r, name, T)[:11] for name in r.data.names}
+    assert {len(item.distractors) for item in found["cite"]} == {1} and {item.depth for item in found["cite"]} == {0.5}
+    assert {len(item.answer) for item in found["mqar"]} == {6}
+    assert {len(item.distractors) for item in found["track"]} == {3 * 2} and len({i.depth for i in found["track"]}) > 3
+    _, items = asked(build_model(r.model), r, fingerprint="f", step=1, is_whole=False)
+    for record in items:
+        f = record.factors
+        knobs = Knobs(f["length"], f["knobs"]["asked_depth"], f["knobs"]["distractors"], f["knobs"]["hardness"])
+        assert record.answer == " ".join(map(str, open_task(record.task).item(knobs, record.item).answer))
+    trained = [_knobs(r, open_task(name), OwnAsking(()), T, None) for name in ("cite", "mqar", "track", "needle")]
+    assert [(k.depth, k.distractors, k.hardness) for k in trained] == [
+        (0.5, 1, 1), (None, 5, 1), (None, None, 1), (None, None, None)
+    ]  # fmt: skip
+    stated = _knobs(r, open_task("cite"), OwnAsking((), distractors=2), T, 0.0)
+    assert (stated.depth, stated.distractors, stated.hardness) == (0.0, 2, 1)
 
 
 def test_between_looks_the_length_of_training_alone_is_asked() -> None:

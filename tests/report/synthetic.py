@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from gatelab.analysis import Outcome, effects, pairing_gain, shares
+from gatelab.analysis.paired import Outcomes
 from gatelab.config import Run, canonical, override
 from gatelab.record import Finding, Metric, Row
 from gatelab.store import Appender, RunFolder, StudyFolder, write_json
@@ -111,7 +112,7 @@ def analysed(folder: StudyFolder) -> tuple[list[Finding], list[dict], list[dict]
     found = outcomes(folder)
     names = {"arms": list(ARMS), "cells": list(CELLS)}
     counted = shares(found, METRICS, **names)
-    gain = pairing_gain(found, METRICS[0], baseline="none", **names)
+    gain = pairing_gain(Outcomes(found), METRICS[0], baseline="none", **names)
     return effects(found, METRICS, baseline="none", **names), [asdict(s) for s in counted], [asdict(g) for g in gain]
 
 

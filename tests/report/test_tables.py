@@ -16,6 +16,7 @@ from gatelab.report.claims import spans_of
 from gatelab.report.markup import Html, decimal, duration, number, probability, quantity, span, tag
 from gatelab.report.measured import Measured, measure
 from gatelab.report.tables import curves_csv, effects_table, runs_table, shown_runs
+from gatelab.store import RunFolder
 
 
 def as_number(text):
@@ -116,9 +117,10 @@ def test_curves_are_written_as_the_csv_module_writes_them():
     assert curves_csv(Measured({}, [], {}, {}, {}, {})) == "cell,arm,seed,metric,step,value\n"
 
 
-def test_every_runs_configuration_is_told_in_full(reported):
-    measured = measure(reported.folder)
-    odd = replace(measured.runs[0], config={"data": {"name": "é", "seed": None}, "list": []})
+def test_every_runs_configuration_is_told_in_full(reported, tmp_path):
+    measured, folder = measure(reported.folder), RunFolder(tmp_path / "odd")
+    folder.create({"data": {"name": "é", "seed": None}, "list": []})
+    odd = replace(measured.runs[0], folder=folder)
     runs = [run for run in (*measured.runs, odd) if run.config]
     text = runs_table(replace(measured, runs=runs), {})
     told = [html.unescape(each) for each in re.findall(r"<pre>(.*?)</pre>", text, re.DOTALL)]

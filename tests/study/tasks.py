@@ -272,6 +272,12 @@ def count_as_first(runs: list[RunFolder], execution: Execution, *, should_stop: 
         time.sleep(0.01)
 
 
+def succeed_as_first(runs: list[RunFolder], execution: Execution, *, should_stop: Callable[[], bool]) -> None:
+    """Each process of several machines is there; the first alone writes, as in training."""
+    if os.environ["RANK"] == "0":
+        succeed(runs, execution, should_stop=should_stop)
+
+
 def count_after_the_first(runs: list[RunFolder], execution: Execution, *, should_stop: Callable[[], bool]) -> None:
     """Seed 0 is done at once, the others count until they are told."""
     task = succeed if runs[0].config()["seed"] == 0 else count_until_told

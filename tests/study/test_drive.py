@@ -201,6 +201,30 @@ def test_a_worker_that_was_lost_sight_of_and_lives_is_not_overtaken(tmp_path: Pa
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("is_done", [False, True])
+def test_a_run_whose_attempt_is_damaged_when_its_worker_is_lost_sight_of_is_told_and_the_others_go_on(
+    tmp_path: Path, is_done: bool
+) -> None:
+    study = make_study(tmp_path / "study", 3)
+    runs = runs_of(study)
+
+    class Blind(Scripted):
+        def submit(self, task: Task) -> str:
+            handle = super().submit(task)
+            if len(self.tasks) == 1:
+                (path := attempt_path(runs[0], 1)).write_bytes(path.read_bytes()[:40])
+                if is_done:
+                    runs[0].mark_done("done", {})
+                self._ended = [Ended(handle, None, None)]
+            return handle
+
+    summary = go(study, executor := Blind(lambda run, times: "silent" if run.path == runs[0].path else "done"))
+    assert [summary.states[run.fingerprint] for run in runs] == ["done" if is_done else "damaged", "done", "done"]
+    says = summary.messages.get(runs[0].fingerprint, "")
+    assert is_done or f"{attempt_path(runs[0], 1)}: not readable as JSON" in says
+    assert len(executor.tasks) == 3 and summary.is_complete == is_done
+
+
 def with_sources(folder: StudyFolder, sources: dict[int, int]) -> StudyFolder:
     """Let runs of a study (by number) start from others."""
     content = folder.study()

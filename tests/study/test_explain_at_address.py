@@ -66,7 +66,7 @@ def test_cards_name_the_address_and_nothing_of_the_mirror(there: StudyFolder):
 
 
 def test_a_page_reads_what_the_worker_left(there: StudyFolder):
-    assert len(list(there.path.glob("runs/*/digest-*.parquet"))) == 4
+    assert len(list(there.path.glob("runs/*/digest-*.ndjson"))) == 4
 
 
 def test_rows_of_edits_are_the_studys_and_are_seen_from_another_machine(

@@ -82,7 +82,7 @@ def test_of_two_that_begin_at_once_one_begins_the_study(tmp_path: Path) -> None:
         folder = StudyFolder.at(os.environ["STUDY_ADDRESS"], tmp_path / name)
         has_looked: list[bool] = []
 
-        def write() -> None:
+        def write(_: object) -> None:
             if not has_looked:  # both have seen that there is none
                 has_looked.append(True)
                 together.wait(60)
@@ -102,6 +102,27 @@ def test_of_two_that_begin_at_once_one_begins_the_study(tmp_path: Path) -> None:
     won = seen_anew().study()["name"]
     (lost,) = {"one", "two"} - {won}
     assert said[won] == "begun" and f"holds the study {won!r}, not {lost!r}" in said[lost]
+
+
+def test_of_two_that_extend_at_once_the_second_is_told_what_the_first_has_planned(tmp_path: Path) -> None:
+    def entry(seed: int) -> dict[str, object]:
+        return {"cell": "toy", "arm": "none", "seed": seed, "fingerprint": f"{seed:012x}"}
+
+    one, two = (StudyFolder.at(os.environ["STUDY_ADDRESS"], tmp_path / name) for name in ("one", "two"))
+    plan = [entry(0)]
+    one.put(lambda _: StudyFolder.create(one.path, {"name": "study", "plan": plan}))
+    told: list[frozenset[str]] = []
+
+    def extend(meanwhile: frozenset[str]) -> None:
+        told.append(meanwhile)
+        there = [e for e in two.study()["plan"] if e["fingerprint"] in meanwhile]
+        StudyFolder.create(two.path, {"name": "study", "plan": [*plan, *there, entry(2)]})
+        if len(told) == 1:
+            one.put(lambda _: StudyFolder.create(one.path, {"name": "study", "plan": [*plan, entry(1)]}))
+
+    two.put(extend)
+    assert told == [frozenset(), {entry(1)["fingerprint"]}]
+    assert [e["seed"] for e, _ in seen_anew().planned()] == [0, 1, 2]
 
 
 def test_killed_workers_and_two_drivers(tmp_path: Path) -> None:

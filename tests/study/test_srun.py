@@ -24,6 +24,7 @@ from gatelab.store import RunFolder, StudyFolder
 from gatelab.study import ledger, slurm, srun
 from gatelab.study.carry_out import carry_out
 from gatelab.study.executor import Task
+from gatelab.study.pull import pull
 from gatelab.train.checkpoint_folder import steps
 
 RUN = tiny.run(steps=4, model=ModelConfig(d_model=16, n_heads=2, n_layers=2, init="fan-in", gate="sdpa-headwise"))
@@ -116,6 +117,27 @@ def test_how_a_step_ended_is_read_from_sruns_code(
     executor.submit(task(make_study(job / "study", 1), "succeed"))
     (ended,) = executor.poll(60.0)
     assert (ended.exit_code, ended.signal) == expected and executor.poll(0.0) == []
+
+
+def test_a_job_of_several_machines_carries_runs_of_one_shape_out_one_by_one(
+    job: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a group the other processes could not know which runs the first one has claimed."""
+    groups: list[tuple[str, ...]] = []
+    submit = srun.SrunExecutor.submit
+
+    def note(self: srun.SrunExecutor, task: Task) -> str:
+        groups.append(task.fingerprints)
+        return submit(self, task)
+
+    monkeypatch.setattr(srun.SrunExecutor, "submit", note)
+    study = make_study(job / "study", 2)
+    runs = [run for _, run in study.planned()]
+    summary = pull(study, TWO.model_copy(update={"group": 2}), target="tasks:succeed_as_first", nodes=2)
+    assert summary.is_complete and groups == [(run.fingerprint,) for run in runs]
+    assert [n_starts(run) for run in runs] == [1, 1]
+    asked = json.loads((job / "called.json").read_text())
+    assert json.loads(asked[asked.index("--execution") + 1])["group"] == 1
 
 
 def test_what_is_left_ends_with_the_executor(job: Path) -> None:

@@ -139,6 +139,62 @@ def test_how_a_run_ended_is_told_in_a_line(study: StudyFolder, fake: RunFolder) 
     assert n_starts(fake) == 2
 
 
+def cut(path: Path) -> str:
+    """Cut a file in two; returns what is said of it."""
+    path.write_bytes(path.read_bytes()[:40])
+    return f"{path}: not readable as JSON"
+
+
+def test_a_damaged_run_is_told_in_a_line_and_nothing_is_written(tmp_path, study, fake):
+    plant_attempt(fake, "stopped")
+    says = cut(attempt_path(fake, 1))
+    before = all_in(tmp_path)
+    code, said = by_hand(study.path, fake.fingerprint)
+    assert (code, said.count("\n")) == (2, 1) and said.startswith(f"gatelab: {fake.fingerprint}: damaged ({says}"), said
+    assert all_in(tmp_path) == before
+
+
+@pytest.mark.parametrize("file", ["run.json", "done.json", "attempts/0001.json"])
+def test_beside_a_damaged_run_the_others_of_a_hand_are_carried_out(tmp_path: Path, file: str) -> None:
+    study = make_study(tmp_path / "study", 2)
+    first, second = (run for _, run in study.planned())
+    plant_attempt(first, "stopped")
+    if file == "done.json":
+        first.mark_done("done", {"steps": 1, "seconds": 0.0})
+    says = cut(first.path / file)
+    code, said = by_hand(study.path, first.fingerprint, second.fingerprint)
+    damaged, done = said.splitlines()
+    assert damaged.startswith(f"gatelab: {first.fingerprint}: damaged ({says}") and "Traceback" not in said
+    assert (code, done) == (1, f"gatelab: {second.fingerprint}: done")
+    assert n_starts(first) == 0 and not (first.path / "log.txt").exists()
+
+
+def test_a_run_that_is_damaged_when_its_worker_begins_is_left_out_of_the_group(tmp_path: Path) -> None:
+    study = make_study(tmp_path / "study", 2)
+    first, second = (run for _, run in study.planned())
+    plant_attempt(first, "stopped")
+    says = cut(attempt_path(first, 1))
+    assert by_hand(study.path, first.fingerprint, second.fingerprint, "--owner", "a-driver")[0] == 0
+    assert [ledger.state_of(run) for run in (first, second)] == ["damaged", "done"]
+    log = (first.path / "log.txt").read_text()
+    assert log.startswith(f"{first.fingerprint}: left out, since it is damaged: {says}") and "Traceback" not in log
+    assert by_hand(study.path, first.fingerprint, "--owner", "a-driver")[0] == EXITS["held"]
+
+
+def test_an_attempt_that_is_damaged_while_it_runs_keeps_no_other_from_its_last_word(tmp_path, capsys):
+    study = make_study(tmp_path / "study", 3)
+    runs = [run for _, run in study.planned()]
+    held = [(run, ledger.claim(run, "me")) for run in runs]
+    says = cut(attempt_path(runs[0], 1))
+    runs[0].mark_done("done", {"steps": 1, "seconds": 0.0})
+    (runs[1].path / "done.json").write_text("{")
+    runs[2].mark_done("done", {"steps": 1, "seconds": 0.0})
+    assert _end(held, [], None, stopped=True) == EXITS["stopped"]
+    assert [ledger.state_of(run) for run in runs] == ["done", "damaged", "done"]
+    assert ledger.last_attempt(runs[2]).outcome == "done"
+    assert f"the end of the attempt could not be written: {says}" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("ntasks", "world", "outcome"), [(None, "2", "stopped"), ("2", "2", "lost"), ("1", "1", "stopped")]
 )

@@ -7,6 +7,7 @@ from math import nan
 from ...record import Metric
 from ..effects import MODERATION_CELLS
 from ..graded import LUCK
+from ..lost import lost_at
 from ..paired import Outcome, Outcomes, Pairs
 from ..refusals import Comparison
 from ..student import Estimate, Prior, estimate, fit_prior, moderate, p_above
@@ -27,7 +28,7 @@ class Evidence:
         refused: {(cell, arm): why} of comparisons that are not to be made.
         not_pooled: why nothing may be said over several cells; empty where it may.
         lost: {(cell, arm): how many} of arms, the baseline too, most of whose runs in a cell are lost (lost.py): nothing that is
-            said over several cells is of these.
+            said over several cells is of these, nor is the variance that cells share, which is not theirs either.
         priors: {(arm, reading): Prior} known from other runs; None: from the cells themselves, where they are ten or more.
     """
 
@@ -96,12 +97,12 @@ class Evidence:
         return self._estimates[arm, reading].get(cell)
 
     def prior(self, reading: str, arm: str) -> Prior | None:
-        """What the cells say about the variance of any one; None of fewer than ten."""
+        """What the cells say about the variance of any one; None of fewer than ten whose runs are not lost."""
         if self.priors is not None:
             return self.priors.get((arm, reading))
         if self.not_pooled:
             return None
-        plain = [e for e in self._plain(reading, arm).values() if e.sigma > 0]
+        plain = list(self._moved(reading, arm, self._plain(reading, arm)).values())
         if len(plain) < MODERATION_CELLS:
             return None
         return fit_prior([e.sigma**2 for e in plain], [e.df for e in plain])
@@ -118,12 +119,18 @@ class Evidence:
 
     def _all(self, reading: str, arm: str) -> dict[str, Estimate]:
         plain, prior = self._plain(reading, arm), self.prior(reading, arm)
-        moved = [cell for cell, e in plain.items() if e.sigma > 0]
+        moved = self._moved(reading, arm, plain)
         if prior is None or not moved:
             return plain
-        own = [plain[cell] for cell in moved]
+        own = list(moved.values())
         shrunk = moderate(own, prior) if self.priors is None else [_with_prior(e, prior) for e in own]
         return plain | dict(zip(moved, shrunk, strict=True))
+
+    def _moved(self, reading: str, arm: str, plain: Mapping[str, Estimate]) -> dict[str, Estimate]:
+        """Those of the cells that share a variance: with some spread, and without most runs of a side lost."""
+        return {
+            c: e for c, e in plain.items() if e.sigma > 0 and not lost_at(self.lost, reading, c, self.baseline, arm)
+        }
 
     def may_split(self, reading: str, cell: str) -> bool:
         """Whether runs may come in two states, a sink or none, a task solved or not: all readings may, but the held-out loss

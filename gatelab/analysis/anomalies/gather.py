@@ -11,7 +11,7 @@ from math import nan
 from typing import Any
 
 from ...record import Metric
-from ...store import StoreError, StudyFolder
+from ...store import RunFolder, StoreError, StudyFolder
 from ...study.ledger import state_of
 from ..architecture import by_architecture
 from ..digest import digest
@@ -66,8 +66,7 @@ def gather(
         return seed not in without and (only is None or seed in only)
 
     planned = list(folder.planned())
-    configs = {(e["cell"], e["arm"]): config for e, run in planned if (config := run.config_if_whole()) is not None}
-    models = {where: config["model"] for where, config in configs.items()}
+    models = _models(planned)
     runs = [(entry, run, state_of(run)) for entry, run in planned if is_in(entry["seed"])]
     gates = [a["name"] for a in study["arms"] if a["name"] != study["baseline"] and not a["control"]]
     _refuse_without_control(folder, study["baseline"], gates, models)
@@ -129,6 +128,16 @@ def checked(folder: StudyFolder) -> dict[str, Any]:
     if study["baseline"] not in [a["name"] for a in study["arms"]]:
         raise StoreError(f"{path}: its baseline {study['baseline']!r} is none of its arms; was it edited?")
     return study
+
+
+def _models(planned: list[tuple[dict[str, Any], RunFolder]]) -> dict[Comparison, dict[str, Any]]:
+    """Of each cell and arm, in their order, the model of the last of its runs that says it."""
+    found: dict[Comparison, dict[str, Any] | None] = {(e["cell"], e["arm"]): None for e, _ in planned}
+    for entry, run in reversed(planned):
+        where = (entry["cell"], entry["arm"])
+        if found[where] is None and (config := run.config_if_whole()) is not None:
+            found[where] = config["model"]
+    return {where: model for where, model in found.items() if model is not None}
 
 
 def _declared(study: dict[str, Any]) -> dict[str, Metric]:

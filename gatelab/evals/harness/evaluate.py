@@ -6,19 +6,22 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from lm_eval.evaluator import evaluate as asked_by_harness
 
 from ...models.decoder import Decoder
 from ...models.external import External
+from ..untrained import Untrained
+from ..untrained import untrained as untrained_model
 from .external import ExternalPasses
 from .language_model import GatelabLM
 from .own import OwnPasses
 from .passes import Passes
 from .quiet import quiet
-from .results import Found, of_results, records
+from .results import Found, beside, of_results, records
 from .shortest import that_end
-from .tasks import Asking, find, load
+from .tasks import Asking, Loaded, find, load
 from .tokens import Tokens
 from .written import written_rows
 
@@ -34,6 +37,7 @@ def evaluate(
     limit: int | None = None,
     new_tokens: int | None = None,
     chat: bool = False,
+    untrained: int | None = None,
     tell: Callable[[str], None] = lambda _: None,
     progress: Callable[[str, int, int], None] = lambda what, n, total: None,
 ) -> Found:
@@ -46,6 +50,7 @@ def evaluate(
         limit: the first items of each task.
         new_tokens: in the place of what tasks allow an answer.
         chat: questions and answers are turns of a conversation, which the tokenizer's own template writes.
+        untrained: the seed of the same model before training, which is asked the same (None: none is); its rows end in _untrained.
         progress: told what is being done, how many requests of it are answered, and of how many.
 
     Raises:
@@ -58,33 +63,46 @@ def evaluate(
         manager = find(asking, tell, draft=draft, tokenizer=home)
         tell("loading the model")
         found = open_model()
-        passes = OwnPasses(found.model) if isinstance(found.model, Decoder) else ExternalPasses(found.model)
+        passes = _passes(found.model)
         tokens = Tokens(found.tokenizer, passes.n_ids)
         template = tokens.chat_template if chat else None
         lm = GatelabLM(passes, tokens, batch_size=batch_size, new_tokens=new_tokens, progress=progress)
         found.tokenizer.save_pretrained(home)  # for items that the harness writes itself
         asking, of_ruler = that_end(asking, manager, lambda text: len(found.tokenizer(text, verbose=False).input_ids))
         tell("reading the items")
-        loaded = load(asking, manager)
-    with quiet(), _alone():
-        results = asked_by_harness(
-            lm,
-            {"tasks": loaded.tasks, "groups": loaded.groups, "group_map": loaded.group_map},
-            limit=limit,
-            bootstrap_iters=_DRAWS,
-            log_samples=True,
-            confirm_run_unsafe_code=asking.runs_code,
-            apply_chat_template=chat,
-            fewshot_as_multiturn=chat,
-        )
+        # Anew, so that it is shown the same worked examples.
+        loaded, again = (load(asking, manager) if is_asked else None for is_asked in (True, untrained is not None))
+
+    def ask(lm: GatelabLM, loaded: Loaded) -> dict[str, Any]:
+        with quiet(), _alone():
+            return asked_by_harness(
+                lm,
+                {"tasks": loaded.tasks, "groups": loaded.groups, "group_map": loaded.group_map},
+                limit=limit,
+                bootstrap_iters=_DRAWS,
+                log_samples=True,
+                confirm_run_unsafe_code=asking.runs_code,
+                apply_chat_template=chat,
+                fewshot_as_multiturn=chat,
+            )
+
+    results = ask(lm, loaded)
     made = of_results(found.name, results, loaded, lm.remarks)
     made.rows += written_rows(found.name, lm, loaded.tasks, results["samples"], chat=chat)
+    if again is not None:
+        tell("asking the same model before training")
+        fresh = GatelabLM(
+            _passes(untrained_model(found.model, untrained)), tokens, batch_size=batch_size, new_tokens=new_tokens,
+            progress=lambda what, n, total: progress(f"{what}, untrained", n, total),
+        )  # fmt: skip
+        made.rows += beside(of_results(found.name, ask(fresh, again), again, fresh.remarks).rows)
     names = [n for n in results["results"] if n in asking.names] or list(results["results"])
     made.records = records(made.rows, names, results)
     made.notes = [
         f"{tokens.rule}; {_of_chat(tokens) if chat else 'no chat template'}",
         *found.notes,
         *_of_passes(passes, lm),
+        *([] if again is None else [Untrained(untrained, is_whole=True).note(found.model)]),
         *of_ruler,
         *loaded.notes,
     ]
@@ -107,6 +125,10 @@ def evaluate(
         "max_tokens": lm.max_length,
     }
     return made
+
+
+def _passes(model: Any) -> Passes:
+    return OwnPasses(model) if isinstance(model, Decoder) else ExternalPasses(model)
 
 
 def _of_chat(tokens: Tokens) -> str:

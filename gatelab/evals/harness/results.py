@@ -1,6 +1,6 @@
 """What the harness found, as rows, items and lines of a table."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from math import isfinite
 from statistics import fmean
 from typing import Any
@@ -13,6 +13,7 @@ from .language_model import Remark
 from .strict import largest, scores
 
 _SHARES = ("acc", "exact_match", "pass", "found")
+_UNTRAINED = "_untrained"
 _NONE = "none"  # the harness's filter that changes nothing
 # Row metric -> what a remark says; each a share of items.
 REMARKS = {
@@ -45,16 +46,33 @@ def of_results(name: str, results: dict[str, Any], loaded: Any, remarks: dict[tu
     return Found(rows, items, [])
 
 
+def beside(rows: list[Row]) -> list[Row]:
+    """The scores of the same model before training, as rows that stand beside the trained one's."""
+    return [replace(row, metric=f"{row.metric}{_UNTRAINED}") for row in rows if not _is_about(row.metric)]
+
+
+def _is_about(metric: str) -> bool:
+    """Whether it says something of the items, or of a score, and is none."""
+    return metric in (*REMARKS, "items", "chance") or metric.endswith("_stderr")
+
+
 def records(rows: list[Row], names: list[str], results: dict[str, Any]) -> list[dict[str, Any]]:
-    """A line a metric of what was asked for: its value and standard error, the chance level, and what was counted."""
+    """A line a metric of what was asked for: its value and standard error, the chance level, what the model before training
+    scores where it was asked, and what was counted."""
     lines = []
+    has_untrained = any(row.metric.endswith(_UNTRAINED) for row in rows)
     for task in names:
         mine = [row for row in rows if row.task == task]
         of = {row.metric: row.value for row in mine if row.stage is None and row.length is None}
         errors = {(row.metric, row.stage, row.length): row.value for row in mine if row.metric.endswith("_stderr")}
+        before = {
+            (row.metric.removesuffix(_UNTRAINED), row.stage, row.length): row.value
+            for row in mine
+            if row.metric.endswith(_UNTRAINED)
+        }
         for row in mine:
             is_same = row.metric.endswith("_shared") and row.value == of.get(row.metric.removesuffix("_shared"))
-            if row.metric in (*REMARKS, "items", "chance") or row.metric.endswith("_stderr") or is_same:
+            if _is_about(row.metric) or row.metric.endswith(_UNTRAINED) or is_same:
                 continue
             at = "" if row.length is None else f" at {row.length}"
             how = "" if row.stage is None else f" ({row.stage})"
@@ -65,6 +83,7 @@ def records(rows: list[Row], names: list[str], results: dict[str, Any]) -> list[
                     "value": row.value,
                     "±": errors.get((f"{row.metric}_stderr", row.stage, row.length)),
                     "chance": of.get("chance") if row.metric.startswith("acc") else None,
+                    **({"untrained": before.get((row.metric, row.stage, row.length))} if has_untrained else {}),
                     "items": int(of["items"]),
                     "shots": results["n-shot"].get(task),
                     "version": results["versions"].get(task),
