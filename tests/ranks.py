@@ -16,6 +16,11 @@ from gatelab.study.local import PRELOAD
 _NOTICE_S = 60.0
 
 
+def paths() -> dict[str, str]:
+    """For the environment of a Python process that is to find what this one finds, however this one was told."""
+    return {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+
+
 def as_two_ranks(live: Callable[[], None]) -> None:
     """Run `live` as rank 0 and as rank 1 of a gloo group; exits with 1 when either fails."""
     as_ranks(live, 2)

@@ -1,18 +1,30 @@
-"""The headwise gate's way back in parts, so that what each of them costs can be timed; `gate_tiles.py` does.
+"""The headwise gate's way back in parts, so that what each of them costs can be timed: the last tables of `gate_tiles.py`, once
+as there, once with an L2 that is left clean, so that nothing of the overwriting is still to be written during the timing.
 
 Rows are in the order of z, 16 of 128 channels a program, on tensors that lie contiguous but for the logits.
 """
 
-from typing import NamedTuple
+import itertools
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from gatelab.bench import ops
+from gatelab.bench.candidates import gate_candidates
+from gatelab.bench.timing import Measure, Work
+from gatelab.config import GateSpec
 from gatelab.ops.gate_apply.kernels import scores_of
 
+if TYPE_CHECKING:
+    from gate_tiles import Sweep
+
 _ROWS, _WARPS = 16, 4
+_ROUNDS = 25
+_CLEAN = 256 << 20  # bytes; as `timing.clock` overwrites
 
 
 class Parts(NamedTuple):
@@ -22,6 +34,48 @@ class Parts(NamedTuple):
     shift: str = "early"
     sums: bool = True
     writes: bool = False
+
+
+def time_parts(sweep: "Sweep") -> None:
+    """Into what a sweep found, for its first length: today's way back, the best tile's, its parts, and torch.compile's, also
+    without the output's gradient, when it reads what `flash` does."""
+    T, spec = sweep.lengths[0], GateSpec.parse("sdpa-headwise")
+    given, clocks = sweep.long["headwise", T], {"L2 overwritten": sweep.measure}
+    clocks |= {} if sweep.is_small else {"L2 left clean": clean_clock(sweep.device)}
+    peer = [c for c in gate_candidates(spec, sweep.device) if not c.is_own][-1]
+    alone = ops._of_gate(given.arguments, replace(peer, without=("y_BTHK",)))
+    peers = {"peer": sweep.peers["headwise", T]["back"]}
+    peers |= {"peer, dlogits alone": ops._gate_work(peer.call, alone, "backward", 0.0)}
+    for keeps, (how, measure) in itertools.product((True, False), clocks.items()):
+        key = ("back", "headwise", keeps)
+        name = f"headwise, back, {'flash' if keeps else 'flash-lean'}"
+        if not sweep.reached(f"parts, {name}, {how}"):
+            continue
+        tensors = (given.dz_BTHK, given.y_BTHK if keeps else given.z_BTHK, given.logits_BTHW, given.lse_BHT)
+        works = sweep.works(key, T, sweep.best.get(key, [])[:1])
+        for part, parts in works_of(is_output=keeps).items():
+            works[part] = Work(lambda _, parts=parts, tensors=tensors: run(*tensors, parts))
+        times = sweep.turns(f"parts, {name}, {how}", works | peers, _ROUNDS, measure)
+        sweep.found["parts"].setdefault(name, {})[how] = sweep.told(key, T, times)
+
+
+def clean_clock(device: torch.device) -> Measure:
+    """As `timing.clock`, but that L2 holds lines that were read alone."""
+    dirty, read = (torch.zeros(_CLEAN // 4, device=device) for _ in range(2))
+
+    def measure(work: Work) -> float:
+        made = work.before()
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        dirty.zero_()
+        read.sum()
+        torch.cuda._sleep(8_000_000)
+        start.record()
+        work.run(made)
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end)
+
+    return measure
 
 
 def works_of(*, is_output: bool) -> dict[str, Parts]:

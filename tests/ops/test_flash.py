@@ -161,19 +161,42 @@ def test_shut_and_open_gates_stay_finite(dtype: torch.dtype, gate: str, impl: st
     assert (gradients[0][:, ::3].abs().float() < 1e-30).all() and not gradients[0][:, 2::3].any()
 
 
+# All that torch checks by itself.
+CHECKS = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
+
+
+def assert_as_torch_expects(given: list[Tensor], kernel: str, *, keeps_output: bool, checks: tuple[str, ...]) -> None:
+    """Both operators; the first by these checks."""
+    forward, backward = (getattr(torch.ops.gatelab, n).default for n in ("gated_flash", "gated_flash_backward"))
+    torch.library.opcheck(forward, (*given, kernel, True, keeps_output), test_utils=checks)
+    q, k, v, logits = (t if t is None else t.detach() for t in given)
+    z, lse, y, seed, offset = forward(q, k, v, logits, kernel, True, keeps_output)
+    is_output = keeps_output or logits is None
+    kept = y if keeps_output and logits is not None else z
+    torch.library.opcheck(
+        backward, (torch.randn_like(z), q, k, v, logits, kept, lse, seed, offset, kernel, True, is_output)
+    )
+
+
 @pytest.mark.parametrize("keeps_output", [True, False])
 @pytest.mark.parametrize("gate", [None, "sdpa-headwise", "sdpa-elementwise"])
 def test_the_operators_are_what_torch_expects_of_them(gate: str | None, keeps_output: bool) -> None:
     given = tensors(Case("checked", T=6, G=2, K=12, gate=gate))
-    forward, backward = (getattr(torch.ops.gatelab, n).default for n in ("gated_flash", "gated_flash_backward"))
-    torch.library.opcheck(forward, (*given, "cpu", True, keeps_output))
-    q, k, v, logits = (t if t is None else t.detach() for t in given)
-    z, lse, y, seed, offset = forward(q, k, v, logits, "cpu", True, keeps_output)
-    is_output = keeps_output or gate is None
-    kept = y if keeps_output and gate is not None else z
-    torch.library.opcheck(
-        backward, (torch.randn_like(z), q, k, v, logits, kept, lse, seed, offset, "cpu", True, is_output)
-    )
+    assert_as_torch_expects(given, "cpu", keeps_output=keeps_output, checks=CHECKS)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kernel", ["cudnn", "flash"])
+@pytest.mark.parametrize("keeps_output", [True, False])
+@pytest.mark.parametrize("gate", [None, "sdpa-headwise", "sdpa-elementwise"])
+def test_on_a_gpu_the_operators_over_its_kernels_are_too(gate: str | None, keeps_output: bool, kernel: str) -> None:
+    why = flash._missing(CUDA)
+    if why is not None or (kernel == "cudnn" and not flash._has_cudnn(CUDA)):
+        pytest.skip(f"flash {why}" if why else "cuDNN's attention is not taken on this device")
+    drawn = tensors(Case("checked", T=24, G=2, K=64, gate=gate), torch.bfloat16)
+    given = [t if t is None else t.detach().to(CUDA).requires_grad_() for t in drawn]
+    # Without dropout these kernels need not write their two small tensors, so that these are equal to nothing.
+    assert_as_torch_expects(given, kernel, keeps_output=keeps_output, checks=CHECKS[:-1])
 
 
 @pytest.mark.parametrize("keeps_output", [True, False])

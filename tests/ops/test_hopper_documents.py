@@ -112,6 +112,34 @@ def test_the_operator_over_emulated_kernels_keeps_the_contract(
     assert len(verdicts) == 4 + (gate is not None) and all(v.holds for v in verdicts), verdicts
 
 
+def assert_as_torch_expects(arguments: dict[str, Any], window: int | None, **near: float) -> None:
+    """Both operators with spans; `near`: tolerances."""
+    given = [arguments[n] for n in ("q_BTHK", "k_BSGK", "v_BSGK", "gate_logits_BTHK")]
+    forward, backward = (getattr(torch.ops.gatelab, n).default for n in ("gated_hopper", "gated_hopper_backward"))
+    spans_4BT = spans(arguments["segment_ids_BT"], True, window)
+    torch.library.opcheck(forward, (*given, True, window, spans_4BT), **near)
+    plain = [t if t is None else t.detach() for t in given]
+    z, lse = forward(*plain, True, window, spans_4BT)
+    torch.library.opcheck(backward, (torch.randn_like(z), *plain, z, lse, True, window, spans_4BT), **near)
+
+
+@pytest.mark.usefixtures("emulated")
+@pytest.mark.parametrize("gate", [None, "sdpa-headwise"])
+def test_the_operators_with_spans_are_what_torch_expects_of_them(gate: str | None) -> None:
+    case = Case("checked", G=2, gate=gate)
+    assert_as_torch_expects(packed(case, (1, 5), (3, 3), dtype=torch.float32, device=DEVICE), 3)
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("served")
+@pytest.mark.parametrize("window", [None, 70])
+@pytest.mark.parametrize("gate", [None, "sdpa-headwise", "sdpa-elementwise"])
+def test_on_a_gpu_the_operators_with_spans_are_too(gate: str | None, window: int | None) -> None:
+    arguments = packed(Case("checked", G=2, K=64, gate=gate), *UNEQUAL, dtype=torch.bfloat16, device="cuda")
+    # dq is summed in no fixed order.
+    assert_as_torch_expects(arguments, window, rtol=2**-6, atol=1e-3)
+
+
 CUTS = "aot_eager_decomp_partition"  # what torch's compiler does before it makes kernels, which takes a minute
 
 

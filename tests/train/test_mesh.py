@@ -12,7 +12,7 @@ from typing import Any
 
 import meshes
 import pytest
-import tiny
+from ranks import paths
 
 from gatelab.config import Execution
 from gatelab.evals.heldout import look
@@ -72,11 +72,7 @@ Found = dict[str, dict[str, Any]]
 
 def on_mesh(folder: Path, processes: int, cases: list[str]) -> Found:
     """What the first of so many processes saw of all cases."""
-    script, paths = (
-        Path(__file__).with_name("train_on_mesh.py"),
-        f"{Path(tiny.__file__).parent}:{Path(__file__).parent}",
-    )
-    environ = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    script, environ = Path(__file__).with_name("train_on_mesh.py"), os.environ | paths() | {"OMP_NUM_THREADS": "1"}
     subprocess.run([sys.executable, script, folder, str(processes), *cases], env=environ, check=True, timeout=500)
     seen = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(processes)]
     for case in cases:

@@ -4,11 +4,10 @@ import os
 import subprocess
 import sys
 from datetime import timedelta
-from pathlib import Path
 
 import pytest
 import torch
-from ranks import as_ranks
+from ranks import as_ranks, paths
 
 WAIT_S = 7.0
 
@@ -29,7 +28,7 @@ def live() -> None:
 @pytest.mark.slow
 def test_every_group_of_a_mesh_waits_as_long_as_is_said() -> None:
 
-    environ = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent), "OMP_NUM_THREADS": "1"}
+    environ = os.environ | paths() | {"OMP_NUM_THREADS": "1"}
     subprocess.run([sys.executable, __file__], env=environ, check=True, timeout=300)
 
 

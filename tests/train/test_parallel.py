@@ -10,6 +10,7 @@ import kinds
 import pytest
 import tiny
 import torch
+from ranks import paths
 
 from gatelab.config import OptimConfig
 from gatelab.train.group import Group
@@ -22,8 +23,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict]]:
     """What each of two processes saw, each of which takes half of every batch."""
     folder = tmp_path_factory.mktemp("ranks")
     script = Path(__file__).with_name("train_as_two.py")
-    environ = os.environ | {"PYTHONPATH": str(Path(tiny.__file__).parent)}
-    subprocess.run([sys.executable, script, folder], env=environ, check=True, timeout=300)
+    subprocess.run([sys.executable, script, folder], env=os.environ | paths(), check=True, timeout=300)
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
 

@@ -11,7 +11,7 @@ from gatelab.config import ConfigError, ModelConfig
 from gatelab.config.moe import MoE
 from gatelab.models.ladder import SIZES
 from gatelab.models.sizes import count_parameters, parameter_shapes
-from gatelab.train.planner import DEVICES, Job, Layout, Mesh, StepPlan, Transfer, best_step, plan_step
+from gatelab.train.planner import DEVICES, Job, Layout, Mesh, StepPlan, Transfer, best_step, plan_step, spread_of
 from gatelab.train.planner.devices import ATTENTION, attention_seconds
 from gatelab.train.planner.measured import MEASURED, Measured
 
@@ -32,22 +32,66 @@ def n_of(model: ModelConfig) -> tuple[int, int]:
 @pytest.mark.parametrize("m", MEASURED, ids=[f"{m.device} {m.name} {m.mesh} {m.attention}" for m in MEASURED])
 def test_a_measured_step_is_planned_within_15_percent_of_its_memory_and_20_of_its_time_or_said_to_miss(m: Measured):
     plan = plan_step(m.job, m.mesh, device=m.device, micro_batch=m.micro_batch)
-    assert (plan.memory.total / 2**30 != pytest.approx(m.gib, rel=0.15)) == (m.misses == "memory")
-    assert 1e3 * plan.seconds.total == pytest.approx(m.ms, rel=0.20)
+    assert (plan.memory.total / 2**30 != pytest.approx(m.gib, rel=0.15)) == ("memory" in m.misses)
+    assert (1e3 * plan.seconds.total != pytest.approx(m.ms, rel=0.20)) == ("time" in m.misses)
     if m.mesh.gpus == 1:
         assert plan.seconds.exposed == plan.seconds.hidden == 0
 
 
-def test_the_plans_of_meshes_are_as_far_off_as_the_command_line_says(capsys: pytest.CaptureFixture[str]):
+@pytest.mark.parametrize("size", ["64x2x4x256", "moe-80m"])
+def test_plans_are_as_far_off_as_the_command_line_says(size: str, capsys: pytest.CaptureFixture[str]):
     """The shares of the measured, as two decimals, are also those of benchmarks/results/planner_2026-11.md."""
-    own = [(m, plan_step(m.job, m.mesh, device=m.device, micro_batch=8)) for m in MEASURED if m.mesh.gpus > 1]
-    times = sorted(1e3 * p.seconds.total / m.ms for m, p in own)
-    memories = sorted(p.memory.total / 2**30 / m.gib for m, p in own)
-    assert _status(["plan", "--size", "64x2x4x256", "--tokens", "4096", "--context", "64", "--gpus", "2,4"]) == 0
+    assert _status(["plan", "--size", size, "--tokens", "4096", "--context", "64", "--gpus", "1,2"]) == 0
     said = capsys.readouterr().out
-    assert "three were timed" in said and len(own) == 3
-    assert f"{times[0]:.2f} to {times[-1]:.2f} of their time" in said
-    assert f"{memories[0]:.2f} to {memories[-1]:.2f} of their memory" in said
+    for is_mesh in (False, True):
+        own = [
+            (m, plan_step(m.job, m.mesh, device=m.device, micro_batch=m.micro_batch))
+            for m in MEASURED
+            if (m.mesh.gpus > 1) == is_mesh and (m.job.model.moe is not None) == size.startswith("moe")
+        ]
+        times = sorted(1e3 * p.seconds.total / m.ms for m, p in own)
+        memories = sorted(p.memory.total / 2**30 / m.gib for m, p in own)
+        assert (
+            f"{'on two H200s' if is_mesh else 'on one GPU'} were planned at {times[0]:.2f} to {times[-1]:.2f} of their time and "
+            f"{memories[0]:.2f} to {memories[-1]:.2f} of their memory" in said
+        )
+
+
+def test_a_speed_is_a_range_down_to_the_worst_share_of_its_kind():
+    plan = plan_step(Job(SIZES["1b"].model, 65_536, 4096), Mesh(2, shard="none"), device="h200", micro_batch=8)
+    spread = spread_of(plan)
+    assert (spread.is_timed, spread.worst) == (True, 0.87)
+    assert spread.seconds == (plan.seconds.total, plan.seconds.total / 0.87)
+    assert spread.mfu == (plan.mfu * 0.87, plan.mfu)
+    assert spread.tokens_per_s == pytest.approx([65_536 / s for s in spread.seconds[::-1]])
+    assert spread.record()["range"]["seconds"] == [0.492, 0.565] and spread.record()["timed"] == "timed"
+
+
+@pytest.mark.parametrize(
+    ("size", "mesh", "device", "is_timed"),
+    [
+        ("1b", Mesh(1), "h100", True),
+        ("1b", Mesh(1, shard="none"), "h200", True),
+        ("1b", Mesh(1), "a100", False),
+        ("1b", Mesh(1, tp=2, shard="none"), "h200", True),
+        ("1b", Mesh(1, tp=2), "h100", False),
+        ("1b", Mesh(2, shard="zero2"), "h200", False),
+        ("1b", Mesh(2, shard="zero3"), "h200", True),
+        ("1b", Mesh(4, shard="zero3"), "h200", False),
+        ("moe-480m", Mesh(2, ep=2, shard="zero3"), "h200", True),
+        ("moe-480m", Mesh(2, shard="zero3"), "h200", False),
+        ("1b", Mesh(32, tp=2), "h200", False),
+    ],
+)
+def test_a_mesh_that_was_not_timed_is_marked_and_has_two_digits(size: str, mesh: Mesh, device: str, is_timed: bool):
+    model = SIZES[size].model.model_copy(update={"max_seq_len": 4096})
+    spread = spread_of(plan_step(Job(model, 1 << 20, 4096), mesh, device=device, micro_batch=1))
+    record = spread.record()
+    assert (spread.is_timed, record["timed"]) == (is_timed, "timed" if is_timed else "not timed")
+    n_digits = 3 if is_timed else 2
+    ends = [x for both in record["range"].values() for x in both]
+    speeds = [record["mfu"], record["tokens_per_s"], *record["seconds"].values(), *ends]
+    assert all(x == float(f"{x:.{n_digits}g}") for x in speeds)
 
 
 def test_the_three_constants_are_set_by_three_of_the_measured_steps_which_they_meet():

@@ -2,6 +2,8 @@
 `-m gpu`."""
 
 import math
+from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 import tiny
@@ -9,6 +11,7 @@ import torch
 
 from gatelab.config import Execution, OptimConfig, Run, TrainConfig
 from gatelab.record import Step
+from gatelab.train.checkpoint import read_tensors, write_tensors
 from gatelab.train.group import Group
 from gatelab.train.loop import train
 
@@ -90,3 +93,41 @@ def test_one_that_diverges_in_the_graph_does_not_touch_its_neighbours(precision:
         assert_near([s.loss[m] for s in steps], [s.loss[m] for s in expected], precision)
         if precision == "float32":
             assert_same_weights(group, m, with_calm, m)
+
+
+@by_precision
+@pytest.mark.parametrize("at", [1, 7])
+@pytest.mark.parametrize("has_diverged", [False, True])
+def test_a_captured_stack_goes_on_from_a_checkpoint(
+    tmp_path: Path, precision: str, at: int, has_diverged: bool
+) -> None:
+    runs, path = members(precision), tmp_path / "state.safetensors"
+    if has_diverged:
+        wild = OptimConfig(lr=1e30, clip=None, schedule="constant", warmup=0)
+        runs[1] = runs[1].model_copy(update={"optim": wild})
+    whole = Group(runs, Execution(device="cuda"))
+    expected = [asdict(step) for step in trained(whole)]
+    assert any(step["diverged"][1] for step in expected) == has_diverged
+    torch._dynamo.reset()
+    half = Group(runs, Execution(device="cuda"))
+    for step in train(half):
+        if step.step == at:
+            break
+    assert half.stack._captured is not None
+    write_tensors(path, *half.state())
+    again = Group(runs, Execution(device="cuda"))
+    again.restore(*read_tensors(path), path)
+    found = [asdict(step) for step in trained(again)]
+    for row, own in zip(found, expected[at:], strict=True):
+        measured = [{name: r.pop(name) for name in ("loss", "grad_norm")} for r in (row, own)]
+        assert row == own
+        for m in (0, 2) if has_diverged else range(3):
+            losses, norms = ([r[name][m] for r in measured] for name in ("loss", "grad_norm"))
+            assert losses[0] == pytest.approx(losses[1], abs=NEAR[precision])
+            if precision == "float32":
+                assert norms[0] == pytest.approx(norms[1], rel=1e-2)
+    assert [m.alive for m in again.members] == [True, not has_diverged, True]
+    assert [len(m.losses) for m in again.members] == [STEPS] * 3
+    if precision == "float32":
+        for m in (0, 2):
+            assert_same_weights(again, m, whole, m)

@@ -1,9 +1,15 @@
 """Triton: the functions of `fused.py`, each in one pass over memory.
 
-Notable: a program takes some rows, of one token and head each, so that headwise and elementwise gates are one kernel and z
-comes out as the projection after it wants it, whatever the layouts of y and the logits. How many, and in which order, says
-`TILES`: `benchmarks/ops/gate_tiles.py` times others and writes what it found into the table. Arithmetic is in float32.
-Importing this file needs Triton; nothing else in this folder does.
+Notable: a program takes some rows of z, of one token and head each, so that headwise and elementwise gates are one kernel and
+z comes out as the projection after it wants it, whatever the layouts of y and the logits. Arithmetic is in float32. Importing
+this file needs Triton; nothing else in this folder does.
+
+`TILES` is what was the fastest on an H200, 32,768 tokens, 16 heads of 128 in bfloat16, of 11 to 21 tiles a kernel at 4,096 and
+32,768 tokens a sequence (`benchmarks/results/ops_h200_2026-11.md`); `benchmarks/ops/gate_tiles.py` finds it for another device.
+`Tile(2048, 4)` stands where nothing beat it at both by the upper quartile. Over it: headwise back with y kept 0.960 to 0.965 of
+the time, which is 1.15 of the floor; with z kept 0.978 to 0.981, 1.06 of the floor; elementwise back with y kept 0.992. Raising
+the log-sum-exp among the rows of z was 0.03 to 0.04 of the headwise time, so programs of their own do. The hint takes 0.98 of
+the headwise time with y kept and 1.04 with z kept.
 """
 
 from typing import Any, NamedTuple
@@ -15,13 +21,12 @@ from torch import Tensor
 
 
 class Tile(NamedTuple):
-    """How a kernel is cut. `numbers`: of one tensor, that a program holds; `tokens`: so many neighbours of one head follow
-    one another among the rows, 1: rows are in the order of z; `is_apart`: programs of their own raise the log-sum-exp, which
-    lies by head and token, eight neighbours of a head at a time; `hint`: how L2 is to treat what is read once."""
+    """How a kernel is cut. `numbers`: of one tensor, that a program holds; `is_apart`: programs of their own raise the
+    log-sum-exp, which lies by head and token, eight neighbours of a head at a time; `hint`: how L2 is to treat what is read
+    once."""
 
     numbers: int
     warps: int
-    tokens: int = 1
     is_apart: bool = False
     hint: str = ""
 
@@ -30,9 +35,9 @@ class Tile(NamedTuple):
 TILES = {
     ("forward", "headwise", None): Tile(2048, 4),
     ("forward", "elementwise", None): Tile(2048, 4),
-    ("back", "headwise", True): Tile(2048, 4),
-    ("back", "headwise", False): Tile(2048, 4),
-    ("back", "elementwise", True): Tile(2048, 4),
+    ("back", "headwise", True): Tile(2048, 4, is_apart=True, hint="evict_first"),
+    ("back", "headwise", False): Tile(2048, 8, is_apart=True),
+    ("back", "elementwise", True): Tile(4096, 8),
     ("back", "elementwise", False): Tile(2048, 4),
 }
 # Below, an output that is divided by its score is left 0; see `fused.py`.
@@ -49,9 +54,9 @@ def gate_output(y_BTHK: Tensor, logits_BTHW: Tensor, *, tile: Tile | None = None
     z_BTHK = torch.empty(B, T, H, K, dtype=y_BTHK.dtype, device=y_BTHK.device)
     if z_BTHK.numel():
         tile = tile or TILES["forward", _granularity(W), None]
-        sizes = _sizes(tile, B * T, H, K, W, (y_BTHK, logits_BTHW, z_BTHK))
+        sizes = _sizes(tile, B * T * H, H, K, W, (y_BTHK, logits_BTHW, z_BTHK))
         with torch.cuda.device_of(z_BTHK):
-            gate_kernel[(_programs(B * T * H, tile.tokens * H, sizes["ROWS"]),)](
+            gate_kernel[(triton.cdiv(B * T * H, sizes["ROWS"]),)](
                 y_BTHK, logits_BTHW, z_BTHK, B * T * H, T, *_strides(y_BTHK), *_strides(logits_BTHW), **sizes
             )  # fmt: skip
     return z_BTHK
@@ -68,45 +73,26 @@ def gate_gradients(
     tile: Tile | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """As `fused.gate_gradients`; `tile`: None takes that of the table."""
-    (B, T, H, _), W = dz_BTHK.shape, logits_BTHW.shape[3]
+    (B, T, H, K), W = dz_BTHK.shape, logits_BTHW.shape[3]
     dy_BTHK = None if W == 1 else torch.empty_like(kept_BTHK)
     y_BTHK = None if is_output else torch.empty_like(kept_BTHK)
     shifted_BHT = torch.empty_like(lse_BHT) if W == 1 else None
     dlogits_BTHW = torch.empty(B, T, H, W, dtype=dtype, device=dz_BTHK.device)
     if dz_BTHK.numel():
         tile = tile or TILES["back", _granularity(W), is_output]
-        written = (dy_BTHK, y_BTHK, dlogits_BTHW, shifted_BHT)
-        write_gradients(dz_BTHK, kept_BTHK, logits_BTHW, lse_BHT, *written, is_output=is_output, tile=tile)
+        # dy and y have one layout.
+        like = next(t for t in (dy_BTHK, y_BTHK, kept_BTHK) if t is not None)
+        sizes = _sizes(tile, B * T * H, H, K, W, (dz_BTHK, kept_BTHK, logits_BTHW, like))
+        is_apart, raised, together = tile.is_apart and W == 1, _RAISED_A_WARP * tile.warps, _TOGETHER.value * H
+        apart = triton.cdiv(triton.cdiv(B * T * H, together) * together, raised) if is_apart else 0
+        with torch.cuda.device_of(dz_BTHK):
+            gradients_kernel[(apart + triton.cdiv(B * T * H, sizes["ROWS"]),)](
+                dz_BTHK, kept_BTHK, logits_BTHW, lse_BHT, dy_BTHK, y_BTHK, dlogits_BTHW, shifted_BHT, B * T * H, T, apart,
+                *_strides(kept_BTHK), *_strides(logits_BTHW), *_strides(like),
+                IS_OUTPUT=is_output, IS_APART=is_apart, RAISED=raised, **sizes,
+            )  # fmt: skip
     pairs = ((dy_BTHK, dz_BTHK), (y_BTHK, kept_BTHK), (shifted_BHT, lse_BHT))
     return *(given if made is None else made for made, given in pairs), dlogits_BTHW
-
-
-def write_gradients(
-    dz_BTHK: Tensor,
-    kept_BTHK: Tensor,
-    logits_BTHW: Tensor,
-    lse_BHT: Tensor,
-    dy_BTHK: Tensor | None,
-    y_BTHK: Tensor | None,
-    dlogits_BTHW: Tensor,
-    shifted_BHT: Tensor | None,
-    *,
-    is_output: bool,
-    tile: Tile,
-) -> None:
-    """Fill what is not None: dy and y, which have one layout, and the others, which are contiguous."""
-    (B, T, H, K), W = dz_BTHK.shape, logits_BTHW.shape[3]
-    like = next(t for t in (dy_BTHK, y_BTHK, kept_BTHK) if t is not None)
-    sizes = _sizes(tile, B * T, H, K, W, (dz_BTHK, kept_BTHK, logits_BTHW, like))
-    is_apart = tile.is_apart and shifted_BHT is not None
-    raised = _RAISED_A_WARP * tile.warps
-    apart = _programs(B * T * H, _TOGETHER.value * H, raised) if is_apart else 0
-    with torch.cuda.device_of(dz_BTHK):
-        gradients_kernel[(apart + _programs(B * T * H, tile.tokens * H, sizes["ROWS"]),)](
-            dz_BTHK, kept_BTHK, logits_BTHW, lse_BHT, dy_BTHK, y_BTHK, dlogits_BTHW, shifted_BHT, B * T * H, T, apart,
-            *_strides(kept_BTHK), *_strides(logits_BTHW), *_strides(like),
-            IS_OUTPUT=is_output, IS_APART=is_apart, RAISED=raised, **sizes,
-        )  # fmt: skip
 
 
 @triton.jit
@@ -114,12 +100,6 @@ def place_of(row, H: tl.constexpr, T, INDEX: tl.constexpr = tl.int64):
     """Batch, token and head of rows."""
     token = row // H
     return tl.cast(token // T, INDEX), tl.cast(token % T, INDEX), tl.cast(row % H, INDEX)
-
-
-@triton.jit
-def ordered(i, H: tl.constexpr, TOKENS: tl.constexpr):
-    """Rows, as z has them, so that each TOKENS that follow one another are neighbours of one head."""
-    return (i // (TOKENS * H) * TOKENS + i % TOKENS) * H + i // TOKENS % H
 
 
 @triton.jit
@@ -135,11 +115,11 @@ def scores_of(logits):
 @triton.jit(do_not_specialize=["n_rows", "T"])
 def gate_kernel(
     y, logits, z, n_rows, T, y_batch, y_token, y_head, g_batch, g_token, g_head,
-    H: tl.constexpr, K: tl.constexpr, W: tl.constexpr, PADDED: tl.constexpr, ROWS: tl.constexpr, TOKENS: tl.constexpr,
+    H: tl.constexpr, K: tl.constexpr, W: tl.constexpr, PADDED: tl.constexpr, ROWS: tl.constexpr,
     IS_EVEN: tl.constexpr, INDEX: tl.constexpr, HINT: tl.constexpr,
 ):  # fmt: skip
     """z [rows, K] = y ⊙ σ(logits)."""
-    row, channel = ordered(tl.program_id(0) * ROWS + tl.arange(0, ROWS), H, TOKENS), tl.arange(0, PADDED)
+    row, channel = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, PADDED)
     inside = (row < n_rows) | IS_EVEN
     whole = inside[:, None] & ((channel < K) | (K == PADDED))[None, :]
     b, t, h = place_of(row, H, T, INDEX)
@@ -160,21 +140,23 @@ def gradients_kernel(
     dz, kept, logits, lse, dy, y, dlogits, shifted, n_rows, T, n_apart,
     kept_batch, kept_token, kept_head, g_batch, g_token, g_head, out_batch, out_token, out_head,
     IS_OUTPUT: tl.constexpr, IS_APART: tl.constexpr, RAISED: tl.constexpr,
-    H: tl.constexpr, K: tl.constexpr, W: tl.constexpr, PADDED: tl.constexpr, ROWS: tl.constexpr, TOKENS: tl.constexpr,
+    H: tl.constexpr, K: tl.constexpr, W: tl.constexpr, PADDED: tl.constexpr, ROWS: tl.constexpr,
     IS_EVEN: tl.constexpr, INDEX: tl.constexpr, HINT: tl.constexpr,
 ):  # fmt: skip
     """dlogits from dz [rows, K] and y or z; beside it y where z was kept, dy where elementwise, else the shifted lse."""
     program = tl.program_id(0)
     if IS_APART:
         if program < n_apart:
-            row = ordered(program * RAISED + tl.arange(0, RAISED), H, _TOGETHER)
+            i = program * RAISED + tl.arange(0, RAISED)
+            # Rows, as z has them, so that those that follow one another are neighbours of one head.
+            row = (i // (_TOGETHER * H) * _TOGETHER + i % _TOGETHER) * H + i // _TOGETHER % H
             b, t, h = place_of(row, H, T, INDEX)
             place, inside = (b * H + h) * T + t, row < n_rows
             _, _, softplus = scores_of(tl.load(logits + b * g_batch + t * g_token + h * g_head, mask=inside, other=0.0))
             tl.store(shifted + place, tl.load(lse + place, mask=inside, other=0.0) + softplus, mask=inside)
             return
         program -= n_apart
-    row, channel = ordered(program * ROWS + tl.arange(0, ROWS), H, TOKENS), tl.arange(0, PADDED)
+    row, channel = program * ROWS + tl.arange(0, ROWS), tl.arange(0, PADDED)
     inside = (row < n_rows) | IS_EVEN
     whole = inside[:, None] & ((channel < K) | (K == PADDED))[None, :]
     b, t, h = place_of(row, H, T, INDEX)
@@ -213,20 +195,13 @@ def _granularity(W: int) -> str:
     return "headwise" if W == 1 else "elementwise"
 
 
-def _programs(n_rows: int, together: int, a_program: int) -> int:
-    """For rows that come `together`, the last of them perhaps not whole."""
-    return triton.cdiv(triton.cdiv(n_rows, together) * together, a_program)
-
-
-def _sizes(tile: Tile, n_tokens: int, H: int, K: int, W: int, tensors: tuple[Tensor, ...]) -> dict[str, Any]:
+def _sizes(tile: Tile, n_rows: int, H: int, K: int, W: int, tensors: tuple[Tensor, ...]) -> dict[str, Any]:
     """What both kernels are compiled for. IS_EVEN: there is no row that is not inside."""
     padded = triton.next_power_of_2(K)
     rows = max(1, tile.numbers // padded)
     return {
-        "H": H, "K": K, "W": W, "PADDED": padded, "ROWS": rows, "TOKENS": tile.tokens,
-        "IS_EVEN": n_tokens % tile.tokens == 0 and n_tokens * H % rows == 0,
-        "INDEX": tl.int32 if all(map(_is_near, tensors)) else tl.int64,
-        "HINT": tile.hint, "num_warps": tile.warps,
+        "H": H, "K": K, "W": W, "PADDED": padded, "ROWS": rows, "IS_EVEN": n_rows % rows == 0,
+        "INDEX": tl.int32 if all(map(_is_near, tensors)) else tl.int64, "HINT": tile.hint, "num_warps": tile.warps,
     }  # fmt: skip
 
 

@@ -1,5 +1,5 @@
 """Triton: one query a sequence; the keys are cut into splits that run side by side, and what they found is merged and gated
-(`merges.py`).
+(`merge.py`).
 
 Notable: a program reads its keys and values once for all query heads that share them, as the rows of one matrix product. The
 gate is part of the merge, so it costs one read of its logits. How many splits there are follows from shapes and the device
@@ -16,9 +16,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ..attention_stats.column_kernels import rows
-from ..gate_apply.kernels import scores_of
 from ..gated_attention.short_forward import LOWEST, attended
-from . import merges
+from .merge import is_overlapped, merge
 
 # More than any cache holds, and of twice the size still an int32.
 _ANY = 2**30
@@ -79,46 +78,25 @@ def gated_decode(
         # Triton's interpreter would multiply their bits; in float32 the products are the same.
         given = (t if t is None else t.float() for t in (q_B1HK, k_BSGK, v_BSGK, logits_B1HW))
         return gated_decode(*given, window=window, first_B=first_B, end_B=end_B, cut=cut).to(q_B1HK.dtype)
-    z_B1HK = torch.empty(q_B1HK.shape, dtype=q_B1HK.dtype, device=q_B1HK.device)
-    parts = split_up(q_B1HK, k_BSGK, v_BSGK, logits_B1HW, window=window, first_B=first_B, end_B=end_B, cut=cut)
-    return merges.merge(*parts, logits_B1HW, z_B1HK)
-
-
-def split_up(
-    q_B1HK: Tensor,
-    k_BSGK: Tensor,
-    v_BSGK: Tensor,
-    logits_B1HW: Tensor | None,
-    *,
-    window: int | None,
-    first_B: Tensor | None,
-    end_B: Tensor | None,
-    cut: Cut | None = None,
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """sums [B, H, N, K] and pairs [B, H, N, 2] of N splits, and scores [B, H, W], σ of the logits in float32, where the merge
-    in use reads those; see `split_kernel`."""
     (B, _, H, K), (S, G) = q_B1HK.shape, k_BSGK.shape[1:3]
     cut = cut or cut_of(K, B * G, S)
     q, k, v = (t if t.stride(3) == 1 else t.contiguous() for t in (q_B1HK, k_BSGK, v_BSGK))
-    N = n_splits(q, k, cut)
+    # What is not given is never read; a number of each sequence may be a view, and one number of all of them.
+    first, end = (q if slots_B is None else slots_B.contiguous() for slots_B in (first_B, end_B))
+    N, overlapped = n_splits(q, k, cut), is_overlapped(q.device)
     sums_BHNK = torch.empty(B, H, N, K, dtype=torch.float32, device=q.device)
     pairs_BHN2 = torch.empty(B, H, N, 2, dtype=torch.float32, device=q.device)
-    is_early = logits_B1HW is not None and merges.in_use().logits == "early"
-    W = logits_B1HW.shape[3] if is_early else 0
-    scores_BHW = torch.empty(B, H, W, dtype=torch.float32, device=q.device) if is_early else None
-    # What is not given is never read; a number of each sequence may be a view, and one number of all of them.
-    logits, scores = (logits_B1HW, scores_BHW) if is_early else (q, q)
-    first, end = (q if slots_B is None else slots_B.contiguous() for slots_B in (first_B, end_B))
+    z_B1HK = torch.empty(B, 1, H, K, dtype=q.dtype, device=q.device)
     with torch.cuda.device_of(q):
         split_kernel[(G * N, B)](
-            q, k, v, first, end, sums_BHNK, pairs_BHN2, logits, scores, S, G, N,
+            q, k, v, first, end, sums_BHNK, pairs_BHN2, S, G, N,
             _ANY if window is None else min(window, _ANY), 1 / (math.log(2) * math.sqrt(K)), *_strides(q)[::2],
-            *_strides(k), *_strides(v), *_strides(logits)[::2], HAS_FIRST=first_B is not None,
-            HAS_END=end_B is not None, W=W, R=H // G, K=K, PADDED=max(16, triton.next_power_of_2(K)),
-            X=max(16, triton.next_power_of_2(H // G)), Y=cut.passed, OVERLAPPED=merges.is_overlapped(q.device),
-            num_warps=cut.n_warps, num_stages=cut.n_stages,
+            *_strides(k), *_strides(v), HAS_FIRST=first_B is not None, HAS_END=end_B is not None, R=H // G, K=K,
+            PADDED=max(16, triton.next_power_of_2(K)), X=max(16, triton.next_power_of_2(H // G)), Y=cut.passed,
+            OVERLAPPED=overlapped, num_warps=cut.n_warps, num_stages=cut.n_stages,
         )  # fmt: skip
-    return sums_BHNK, pairs_BHN2, scores_BHW
+    # Nothing may be launched in between: see there.
+    return merge(sums_BHNK, pairs_BHN2, logits_B1HW, z_B1HK, overlapped=overlapped)
 
 
 def cut_of(K: int, n_rows: int, n_keys: int) -> Cut:
@@ -138,16 +116,14 @@ def n_splits(q_B1HK: Tensor, k_BSGK: Tensor, cut: Cut) -> int:
 
 @triton.jit(do_not_specialize=["S", "G", "N", "window"])
 def split_kernel(
-    q, k, v, first, end, sums, pairs, logits, scores, S, G, N, window, scale,
+    q, k, v, first, end, sums, pairs, S, G, N, window, scale,
     q_batch: tl.int64, q_head: tl.int64, k_batch: tl.int64, k_token: tl.int64, k_head: tl.int64, v_batch: tl.int64,
-    v_token: tl.int64, v_head: tl.int64, g_batch: tl.int64, g_head: tl.int64, HAS_FIRST: tl.constexpr,
-    HAS_END: tl.constexpr, W: tl.constexpr, R: tl.constexpr, K: tl.constexpr, PADDED: tl.constexpr, X: tl.constexpr,
-    Y: tl.constexpr, OVERLAPPED: tl.constexpr,
+    v_token: tl.int64, v_head: tl.int64, HAS_FIRST: tl.constexpr, HAS_END: tl.constexpr, R: tl.constexpr,
+    K: tl.constexpr, PADDED: tl.constexpr, X: tl.constexpr, Y: tl.constexpr, OVERLAPPED: tl.constexpr,
 ):  # fmt: skip
     """sums [B, H, N, K], Σ 2^d v of each split's keys, and pairs [B, H, N, 2], Σ 2^d and the largest logit, from q [B, 1, H, K]
     and k and v [B, S, G, K]; d and `scale` as in `short_forward.attended`. Key heads of a split are neighbours, in memory
-    too. The first split writes scores [B, H, W] = σ of logits [B, 1, H, W] besides, unless W = 0. OVERLAPPED: the merge is
-    launched beside it, and waits by itself."""
+    too. OVERLAPPED: the merge may be launched already; it waits."""
     if OVERLAPPED:
         tl.extra.cuda.gdc_launch_dependents()
     g, split = tl.program_id(0) % G, tl.program_id(0) // G
@@ -163,14 +139,6 @@ def split_kernel(
     stop = tl.minimum(start + n_keys, stop)
     whole = start + (stop - start) // Y * Y
 
-    row, channel = tl.arange(0, X), tl.arange(0, PADDED)
-    # Read before the keys and used behind them.
-    gated = row < tl.where(split == 0, R, 0)
-    g_rows = logits + b * g_batch + (g * R + row) * g_head
-    if W == 1:
-        logit = tl.load(g_rows, mask=gated, other=0.0)
-    elif W > 1:
-        logit = tl.load(g_rows[:, None] + channel[None, :], mask=gated[:, None] & (channel < K)[None, :], other=0.0)
     q_block = rows(q + b * q_batch + g * R * q_head, 0, q_head, R, X, K, PADDED, True)
     k_base, v_base = k + b * k_batch + g * k_head, v + b * v_batch + g * v_head
     largest = tl.full([X], LOWEST, tl.float32)
@@ -182,17 +150,11 @@ def split_kernel(
     out, mass, largest = attended(out, mass, largest, q_block, k_base, v_base, 0, whole, stop, k_token, v_token, stop,
                                   least, most, scale, X, Y, K, PADDED, True)  # fmt: skip
 
+    row, channel = tl.arange(0, X), tl.arange(0, PADDED)
     at = ((b * G + g) * R + row) * N + split
     tl.store((sums + at * K)[:, None] + channel[None, :], out, mask=(row < R)[:, None] & (channel < K)[None, :])
     tl.store(pairs + 2 * at, mass, mask=row < R)
     tl.store(pairs + 2 * at + 1, largest, mask=row < R)
-    if W == 1:
-        score, _, _ = scores_of(logit)
-        tl.store(scores + (b * G + g) * R + row, score, mask=gated)
-    elif W > 1:
-        score, _, _ = scores_of(logit)
-        to = (scores + ((b * G + g) * R + row) * K)[:, None] + channel[None, :]
-        tl.store(to, score, mask=gated[:, None] & (channel < K)[None, :])
 
 
 def _strides(t_BTHK: Tensor) -> tuple[int, int, int]:
