@@ -80,7 +80,8 @@ def pick_device(name: str) -> str:
 
 def _heading(facts: Facts, rates: Rates, dtype: torch.dtype) -> list[str]:
     is_cpu = facts["plan"]["device"] == "cpu"
-    stated = {k: ",".join(map(str, v)) if isinstance(v, list) else v for k, v in facts["plan"].items()}
+    given = {k: v for k, v in facts["plan"].items() if v is not None}
+    stated = {k: ",".join(map(str, v)) if isinstance(v, list) else v for k, v in given.items()}
     return [
         *(["No GPU was used: these times say nothing about one."] if is_cpu else []),
         f"{facts['device']}, CPU threads: {facts['threads']}, torch {facts['torch']}, Python {facts['python']}.",

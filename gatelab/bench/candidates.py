@@ -1,9 +1,11 @@
 """Who computes gated attention, or the gate alone: every implementation of this package, and the peers that are installed.
 
 Notable: a peer is imported only when its turn comes, and one that is not there is left out. Peers that are compiled, and
-kernels that a CPU does not have, are candidates on CUDA alone. Causal, without masks: what all of them serve.
+kernels that a CPU does not have, are candidates on CUDA alone. Causal, which all of them serve; a window and documents go to each
+in the form that it takes, and to who takes none as a mask.
 """
 
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
@@ -21,6 +23,7 @@ from ..ops.gate_apply import apply_gate
 from ..ops.gate_apply.fused import gate_gradients, gate_output
 from ..ops.gated_attention import IMPLEMENTATIONS, OPERATORS, gated_attention
 from ..ops.gated_attention.flash import KEEPS_OUTPUT
+from .seen import Seen
 
 Call = Callable[..., Tensor]
 QWEN = "transformers, as Qwen3-Next"
@@ -52,13 +55,13 @@ class Candidate:
     is_first: bool = False
 
 
-def attention_candidates(spec: GateSpec | None, device: torch.device, *, length: int) -> list[Candidate]:
+def attention_candidates(spec: GateSpec | None, seen: Seen) -> list[Candidate]:
     """Of one gate, or of none; own implementations first. One that refuses the shape is among them, and says so itself."""
-    is_cuda = device.type == "cuda"
+    is_cuda = seen.device.type == "cuda"
     own = [
         Candidate(
             f"gatelab {name}",
-            partial(gated_attention, gate=spec, impl=name),
+            partial(gated_attention, gate=spec, impl=name, **seen.given),
             is_own=True,
             more_passes=_more_passes(name, spec),
             is_operator=name in OPERATORS,
@@ -66,19 +69,21 @@ def attention_candidates(spec: GateSpec | None, device: torch.device, *, length:
             is_first=name in _FASTEST,
         )
         for name in (*IMPLEMENTATIONS, *(OPERATORS if is_cuda else KEEPS_OUTPUT))
-        if name != "reference" or length <= _LONGEST_MATRIX
+        if name != "reference" or seen.length <= _LONGEST_MATRIX
     ]
     pinned = _BACKENDS if is_cuda else {"torch flash": SDPBackend.FLASH_ATTENTION}
     peers = [
-        Candidate(name, partial(_pinned, spec=spec, backend=b), is_first=spec is None and name == "torch cuDNN")
+        Candidate(
+            name, partial(_pinned, spec=spec, backend=b, seen=seen), is_first=spec is None and name == "torch cuDNN"
+        )
         for name, b in pinned.items()
     ]
     if is_cuda:
-        peers += [Candidate("torch.compile", _compiled(spec)), Candidate("FlexAttention", _flex(spec))]
+        peers += [Candidate("torch.compile", _compiled(spec, seen)), Candidate("FlexAttention", _flex(spec, seen))]
     if is_cuda and _has("flash_attn.cute"):
-        peers.append(Candidate("FA4", partial(_fa4, spec=spec), is_first=spec is None))
+        peers.append(Candidate("FA4", partial(_fa4, spec=spec, seen=seen), is_first=spec is None))
     if spec is not None and spec.slug == "sdpa-elementwise" and _has("transformers"):
-        peers.append(Candidate(QWEN, _qwen3_next))
+        peers.append(Candidate(QWEN, partial(_qwen3_next, seen=seen)))
     return own + peers
 
 
@@ -147,10 +152,12 @@ def _gated(y_BTHK: Tensor, logits_BTHK: Tensor | None, spec: GateSpec | None) ->
     return y_BTHK if spec is None else apply_gate(y_BTHK, logits_BTHK, spec)
 
 
-def _attention(q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor) -> Tensor:
+def _attention(q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, mask_TS: Tensor | None) -> Tensor:
     q_BHTK, k_BGSK, v_BGSK = (t.transpose(1, 2) for t in (q_BTHK, k_BSGK, v_BSGK))
     is_grouped = k_BGSK.shape[1] != q_BHTK.shape[1]
-    y_BHTK = F.scaled_dot_product_attention(q_BHTK, k_BGSK, v_BGSK, is_causal=True, enable_gqa=is_grouped)
+    y_BHTK = F.scaled_dot_product_attention(
+        q_BHTK, k_BGSK, v_BGSK, attn_mask=mask_TS, is_causal=mask_TS is None, enable_gqa=is_grouped
+    )
     return y_BHTK.transpose(1, 2)
 
 
@@ -162,24 +169,32 @@ def _pinned(
     *,
     spec: GateSpec | None,
     backend: SDPBackend,
+    seen: Seen,
 ) -> Tensor:
     with sdpa_kernel(backend):
-        y_BTHK = _attention(q_BTHK, k_BSGK, v_BSGK)
+        y_BTHK = _attention(q_BTHK, k_BSGK, v_BSGK, seen.mask_TS)
     return _gated(y_BTHK, gate_logits_BTHK, spec)
 
 
-def _compiled(spec: GateSpec | None) -> Call:
-    def attended(q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, gate_logits_BTHK: Tensor | None = None) -> Tensor:
-        return _gated(_attention(q_BTHK, k_BSGK, v_BSGK), gate_logits_BTHK, spec)
+def _compiled(spec: GateSpec | None, seen: Seen) -> Call:
+    def attended(
+        q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, gate_logits_BTHK: Tensor | None, mask_TS: Tensor | None
+    ) -> Tensor:
+        return _gated(_attention(q_BTHK, k_BSGK, v_BSGK, mask_TS), gate_logits_BTHK, spec)
 
     # In one graph, or it raises: torch would else run what it recompiled too often eagerly, under the same name.
-    return torch.compile(attended, fullgraph=True, dynamic=False)
+    compiled = torch.compile(attended, fullgraph=True, dynamic=False)
+
+    def call(q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, gate_logits_BTHK: Tensor | None = None) -> Tensor:
+        return compiled(q_BTHK, k_BSGK, v_BSGK, gate_logits_BTHK, seen.mask_TS)
+
+    return call
 
 
-def _flex(spec: GateSpec | None) -> Call:
+def _flex(spec: GateSpec | None, seen: Seen) -> Call:
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-    masks: dict[int, object] = {}
+    masks: list[object] = []
 
     def attended(q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, logits: Tensor | None, mask: object) -> Tensor:
         q_BHTK, k_BGSK, v_BGSK = (t.transpose(1, 2) for t in (q_BTHK, k_BSGK, v_BSGK))
@@ -187,13 +202,15 @@ def _flex(spec: GateSpec | None) -> Call:
         y_BHTK = flex_attention(q_BHTK, k_BGSK, v_BGSK, block_mask=mask, enable_gqa=is_grouped)
         return _gated(y_BHTK.transpose(1, 2), logits, spec)
 
+    # A mask that looks nothing up where nothing is to be.
+    rule = operator.ge if seen.is_plain else seen.among
     compiled = torch.compile(attended, fullgraph=True, dynamic=False)
 
     def call(q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, gate_logits_BTHK: Tensor | None = None) -> Tensor:
-        T = q_BTHK.shape[1]
-        if T not in masks:
-            masks[T] = create_block_mask(lambda b, h, t, s: t >= s, None, None, T, T, device=q_BTHK.device)
-        return compiled(q_BTHK, k_BSGK, v_BSGK, gate_logits_BTHK, masks[T])
+        if not masks:
+            T = seen.length
+            masks.append(create_block_mask(lambda b, h, t, s: rule(t, s), None, None, T, T, device=seen.device))
+        return compiled(q_BTHK, k_BSGK, v_BSGK, gate_logits_BTHK, masks[0])
 
     return call
 
@@ -205,16 +222,22 @@ def _fa4(
     gate_logits_BTHK: Tensor | None = None,
     *,
     spec: GateSpec | None,
+    seen: Seen,
 ) -> Tensor:
     from flash_attn.cute import flash_attn_func
 
-    out = flash_attn_func(q_BTHK, k_BSGK, v_BSGK, causal=True)
+    if seen.documents > 1:
+        raise ValueError("FA4 takes documents as sequences of their own lengths, which this benchmark does not make")
+    reach = {} if seen.window is None else {"window_size": (seen.window - 1, 0)}
+    out = flash_attn_func(q_BTHK, k_BSGK, v_BSGK, causal=True, **reach)
     # Some versions return the log-sum-exp as well.
     y_BTHK = out[0] if isinstance(out, tuple) else out
     return _gated(y_BTHK, gate_logits_BTHK, spec)
 
 
-def _qwen3_next(q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, gate_logits_BTHK: Tensor) -> Tensor:
+def _qwen3_next(
+    q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, gate_logits_BTHK: Tensor, *, seen: Seen | None = None
+) -> Tensor:
     """As Qwen3NextAttention.forward goes on after its projections, norms and rotation, and before its output projection, in our
     reading (transformers 5); a test holds it to that module's own."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -222,7 +245,9 @@ def _qwen3_next(q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, gate_logits_BTHK
     n_groups = q_BTHK.shape[2] // k_BSGK.shape[2]
     module = SimpleNamespace(num_key_value_groups=n_groups, is_causal=True)
     q_BHTK, k_BGSK, v_BGSK = (t.transpose(1, 2) for t in (q_BTHK, k_BSGK, v_BSGK))
-    y_BTHK, _ = sdpa_attention_forward(module, q_BHTK, k_BGSK, v_BGSK, None, scaling=q_BTHK.shape[3] ** -0.5)
+    mask_TS = None if seen is None else seen.mask_TS
+    mask_BHTS = None if mask_TS is None else mask_TS[None, None]
+    y_BTHK, _ = sdpa_attention_forward(module, q_BHTK, k_BGSK, v_BGSK, mask_BHTS, scaling=q_BTHK.shape[3] ** -0.5)
     gated_BTN = y_BTHK.flatten(-2).contiguous() * torch.sigmoid(gate_logits_BTHK.flatten(-2))
     return gated_BTN.unflatten(-1, q_BTHK.shape[2:])
 

@@ -4,8 +4,8 @@ ungated.
 Notable: the floor is every weight and the whole cache, read once; of attention alone it is the cache. The layer is rotary and
 as wide as its heads together; on CUDA its step is timed as it is launched from Python and as one captured graph, which is what
 serving does. A layer, and each candidate for its attention, is held to the numeric contract through the reference
-implementation, on a short cache. A shape in which the device fails keeps its rows, which say so, and takes no earlier shape's
-times along; a CUDA error is the end of all later ones.
+implementation at every shape, in some sequences behind the cache that it is timed on. A shape in which the device fails keeps its
+rows, which say so, and takes no earlier shape's times along; a CUDA error is the end of all later ones.
 """
 
 from collections.abc import Callable, Iterable
@@ -18,12 +18,11 @@ import torch
 
 from ..nn.cache import KVCache
 from . import decode_attention
-from .candidates import Candidate
 from .captured import captured
-from .decode_attention import Made, layer_or_attention
+from .decode_attention import Made, ends, layer_or_attention, of_ends
 from .decode_layers import Layer, matched_width, own, qwen3_next, width_of
 from .floors import Rates
-from .ops import held
+from .held import held
 from .plan import DecodePlan
 from .room import no_room
 from .timing import RUNS, Budget, Timing, Work, take_turns, why_not
@@ -39,7 +38,6 @@ WORK = "one query, a layer"
 QWEN = "transformers, Qwen3-Next's layer"
 # Random numbers that a cache is filled with, over and over; no multiple of a head's channels.
 _DRAWN = (1 << 22) + 1
-_CHECKED = 1024  # tokens in the contract's cache, at most; the kernels that decode cut so many into several parts
 Layers = dict[tuple[str, str], Timing]
 _CACHES, _LAYERS = 6e9, 24  # bytes and number of caches on CUDA, at most: many times the L2 cache
 
@@ -61,19 +59,11 @@ def measure(plan: DecodePlan, rates: Rates, budget: Budget, tell: Callable[[str]
     made = decode_attention.candidates(plan)
     arms = _arms(plan)
     with _room_to_compile(plan):
-        # Two layers, a third in float64 and a copy or two to be called with; keys and values of two sequences likewise.
-        checked = 2 * min(_CHECKED, *plan.cache) * _token_bytes(plan)
-        if why := no_room(6 * (_layer_bytes(plan) + checked), plan.device):
-            of_layers, of_attention = dict.fromkeys(map(_arm_key, arms), why), dict.fromkeys(made, why)
-        else:
-            tell("the contract")
-            of_layers = {_arm_key(arm): _contract(plan, arm, budget) for arm in arms}
-            of_attention = decode_attention.contracts(plan, made, budget)
         for i, (batch, length) in enumerate(shapes):
             tell(f"a step of {batch} sequences behind {length} tokens")
             until = budget.share(1 / (len(shapes) - i))
-            layers = _untimed(plan, batch, length, arms, of_layers)
-            alone = decode_attention.rows_of(plan, batch, length, of_attention, made)
+            layers = _untimed(plan, batch, length, arms)
+            alone = decode_attention.rows_of(plan, batch, length, made)
             timed = partial(_of_shape, plan, batch, length, arms, layers, alone, made, rates, until)
             rows += _or_failed([*layers.values(), *alone], timed)
     return rows
@@ -82,7 +72,7 @@ def measure(plan: DecodePlan, rates: Rates, budget: Budget, tell: Callable[[str]
 def _arms(plan: DecodePlan) -> list[_Arm]:
     width = width_of(plan)
     arms = [_Arm(gate, "", partial(own, plan, gate, width=width)) for gate in plan.gates]
-    for gate in plan.gates:
+    for gate in plan.gates[1:]:  # none is the first
         if (wider := matched_width(plan, gate)) != width:
             arms.append(_Arm("none", f"equal weights to {gate}", partial(own, plan, "none", width=wider)))
     if "sdpa-elementwise" in plan.gates and _has_qwen():
@@ -97,7 +87,7 @@ def _has_qwen() -> bool:
         return False
 
 
-def _untimed(plan: DecodePlan, batch: int, length: int, arms: list[_Arm], of_layers: dict[str, str]) -> Layers:
+def _untimed(plan: DecodePlan, batch: int, length: int, arms: list[_Arm]) -> Layers:
     """Layers by arm and way to launch."""
     ways = ("eager", "graph") if plan.device == "cuda" else ("eager",)
     rows = {}
@@ -105,12 +95,12 @@ def _untimed(plan: DecodePlan, batch: int, length: int, arms: list[_Arm], of_lay
         for way in ways:
             name = f"{way}, {arm.name}" if arm.name else way
             row = layer_or_attention(plan, batch, length, arm.gate, name, WORK)
-            rows[_arm_key(arm), way] = replace(row, contract=of_layers[_arm_key(arm)], is_own=arm.is_own)
+            rows[_arm_key(arm), way] = replace(row, is_own=arm.is_own)
     return rows
 
 
 def _lacking(rows: Iterable[Timing], why: str) -> list[Timing]:
-    return [replace(row, contract=why) if row.contract == "holds" else row for row in rows]
+    return [replace(row, contract=why) for row in rows]
 
 
 def _or_failed(rows: Iterable[Timing], timed: Callable[[], list[Timing]]) -> list[Timing]:
@@ -130,7 +120,9 @@ def _of_shape(
     # Rotary tables, a sine and a cosine a token, are the layers' own; transformers' cache is another, and made anew.
     tables = 2 * 4 * len(arms) * length * plan.head_dim
     others = 2 * n_bytes * sum(not arm.is_own for arm in arms)
-    why = no_room(n_layers * n_bytes + others + tables + len(arms) * _layer_bytes(plan), plan.device)
+    # Of the contract two layers, a third in float64 and a copy or two to be called with; keys and values likewise.
+    checked = 6 * (_layer_bytes(plan) + len(ends(batch)) * length * _token_bytes(plan))
+    why = no_room(n_layers * n_bytes + others + tables + len(arms) * _layer_bytes(plan) + checked, plan.device)
     # Filled once, which is more than a pass.
     why = why or until.lacks((RUNS + 2) * rates.ms(n_bytes, 0) / 1e3)
     if why:
@@ -145,9 +137,10 @@ def _layers_timed(
     plan: DecodePlan, arms: list[_Arm], rows: Layers, cache: KVCache, n_bytes: int, rates: Rates, until: Budget,
 ) -> list[Timing]:  # fmt: skip
     works: dict[str, Work] = {}
-    layers = {_arm_key(arm): arm.made(cache) for arm in arms if rows[_arm_key(arm), "eager"].contract == "holds"}
+    layers = {_arm_key(arm): arm.made(cache) for arm in arms}
+    contracts = {key: _contract(layer, cache, until) for key, layer in layers.items()}
     for arm_key, way in rows:
-        if arm_key in layers:
+        if contracts[arm_key] == "holds":
             layer = layers[arm_key]
             floor_ms = rates.ms(n_bytes + getattr(torch, plan.dtype).itemsize * layer.n_weights, 0)
             run = captured(layer.step) if way == "graph" else partial(_called, layer.step)
@@ -158,9 +151,9 @@ def _layers_timed(
         key, base = f"{arm_key}, {way}", turns.times.get(f"none/, {way}")
         times = turns.times.get(key)
         if times is None:
-            out.append(replace(row, contract=turns.failed.get(key, row.contract)))
+            out.append(replace(row, contract=turns.failed.get(key, contracts[arm_key])))
             continue
-        row = row.timed(times, floor_ms=works[key].floor_ms)
+        row = replace(row, contract="holds").timed(times, floor_ms=works[key].floor_ms)
         row = replace(row, tokens_per_s=1e3 * row.at["batch"] / row.median_ms)
         out.append(row if base is None else row.over(times, base, "ungated"))
         # The same times once more, over those of as many weights.
@@ -204,14 +197,14 @@ def _layer_bytes(plan: DecodePlan) -> int:
     return getattr(torch, plan.dtype).itemsize * width * (2 * width + 2 * narrow)
 
 
-def _contract(plan: DecodePlan, arm: _Arm, budget: Budget) -> str:
-    cache = _filled(plan, 2, min(_CHECKED, *plan.cache))
-    layer = arm.made(cache)
-    k_BSGK, v_BSGK = cache.k_LBSGK[0, :, : cache.length], cache.v_LBSGK[0, :, : cache.length]
-    arguments = {name: t.detach() for name, t in layer.arguments.items()} | {"k_BSGK": k_BSGK, "v_BSGK": v_BSGK}
+def _contract(layer: Layer, cache: KVCache, budget: Budget) -> str:
+    n = ends(len(cache.k_LBSGK[0]))
+    k_BSGK, v_BSGK = cache.k_LBSGK[0, n, : cache.length], cache.v_LBSGK[0, n, : cache.length]
+    arguments = layer.arguments | {"x_B1D": layer.arguments["x_B1D"][n], "k_BSGK": k_BSGK, "v_BSGK": v_BSGK}
+    arguments = {name: t.detach() for name, t in arguments.items()}
     # Only the output is compared.
     arguments["grad_BTHK"] = torch.zeros_like(arguments["x_B1D"])
-    return held(Candidate(arm.name, layer.candidate), layer.reference, arguments, budget)
+    return held(lambda **_: of_ends(layer.step()), layer.reference, arguments, budget)
 
 
 def _room_to_compile(plan: DecodePlan) -> object:
@@ -219,5 +212,5 @@ def _room_to_compile(plan: DecodePlan) -> object:
         return nullcontext()
     import torch._dynamo
 
-    # Each gate is compiled for the checked and for every timed shape, and the default limit is 8 in all.
+    # Each gate is compiled for every shape, and the default limit is 8 in all.
     return torch._dynamo.config.patch(recompile_limit=64)

@@ -2,7 +2,7 @@
 
 Notable: on CUDA a work is one captured graph of as many layers as fit, each with a cache of its own, so that nothing of a cache
 is in L2; a time is that of a layer. The floor is a layer's keys and values read once. Peers that are compiled are candidates on
-CUDA alone.
+CUDA alone. Each is held to the numeric contract through `gated_attention`, behind the cache that it is timed on.
 """
 
 from collections.abc import Callable
@@ -17,17 +17,16 @@ from torch import Tensor
 from ..config.gate import GateSpec
 from ..nn.cache import KVCache
 from ..ops.gate_apply import apply_gate
+from ..ops.gated_attention import gated_attention
 from ..ops.gated_decode import choose, gated_decode
 from .candidates import Call, Candidate
 from .captured import captured
 from .floors import Rates
-from .ops import held
+from .held import held
 from .plan import DecodePlan
 from .timing import Budget, Timing, Work, take_turns
 
 WORK = "one query, attention alone"
-_CHECKED = 1024  # tokens in the contract's cache, at most; the kernels cut so many into several parts
-Contracts = dict[tuple[str, str], str]
 Made = dict[tuple[str, str], Candidate]
 
 
@@ -47,27 +46,39 @@ def candidates(plan: DecodePlan) -> Made:
     return own | peers
 
 
-def contracts(plan: DecodePlan, made: Made, budget: Budget) -> Contracts:
-    """Of two sequences behind a short cache, as long as the shortest that is timed or less."""
-    length = min(_CHECKED, *plan.cache)
-    found = {}
-    for (word, name), candidate in made.items():
-        normal = partial(torch.randn, device=plan.device, dtype=getattr(torch, plan.dtype))
-        narrow = (2, length, plan.kv_heads, plan.head_dim)
-        arguments = {"q_B1HK": normal(2, 1, plan.heads, plan.head_dim), "logits": _logits(plan, word, 2)}
-        arguments |= {"k_BSGK": normal(*narrow), "v_BSGK": normal(*narrow)}
-        # There is no gradient to compare.
-        arguments["grad_BTHK"] = torch.zeros_like(arguments["q_B1HK"])
-        found[word, name] = held(candidate, partial(_own, spec=_spec(word), impl="reference"), arguments, budget)
-    return found
+def ends(batch: int) -> list[int]:
+    """The sequences that are held to the contract: the first, one in the middle and the last."""
+    return sorted({0, batch // 2, batch - 1})
 
 
-def rows_of(plan: DecodePlan, batch: int, length: int, contracts: Contracts, made: Made) -> list[Timing]:
-    """Not timed yet."""
+def of_ends(out_BTN: Tensor) -> Tensor:
+    """Their output, none of it a number where some of all is not finite."""
+    kept = out_BTN[ends(len(out_BTN))]
+    return kept if out_BTN.isfinite().all() else torch.full_like(kept, torch.nan)
+
+
+@torch.no_grad()
+def _contract(call: Call, given: dict[str, Any], word: str, budget: Budget) -> str:
+    """Of what is timed, given what it is timed on."""
+    n = ends(len(given["q_B1HK"]))
+    few = {name: t[n] for name, t in given.items() if t is not None}
+    # There is no gradient to compare.
+    few["grad_BTHK"] = torch.zeros_like(few["q_B1HK"])
+    return held(lambda **_: of_ends(call(**given)), partial(_whole, spec=_spec(word)), few, budget)
+
+
+def _whole(
+    q_B1HK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, logits: Tensor | None = None, *, spec: GateSpec | None
+) -> Tensor:
+    return gated_attention(q_B1HK, k_BSGK, v_BSGK, logits, spec, impl="reference")
+
+
+def rows_of(plan: DecodePlan, batch: int, length: int, made: Made) -> list[Timing]:
+    """Not timed yet, nor held to the contract."""
     rows = []
     for (word, name), candidate in made.items():
         row = layer_or_attention(plan, batch, length, word, name, WORK)
-        rows.append(replace(row, contract=contracts[word, name], is_own=candidate.is_own))
+        rows.append(replace(row, is_own=candidate.is_own))
     return rows
 
 
@@ -82,7 +93,7 @@ def layer_or_attention(plan: DecodePlan, batch: int, length: int, gate: str, nam
 def timed(
     plan: DecodePlan, rows: list[Timing], made: Made, cache: KVCache, rates: Rates, budget: Budget, *, share: float
 ) -> list[Timing]:
-    """The rows with their times, in turns; all layers of the cache are read."""
+    """The rows with their times, in turns, of what holds the contract; all layers of the cache are read."""
     n_layers, batch, length = *cache.k_LBSGK.shape[:2], cache.length
     caches = [
         (k_BSGK[:, :length], v_BSGK[:, :length]) for k_BSGK, v_BSGK in zip(cache.k_LBSGK, cache.v_LBSGK, strict=True)
@@ -90,10 +101,13 @@ def timed(
     q_B1HK = torch.randn(batch, 1, plan.heads, plan.head_dim, device=plan.device, dtype=cache.k_LBSGK.dtype)
     logits = {word: _logits(plan, word, batch) for word in plan.gates}
     floor_ms = rates.ms(2 * caches[0][0].numel() * q_B1HK.element_size(), 0)
-    works = {}
+    works, contracts = {}, {}
     for row in rows:
-        if row.contract == "holds":
-            step = partial(_all_layers, made[row.gate, row.candidate].call, q_B1HK, caches, logits[row.gate])
+        call, (k_BSGK, v_BSGK) = made[row.gate, row.candidate].call, caches[0]
+        given = {"q_B1HK": q_B1HK, "k_BSGK": k_BSGK, "v_BSGK": v_BSGK, "logits": logits[row.gate]}
+        contracts[_key(row)] = _contract(call, given, row.gate, budget)
+        if contracts[_key(row)] == "holds":
+            step = partial(_all_layers, call, q_B1HK, caches, logits[row.gate])
             run = captured(step) if plan.device == "cuda" else partial(_called, step)
             works[_key(row)] = Work(run, floor_ms=n_layers * floor_ms, is_first=row.is_own)
     turns = take_turns(works, torch.device(plan.device), budget=budget, share=share)
@@ -102,9 +116,9 @@ def timed(
     for row in rows:
         times = turns.times.get(_key(row))
         if times is None:
-            out.append(replace(row, contract=turns.failed.get(_key(row), row.contract)))
+            out.append(replace(row, contract=turns.failed.get(_key(row), contracts[_key(row)])))
             continue
-        row = row.timed(times, floor_ms=floor_ms, scale=1 / n_layers)
+        row = replace(row, contract="holds").timed(times, floor_ms=floor_ms, scale=1 / n_layers)
         # Of what is replayed nothing is allocated.
         row = replace(row, at=row.at | {"layers": n_layers}, peak_mib=None)
         out.append(row if base is None else row.over(times, base, "ungated"))
@@ -140,10 +154,8 @@ def _empty(plan: DecodePlan, n_heads: int) -> Tensor:
     return torch.empty(1, 1, n_heads, plan.head_dim, device=plan.device, dtype=getattr(torch, plan.dtype))
 
 
-def _own(
-    q_B1HK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, logits: Tensor | None, *, spec: GateSpec | None, impl: str = "auto"
-) -> Tensor:
-    return gated_decode(q_B1HK, k_BSGK, v_BSGK, logits, spec, impl=impl)
+def _own(q_B1HK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, logits: Tensor | None, *, spec: GateSpec | None) -> Tensor:
+    return gated_decode(q_B1HK, k_BSGK, v_BSGK, logits, spec)
 
 
 def _sdpa(q_B1HK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, logits: Tensor | None, *, spec: GateSpec | None) -> Tensor:

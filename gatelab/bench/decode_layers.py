@@ -27,11 +27,10 @@ _THETA = 10_000.0
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer's step with a cache that is not advanced, so that every step is the same one; `candidate` and `reference` are
-    functions of weights, input and cache, for the contract."""
+    """A layer's step with a cache that is not advanced, so that every step is the same one; `reference` is a function of
+    weights, input and cache, for the contract."""
 
     step: Step
-    candidate: Callable[..., Tensor]
     reference: Callable[..., Tensor]
     arguments: dict[str, Tensor]
     n_weights: int
@@ -59,13 +58,7 @@ def own(plan: DecodePlan, gate: str, cache: KVCache, *, width: int) -> Layer:
     x_B1D = _input(plan, len(cache.k_LBSGK[0]), width)
     arguments = dict(layer.named_parameters()) | {"x_B1D": x_B1D}
     n_weights = sum(p.numel() for p in layer.parameters())
-    return Layer(
-        partial(_step, layer, x_B1D, cache),
-        partial(_through, layer),
-        partial(_through, reference),
-        arguments,
-        n_weights,
-    )
+    return Layer(partial(_step, layer, x_B1D, cache), partial(_through, reference), arguments, n_weights)
 
 
 def qwen3_next(plan: DecodePlan, cache: KVCache) -> Layer:
@@ -90,9 +83,8 @@ def qwen3_next(plan: DecodePlan, cache: KVCache) -> Layer:
     kept = _kept(cache.k_LBSGK[0, :, : cache.length], cache.v_LBSGK[0, :, : cache.length])
     arguments = dict(layer.named_parameters()) | {"x_B1D": x_B1D}
     n_weights = sum(p.numel() for p in layer.parameters())
-    theirs = partial(_through_theirs, layer, turns)
     step = partial(_step_of_theirs, layer, turns, x_B1D, kept, (kept.layers[0].keys, kept.layers[0].values))
-    return Layer(step, theirs, partial(_as_ours, _ready(plan, reference), (H, K)), arguments, n_weights)
+    return Layer(step, partial(_as_ours, _ready(plan, reference), (H, K)), arguments, n_weights)
 
 
 def _made(plan: DecodePlan, gate: str, max_seq_len: int, width: int, *, impl: str = "auto") -> GatedAttention:
@@ -118,7 +110,9 @@ def _input(plan: DecodePlan, batch: int, width: int) -> Tensor:
 
 @torch.no_grad()
 def _step(layer: GatedAttention, x_B1D: Tensor, cache: KVCache) -> Tensor:
-    return layer(x_B1D, cache=cache)
+    out_B1D = layer(x_B1D, cache=cache)
+    cache.advance(0)  # so that the next step is the same one
+    return out_B1D
 
 
 @torch.no_grad()
@@ -156,13 +150,6 @@ def _step_of_theirs(
 ) -> Tensor:
     kept.layers[0].keys, kept.layers[0].values = before
     return layer(x_B1D, turns, None, past_key_values=kept)[0]
-
-
-@torch.no_grad()
-def _through_theirs(
-    layer: nn.Module, turns: tuple[Tensor, Tensor], x_B1D: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, **weights: Tensor
-) -> Tensor:
-    return functional_call(layer, weights, (x_B1D, turns, None), {"past_key_values": _kept(k_BSGK, v_BSGK)})[0]
 
 
 def _as_ours(

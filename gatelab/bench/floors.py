@@ -59,9 +59,16 @@ def gate_bytes(tensor_bytes: int, granularity: str, work: str, *, more_passes: i
     return tensor_bytes * (passes + more_passes * ("backward" in parts))
 
 
-def attention_ms(rates: Rates, *, B: int, T: int, H: int, G: int, K: int, itemsize: int, work: str) -> float:
-    """Causal attention: 2 B H T² K operations forward and 2.5 times as many backward, or each tensor moved once."""
-    flops, queries, keys = 2 * B * H * T * T * K, B * T * H * K * itemsize, B * T * G * K * itemsize
+def attention_ms(
+    rates: Rates, *, B: int, T: int, H: int, G: int, K: int, itemsize: int, work: str, pairs: float | None = None
+) -> float:
+    """Causal attention: 2 B H T² K operations forward and 2.5 times as many backward, or each tensor moved once. `pairs`: of a
+    query and a key that it sees, where they are not T²/2 in a sequence."""
+    flops, queries, keys = (
+        4 * B * H * (T * T / 2 if pairs is None else pairs) * K,
+        B * T * H * K * itemsize,
+        B * T * G * K * itemsize,
+    )
     forward = rates.ms(2 * queries + 2 * keys, flops)
     # Read q, k, v, o and its gradient, write those of q, k and v.
     backward = rates.ms(4 * queries + 4 * keys, 2.5 * flops)

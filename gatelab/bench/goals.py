@@ -36,7 +36,8 @@ def _keeping(row: Timing, device: str) -> bool:
 
 def _op(granularity: str) -> Callable[[Timing, str], bool]:
     def applies(row: Timing, device: str) -> bool:
-        is_shape = row.at.get("length", 0) >= 4096 and row.at.get("head_dim") == 128
+        is_plain = not {"window", "documents"} & row.at.keys()
+        is_shape = is_plain and row.at.get("length", 0) >= 4096 and row.at.get("head_dim") == 128
         is_whole = row.what == "ops" and row.work == "forward + backward"
         return is_whole and is_shape and row.at.get("granularity") == granularity and "fastest_own" in row.at
 

@@ -5,8 +5,8 @@ moment, which after one step is the gradient alone, so that captured and stacked
 reference's in a wider type, and the plain path the reference's in the arm's own type, uncompiled; an arm may err twice as much
 as the plain path (`ops.contract`), in its loss and norm also twice as much as that path's whole gradient does, since the
 errors of one number may cancel. The gradient is judged by kind of weight, all layers together; of experts and routers only its
-norm is, since rounding changes what a router chooses, and how often is chance. The reference makes whole matrices, and computes
-each block again in the backward pass.
+norm is, since rounding changes what a router chooses, and how often is chance. Of many runs at once some are held, each to its
+own step alone. The reference makes whole matrices, and computes each block again in the backward pass.
 """
 
 import gc
@@ -27,6 +27,7 @@ from ..train.group import Group
 from ..train.loop import train
 from ..train.optim import begin_state
 from .room import no_room
+from .timing import Budget
 
 _WIDER = {torch.bfloat16: torch.float32, torch.float16: torch.float32, torch.float32: torch.float64}
 # As in `ops.contract`: sums in another order.
@@ -39,7 +40,7 @@ _SHARE = 0.25
 
 @dataclass(frozen=True)
 class FirstStep:
-    """Loss and gradient norm of the first run of a group, its gradient by kind of weight, and the kinds that depend on choices."""
+    """Loss and gradient norm of a run, its gradient by kind of weight, and the kinds that depend on choices."""
 
     loss: float
     norm: float
@@ -47,15 +48,20 @@ class FirstStep:
     chosen: frozenset[str]
 
 
-def first_step(group: Group, step: Step) -> FirstStep:
-    """Of a group that has taken one step."""
-    member = group.members[0]
+def judged_runs(n: int) -> list[int]:
+    """Which of so many runs at once are held to the contract: the first, one in the middle and the last."""
+    return sorted({0, n // 2, n - 1})
+
+
+def first_step(group: Group, step: Step, i: int = 0) -> FirstStep:
+    """Of the run i of a group that has taken one step."""
+    member = group.members[i]
     if group.stack is None:
         begin_state(member.model, member.optimizer)  # of what got no gradient
     else:
         group.stack.publish(1)
     clip, (beta, _) = member.run.optim.clip, member.run.optim.betas
-    norm = step.grad_norm[0]
+    norm = step.grad_norm[i]
     # Undoes the clipping and the mean.
     scale = max(1.0, (norm + 1e-6) / clip if clip else 1.0) / (1 - beta)
     kinds: dict[str, list[Tensor]] = {}
@@ -64,7 +70,7 @@ def first_step(group: Group, step: Step) -> FirstStep:
         kinds.setdefault(kind, []).append(member.optimizer.state[p]["exp_avg"].flatten())
     gradients = {kind: scale * torch.cat(parts).cpu() for kind, parts in kinds.items()}
     chosen = {kind for kind in kinds if ".mlp." in kind} if member.run.model.moe is not None else set()
-    return FirstStep(step.loss[0], norm, gradients, frozenset(chosen))
+    return FirstStep(step.loss[i], norm, gradients, frozenset(chosen))
 
 
 class Unstacked(Group):
@@ -73,16 +79,19 @@ class Unstacked(Group):
     is_stacked = False
 
 
-def references(run: Run, execution: Execution, dtype: torch.dtype, device: str) -> tuple[FirstStep, FirstStep]:
-    """The truth and the plain path of a run's first step; nothing of their models stays on the device.
+def references(
+    run: Run, execution: Execution, dtype: torch.dtype, device: str, until: Budget
+) -> tuple[FirstStep, FirstStep]:
+    """The truth and the plain path of a run's first step, alone; nothing of their models stays on the device.
 
     Args:
-        run: the arm's first.
+        run: one of the arm's.
         execution: the arm's.
         dtype: that the arm computes in.
 
     Raises:
         MemoryError: where even one sequence's matrices do not fit.
+        TimeoutError: when the time is over before both are there.
     """
     n = matrix_bytes(run.model, run.train.seq_len)
     if why := no_room(n, device):
@@ -92,7 +101,7 @@ def references(run: Run, execution: Execution, dtype: torch.dtype, device: str) 
     plainly = execution.model_copy(
         update={"attention": "reference", "compile": "off", "group": 1, "micro_batch": micro_batch}
     )
-    truth, plain = (_step(run, plainly, each) for each in (_WIDER[dtype], dtype))
+    truth, plain = (_step(run, plainly, each, until) for each in (_WIDER[dtype], dtype))
     gc.collect()  # blocks that know how they are recomputed know themselves
     if device == "cuda":
         torch.cuda.empty_cache()
@@ -130,8 +139,11 @@ def _norm(values: Tensor) -> float:
     return torch.linalg.vector_norm(values, dtype=torch.float64).item()
 
 
-def _step(run: Run, execution: Execution, dtype: torch.dtype) -> FirstStep:
+def _step(run: Run, execution: Execution, dtype: torch.dtype, until: Budget) -> FirstStep:
+    # A model may take long to be made, to take its step, and to be read.
+    until.check()
     group = Unstacked([run], execution)
+    until.check()
     model = group.members[0].model
     if dtype == torch.float64:
         model.double()
@@ -139,4 +151,6 @@ def _step(run: Run, execution: Execution, dtype: torch.dtype) -> FirstStep:
     for stack in model.config.architecture.stacks:
         for block in getattr(model, stack.blocks):
             block.forward = partial(checkpoint, block.forward, use_reentrant=False)
-    return first_step(group, next(train(group)))
+    step = next(train(group))
+    until.check()
+    return first_step(group, step)

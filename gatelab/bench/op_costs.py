@@ -5,6 +5,7 @@ import torch
 from ..config.gate import GateSpec
 from .floors import Rates, attention_ms, gate_bytes
 from .plan import OpsPlan
+from .seen import Seen
 from .timing import Timing
 
 
@@ -20,9 +21,10 @@ def own_op_ms(plan: OpsPlan, rates: Rates, row: Timing) -> float | None:
 
 
 def ungated_ms(plan: OpsPlan, rates: Rates, work: str) -> float:
-    """Attention, causal."""
+    """Attention, causal, of the pairs of a query and a key that it sees."""
     heads = {"H": plan.heads, "G": plan.kv_heads, "K": plan.head_dim}
-    return attention_ms(rates, B=plan.batch, T=plan.length, **heads, itemsize=_itemsize(plan), work=work)
+    sizes = {"B": plan.batch, "T": plan.length, **heads, "itemsize": _itemsize(plan)}
+    return attention_ms(rates, **sizes, work=work, pairs=Seen.of(plan).pairs)
 
 
 def gate_ms(plan: OpsPlan, rates: Rates, row: Timing) -> float:
@@ -47,13 +49,20 @@ def matrix_bytes(plan: OpsPlan) -> int:
     return 3 * 4 * plan.tokens * plan.length * plan.heads
 
 
+def checked_gate_bytes(plan: OpsPlan) -> int:
+    """What the contract of the gate alone holds in float64: its arguments, its output, and the gradients of all three."""
+    return 6 * 8 * plan.tokens * plan.heads * plan.head_dim
+
+
 def all_bytes(plan: OpsPlan) -> int:
-    """What is there at once: the arguments of every gate, the gradients of one, and a layer's weights with theirs."""
+    """What is there at once: the arguments of every gate, the gradients of one, a layer's weights with theirs, and a mask of what
+    is not plain."""
     ungated = 2 * _of_queries(plan) * (plan.heads + plan.kv_heads) // plan.heads
     granularities = [GateSpec.parse(word).granularity for word in plan.gates if word != "none"]
     logits = sum(logits_bytes(plan, granularity) for granularity in granularities)
     weights = 2 * 4 * 12 * (plan.heads * plan.head_dim) ** 2
-    return (len(plan.gates) + 1) * ungated + logits + weights
+    mask = 0 if Seen.of(plan).is_plain else plan.length**2
+    return (len(plan.gates) + 1) * ungated + logits + weights + mask
 
 
 def _gate_ms(plan: OpsPlan, rates: Rates, row: Timing, more_passes: int) -> float:

@@ -4,7 +4,7 @@ Notable: everything of the shape is timed in every round, ungated and gated, so 
 fastest of all ungated candidates. What a goal is about, and what it is about the ratio to, comes first and has rounds of its
 own before any other is held to the contract or compiled. All are given slices of one packed projection, as a layer with
 `execution.packed` has them, and what they copy of these is their own time. A candidate is first held to the numeric contract on
-shorter sequences of the same type and heads; one that fails is not timed. Forward passes keep what a backward pass needs.
+what it is timed on (`held`); one that fails is not timed. Forward passes keep what a backward pass needs.
 """
 
 from collections.abc import Callable
@@ -19,23 +19,35 @@ from ..config.architecture import Stack
 from ..config.gate import GateSpec
 from ..config.model import ModelConfig
 from ..models.block import Block, Pass
-from ..ops.contract import check
 from ..ops.gate_apply import apply_gate
-from ..ops.gated_attention import gated_attention
 from .candidates import Candidate, attention_candidates, gate_candidates
 from .floors import Rates
+from .held import HeldAttention, held
 from .kept import bytes_kept
-from .op_costs import all_bytes, gate_ms, logits_bytes, matrix_bytes, op_ms, own_gate_ms, own_op_ms, ungated_ms
+from .op_costs import (
+    all_bytes,
+    checked_gate_bytes,
+    gate_ms,
+    logits_bytes,
+    matrix_bytes,
+    op_ms,
+    own_gate_ms,
+    own_op_ms,
+    ungated_ms,
+)  # fmt: skip
 from .plan import OpsPlan
 from .room import no_room
-from .slices import Arguments, drawn, on_sliced_logits, on_slices
-from .timing import OVER, Budget, Timing, Turns, Work, take_turns, why_not
+from .seen import Seen
+from .slices import Arguments, drawn, on_sliced_logits
+from .timing import Budget, Timing, Turns, Work, take_turns
 
 NOTE = (
     "Layout: queries, keys, values and logits are slices of one packed projection's output, rows of [q, k, v, logits], for every "
     "candidate and in both tables; copies that one needs of them are its own time; outputs are [B, T, H, K], and gradients are "
-    "not joined again. Floors: attention at the product's rate, 2 B H T² K operations forward and 2.5 times as many backward, or "
-    "each tensor moved once where that takes longer; and the gate's own kernels, 3 passes over a tensor as large as the output "
+    "not joined again. With a window or documents who takes neither is given a mask that was made before; gatelab sdpa makes its "
+    "own in its own time. Floors: attention at the product's rate, 2 B H T² K operations forward (4 B H K a pair of a query and a "
+    "key that it sees, with a window or documents) and 2.5 times as many backward, or each tensor moved once where that takes "
+    "longer; and the gate's own kernels, 3 passes over a tensor as large as the output "
     "forward and 5 backward (elementwise), 2 and 3 (headwise), 1 fewer where a headwise gate goes in with the log-sum-exp; a pass "
     "that a candidate makes beside these, to recover the output, is no part of the floor and is in own traffic. Kept: q, k, v, "
     "logits, output and what the forward pass saves, each storage once. Peers that are compiled are timed on CUDA alone, and on a "
@@ -43,7 +55,6 @@ NOTE = (
     "Qwen3-Next is our reading of its attention between the projections."
 )
 BOTH = "forward + backward"
-_CHECKED = 256  # tokens of the contract's sequences, at most
 
 
 def measure(plan: OpsPlan, rates: Rates, budget: Budget, tell: Callable[[str], None]) -> list[Timing]:
@@ -51,47 +62,48 @@ def measure(plan: OpsPlan, rates: Rates, budget: Budget, tell: Callable[[str], N
     if why := no_room(all_bytes(plan), plan.device):
         return _refused(plan, why)
     with _room_to_compile(plan):
-        alone = _gate_alone(plan, rates, budget, tell)
+        # The gate alone is what it is, whatever a query sees.
+        alone = _gate_alone(plan, rates, budget, tell) if Seen.of(plan).is_plain else []
         return [*_attention(plan, rates, budget, tell), *alone]
 
 
 def _refused(plan: OpsPlan, why: str) -> list[Timing]:
     """The rows of own implementations and peers, none of which is run."""
-    device, rows = torch.device(plan.device), []
+    seen, rows = Seen.of(plan), []
     for word in plan.gates:
         spec = None if word == "none" else GateSpec.parse(word)
-        for c in attention_candidates(spec, device, length=plan.length):
+        for c in attention_candidates(spec, seen):
             rows += [_row("ops", plan, spec, c, work, why) for work in ("forward", BOTH)]
-        for c in [] if spec is None else gate_candidates(spec, device):
+        for c in gate_candidates(spec, seen.device) if spec is not None and seen.is_plain else []:
             rows += [_row("gate", plan, spec, c, work, why) for work in ("forward", "backward")]
     return rows
 
 
 def _attention(plan: OpsPlan, rates: Rates, budget: Budget, tell: Callable[[str], None]) -> list[Timing]:
-    device = torch.device(plan.device)
+    seen = Seen.of(plan)
     rows: list[Timing] = []
     works: dict[str, Work] = {}
     ranks: dict[str, tuple[bool, bool, int]] = {}
     kept: dict[str, Callable[[], float | None]] = {}
     for word in plan.gates:
         spec = None if word == "none" else GateSpec.parse(word)
-        short = drawn(plan, spec, batch=min(plan.batch, 2), length=min(plan.length, _CHECKED))
-        long = drawn(plan, spec, batch=plan.batch, length=plan.length)
-        for i, c in enumerate(attention_candidates(spec, device, length=plan.length)):
-            contract = cache(partial(_contract, plan, spec, c, short, budget, tell))
+        given = drawn(plan, spec, batch=plan.batch, length=plan.length)
+        checked = HeldAttention(plan, spec, given, budget)
+        for i, c in enumerate(attention_candidates(spec, seen)):
+            contract = cache(partial(_contract, plan, spec, c, checked, tell))
             for work in ("forward", BOTH):
                 row = _row("ops", plan, spec, c, work, "holds")
                 rows.append(row)
-                run, floor_ms = partial(_run, c.call, long, work), op_ms(plan, rates, row)
+                run, floor_ms = partial(_run, c.call, given, work), op_ms(plan, rates, row)
                 works[_key(row)] = Work(run, floor_ms=floor_ms, refused=contract, is_first=c.is_first)
                 ranks[_key(row)] = not c.is_first, not c.is_own, i
                 if c.is_own:
-                    kept[_key(row)] = partial(_kept_mib, c.call, long)
+                    kept[_key(row)] = partial(_kept_mib, c.call, given)
     works = {key: works[key] for key in sorted(works, key=ranks.__getitem__)}
     tell(f"timing a layer and {len(works)} passes of attention")
     layer, layer_work = _layer(plan, rates)
     # The layer behind what is first, since it is compiled: of it every row needs the time.
-    turns = take_turns({**works, _key(layer): layer_work}, device, budget=budget)
+    turns = take_turns({**works, _key(layer): layer_work}, seen.device, budget=budget)
     kept_mib = {key: kept[key]() for key in kept if key in turns.times and key.endswith(BOTH)}
     layer_times = turns.times.get(_key(layer))
     best = {w: _fastest(turns, [r for r in rows if r.work == w and r.gate == "none"]) for w in ("forward", BOTH)}
@@ -122,14 +134,13 @@ def _attention(plan: OpsPlan, rates: Rates, budget: Budget, tell: Callable[[str]
 
 
 def _contract(
-    plan: OpsPlan, spec: GateSpec | None, c: Candidate, short: Arguments, budget: Budget, tell: Callable[[str], None]
+    plan: OpsPlan, spec: GateSpec | None, c: Candidate, checked: HeldAttention, tell: Callable[[str], None]
 ) -> str:
     """Why a candidate is not timed, or nothing."""
     if why := no_room(matrix_bytes(plan), plan.device) if c.has_matrices else "":
         return why
     tell(f"the contract: {'none' if spec is None else spec.slug}, {c.name}")
-    sliced = replace(c, call=partial(on_slices, c.call))
-    verdict = held(sliced, partial(gated_attention, gate=spec, impl="reference"), short, budget)
+    verdict = checked.verdict(c)
     return "" if verdict == "holds" else verdict
 
 
@@ -139,17 +150,17 @@ def _gate_alone(plan: OpsPlan, rates: Rates, budget: Budget, tell: Callable[[str
         if word == "none":
             continue
         spec = GateSpec.parse(word)
-        drawn_short = drawn(plan, spec, batch=min(plan.batch, 2), length=min(plan.length, _CHECKED))
-        drawn_long = drawn(plan, spec, batch=plan.batch, length=plan.length)
+        all_given = drawn(plan, spec, batch=plan.batch, length=plan.length)
+        why = no_room(checked_gate_bytes(plan), plan.device)
         for c in gate_candidates(spec, device):
-            short, long = _of_gate(drawn_short, c), _of_gate(drawn_long, c)
-            sliced = replace(c, call=partial(on_sliced_logits, c.call))
-            contract = held(sliced, partial(apply_gate, spec=spec), short, budget)
+            given = _of_gate(all_given, c)
+            sliced = partial(on_sliced_logits, c.call)
+            contract = why or held(sliced, partial(apply_gate, spec=spec), given, budget)
             for work in ("forward", "backward"):
                 row = _row("gate", plan, spec, c, work, contract)
                 rows.append(row)
                 if contract == "holds":
-                    works[_key(row)] = _gate_work(c.call, long, work, gate_ms(plan, rates, row))
+                    works[_key(row)] = _gate_work(c.call, given, work, gate_ms(plan, rates, row))
     tell(f"timing {len(works)} passes of the gate alone")
     turns = take_turns(works, device, budget=budget, share=0.25)
     out = []
@@ -173,32 +184,22 @@ def _room_to_compile(plan: OpsPlan) -> AbstractContextManager[object]:
         return nullcontext()
     import torch._dynamo
 
-    # Each gate is compiled for the checked and for the timed shape, and the default limit is 8 in all.
+    # Each gate is compiled for what is checked and for what is timed, and the default limit is 8 in all.
     return torch._dynamo.config.patch(recompile_limit=64)
-
-
-def held(candidate: Candidate, reference: Callable[..., Tensor], arguments: Arguments, budget: Budget) -> str:
-    """`holds`, `FAIL` with the worst tensor, or why it could not be held to the contract."""
-    if not budget.left:
-        return OVER
-    try:
-        broken = [v for v in check(candidate.call, reference, arguments) if not v.holds]
-    except Exception as error:
-        return why_not(error)
-    if not broken:
-        return "holds"
-    worst = max(broken, key=lambda v: v.error / v.allowed)
-    return f"FAIL {worst.tensor}: error {worst.error:.2g}, allowed {worst.allowed:.2g}"
 
 
 def _row(what: str, plan: OpsPlan, spec: GateSpec | None, c: Candidate, work: str, contract: str) -> Timing:
     heads = f"{plan.heads}/{plan.kv_heads}×{plan.head_dim}"
     at = {name: getattr(plan, name) for name in ("tokens", "length", "heads", "kv_heads", "head_dim", "dtype")}
+    at |= {} if plan.window is None else {"window": plan.window}
+    at |= {} if plan.documents == 1 else {"documents": plan.documents}
     at |= {} if spec is None else {"granularity": spec.granularity}
     at |= {"more_passes": c.more_passes} if c.more_passes else {}
     at |= {"is_operator": True} if c.is_operator else {}
     gate = "none" if spec is None else spec.slug
     shape = f"{plan.batch} × {plan.length:,}, {heads}, {plan.dtype}"
+    shape += "" if plan.documents == 1 else f", {plan.documents} documents"
+    shape += "" if plan.window is None else f", window {plan.window:,}"
     return Timing(what, shape, gate, c.name, work, contract, is_own=c.is_own, at=at)
 
 
@@ -248,7 +249,12 @@ def _layer(plan: OpsPlan, rates: Rates) -> tuple[Timing, Work]:
     """The row and the pass of an ungated decoder layer as wide as the heads together; compiled on CUDA."""
     width, is_cuda = plan.heads * plan.head_dim, plan.device == "cuda"
     config = ModelConfig(
-        d_model=width, n_layers=1, n_heads=plan.heads, n_kv_heads=plan.kv_heads, head_dim=plan.head_dim
+        d_model=width,
+        n_layers=1,
+        n_heads=plan.heads,
+        n_kv_heads=plan.kv_heads,
+        head_dim=plan.head_dim,
+        window=plan.window,
     ).resolved(256, plan.length)
     block = Block(config, Stack("blocks", "self"), 0).to(plan.device)
     layer = torch.compile(block, dynamic=False) if is_cuda else block
@@ -257,6 +263,7 @@ def _layer(plan: OpsPlan, rates: Rates) -> tuple[Timing, Work]:
     leaves = [x_BTD.requires_grad_(), *block.parameters()]
     floor_ms = rates.ms(0, 6 * plan.tokens * sum(p.numel() for p in block.parameters() if p.dim() == 2))
     floor_ms += ungated_ms(plan, rates, BOTH)
-    work = Work(lambda _: torch.autograd.grad(layer(x_BTD, Pass()), leaves, grad_BTD), floor_ms=floor_ms, is_first=True)
+    given = Pass(Seen.of(plan).given.get("segment_ids_BT"))
+    work = Work(lambda _: torch.autograd.grad(layer(x_BTD, given), leaves, grad_BTD), floor_ms=floor_ms, is_first=True)
     candidate = Candidate("a decoder layer, compiled" if is_cuda else "a decoder layer", layer)
     return _row("layer", plan, None, candidate, BOTH, ""), work

@@ -89,16 +89,23 @@ class _Heads(Plan):
 
 
 class OpsPlan(_Heads):
-    """The op of gated attention: `tokens` in all, in sequences of `length`."""
+    """The op of gated attention: `tokens` in all, in sequences of `length`, each of so many documents that do not see each
+    other; with a `window` a query sees so many keys, its own included."""
 
     tokens: Positive
     length: Positive
+    window: Positive | None = None
+    documents: Positive = 1
 
     @model_validator(mode="after")
     def _whole(self) -> "OpsPlan":
         if self.tokens % self.length:
             raise ValueError(
                 f"tokens={self.tokens} is not a number of whole sequences of length={self.length}; take a multiple"
+            )
+        if self.documents > self.length:
+            raise ValueError(
+                f"documents={self.documents} are more than the {self.length} tokens of a sequence; take as many at most"
             )
         return self
 
@@ -222,12 +229,14 @@ def size(word: str) -> ModelConfig:
     if word in SIZES:
         return SIZES[word].model
     numbers = word.split("x")
-    if len(numbers) != 4 or not all(n.isdecimal() and int(n) for n in numbers):
+    if len(numbers) != 4 or not all(n.isascii() and n.isdecimal() and int(n) for n in numbers):
         raise ValueError(
             f"size {word!r}: expected one of {', '.join(SIZES)}, or width x layers x heads x vocabulary, such as "
             "128x4x4x256"
         )
     d_model, n_layers, n_heads, vocab_size = map(int, numbers)
+    if vocab_size < 2:
+        raise ValueError(f"size {word!r}: of a vocabulary of {vocab_size} nothing is to be predicted; take 2 at least")
     if d_model % (2 * n_heads):
         raise ValueError(
             f"size {word!r}: {d_model} channels are no even number a head for {n_heads} heads; take others"

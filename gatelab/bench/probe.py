@@ -17,9 +17,8 @@ from torch.func import functional_call
 from ..config.base import ConfigError
 from ..probes.anywhere import MIN_QUERIES
 from ..probes.external import observe
-from .candidates import Candidate
 from .floors import Rates
-from .ops import held
+from .held import held
 from .plan import ProbePlan
 from .room import no_room
 from .timing import Budget, Timing, Work, take_turns, wall_clock
@@ -160,7 +159,7 @@ def _contract(model: nn.Module, budget: Budget) -> str:
         arguments = {name: p.detach() for name, p in model.named_parameters()}
         arguments |= {"grad_BTHK": torch.zeros(shape, device=model.device, dtype=model.dtype)}
         watched, whole = (partial(way, model, ids_BT, statistic) for way in (_watched, _of_matrices))
-        said = held(Candidate("probes", watched), whole, arguments, budget)
+        said = held(watched, whole, arguments, budget)
         if said != "holds":
             return said.replace("output", statistic, 1)
     return said

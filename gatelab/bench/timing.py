@@ -39,7 +39,8 @@ class Work:
 
 
 Measure = Callable[[Work], float]
-OVER = "not run: the time was over; give more --seconds"
+_NOT_RUN = "not run: "
+OVER = f"{_NOT_RUN}the time was over; give more --seconds"
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,15 @@ class Budget:
     def share(self, share: float) -> "Budget":
         """A part of what is left."""
         return Budget(time.perf_counter() + share * self.left, self.asked)
+
+    def at_least(self, seconds: float) -> "Budget":
+        """The same, or so long from now on."""
+        return Budget(max(self.end, time.perf_counter() + seconds), self.asked)
+
+    def check(self) -> None:
+        """Raises TimeoutError when it is over, of which `why_not` makes `OVER`."""
+        if not self.left:
+            raise TimeoutError(OVER.removeprefix(_NOT_RUN))
 
     @property
     def left(self) -> float:
@@ -263,7 +273,7 @@ def why_not(error: Exception) -> str:
             torch.cuda.empty_cache()
         return "not run: out of memory"
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return f"not run: {lines[0][:200]}"
+    return f"{_NOT_RUN}{lines[0][:200]}"
 
 
 def _peak_bytes(work: Work, device: torch.device) -> int | None:

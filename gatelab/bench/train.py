@@ -26,7 +26,7 @@ from ..train.group import Group, pick_device, pick_dtype
 from ..train.loop import train
 from .floors import HOPPER_FLOPS, Rates
 from .goals import JUDGED_ON
-from .held_training import Unstacked, first_step, references, verdicts
+from .held_training import Unstacked, first_step, judged_runs, references, verdicts
 from .plan import TrainPlan, size
 from .room import no_room
 from .timing import OVER, RUNS, Budget, Timing, Work, take_turns, wall_clock, why_not
@@ -93,8 +93,9 @@ def _of_size(plan: TrainPlan, word: str, rates: Rates, budget: Budget, *, share:
     for i, arm in enumerate(arms):
         key, floor_ms = _key(arm.row), rates.ms(0, _flops(plan, arm) * plan.steps * arm.runs)
         why = no_room(_bytes(plan, arm), plan.device)
-        # Of its own steps one, and two of the reference's, are the contract's.
-        why = why or until.lacks((RUNS + 3 / plan.steps) * floor_ms / 1e3)
+        # Of its own steps one, and two of the reference's for every run that is held to them, are the contract's.
+        judged = (1 + 2 * len(judged_runs(arm.runs)) / arm.runs) / plan.steps
+        why = why or until.lacks((RUNS + judged) * floor_ms / 1e3)
         why = why or (OVER if i and not until.left else "")
         # What a peer takes to be compiled is not known before, and all others wait for it.
         why = why or (OVER if arm.peer and until.left < _BEGUN * whole else "")
@@ -103,7 +104,7 @@ def _of_size(plan: TrainPlan, word: str, rates: Rates, budget: Budget, *, share:
             contracts[key] = why
             continue
         try:
-            steps = _steps(plan, arm)
+            steps = _steps(plan, arm, until)
             contracts[key] = steps.contract()
         except Exception as error:
             contracts[key] = why_not(error)
@@ -114,7 +115,7 @@ def _of_size(plan: TrainPlan, word: str, rates: Rates, budget: Budget, *, share:
         else:
             steps.close()
     # However long the last took to be compiled, what is ready is timed.
-    until = Budget.of(max(until.left, until.asked / 10))
+    until = until.at_least(until.asked / 10)
     turns = take_turns(works, device, budget=until, measure=wall_clock(device))
     for steps in begun:
         steps.close()
@@ -174,9 +175,9 @@ def _peer(arm: _Arm, peer: str) -> _Arm:
     return replace(arm, row=replace(arm.row, candidate=candidate, is_own=False), peer=peer)
 
 
-def _steps(plan: TrainPlan, arm: _Arm) -> "_Steps | LlamaLoop":
+def _steps(plan: TrainPlan, arm: _Arm, until: Budget) -> "_Steps | LlamaLoop":
     if arm.peer != "transformers":
-        return _Steps(plan, arm)
+        return _Steps(plan, arm, until)
     (run,), _ = _runs(plan, arm)
     return LlamaLoop(run, torch.device(plan.device), plan.micro_batch)
 
@@ -184,8 +185,8 @@ def _steps(plan: TrainPlan, arm: _Arm) -> "_Steps | LlamaLoop":
 class _Steps:
     """The steps of a group, which is made when the first is asked for."""
 
-    def __init__(self, plan: TrainPlan, arm: _Arm):
-        self._plan, self._arm = plan, arm
+    def __init__(self, plan: TrainPlan, arm: _Arm, until: Budget):
+        self._plan, self._arm, self._until = plan, arm, until
         self._steps: Iterator[Step] | None = None
 
     def contract(self) -> str:
@@ -194,15 +195,25 @@ class _Steps:
         dtype = pick_dtype(runs[0].train.precision, pick_device(execution.device))
         try:
             # Before the arm's own model takes room.
-            truth, plain = references(runs[0], execution, dtype, self._plan.device)
+            wanted = {
+                i: references(runs[i], execution, dtype, self._plan.device, self._until) for i in judged_runs(len(runs))
+            }
+            self._until.check()
             group = _group(self._plan, self._arm)
             self._steps = train(group)
-            found = first_step(group, next(self._steps))
+            step = next(self._steps)
+            broken = [
+                (i, v)
+                for i, each in wanted.items()
+                for v in verdicts(first_step(group, step, i), *each, dtype)
+                if not v.holds
+            ]
         except Exception as error:
             return why_not(error)
-        broken = [v for v in verdicts(found, truth, plain, dtype) if not v.holds]
         if broken:
-            return f"FAIL {broken[0].tensor}: error {broken[0].error:.2g}, allowed {broken[0].allowed:.2g}"
+            i, v = broken[0]
+            of_run = f" of run {i}" if i else ""
+            return f"FAIL {v.tensor}{of_run}: error {v.error:.2g}, allowed {v.allowed:.2g}"
         return "holds" if group.is_stacked or self._arm.runs == 1 else "holds; not stacked, in turns"
 
     def take(self, n: int) -> None:

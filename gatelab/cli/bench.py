@@ -42,6 +42,8 @@ def ops(
     head_dim: int | None = None,
     gates: str | None = None,
     dtype: Literal["float32", "bfloat16", "float16"] | None = None,
+    window: int | None = None,
+    documents: int | None = None,
     common: Common = _COMMON,
 ) -> int:
     """Gated attention by every implementation and every peer that is installed, and the gate alone.
@@ -62,10 +64,14 @@ def ops(
         Joined by commas; none,sdpa-headwise,sdpa-elementwise unless stated. none is always among them.
     dtype:
         bfloat16 on a GPU and float32 elsewhere unless stated.
+    window:
+        Keys that a query sees, its own included; all earlier ones unless stated.
+    documents:
+        Of about equal length in each sequence, which do not see each other; one unless stated.
     """
     given = {
         "tokens": tokens, "length": length, "heads": heads, "kv_heads": kv_heads, "head_dim": head_dim,
-        "gates": gates, "dtype": dtype,
+        "gates": gates, "dtype": dtype, "window": window, "documents": documents,
     }  # fmt: skip
     return _carry_out("ops", given, common)
 

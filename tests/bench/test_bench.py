@@ -20,6 +20,7 @@ from gatelab.cli import _status
 from gatelab.config import ConfigError
 from gatelab.ops import gated_attention as op
 from gatelab.ops import gated_decode
+from gatelab.ops.gated_attention import flash
 
 SMALL = {
     "ops": ("--tokens", 24, "--length", 12, "--heads", 4, "--kv-heads", 2, "--head-dim", 8),
@@ -27,6 +28,7 @@ SMALL = {
     "decode": ("--batch", "1,2", "--cache", 9, "--heads", 4, "--kv-heads", 2, "--head-dim", 8),
     "probe": ("--length", 12),
 }
+SMALL_RUNS = {"sizes": "16x1x2x32", "context": 8, "tokens": 16, "steps": 1, "gates": "none", "seconds": 120.0}
 NUMBERS = ("median_ms", "least_ms", "most_ms", "floor_ms", "of_floor", "rounds")
 
 
@@ -118,7 +120,7 @@ def test_everything_is_timed_and_judged_on_slices_of_one_projection(monkeypatch:
     assert {name for name, _ in seen} == {"ops", "gate"} and "slices of one packed projection" in ops.NOTE
     for _, given in seen:
         assert len({t.untyped_storage().data_ptr() for t in given}) == 1
-        # 4 + 2 + 2 heads of 8 channels and 4 logits are 68; where the gate is checked alone they are 36.
+        # 4 + 2 + 2 heads of 8 channels and 4 logits are 68; where the gate is held to the contract alone they are 36.
         assert all(t.stride(1) in (64, 128) and t.stride(3) == 1 for t in given)
     assert all(row.contract == "holds" for row in found.rows if row.candidate == "gatelab sdpa")
 
@@ -126,7 +128,7 @@ def test_everything_is_timed_and_judged_on_slices_of_one_projection(monkeypatch:
 def test_what_goals_are_about_is_timed_before_another_is_held_to_the_contract(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
     monkeypatch.setattr(ops, "_gate_alone", lambda *_: [])
-    monkeypatch.setattr(ops, "held", lambda c, *_: told.append(f"held {c.name}") or "holds")
+    monkeypatch.setattr(ops.HeldAttention, "verdict", lambda _, c: told.append(f"held {c.name}") or "holds")
     monkeypatch.setattr(ops, "_run", lambda call, given, work, _: told.append("run"))
     assert small_ops().rows
     first = {f"held gatelab {name}" for name in ("flash", "flash-lean")}
@@ -164,6 +166,21 @@ def test_a_wrong_gradient_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(op.IMPLEMENTATIONS, "sdpa", lambda q, k, *rest: right(q, k.detach(), *rest))
     rows = [row for row in small_ops(gates="none").rows if row.candidate == "gatelab sdpa"]
     assert rows and all(row.contract.startswith("FAIL d k_BSGK") and row.median_ms is None for row in rows)
+
+
+def test_what_is_wrong_at_the_timed_length_alone_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = flash._stock
+
+    def wrong(q: torch.Tensor, *given: Any) -> tuple[torch.Tensor, ...]:
+        y, *rest = right(q, *given)
+        return y * (3.0 if q.shape[1] > 256 else 1.0), *rest
+
+    monkeypatch.setattr(flash, "_stock", wrong)
+    for row in small_ops(length=300, tokens=300, gates="sdpa-headwise").rows:
+        if "flash" in row.candidate and row.is_own and row.what == "ops":
+            assert row.contract.startswith("FAIL output: error") and (row.median_ms, row.ratio) == (None, None), row
+        elif row.what == "ops":
+            assert row.contract == "holds" and row.ratio > 0 and "gatelab flash" not in row.against
 
 
 def test_a_wrong_gate_alone_fails(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,7 +245,8 @@ def test_statistics_of_a_wrong_pass_fail(monkeypatch: pytest.MonkeyPatch) -> Non
         assert [torch.allclose(f, w, rtol=1e-5) for w in wanted] == [i == j for j in range(4)]
 
 
-def test_runs_that_begin_otherwise_than_alone_have_no_ratio(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("wrong", [0, 1, 2])
+def test_runs_that_begin_otherwise_than_alone_have_no_ratio(monkeypatch: pytest.MonkeyPatch, wrong: int) -> None:
     from gatelab.bench import train
 
     right = train._group
@@ -237,22 +255,49 @@ def test_runs_that_begin_otherwise_than_alone_have_no_ratio(monkeypatch: pytest.
         group = right(given, arm)
         if arm.runs > 1:
             with torch.no_grad():
-                group.members[0].model.embedding.weight.mul_(3.0)
+                group.members[wrong].model.embedding.weight.mul_(3.0)
         return group
 
     monkeypatch.setattr(train, "_group", other_seeds)
-    given = {
-        "sizes": "16x1x2x32",
-        "context": 8,
-        "tokens": 16,
-        "steps": 1,
-        "gates": "none",
-        "group": 2,
-        "seconds": 120.0,
-    }
-    alone, together = benchmark("train", plan("train", "cpu", given), lambda _: None).rows
-    assert together.candidate == "2 at once" and together.contract.startswith("FAIL first loss")
-    assert together.ratio is None and alone.ratio == 1.0
+    alone, together = benchmark("train", plan("train", "cpu", SMALL_RUNS | {"group": 3}), lambda _: None).rows
+    said = "FAIL first loss: " if wrong == 0 else f"FAIL first loss of run {wrong}: "
+    assert together.candidate == "3 at once" and together.contract.startswith(said)
+    assert (together.median_ms, together.ratio, alone.ratio) == (None, None, 1.0)
+
+
+def test_a_run_of_many_whose_gradient_alone_is_wrong_has_no_ratio(monkeypatch: pytest.MonkeyPatch) -> None:
+    from gatelab.train import stack
+
+    right = stack.target_losses
+
+    def halved(model: Any, M: int, *rest: Any, **named: Any) -> torch.Tensor:
+        loss_M = right(model, M, *rest, **named)
+        last = torch.arange(M) == M - 1
+        return torch.where(last, loss_M.detach() + (loss_M - loss_M.detach()) / 2, loss_M)
+
+    monkeypatch.setattr(stack, "target_losses", halved)
+    alone, together = benchmark("train", plan("train", "cpu", SMALL_RUNS | {"group": 4}), lambda _: None).rows
+    assert together.contract.startswith("FAIL gradient norm of run 3: ") and together.ratio is None
+    assert alone.contract == "holds"
+
+
+def test_which_of_many_runs_are_held_to_their_own_steps_alone() -> None:
+    from gatelab.bench.held_training import judged_runs
+
+    assert [judged_runs(n) for n in (1, 2, 3, 4, 64)] == [[0], [0, 1], [0, 1, 2], [0, 2, 3], [0, 32, 63]]
+
+
+def test_a_model_whose_reference_takes_all_the_time_is_given_up_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    from gatelab.bench import held_training
+
+    begun: list[str] = []
+    monkeypatch.setattr(held_training, "Unstacked", lambda *_: begun.append("a model"))
+    monkeypatch.setattr(timing.Budget, "left", property(lambda self: 0.0 if begun else 60.0))
+    first, *others = benchmark(
+        "train", plan("train", "cpu", SMALL_RUNS | {"gates": "sdpa-headwise"}), lambda _: None
+    ).rows
+    assert begun == ["a model"] and first.contract == timing.OVER
+    assert [row.contract for row in others] == [timing.OVER]
 
 
 @pytest.mark.parametrize("factor", [3.0, 1.01])

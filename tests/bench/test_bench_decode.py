@@ -14,6 +14,7 @@ from gatelab.bench.goals import judged
 from gatelab.bench.plan import plan
 from gatelab.bench.timing import Budget, Timing
 from gatelab.nn.attention import GatedAttention
+from gatelab.ops import gated_decode
 
 SHAPE = {"batch": "2", "cache": "9", "heads": 4, "kv_heads": 2, "head_dim": 8, "seconds": 120.0}
 GATES = ("none", "sdpa-headwise", "sdpa-elementwise")
@@ -79,7 +80,6 @@ def test_qwens_layer_decodes_what_ours_decodes_with_its_weights(K: int) -> None:
     # The cache is as it was before each step.
     assert torch.equal(once, twice)
     torch.testing.assert_close(once, expected, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(layer.candidate(**layer.arguments, k_BSGK=k_BSGK, v_BSGK=v_BSGK), once)
 
 
 def test_another_layer_than_qwens_fails_and_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,11 +102,12 @@ def test_every_layers_cache_is_read_and_a_layers_time_is_its_share(monkeypatch: 
     made, cache = decode_attention.candidates(given), decode._filled(given, 2, 9, n_layers=3)
     seen: list[Tensor] = []
 
-    def counted(k_BSGK: Tensor, **rest: Tensor) -> None:
+    def counted(call: Any, k_BSGK: Tensor, **rest: Tensor) -> Tensor:
         seen.append(k_BSGK)
+        return call(k_BSGK=k_BSGK, **rest)
 
-    made = {key: replace(c, call=counted) for key, c in made.items()}
-    rows = decode_attention.rows_of(given, 2, 9, dict.fromkeys(made, "holds"), made)
+    made = {key: replace(c, call=partial(counted, c.call)) for key, c in made.items()}
+    rows = decode_attention.rows_of(given, 2, 9, made)
     rates = decode_attention.Rates(1e9, 1e12, 512)
     found = decode_attention.timed(given, rows, made, cache, rates, Budget.of(1e3), share=1.0)
     assert {t.data_ptr() for t in seen} == {k.data_ptr() for k in cache.k_LBSGK} and seen[0].shape == (2, 9, 2, 8)
@@ -121,7 +122,7 @@ def test_flex_attention_and_what_is_compiled_attend_as_the_reference(monkeypatch
     q, k, v = torch.randn(2, 1, 4, 16), torch.randn(2, 9, 2, 16), torch.randn(2, 9, 2, 16)
     for word, width in (("none", 0), ("sdpa-headwise", 1), ("sdpa-elementwise", 16)):
         spec, logits = decode_attention._spec(word), torch.randn(2, 1, 4, width) if width else None
-        expected = decode_attention._own(q, k, v, logits, spec=spec, impl="reference")
+        expected = decode_attention._whole(q, k, v, logits, spec=spec)
         for make in (decode_attention._flex, decode_attention._compiled):
             torch.testing.assert_close(make(spec)(q_B1HK=q, k_BSGK=k, v_BSGK=v, logits=logits), expected)
 
@@ -168,3 +169,42 @@ def test_a_device_that_fails_takes_no_other_shapes_times_along(monkeypatch: pyte
     assert {r.contract for r in failed} == {"not run: CUDA error: an illegal memory access was encountered"}
     works = {"_layers_timed": {decode.WORK}, "attention": {decode_attention.WORK}}
     assert {r.work for r in failed} == works.get(part, {decode.WORK, decode_attention.WORK})
+
+
+@pytest.mark.parametrize("longer", [300, 12])
+def test_every_length_has_a_contract_of_its_own(monkeypatch: pytest.MonkeyPatch, longer: int) -> None:
+    """Of what is wrong behind the longer cache alone, the shorter one's times stay."""
+    right = gated_decode.IMPLEMENTATIONS["reference"]
+
+    def wrong(q: Tensor, k: Tensor, *rest: Any, **slots: Any) -> Tensor:
+        return right(q, k, *rest, **slots) * (1.02 if k.shape[1] >= longer else 1.0)
+
+    monkeypatch.setitem(gated_decode.IMPLEMENTATIONS, "reference", wrong)
+    for row in rows_of(cache=f"9,{longer}", gates="sdpa-headwise"):
+        if row.at["cache"] == longer and row.candidate == "gatelab reference":
+            assert row.contract.startswith("FAIL output: error") and (row.median_ms, row.ratio) == (None, None)
+        else:
+            assert row.contract == "holds" and row.median_ms > 0
+
+
+@pytest.mark.parametrize("wrong", [0, 3, 5])
+def test_a_wrong_sequence_of_a_batch_fails(monkeypatch: pytest.MonkeyPatch, wrong: int) -> None:
+    """The first, one in the middle and the last; of others that they are finite."""
+    right = decode_attention._sdpa
+
+    def sdpa(*given: Any, **named: Any) -> Tensor:
+        y_B1HK = right(*given, **named).clone()
+        y_B1HK[wrong] *= 1.02
+        y_B1HK[1] = torch.nan if wrong == 5 else y_B1HK[1]
+        return y_B1HK
+
+    monkeypatch.setattr(decode_attention, "_sdpa", sdpa)
+    rows = [row for row in rows_of(batch="6", gates="none") if row.candidate == "torch SDPA"]
+    assert rows and all(row.contract.startswith("FAIL output") and row.ratio is None for row in rows)
+
+
+def test_a_layer_whose_width_is_no_multiple_of_a_unit_is_not_set_beside_itself() -> None:
+    rows = rows_of(heads=6, kv_heads=3, head_dim=10)
+    assert not any(row.gate == "none" and "over" in row.candidate for row in rows)
+    assert not any("equal weights to none" in row.candidate for row in rows)
+    assert all(row.contract == "holds" for row in rows)

@@ -10,7 +10,7 @@ from gatelab.bench.floors import Rates, attention_ms, gate_bytes, measure_rates
 from gatelab.bench.goals import GOALS, judged
 from gatelab.bench.op_costs import gate_ms, op_ms, own_gate_ms, own_op_ms, ungated_ms
 from gatelab.bench.plan import plan
-from gatelab.bench.timing import Budget, Times, Timing, Work, take_turns
+from gatelab.bench.timing import OVER, Budget, Times, Timing, Work, take_turns, why_not
 
 CPU = torch.device("cpu")
 ROW = Timing("ops", "a shape", "sdpa-headwise", "gatelab flash", "forward + backward")
@@ -263,3 +263,17 @@ def test_mfu_has_the_goal_of_its_size_and_device() -> None:
     large = Timing(**(vars(row) | {"at": at | {"n_parameters": 1_236_000_000}}))
     assert judged([large], "NVIDIA H100")[0].goal == "MFU at least 50%"
     assert len({goal.text for goal in GOALS}) == len(GOALS)
+
+
+def test_a_budget_that_is_made_longer_is_still_of_the_seconds_that_were_asked() -> None:
+    over = Budget(0.0, 6.0).at_least(0.6)
+    assert 0 < over.left <= 0.6 and over.asked == 6.0 and "of the 6 asked" in over.lacks(1e3)
+    longer = Budget.of(1e3)
+    assert longer.at_least(0.6) == longer
+
+
+def test_a_budget_that_is_over_says_so() -> None:
+    Budget.of(1e3).check()
+    with pytest.raises(TimeoutError) as over:
+        Budget(0.0, 6.0).check()
+    assert why_not(over.value) == OVER == "not run: the time was over; give more --seconds"

@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ if importlib.util.find_spec("triton") is None:
 INTERPRET = ("TRITON_INTERPRET", "1" if DEVICE == "cpu" else "0")
 with pytest.MonkeyPatch.context() as patched:
     patched.setenv(*INTERPRET)
-    from gatelab.ops.gated_decode import kernels, merges
+    from gatelab.ops.gated_decode import kernels, merge
     from gatelab.ops.gated_decode.kernels import Cut
 
 REFERENCE = partial(gated_decode, impl="reference")
@@ -80,10 +80,13 @@ SHAPES = (
     Shape("one-key", S=1),
     Shape("one-split", S=75, cut=Cut(16, 4, 2, 1, 16)),
     Shape("many-splits", B=1, S=600, H=1, G=1),
+    Shape("more-splits-than-a-merge-asks-for-at-once", B=1, S=1040, H=1, G=1),
     Shape("many-queries-a-key", H=20, G=1, gate="sdpa-headwise"),
     Shape("a-head-each", H=3, G=3),
     Shape("odd-channels", K=20),
     Shape("wide", K=128, H=2, G=1),
+    Shape("odd-wide-headwise", K=72, H=2, G=1, end=(75, 20), gate="sdpa-headwise"),
+    Shape("odd-wide-elementwise", B=1, K=72, H=2, G=1),
     Shape("window", window=33),
     Shape("window-of-one", window=1),
     Shape("window-wider-than-the-cache", window=900),
@@ -94,15 +97,6 @@ SHAPES = (
     *(Shape(f"the-cut-of-many-{n}", S=300, cut=cut) for n, (_, cut) in enumerate(kernels.CUTS[128].many)),
     Shape("the-cut-of-narrow-heads", S=300, cut=kernels.CUTS[64].few),
     Shape("the-cut-of-wide-heads", B=1, S=300, H=3, G=1, K=200, gate="sdpa-headwise", cut=kernels.CUTS[256].few),
-)
-# More splits than a pass of the merge has, heads of more channels than a program of it, and neither a power of 2.
-MERGED = (
-    Shape("ungated", gate=None),
-    Shape("two-passes", B=1, S=600, H=2, G=1, gate="sdpa-headwise"),
-    Shape("more-than-at-once", B=1, S=1040, H=1, G=1),
-    Shape("odd-channels", K=20),
-    Shape("wide", K=72, H=2, G=1, end=(75, 20), gate="sdpa-headwise"),
-    Shape("wide-elementwise", B=1, K=72, H=2, G=1),
 )
 by_shape = pytest.mark.parametrize("shape", SHAPES, ids=lambda s: s.name)
 
@@ -153,23 +147,6 @@ def test_the_kernels_keep_the_contract(shape: Shape, dtype: torch.dtype) -> None
     assert not broken(partial(by_kernels, cut=shape.cut), shape, dtype)
 
 
-@pytest.mark.parametrize("shape", MERGED, ids=lambda s: s.name)
-@pytest.mark.parametrize("merge", merges.MERGES)
-def test_every_merge_keeps_the_contract(monkeypatch: pytest.MonkeyPatch, merge: str, shape: Shape) -> None:
-    monkeypatch.setattr(merges, "MERGE", merge)
-    assert not broken(partial(by_kernels, cut=shape.cut), shape, torch.float32)
-
-
-@pytest.mark.parametrize("merge", merges.MERGES)
-def test_every_merge_writes_all_and_gives_zeros_without_a_key(monkeypatch: pytest.MonkeyPatch, merge: str) -> None:
-    monkeypatch.setattr(merges, "MERGE", merge)
-    empty = torch.empty
-    monkeypatch.setattr(torch, "empty", lambda *a, **k: empty(*a, **k).fill_(math.nan))
-    shape = Shape("empty", first=(30, 0), end=(30, 40), gate="sdpa-headwise")
-    z = by_kernels(**drawn(shape), **shape.slots())
-    assert not z[0].any() and z[1].isfinite().all() and z[1].abs().amin() > 0
-
-
 @by_shape
 def test_the_specification_is_attention_over_each_sequences_own_keys(shape: Shape) -> None:
     given = {n: t.double() if isinstance(t, Tensor) else t for n, t in drawn(shape).items()}
@@ -185,9 +162,11 @@ def test_the_specification_is_attention_over_each_sequences_own_keys(shape: Shap
 
 
 @pytest.mark.parametrize("function", [REFERENCE, by_kernels], ids=["reference", "kernels"])
-def test_a_sequence_without_a_key_gets_zeros(function: Callable[..., Tensor]) -> None:
+def test_a_sequence_without_a_key_gets_zeros(monkeypatch: pytest.MonkeyPatch, function: Callable[..., Tensor]) -> None:
     shape = Shape("empty", B=3, first=(0, 30, 0), end=(0, 30, 40))
-    z = function(**drawn(shape), **shape.slots())
+    given, slots, empty = drawn(shape), shape.slots(), torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *a, **k: empty(*a, **k).fill_(math.nan))
+    z = function(**given, **slots)
     assert not z[:2].any() and z[2].abs().amin() > 0
 
 
@@ -485,6 +464,7 @@ def test_a_layer_that_the_kernels_do_not_serve_decodes_as_before(monkeypatch: py
         assert layer(torch.randn(1, 1, 16, device=DEVICE).bfloat16(), cache=cache).isfinite().all()
         if name == "another implementation":
             layer.impl = "auto"
+            cache.advance(1)
             with pytest.raises(AssertionError, match="the kernels were called"):
                 layer(torch.randn(1, 1, 16, device=DEVICE).bfloat16(), cache=cache)
 
@@ -504,10 +484,9 @@ from gatelab.ops.gated_decode import kernels, split
 
 def shared_bytes(capability, K, R, cut):
     kernel = kernels.split_kernel
-    constants = {"HAS_FIRST": True, "HAS_END": True, "W": 0, "OVERLAPPED": False}
+    constants = {"HAS_FIRST": True, "HAS_END": True, "OVERLAPPED": capability >= 90}
     constants |= {"R": R, "K": K, "PADDED": K, "X": max(16, R), "Y": cut.passed}
     types = {n: "*bf16" for n in "qkv"} | {"first": "*i64", "end": "*i64", "sums": "*fp32", "pairs": "*fp32", "scale": "fp32"}
-    types |= {n: "*bf16" for n in ("logits", "scores")}
     types |= {n: "i32" for n in ("S", "G", "N", "window")} | dict.fromkeys(constants, "constexpr")
     signature = {n: types.get(n, "i64") for n in kernel.arg_names}
     wide = {(i,): [["tt.divisibility", 16]] for i, t in enumerate(signature.values()) if t == "i64" or t[0] == "*"}
@@ -535,32 +514,56 @@ OVERLAPPED = """
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from gatelab.ops.gated_decode import kernels, merges
+from gatelab.ops.gated_decode import kernels, merge
 
-def ptx(kernel, constants, types):
+def ptx(kernel, constants, types, capability):
+    constants = constants | {"OVERLAPPED": capability >= 90}
     types |= dict.fromkeys(constants, "constexpr")
     signature = {n: types.get(n, "i64") for n in kernel.arg_names}
     source = ASTSource(kernel, signature, {(kernel.arg_names.index(n),): v for n, v in constants.items()})
-    return triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"launch_pdl": True}).asm["ptx"]
+    options = {"launch_pdl": True} if capability >= 90 else {}
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options).asm["ptx"]
 
-pointers = {"sums": "*fp32", "pairs": "*fp32", "scores": "*fp32", "logits": "*bf16", "z": "*bf16"}
-numbers = dict.fromkeys("SGHN", "i32") | {"window": "i32", "scale": "fp32"}
-split = {"HAS_FIRST": False, "HAS_END": False, "W": 0, "R": 4, "K": 64, "PADDED": 64, "X": 16, "Y": 64, "OVERLAPPED": True}
-of_split = pointers | numbers | dict.fromkeys(("q", "k", "v", "first", "end"), "*bf16")
-assert "griddepcontrol.launch_dependents" in ptx(kernels.split_kernel, split, of_split)
-merge = {"W": 1, "K": 64, "SCORED": False, "ROW": False, "OVERLAPPED": True}
-for kernel, sizes in (
-    (merges.merge_kernel, {"PADDED": 64, "MERGED": 32}),
-    (merges.at_once_kernel, {"C": 32, "PARTS": 16, "MERGED": 16}),
-):
-    before, after = ptx(kernel, merge | sizes, pointers | numbers).split("griddepcontrol.wait")
-    assert before.count("ld.global") == 1 and after.count("ld.global") > 1 and "st.global" not in before
+types = dict.fromkeys(("sums", "pairs"), "*fp32") | dict.fromkeys("SGN", "i32") | {"window": "i32", "scale": "fp32"}
+types |= dict.fromkeys(("q", "k", "v", "first", "end", "logits", "z"), "*bf16")
+of_split = {"HAS_FIRST": False, "HAS_END": False, "R": 4, "K": 64, "PADDED": 64, "X": 16, "Y": 64}
+of_merge = {"K": 64, "C": 32, "PARTS": 16, "MERGED": 16}
+assert "griddepcontrol.launch_dependents" in ptx(kernels.split_kernel, of_split, types, 90)
+assert "griddepcontrol" not in ptx(kernels.split_kernel, of_split, types, 80)
+for W, n_before in ((0, 0), (1, 1), (64, 1)):
+    code = ptx(merge.merge_kernel, of_merge | {"W": W}, types, 90)
+    before, after = code.split("griddepcontrol.wait")
+    assert before.count("ld.global") == n_before and after.count("ld.global") > 1
+    # Nothing written before it, no way around it, and nothing allowed early.
+    assert not any(word in before for word in ("st.global", "ret;", "bra")) and "launch_dependents" not in code
+    assert "griddepcontrol" not in ptx(merge.merge_kernel, of_merge | {"W": W}, types, 80)
 """
 
 
 @pytest.mark.slow
 def test_an_overlapped_merge_reads_its_logits_and_nothing_else_before_it_waits() -> None:
     subprocess.run([sys.executable, "-P", "-c", OVERLAPPED], check=True, env=os.environ | {"TRITON_INTERPRET": "0"})
+
+
+@pytest.mark.parametrize(
+    ("device", "cuda", "capability", "is_compiled", "expected"),
+    [
+        ("cuda", "13.0", (9, 0), True, True),
+        ("cuda", "13.0", (12, 0), True, True),
+        ("cuda", "13.0", (8, 9), True, False),
+        ("cuda", None, (9, 4), True, False),  # HIP calls its devices so, too
+        ("cuda", "13.0", (9, 0), False, False),
+        ("cpu", "13.0", (9, 0), True, False),
+    ],
+)
+def test_a_merge_is_launched_early_where_that_can_be(
+    monkeypatch: pytest.MonkeyPatch, device: str, cuda: str | None, capability: tuple, is_compiled: bool, expected: bool
+) -> None:
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    kind = merge.triton.JITFunction if is_compiled else object
+    monkeypatch.setattr(merge, "merge_kernel", kind.__new__(kind))
+    assert merge.is_overlapped(torch.device(device)) is expected
 
 
 @pytest.mark.gpu
@@ -586,3 +589,98 @@ def test_a_captured_graph_serves_every_length() -> None:
         graph.replay()
         torch.cuda.synchronize()
         assert torch.equal(z, gated_decode(**given, end_B=end_B, impl="split"))
+
+
+# Of so many splits that there is something to merge, and of so many programs that a device is full of them.
+RACED = [
+    Shape(f"{B}x{S}-{gate}", B=B, S=S, H=32, G=8, K=128, gate=gate)
+    for B, S in ((1, 4096), (8, 700))
+    for gate in (None, "sdpa-headwise", "sdpa-elementwise")
+]
+by_race = pytest.mark.parametrize("shape", RACED, ids=lambda s: s.name)
+
+
+def chained(given: dict[str, Any], end_B: Tensor) -> Tensor:
+    """Three decodes; the kernel before each of the last two makes its query and its logits of what the merge before gave."""
+    q_B1HK, logits_B1HW = given["q_B1HK"], given["gate_logits_B1HK"]
+    for _ in range(3):
+        now = given | {"q_B1HK": q_B1HK, "gate_logits_B1HK": logits_B1HW}
+        z_B1HK = gated_decode(**now, end_B=end_B, impl="split")
+        q_B1HK, logits_B1HW = 8 * z_B1HK, None if logits_B1HW is None else 8 * z_B1HK[..., : logits_B1HW.shape[3]]
+    return z_B1HK
+
+
+def one_by_one(function: Callable[[], Tensor]) -> Tensor:
+    """The function with merges that are launched behind the splits, waited for."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(kernels, "is_overlapped", lambda device: False)
+        found = function()
+        torch.cuda.synchronize()
+    return found
+
+
+@pytest.mark.gpu
+@by_race
+def test_graphs_on_several_streams_give_the_bits_of_what_is_launched_one_by_one(shape: Shape) -> None:
+    replays, n_streams = 200, 3
+    tables = [drawn(replace(shape, B=replays * shape.B, S=1), torch.bfloat16) for _ in range(n_streams)]
+    names = [n for n in ("q_B1HK", "gate_logits_B1HK") if tables[0][n] is not None]
+    ends = torch.randint(1, shape.S + 1, (n_streams, replays, shape.B), device=DEVICE, dtype=torch.int32)
+    fixed = [(drawn(shape, torch.bfloat16), torch.full_like(ends[0, 0], shape.S)) for _ in range(n_streams)]
+    streams = [torch.cuda.Stream() for _ in range(n_streams)]
+    graphs, outputs = [torch.cuda.CUDAGraph() for _ in streams], []
+    for stream, graph, (given, end_B) in zip(streams, graphs, fixed, strict=True):
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            chained(given, end_B)
+        torch.cuda.synchronize()
+        with torch.cuda.graph(graph, stream=stream):
+            outputs.append(chained(given, end_B))
+
+    def fill(s: int, i: int) -> None:
+        given, end_B = fixed[s]
+        for name in names:
+            given[name].copy_(tables[s][name].unflatten(0, (replays, shape.B))[i])
+        end_B.copy_(ends[s, i])
+
+    torch.cuda.synchronize()
+    captured: list[list[Tensor]] = [[] for _ in streams]
+    launched: list[list[Tensor]] = [[] for _ in streams]
+    for i in range(replays):
+        for s, stream in enumerate(streams):
+            with torch.cuda.stream(stream):
+                fill(s, i)
+                graphs[s].replay()
+                captured[s].append(outputs[s].clone())
+                launched[s].append(chained(*fixed[s]))
+    torch.cuda.synchronize()
+    for i in range(replays):
+        for s in range(n_streams):
+            fill(s, i)
+            expected = one_by_one(lambda s=s: chained(*fixed[s]))
+            assert torch.equal(captured[s][i], expected), f"replay {i} on stream {s}"
+            assert torch.equal(launched[s][i], expected), f"call {i} on stream {s}"
+
+
+@pytest.mark.gpu
+@by_race
+def test_decodes_in_a_row_may_share_the_memory_of_their_sums(monkeypatch: pytest.MonkeyPatch, shape: Shape) -> None:
+    """And something else takes it now and then, while the merge runs as far as the host knows, and fills it."""
+    given = [drawn(shape, torch.bfloat16) for _ in range(4)]
+    expected = [one_by_one(lambda g=g: gated_decode(**g, impl="split")) for g in given]
+    places, filled, merged = [], set(), kernels.merge
+
+    def noted(sums_BHNK: Tensor, *rest: Any, **named: Any) -> Tensor:
+        places.append((sums_BHNK.data_ptr(), sums_BHNK.numel()))
+        return merged(sums_BHNK, *rest, **named)
+
+    monkeypatch.setattr(kernels, "merge", noted)
+    found = []
+    for i in range(200):
+        found.append(gated_decode(**given[i % 4], impl="split"))
+        if i % 3 == 0:
+            size = places[-1][1]
+            filled.add((torch.full((size,), math.nan, device=DEVICE).data_ptr(), size))
+    torch.cuda.synchronize()
+    assert len(set(places)) < len(places) and filled & set(places)
+    assert [i for i, z in enumerate(found) if not torch.equal(z, expected[i % 4])] == []
