@@ -34,6 +34,7 @@ _PUBLIC = {
     "Row": "record",
     "Step": "record",
     "GatedAttention": "nn.attention",
+    "KVCache": "nn.cache",
     "SIZES": "models.ladder",
     "build_model": "models",
     "Keep": "models.generate",

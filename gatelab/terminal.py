@@ -155,16 +155,24 @@ def print_status(folder: StudyFolder) -> dict[str, int]:
 
 
 def print_findings(findings: "list[Finding]", *, all_metrics: bool) -> None:
-    """One sentence a primary effect; the exploratory ones too when asked."""
+    """One sentence a primary effect; the exploratory ones too when asked. What power has to say of several stands below them."""
     from rich.console import Console
+
+    from .analysis.say_power import in_common
 
     console = Console(soft_wrap=True)
     shown = [f for f in findings if f.primary or all_metrics]
     for cell in dict.fromkeys(f.cell for f in shown):
         console.print(f"\n{cell}", style="bold", highlight=False, markup=False)
-        for f in (f for f in shown if f.cell == cell):
-            mark = "" if f.primary else "(exploratory) "
-            console.print(f"  {f.verdict:<11} {mark}{f.sentence}", highlight=False, markup=False)
+        here = [f for f in shown if f.cell == cell]
+        for metric in dict.fromkeys(f.metric for f in here):
+            of_metric = [f for f in here if f.metric == metric]
+            sentences, after = in_common(of_metric)
+            for f, sentence in zip(of_metric, sentences, strict=True):
+                mark = "" if f.primary else "(exploratory) "
+                console.print(f"  {f.verdict:<11} {mark}{sentence}", highlight=False, markup=False)
+            for sentence in after:
+                console.print(f"  {'':<11} {sentence}", highlight=False, markup=False)
 
 
 def print_records(records: list[dict[str, Any]], title: str = "") -> None:

@@ -122,7 +122,9 @@ def test_a_run_is_reproduced_by_its_configuration(first, tmp_path):
     assert said.status == 0, said
     again = tmp_path / "again" / "runs" / original.name
     assert (again / "rows.jsonl").read_bytes() == (original / "rows.jsonl").read_bytes()
-    assert {r["metric"] for r in said.records} >= {"val_loss", "first_token_mass", "gate_mean", "loss"}
+    state, *measured = said.records
+    assert (state["fingerprint"], state["state"]) == (original.name, "done")
+    assert {r["metric"] for r in measured} >= {"val_loss", "first_token_mass", "gate_mean", "loss"}
 
 
 def test_the_command_in_the_plan_is_one_that_parses(first):

@@ -239,9 +239,9 @@ def test_final_rows_of_tasks_say_task_length_and_stretch(folder):
     )
     rows = lab.final_rows(folder, run.fingerprint)
     assert [(r["task"], r["length"], r["intervention"], r["dose"], r["value"]) for r in rows] == [
+        (None, 8, None, None, 2.0),
         *(("bracket", 8, None, None, 5 / 8), ("bracket", 16, None, None, 4 / 8), ("bracket", 16, "yarn", 2.0, 3 / 8)),
         *(("needle", 8, None, None, 2 / 8), ("needle", 16, None, None, 1 / 8), ("needle", 16, "yarn", 2.0, 0.0)),
-        (None, 8, None, None, 2.0),
     ]
     shown = {"metric", "value", "unit", "task", "length", "intervention", "dose"}
     assert all(set(row) == shown for row in said(rows))

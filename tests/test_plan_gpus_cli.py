@@ -29,9 +29,19 @@ def test_several_numbers_are_rows_of_one_table_each_of_which_has_a_record(capsys
     _, out, _ = plan(capsys, *STEP, "--gpus", "1..8", "--json")
     records = [json.loads(line) for line in out.splitlines()]
     assert [r["gpus"] for r in records] == [1, 2, 4, 8]
+    assert [r["timed"] for r in records] == ["timed", "not timed", "not timed", "not timed"]
     first = records[0]
     assert first["bytes"]["total"] == sum(v for k, v in first["bytes"].items() if k != "total")
     assert all(sent == 0 for sent in first["sent_bytes"].values()) and first["layout"] is None
+
+
+def test_speeds_are_ranges_that_say_whether_such_a_mesh_was_timed(capsys):
+    _, out, _ = plan(capsys, *STEP, "--gpus", "1,64")
+    speeds = [line.split() for line in out.partition("such a mesh\n")[2].splitlines()[:2]]
+    assert [line[0] for line in speeds] == ["1", "64"] and all(line.count("to") == 3 for line in speeds)
+    assert speeds[0][-1] == "timed" and speeds[0][-2] != "not" and speeds[1][-2:] == ["not", "timed"]
+    assert "no step on such a mesh of H100s was, nor any on more than two GPUs" in out
+    assert "again" not in out and "micro-batch: sequences of a group" in out
 
 
 def test_a_study_says_its_own_steps(capsys):
@@ -60,7 +70,11 @@ def test_what_fits_with_recompute_alone_does_not_fit_and_says_so(capsys):
     records = [json.loads(line) for line in out.splitlines()]
     assert [r["fits"] for r in records] == [False, False, True] and not any(r["recompute"] for r in records)
     _, out, _ = plan(capsys, *words, "--recompute")
-    assert "which the trainer does not do yet" in out and "NO:" not in out
+    assert (
+        "again: blocks are computed a second time" in out
+        and "which the trainer does not do yet" in out
+        and "NO:" not in out
+    )
 
 
 BAD = {

@@ -15,6 +15,10 @@ EQUIVALENCE_LEVEL = 0.05
 # Units that would only disturb a sentence: the number says enough.
 SILENT_UNITS = ("", "1", "fraction", "ratio", "share")
 
+# How the sentence of an unclear effect ends.
+SMALLEST = "the smallest effect that could have been seen with 80% power"
+NO_EFFECT_COULD = "no effect of any size could have been seen with 80% power"
+
 
 def verdict(f: Finding, *, fdr: float) -> str:
     """'lower', 'higher', 'equivalent', 'unclear' or 'untestable'; that a comparison is 'refused' is not for its numbers to say.
@@ -71,11 +75,7 @@ def _seen(f: Finding, label: str) -> str:
 
 
 def _unclear(f: Finding, label: str) -> str:
-    smallest = (
-        "no effect of any size could have been seen with 80% power"
-        if isnan(f.detectable)
-        else f"the smallest effect that could have been seen with 80% power is {compact(f.detectable)}{_unit(f)}"
-    )
+    smallest = NO_EFFECT_COULD if isnan(f.detectable) else f"{SMALLEST} is {compact_size(f)}"
     if f.primary and f.p < 1 - f.confidence:
         verb = "lower" if f.effect < 0 else "raise"
         return (
@@ -144,6 +144,11 @@ def _judged(f: Finding) -> str:
 
 def _size(f: Finding) -> str:
     return f"{number(abs(f.effect), _places(f))}{_unit(f)}"
+
+
+def compact_size(f: Finding) -> str:
+    """The smallest effect that could have been seen, with its unit; `none` where none of any size could."""
+    return "none" if isnan(f.detectable) else f"{compact(f.detectable)}{_unit(f)}"
 
 
 def _interval(f: Finding, *, signed: bool = False) -> str:

@@ -17,6 +17,13 @@ def tell(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
+def tell_data(cells: list[dict[str, Any]]) -> None:
+    """What the cells of a study.json read, of text: how much of what, and how many files were left out."""
+    for cell in cells:
+        if cell["base"]["data"]["kind"] == "text":
+            tell(f"{cell['name']}: {cell['data']}")
+
+
 @contextmanager
 def refusing() -> Iterator[None]:
     """Before anything starts: a folder or file that cannot be taken is refused as a word is that cannot be read, with exit status
@@ -50,14 +57,14 @@ def _json_ready(value: Any) -> Any:
 
 
 def said(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Measurements without the columns in which nothing is said, such as the only length; what has no stack among several is the
-    `decoder`."""
+    """Measurements without the columns in which nothing is said, such as the only length or step; what has no stack among several
+    is the `decoder`."""
     has_stacks = any(row["stack"] for row in rows)
     by_stack = {row["metric"] for row in rows if row["stack"]}
     named = [row | {"stack": row["stack"] or ("decoder" if row["metric"] in by_stack else None)} for row in rows]
     optional = ("stack", "site", "stage", "threshold", "domain", "key", "channel", "task", "intervention", "dose")
     empty = {key for key in optional if all(row.get(key) is None for row in rows)}
-    empty |= {"length"} if len({row.get("length") for row in rows} - {None}) < 2 else set()
+    empty |= {key for key in ("length", "step") if len({row.get(key) for row in rows} - {None}) < 2}
     return [{k: v for k, v in row.items() if k not in empty} for row in (named if has_stacks else rows)]
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from .base import Json, print_json, refusing, tell
+from .plan_tables import show
 
 if TYPE_CHECKING:
     from ..train.planner import Job, Layout, StepPlan
@@ -124,6 +125,8 @@ def _jobs(
 def _gpus(
     jobs: "dict[str, Job]", numbers: list[int], layout: "Layout", device: str, *, is_checked: bool, is_json: bool
 ) -> int:
+    from ..train.planner import spread_of
+
     status = 0
     for name, job in jobs.items():
         plans, laid = _plans(name, job, numbers, layout, device), []
@@ -134,9 +137,11 @@ def _gpus(
             status = status if all(found.holds for found in laid) else 1
         if is_json:
             checked = [asdict(found) for found in laid] or [None] * len(plans)
-            print_json([{"job": name, **p.record(), "layout": c} for p, c in zip(plans, checked, strict=True)])
+            print_json(
+                [{"job": name, **spread_of(p).record(), "layout": c} for p, c in zip(plans, checked, strict=True)]
+            )
             continue
-        _show(name, plans)
+        show(name, plans)
         if numbers_again := _fit_again(plans, layout, device):
             print(
                 f"NO: with --recompute {', '.join(map(str, numbers_again))} GPUs would do, but the trainer does not compute blocks"
@@ -178,60 +183,6 @@ def _fit_again(plans: "list[StepPlan]", layout: "Layout", device: str) -> list[i
     again = replace(layout, recompute=True)
     lacking = [] if layout.recompute else [p for p in plans if not p.fits]
     return [p.mesh.gpus for p in lacking if best_step(p.job, p.mesh.gpus, again, device=device).fits]
-
-
-def _show(name: str, plans: "list[StepPlan]") -> None:
-    from ..models.sizes import count_active, count_parameters
-    from ..terminal import print_records
-    from .base import short_count
-
-    first = plans[0]
-    job, d = first.job, first.device
-    weights = short_count(count_parameters(job.model))
-    active = f", {short_count(count_active(job.model))} active" if job.model.moe else ""
-    print(
-        f"{name}: {weights} weights{active}; a step of {job.tokens:,} tokens in sequences of {job.context:,}; {d.name}"
-    )
-    print_records([_memory_row(p) for p in plans], f"\nGiB of a GPU at its peak, of {d.memory / 2**30:.0f}")
-    print_records([_time_row(p) for p in plans], "\nGB that a GPU sends in a step, by kind, and seconds of the step")
-    print(
-        "open: communication with nothing beside it. Gathers and scatters of weights hide behind the blocks, what tp and ep send"
-    )
-    print(
-        "does not; at most: with nothing hidden. A GPU sends at its links' stated rates. Of meshes three were timed, each of two"
-    )
-    print("H200: planned were 0.87 to 0.97 of their time, and 1.00 to 1.09 of their memory.")
-    if any(p.recompute for p in plans):
-        print("again: blocks are computed a second time in the backward pass, which the trainer does not do yet")
-    if not d.is_measured:
-        print(f"{d.name}: rates are stated ones, at an H100's share of its own stated ones; none was measured")
-
-
-def _memory_row(p: "StepPlan") -> dict[str, Any]:
-    return (
-        {"GPUs": p.mesh.gpus, "mesh": str(p.mesh), "sequences": p.micro_batch, "again": "yes" if p.recompute else ""}
-        | {name: _short(value / 2**30) for name, value in asdict(p.memory).items()}
-        | {"all": _short(p.memory.total / 2**30), "fits": "yes" if p.fits else "NO"}
-    )
-
-
-def _time_row(p: "StepPlan") -> dict[str, Any]:
-    s = p.seconds
-    return (
-        {"GPUs": p.mesh.gpus}
-        | {kind: _short(sent / 1e9) for kind, sent in p.traffic.items()}
-        | {
-            "computing": _short(s.computing),
-            "open": _short(s.exposed),
-            "step": _short(s.total),
-            "at most": _short(s.one_by_one),
-        }
-        | {"tokens/s": round(p.tokens_per_s), "MFU %": _short(100 * p.mfu)}
-    )
-
-
-def _short(value: float) -> float:
-    return float(f"{value:.3g}")
 
 
 def _numbers(words: str) -> list[int]:

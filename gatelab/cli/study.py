@@ -3,11 +3,12 @@
 import shlex
 from contextlib import ExitStack
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from .base import Json, print_json, refusing, tell
+from .base import Json, print_json, refusing, tell, tell_data
 
 if TYPE_CHECKING:
     from ..store import StudyFolder
@@ -56,7 +57,10 @@ def run(
             # A cluster is joined before anything is written.
             workers = stack.enter_context(lab.open_executor(execution, executor, ray_address=ray_address))
             if planned:
-                folder = lab.save_plan(planned, out or f"runs/{planned.study.name}", asked=[study, *assignments])
+                place = out or f"runs/{planned.study.name}"
+                if executor == "local":
+                    lab.check_room(planned.runs, execution, Path(place) / "runs")
+                folder = lab.save_plan(planned, place, asked=[study, *assignments])
             else:
                 folder, execution = there, lab.go_on(there, words)
             lab.check_seen(folder, ray_address)
@@ -65,6 +69,7 @@ def run(
         # Of a plan that kept finished runs of an earlier one, those that are planned now.
         entries = planned.entries(folder.path) if planned else content["plan"]
         tell(f"{content['name']}: {len(entries)} runs in {folder.address}; Ctrl-C is safe, the same command continues")
+        tell_data(content["cells"])
         if warning := lab.baseline_warning(folder):
             tell(f"note: {warning}")
         with grid:

@@ -2,7 +2,7 @@
 
 Notable: the order is that of the paths given and, inside a folder, of the names, so the same content is the same text
 wherever it lies. What the user named must be readable; what merely lies in a named folder and is not text is left out
-and counted.
+and counted. A folder is of text or of token shards; one of both is refused, since either half would be missed in silence.
 """
 
 import difflib
@@ -19,6 +19,9 @@ from .batch import DataError
 # Of the standard library: tests, installed packages, and the settings of this one build of Python.
 _NOT_STDLIB = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
 _BUILD_SETTINGS = "_sysconfigdata"
+# Of a data set that `save_to_disk` wrote, beside its .arrow files; and of a folder of token shards, beside these.
+_OF_ARROW = "dataset_info.json"
+_BESIDE_SHARDS = {"meta.json", "tokenizer.json"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +37,8 @@ def find(paths: tuple[str, ...]) -> list[File]:
     """All files under `paths`, each once; hidden files and folders inside a folder are skipped.
 
     Raises:
-        DataError: for a path that does not exist (with the nearest name that does) or is no file and no folder.
+        DataError: for a path that does not exist (with the nearest name that does), is no file and no folder, or is a folder of
+            Arrow files or of shards and something else.
     """
     found: dict[str, File] = {}
     for name in paths:
@@ -86,17 +90,43 @@ def _under(name: str) -> Iterator[File]:
         return
     path = Path(name).expanduser()
     if path.is_dir():
-        contents = _walk(path, set())
-        if not contents:
-            raise DataError(f"{name!r} holds no files (hidden ones are skipped)")
-        for inside in contents:
-            yield File(inside, "text" if _kind(inside) == "shard" else _kind(inside), named=False)
+        yield from _inside(name, path)
     elif path.is_file():
         yield File(path, _kind(path), named=True)
     elif path.exists():
         raise DataError(f"{name!r} is neither a file nor a folder")
     else:
         raise DataError(f"{name!r}: no such file or folder{_nearest(path)}")
+
+
+def _inside(name: str, folder: Path) -> Iterator[File]:
+    """The files of a folder of text, or of one of token shards with what says their vocabulary beside them.
+
+    Raises:
+        DataError: for an empty one, a data set of Arrow files, and one that holds shards and something else.
+    """
+    contents = _walk(folder, set())
+    if not contents:
+        raise DataError(f"{name!r} holds no files (hidden ones are skipped)")
+    saved = {path.parent for path in contents if path.name == _OF_ARROW}
+    if any(path.suffix == ".arrow" and path.parent in saved for path in contents):
+        raise DataError(
+            f"{name!r} is a data set as Hugging Face's `save_to_disk` writes it, and .arrow files are not read; write it as "
+            f'Parquet, as in `ds.to_parquet("data.parquet")` of one of its splits, and name that (read are text, .jsonl, '
+            f".parquet, and token shards named .bin or .bin.xz)"
+        )
+    kinds = [_kind(path) for path in contents]
+    shards = [path for path, kind in zip(contents, kinds, strict=True) if kind == "shard"]
+    others = [path for path, kind in zip(contents, kinds, strict=True) if kind != "shard"]
+    others = [path for path in others if path.name not in _BESIDE_SHARDS] if shards else others
+    if shards and others:
+        raise DataError(
+            f"{name!r} holds token shards and other files, such as {str(shards[0].relative_to(folder))!r} and "
+            f"{str(others[0].relative_to(folder))!r}; name those that are meant one by one, or keep the two kinds in folders apart"
+        )
+    for path, kind in zip(contents, kinds, strict=True):
+        if not shards or kind == "shard":
+            yield File(path, kind, named=False)
 
 
 def _stdlib() -> Iterator[File]:

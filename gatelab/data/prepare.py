@@ -248,8 +248,5 @@ class _Writer:
 
 def _why_empty(n_files: int, n_left_out: int) -> str:
     if n_left_out:
-        return (
-            f"{n_left_out} of {n_files} files are binary or not UTF-8; name token shards (.bin, .bin.xz) one by one, "
-            f"and convert text to UTF-8"
-        )
+        return f"{n_left_out} of {n_files} files are binary or not UTF-8; convert text to UTF-8"
     return "nothing but white space"

@@ -25,6 +25,9 @@ from .tokens import Corpus, Tokens, mapped
 _CHUNK = 1 << 22
 # What meta.json may say about ids, and the field of the configuration that says it too.
 _FIELDS = ("vocab_size", "bos_id", "eos_id")
+# Numbers from the beginning of a shard by which one of wider ids is recognised, and how many such ids are the fewest.
+_LOOKED_AT, _FEWEST = 4096, 16
+_TURNS = {2: "second", 4: "fourth"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +43,8 @@ def open_shards(config: Text, train: list[File], heldout: list[File], cache: Pat
     """The shards of data.paths, with those of data.val_paths or else the tail of the tokens held out.
 
     Raises:
-        DataError: for a length that is no whole number of ids, ids outside of the vocabulary, an unknown vocabulary, a
-            damaged .xz file, or the same shard on both sides.
+        DataError: for a length that is no whole number of ids, ids outside of the vocabulary, ids that look wider than data.dtype,
+            an unknown vocabulary, a damaged .xz file, or the same shard on both sides.
     """
     dtype = {"uint16": "<u2", "uint32": "<u4"}[config.dtype]
     vocabulary = _vocabulary(config, train + heldout)
@@ -114,12 +117,32 @@ def _check(path: Path, dtype: str, vocab_size: int, cache: Path) -> _Shard:
         largest = int(mapped(flat, dtype).max())
         facts = {"flat": flat.name, "n_bytes": n_bytes, "sha256": _sha256(flat), "largest": largest}
         known.remember(facts)
+    _refuse_wider(path, mapped(flat, dtype)[:_LOOKED_AT], vocab_size)
     if facts["largest"] >= vocab_size:
         raise DataError(
             f"{str(path)!r} holds id {facts['largest']}, and the vocabulary has {vocab_size}; check data.vocab_size "
             f"and data.dtype ({dtype.replace('<u2', 'uint16').replace('<u4', 'uint32')})"
         )
     return _Shard(flat, facts["sha256"], facts["largest"])
+
+
+def _refuse_wider(path: Path, ids: np.ndarray, vocab_size: int) -> None:
+    """Refuses a shard whose beginning is one of wider little-endian integers: all but the lowest part of each is then 0, or, of
+    the second, what it is in ids of the vocabulary. Ids of text do not take such turns."""
+    highest, bits = (vocab_size - 1) >> 8 * ids.itemsize, 8 * ids.itemsize
+    for n_parts, wider in ((64 // bits, "int64 or uint64"), (32 // bits, "uint32 or int32")):
+        if n_parts == 1 or len(ids) < _FEWEST * n_parts:
+            continue
+        parts = ids[: len(ids) // n_parts * n_parts].reshape(-1, n_parts)
+        if parts[:, 0].max() > highest and parts[:, 1].max() <= highest and not parts[:, 2:].any():
+            remedy = "set data.dtype=uint32"
+            if "64" in wider:
+                remedy = "write it again, as NumPy's `ids.astype('<u4').tofile(…)` does, and set data.dtype=uint32"
+            rest = "0" if not highest else f"at most {highest}"
+            raise DataError(
+                f"{str(path)!r} looks like {wider} and is read as uint{bits} (data.dtype): of its first {parts.size:,} "
+                f"numbers all but every {_TURNS[n_parts]} one are {rest}; {remedy} (data.dtype takes uint16 or uint32)"
+            )
 
 
 def _flat(path: Path, facts: dict[str, Any] | None, cache: Path) -> Path:

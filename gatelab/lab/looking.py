@@ -142,13 +142,15 @@ def finished_run(path: str | Path) -> RunFolder:
 
 
 def final_rows(folder: StudyFolder, fingerprint: str) -> list[dict[str, Any]]:
-    """A run's model-level measurements at its last look; answers to tasks by task, length and stretch."""
+    """A run's model-level measurements at its last look, the held-out loss first; answers to tasks by task, length and stretch.
+    `step` is each metric's last, which of a run that diverged lie apart."""
     return query(
         folder,
-        """SELECT metric, stack, site, value, unit, threshold, domain, task, length, intervention, dose FROM rows
+        """SELECT step, metric, stack, site, value, unit, threshold, domain, task, length, intervention, dose FROM rows
            WHERE run = $1 AND layer IS NULL AND head IS NULL AND bin IS NULL
            QUALIFY step = max(step) OVER (PARTITION BY metric)
-           ORDER BY metric, stack NULLS FIRST, site, domain, task, length, intervention NULLS FIRST, dose, threshold""",
+           ORDER BY metric <> 'val_loss', metric, stack NULLS FIRST, site, domain, task, length, intervention NULLS FIRST, dose,
+                    threshold""",
         [fingerprint],
     )
 

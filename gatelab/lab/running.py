@@ -20,6 +20,7 @@ from ..study.study import Study, built_in, changed_execution
 from .declared import registration_of
 from .finding import confirmation
 from .planning import plan, save_plan
+from .room import check_room
 
 EXECUTORS = ("local", "ray")
 
@@ -47,6 +48,8 @@ def run(
     planned = plan(study, assignments)
     execution = planned.study.execution
     with open_executor(execution, executor, ray_address=ray_address) as workers:
+        if executor == "local":
+            check_room(planned.runs, execution, Path(out) / "runs")
         folder = save_plan(planned, out)
         check_seen(folder, ray_address)
         return folder, drive(folder, workers, execution, entries=planned.entries(folder.path), on_event=on_event)

@@ -92,6 +92,7 @@ _COARSE = ModelConfig(
     d_model=1024, n_layers=12, n_heads=8, moe=MoE(n_experts=8, top_k=2, d_expert=1408), tied_embeddings=True
 )
 _SINKS = ModelConfig(d_model=768, n_layers=10, n_heads=8, d_ff=1536)
+_LLAMA_2 = ModelConfig(d_model=4096, n_layers=32, n_heads=32, d_ff=11_008, norm_eps=1e-5)
 _BERT = ModelConfig(
     arch="encoder", d_model=768, n_layers=12, n_heads=12, d_ff=3072, mlp="gelu", bias=True,
     norm="layer", norm_position="post", norm_eps=1e-12, positions="learned", tied_embeddings=True,
@@ -136,6 +137,7 @@ SIZES: dict[str, Size] = {
         "8 of 128 experts; the ids are Qwen3's 151,936",
         _PAPER,
     ),
+    "7b": Size(_LLAMA_2.resolved(32_000, 4096), "Llama 2 7B, 32,000 ids", "arXiv 2307.09288"),
     "8b": Size(_llama(4096, 32, 32, 14_336), "Llama 3 8B, 128,256 ids", "arXiv 2407.21783, Table 3"),
     "14b": Size(_qwen(5120, 40, (40, 8), 17_408, rope_theta=1e6), "Qwen3-14B, 151,936 ids", "arXiv 2505.09388"),
     "32b": Size(_qwen(5120, 64, (64, 8), 25_600, rope_theta=1e6), "Qwen3-32B, 151,936 ids", "arXiv 2505.09388"),
@@ -185,6 +187,7 @@ PRINTED: dict[str, Printed] = {
         active=2.54e9,
         active_differences={"not explained by Table 7": 552_317_696},
     ),
+    "7b": Printed(7e9, 5e8),
     "8b": Printed(8.03e9, 5e6),
     "14b": Printed(14.8e9, 5e7),
     "32b": Printed(32.8e9, 5e7),

@@ -4,7 +4,7 @@ Notable: the gate sites are six lines of `forward`; projections are separate mod
 to probe and to remove, and may still run as one product (`is_packed`); taps mark q, k, v as they enter the softmax.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -128,8 +128,9 @@ class GatedAttention(nn.Module):
         self.window, self.eps, self.is_packed = window, norm_eps, False
         self.map_name = output_map
         check_first_hidden(first_hidden_from, n_heads, specs)
-        hidden_H = torch.tensor([_HIDDEN if h in first_hidden_from else 0.0 for h in range(n_heads)])
-        self.register_buffer("hidden_H", hidden_H if len(first_hidden_from) else None, persistent=False)
+        self.first_hidden_from = tuple(first_hidden_from)
+        hidden_H = torch.tensor(self._hidden_heads()) if self.first_hidden_from else None
+        self.register_buffer("hidden_H", hidden_H, persistent=False)
         self.heads = Heads(n_heads, n_kv_heads, head_dim, layer, max_seq_len)
 
         self.q_proj = Linear(d_model, n_heads * head_dim, bias=bias)
@@ -182,6 +183,8 @@ class GatedAttention(nn.Module):
                 context; a sequence past the rotary table or the cache; a gate that this call has no source for.
         """
         _check_input(self.q_proj.in_features, x_BTD=x_BTD, context_BSD=context_BSD)
+        if self.hidden_H is not None and self.hidden_H.is_meta and not x_BTD.is_meta:
+            self.hidden_H = torch.tensor(self._hidden_heads(), device=x_BTD.device)
         is_cross = is_cross or context_BSD is not None
         if segment_ids_BT is not None and (cache is not None or is_cross):
             raise ValueError("segment_ids_BT does not go together with a cache or a context; decode one document a row")
@@ -284,6 +287,18 @@ class GatedAttention(nn.Module):
         if self.hidden_H is None or n_keys < end:
             return None
         return F.pad(self.hidden_H[None, None], (0, 0, 0, n_keys - 1))
+
+    def _hidden_heads(self) -> list[float]:
+        return [_HIDDEN if h in self.first_hidden_from else 0.0 for h in range(self.n_heads)]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "GatedAttention":
+        """A module's way to another type or device. What no checkpoint holds is made anew where it had no values yet, on the
+        meta device."""
+        had_values = self.hidden_H is None or not self.hidden_H.is_meta
+        super()._apply(fn, recurse)
+        if not had_values and not self.hidden_H.is_meta:
+            self.hidden_H = torch.tensor(self._hidden_heads(), dtype=self.hidden_H.dtype, device=self.hidden_H.device)
+        return self
 
     def _keys(self, source_BSD: Tensor, products: dict[str, Tensor]) -> Keys:
         """Keys, values and score logits of the source's tokens, before RoPE."""
@@ -417,3 +432,7 @@ def _check_input(d_model: int, **hidden: Tensor | None) -> None:
     for name, given in hidden.items():
         if given is not None and (given.dim() != 3 or given.shape[2] != d_model):
             raise ValueError(f"{name} of shape {tuple(given.shape)}: expected [batch, tokens, d_model={d_model}]")
+        if given is not None and not given.is_floating_point():
+            raise ValueError(
+                f"{name} of type {given.dtype}: expected hidden states in a floating type, as an embedding gives"
+            )

@@ -50,17 +50,20 @@ class Cache(ABC):
     what cross-attention layers made of their context, by layer; `joint` the weights that a layer with `is_packed` has joined
     for this text, and whose they are: they are not looked at again while it is decoded. `turns_late`: RoPE turns keys after
     they are looked up, by their place among what `append` returns. `has_first`: whether the text's first token was not
-    dropped in every layer. `padding`: the slots before a row's first token, None without.
+    dropped in every layer. `padding`: the slots before a row's first token, None without. `stored`: the layers that have
+    appended since.
     """
 
     turns_late = False
 
-    def __init__(self, batch: int, heads: tuple[int, int], n_score_heads: int):
-        self.batch, self.heads, self.n_score_heads = batch, heads, n_score_heads
+    def __init__(self, batch: int, heads: tuple[int, int], n_score_heads: int, dtype: torch.dtype):
+        self.batch, self.heads, self.n_score_heads, self.dtype = batch, heads, n_score_heads, dtype
         self.context: dict[int, Keys] = {}
         self.joint: dict[int, tuple[nn.Module, Tensor]] = {}
         self.padding: Padding | None = None
         self.length, self.has_first = 0, True
+        # Copies of a cache must not share it.
+        self.stored: tuple[int, ...] = ()
 
     @property
     @abstractmethod
@@ -72,8 +75,9 @@ class Cache(ABC):
         """Store the new tokens of one layer; returns all that they may look at, themselves last.
 
         Raises:
-            ValueError: when they do not fit, are of another number of sequences or other heads, belong to a layer that the
-                cache does not have, or have score logits and the cache no room for them.
+            ValueError: when they do not fit, are of another number of sequences, other heads or another type, belong to a
+                layer that the cache does not have or that has stored its tokens, or have score logits and the cache no room
+                for them.
         """
 
     @abstractmethod
@@ -96,6 +100,17 @@ class Cache(ABC):
             )
         if batch != self.batch:
             raise ValueError(f"{batch} sequences, and the cache is for {self.batch}; make it with batch={batch}")
+        # Under autocast the op rounds what it takes.
+        is_cast = torch.is_autocast_enabled(new.k_BSGK.device.type)
+        if not is_cast and any(t is not None and t.dtype != self.dtype for t in new):
+            raise ValueError(
+                f"keys of {new.k_BSGK.dtype}, and the cache is of {self.dtype}; make it with dtype={new.k_BSGK.dtype}"
+            )
+        if layer in self.stored:
+            raise ValueError(
+                f"layer {layer} has stored the tokens from position {self.length} already: give each layer its number with "
+                "layer=, and call cache.advance(n_tokens) after the last layer"
+            )
         if new.score_logits_BSH is not None and new.score_logits_BSH.shape[2] != self.n_score_heads:
             raise ValueError(
                 f"this layer gates the scores of {new.score_logits_BSH.shape[2]} heads and the cache has room for "
@@ -125,7 +140,7 @@ class KVCache(Cache):
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ):
-        super().__init__(batch, (n_kv_heads, head_dim), n_score_heads)
+        super().__init__(batch, (n_kv_heads, head_dim), n_score_heads, dtype)
         shape = (n_layers, batch, max_seq_len, n_kv_heads, head_dim)
         self.k_LBSGK = torch.zeros(shape, dtype=dtype, device=device)
         self.v_LBSGK = torch.zeros(shape, dtype=dtype, device=device)
@@ -143,6 +158,7 @@ class KVCache(Cache):
         self._check(layer, len(self._layers), new)
         n_new, end = new.k_BSGK.shape[1], self.length + new.k_BSGK.shape[1]
         self._check_room(end, self.k_LBSGK.shape[2])
+        self.stored += (layer,)
         so_far: list[Tensor | None] = []
         for store_BSGK, value in zip(self._layers[layer], new, strict=True):
             if value is not None:
@@ -151,5 +167,5 @@ class KVCache(Cache):
         return Keys(*so_far)
 
     def advance(self, n_tokens: int) -> None:
-        """Count the tokens that all layers have stored."""
-        self.length += n_tokens
+        """Count the tokens that all layers have stored; after 0 the same ones may be stored again, as in a step that is timed."""
+        self.length, self.stored = self.length + n_tokens, ()

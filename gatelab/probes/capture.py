@@ -105,7 +105,7 @@ def capture(
 
     Raises:
         ValueError: an unknown probe, a compiled model (it would ignore the hooks), a model without gated attention,
-            `massive` of a model without residual taps.
+            `massive` of a model without residual taps; in the block, a layer that was compiled before and ignores them.
     """
     for name in names or ():
         if name not in PROBES:
@@ -156,6 +156,11 @@ def _watch(attention: GatedAttention, index: int, recorder: Recorder) -> list[An
 
     @torch.no_grad()
     def finish(_module: nn.Module, _args: Any, keywords: dict[str, Any], _output: Tensor) -> None:
+        if missing := [name for name in taps if name not in seen]:
+            raise ValueError(
+                f"attention layer {index} ran and showed no {', '.join(missing)}: this model is compiled and ignores the "
+                "probes; run the module that was compiled"
+            )
         if keywords.get("cache") is not None:
             raise ValueError("the probes read whole sequences without a cache; run the whole sequence at once")
         is_cross = keywords.get("context_BSD") is not None

@@ -90,6 +90,8 @@ def verdicts(book: Book) -> Html:
 
 
 def _claim(book: Book, cell: str, metric: str, findings: Sequence[Finding]) -> Html:
+    from ..analysis.say_power import in_common
+
     about = book.metrics[metric]
     better = {"lower-is-better": ", lower is better", "higher-is-better": ", higher is better"}
     aside = tag("span", better.get(about["direction"], ""), class_="aside")
@@ -98,18 +100,25 @@ def _claim(book: Book, cell: str, metric: str, findings: Sequence[Finding]) -> H
         text = "No finding: not measured in this cell, or no pair of runs has finished."
         return tag("div", title, tag("p", text, class_="about"), class_="claim")
     absent = [a for a in book.measured.arms(cell) if a != book.arms.baseline and a not in {f.arm for f in findings}]
-    said = [tag("li", tag("p", badge(f.verdict), book.arm(f.arm), class_="who"), _sentence(f)) for f in findings]
+    sentences, after = in_common(findings)
+    said = [
+        tag("li", tag("p", badge(f.verdict), book.arm(f.arm), class_="who"), _sentence(f, sentence))
+        for f, sentence in zip(findings, sentences, strict=True)
+    ]
     none = tag("span", "no pair", class_="badge hole")
     said += [tag("li", tag("p", none, book.arm(a), class_="who"), "No pair of runs has finished.") for a in absent]
-    return tag("div", title, book.charts.place(forest(findings, book.arms, absent)), tag("ul", said), class_="claim")
+    below = [tag("p", sentence, class_="about") for sentence in after]
+    return tag(
+        "div", title, book.charts.place(forest(findings, book.arms, absent)), tag("ul", said), below, class_="claim"
+    )
 
 
-def _sentence(f: Finding) -> Html:
-    """The sentence whole; the cell's name, which stands above it, is for those who copy or listen."""
+def _sentence(f: Finding, sentence: str) -> Html:
+    """What is said of a finding; the cell's name, which stands above it, is for those who copy or listen."""
     prefix = f"{f.cell}: "
-    if not f.sentence.startswith(prefix):
-        return tag("span", f.sentence)
-    return tag("span", tag("span", prefix, class_="unseen"), f.sentence[len(prefix) :])
+    if not sentence.startswith(prefix):
+        return tag("span", sentence)
+    return tag("span", tag("span", prefix, class_="unseen"), sentence[len(prefix) :])
 
 
 def _few(book: Book) -> Html | None:

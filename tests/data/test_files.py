@@ -80,9 +80,41 @@ def test_nothing_to_read_says_why(tmp_path):
     assert "holds no files" in refused(tmp_path / "empty")
     (tmp_path / "blank.txt").write_text(" \n")
     assert "nothing but white space" in refused(tmp_path / "blank.txt")
-    (tmp_path / "shards").mkdir()
-    (tmp_path / "shards" / "a.bin").write_bytes(b"\1\0")
-    assert "1 of 1 files are binary or not UTF-8; name token shards" in refused(tmp_path / "shards")
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "a.png").write_bytes(b"\1\0")
+    assert "1 of 1 files are binary or not UTF-8; convert" in refused(tmp_path / "pictures")
+
+
+@pytest.mark.parametrize("split", ["", "train"])
+def test_data_set_of_arrow_files_is_refused_with_how_to_write_parquet(tmp_path, split):
+    folder = tmp_path / "hf" / split
+    folder.mkdir(parents=True)
+    (folder / "data-00000-of-00001.arrow").write_bytes(b"\0\1")
+    for name in ("dataset_info.json", "state.json"):
+        (folder / name).write_text("{}")
+    message = refused(tmp_path / "hf")
+    assert "save_to_disk" in message and 'ds.to_parquet("data.parquet")' in message and ".jsonl, .parquet" in message
+
+
+def test_dataset_info_beside_parquet_is_a_folder_of_text(tmp_path):
+    (tmp_path / "dataset_info.json").write_text("{}")
+    pq.write_table(pa.table({"text": ["a row"]}), tmp_path / "data.parquet")
+    assert read(tmp_path) == [b"a row", b"{}"]
+
+
+def test_folder_of_shards_is_shards_without_what_lies_beside_them(tmp_path):
+    for name in ("b.bin.xz", "a.bin", "meta.json", "tokenizer.json"):
+        (tmp_path / name).write_bytes(b"{}")
+    assert [(f.path.name, f.kind) for f in find((str(tmp_path),))] == [("a.bin", "shard"), ("b.bin.xz", "shard")]
+
+
+@pytest.mark.parametrize("other", ["notes.txt", "rows.jsonl", "meta.pkl"])
+def test_folder_of_shards_and_other_files_is_refused_with_both(tmp_path, other):
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "a.bin").write_bytes(b"\1\0")
+    (tmp_path / other).write_text("text")
+    message = refused(tmp_path)
+    assert f"such as 'deep/a.bin' and {other!r}" in message and "one by one" in message
 
 
 @pytest.mark.parametrize(

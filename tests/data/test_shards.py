@@ -127,6 +127,45 @@ def test_broken_shards_are_refused(tmp_path, name, content, said):
     assert not list(tmp_path.glob("cache/shards/.draft*"))
 
 
+@pytest.mark.parametrize(
+    ("written", "read", "vocab_size", "said"),
+    [
+        (
+            "<u4",
+            "uint16",
+            5000,
+            r"uint32 or int32 and is read as uint16 .* every second one are 0; set data\.dtype=uint32",
+        ),
+        ("<i4", "uint16", 200_000, r"every second one are at most 3; set data\.dtype=uint32"),
+        ("<i8", "uint16", 5000, r"int64 or uint64 .* every fourth one are 0; write it again, .*data\.dtype=uint32"),
+        ("<i8", "uint32", 200_000, r"int64 or uint64 and is read as uint32 .* every second one are 0; write it again"),
+    ],
+)
+@pytest.mark.parametrize("name", ["a.bin", "a.bin.xz"])
+def test_shard_of_wider_ids_than_stated_is_refused(tmp_path, name, written, read, vocab_size, said):
+    ids = np.random.default_rng(0).integers(1, min(vocab_size, 150_000) - 1, 9000)
+    path = write_shard(tmp_path / name, ids, written)
+    with pytest.raises(DataError, match=said):
+        open_shards(tmp_path, paths=path, dtype=read, vocab_size=vocab_size)
+
+
+def test_zeros_that_take_no_turns_are_ids(tmp_path):
+    zeros = write_shard(tmp_path / "zeros.bin", np.zeros(9000))
+    ends = write_shard(tmp_path / "ends.bin", np.tile([7, 0, 8, 9, 0, 3], 1500))
+    few = write_shard(tmp_path / "few.bin", [7, 0, 8, 0])
+    open_shards(tmp_path, paths=[zeros, ends, few])
+
+
+def test_folder_of_shards_is_read_with_its_meta_json(tmp_path):
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    write_shard(folder / "b.bin.xz", np.arange(60, 100))
+    write_shard(folder / "a.bin", np.arange(3, 60))
+    (folder / "meta.json").write_text(json.dumps({"vocab_size": 120, "bos_id": 1, "eos_id": 0}))
+    source = open_source(Text(paths=str(folder)), cache=tmp_path / "cache")
+    assert (source.vocab_size, source.n_train_tokens + source.n_heldout_tokens) == (120, 97)
+
+
 def test_shards_and_text_do_not_mix(tmp_path):
     (tmp_path / "a.txt").write_text("text")
     with pytest.raises(DataError, match=r"token shards and text in one run: .*a\.bin' and .*a\.txt'"):

@@ -205,7 +205,9 @@ def test_values_that_the_public_files_have_will_do(files: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize(("text", "choice"), [("{{text[9].x}}", "['a', 'b']"), ("{{text}}", "{{[text, text.y.z]}}")])
-def test_requests_that_cannot_be_built_name_their_task(text: str, choice: str, files: Path, tmp_path: Path) -> None:
+def test_requests_that_cannot_be_built_name_their_file_and_row(
+    text: str, choice: str, files: Path, tmp_path: Path
+) -> None:
     rows = files / "own.jsonl"
     rows.write_text('{"text": "a gate may close"}\n{"text": "a"}\n')
     (files / "own.yaml").write_text(
@@ -214,7 +216,7 @@ def test_requests_that_cannot_be_built_name_their_task(text: str, choice: str, f
         f'doc_to_choice: "{choice}"\nmetric_list:\n  - metric: acc\n    aggregation: mean\n    higher_is_better: true\n'
     )
     asking = Asking(("piqa", "own"), files)
-    with pytest.raises(DataError, match=r"^own: its items cannot be made \(UndefinedError: .*\); correct its file, or"):
+    with pytest.raises(DataError, match=r"own\.jsonl, row 1 of own: UndefinedError: .*; correct the row, or"):
         for task in loaded(tmp_path, asking).tasks.values():
             task.build_all_requests(limit=2)
 

@@ -30,6 +30,7 @@ DENSE = {
     "1b": (128_256, 16, 2048, 32, 8, 64, 8192, True, False),
     "paper/1.7b-28l": (151_936, 28, 2048, 16, 8, 128, 6144, True, True),
     "paper/1.7b-48l": (151_936, 48, 1536, 16, 8, 128, 4608, True, True),
+    "7b": (32_000, 32, 4096, 32, 32, 128, 11_008, False, False),
     "8b": (128_256, 32, 4096, 32, 8, 128, 14_336, False, False),
     "14b": (151_936, 40, 5120, 40, 8, 128, 17_408, False, True),
     "32b": (151_936, 64, 5120, 64, 8, 128, 25_600, False, True),
@@ -142,6 +143,7 @@ def test_published_models_have_the_weights_that_transformers_gives_them() -> Non
                     num_key_value_heads=8, tie_word_embeddings=True, **qwen,
                 )
             ),
+            "7b": t.LlamaForCausalLM(t.LlamaConfig(num_key_value_heads=32)),
             "t5-small": t.T5ForConditionalGeneration(t.T5Config()),
             "bert-base": t.BertModel(t.BertConfig()),
         }  # fmt: skip

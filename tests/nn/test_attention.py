@@ -317,3 +317,35 @@ def test_shapes_that_do_not_fit_are_told() -> None:
         attention(x_BTD, cache=new_cache(head_dim=8))
     with pytest.raises(ValueError, match="layer 1 of a cache for 1 layers"):
         layer(layer=1)(x_BTD, cache=new_cache())
+    for named in ({"x_BTD": x_BTD.long()}, {"x_BTD": x_BTD, "context_BSD": x_BTD.int()}):
+        with pytest.raises(ValueError, match=r"BT?S?D of type torch.int\d+: expected hidden states in a floating type"):
+            attention(**named)
+
+
+class _Pair(torch.nn.Module):
+    """Two layers of someone's model."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = torch.nn.ModuleList([layer(first_hidden_from=(1,), layer=i) for i in range(2)])
+
+    def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        for attention in self.layers:
+            x_BTD = x_BTD + attention(x_BTD)
+        return x_BTD
+
+
+@pytest.mark.parametrize("how", ["to_empty", "under a device", "assign"])
+def test_a_hidden_first_key_is_hidden_in_a_model_that_was_built_on_the_meta_device(how: str) -> None:
+    """No checkpoint holds which heads these are."""
+    made, x_BTD = _Pair(), torch.randn(B, T, D)
+    with torch.device("meta"):
+        model = _Pair()
+        if how == "under a device":
+            model.to_empty(device="cpu")
+    if how == "to_empty":
+        model.to_empty(device="cpu")
+    model.load_state_dict(made.state_dict(), assign=how == "assign")
+    assert torch.equal(model(x_BTD), made(x_BTD))
+    assert all(torch.equal(a.hidden_H, b.hidden_H) for a, b in zip(model.layers, made.layers, strict=True))
+    assert model.double()(x_BTD.double()).dtype == torch.float64

@@ -1,5 +1,6 @@
 """Caches that drop keys: a window's cache changes no number, and a streaming one sees the kept tokens alone."""
 
+import copy
 import math
 
 import pytest
@@ -148,6 +149,83 @@ def test_what_does_not_fit_is_refused(cache: Cache) -> None:
             ValueError, match="7 tokens do not fit into a cache for 6; make it with a larger max_seq_len"
         ):
             attention(x_BTD, cache=cache)
+
+
+@pytest.mark.parametrize("cache", caches(), ids=lambda c: type(c).__name__)
+@torch.no_grad()
+def test_tokens_are_stored_once_in_a_layer(cache: Cache) -> None:
+    """Two layers of one number, or a step that was not counted, would write over one another."""
+    attention, other, x_BTD = layer(None), layer(None), hidden(2)
+    attention(x_BTD[:, :1], cache=cache)
+    for again in (attention, other):
+        with pytest.raises(
+            ValueError,
+            match=r"layer 0 has stored the tokens from position 0 already: give each layer its number with layer=, and call "
+            r"cache.advance\(n_tokens\) after the last layer",
+        ):
+            again(x_BTD[:, 1:], cache=cache)
+    # A copy counts by itself.
+    branch = copy.copy(cache)
+    for each in (cache, branch):
+        each.advance(1)
+        attention(x_BTD[:, 1:], cache=each)
+    assert cache.stored == branch.stored == (0,)
+
+
+@torch.no_grad()
+def test_a_step_that_is_not_counted_may_be_made_again() -> None:
+    attention, x_BTD, cache = layer(None), hidden(1), KVCache(n_layers=1, max_seq_len=6, **SHAPE)
+    first = attention(x_BTD, cache=cache)
+    cache.advance(0)
+    assert torch.equal(attention(x_BTD, cache=cache), first) and cache.length == 0
+
+
+@pytest.mark.parametrize("cache", caches(), ids=lambda c: type(c).__name__)
+def test_a_cache_of_another_type_is_refused(cache: Cache) -> None:
+    with pytest.raises(
+        ValueError,
+        match=r"keys of torch\.float32, and the cache is of torch\.float64; make it with dtype=torch\.float32",
+    ):
+        layer(None).float()(hidden(1).float(), cache=cache)
+
+
+def test_autocast_decodes_from_a_cache_in_float32() -> None:
+    attention, x_BTD = layer(None).float(), hidden(4).float()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = read(
+            attention, x_BTD, KVCache(n_layers=1, max_seq_len=4, **SHAPE | {"dtype": torch.float32}), [2, 1, 1]
+        )
+    with torch.no_grad():
+        torch.testing.assert_close(found.float(), attention(x_BTD), rtol=0.05, atol=0.05)
+
+
+@torch.no_grad()
+def test_layers_that_decode_compile_to_one_graph() -> None:
+    layers, x_BTD = [layer("sdpa-headwise", layer=i) for i in range(2)], hidden(5)
+    caches_of = [KVCache(n_layers=2, max_seq_len=5, **SHAPE) for _ in range(2)]
+
+    def through(x_BTD: Tensor, cache: Cache) -> Tensor:
+        for attention in layers:
+            x_BTD = x_BTD + attention(x_BTD, cache=cache)
+        cache.advance(x_BTD.shape[1])
+        return x_BTD
+
+    torch._dynamo.reset()
+    compiled = torch.compile(through, fullgraph=True, backend="eager")
+    for piece_BTD in x_BTD.split([2, 1, 1, 1], dim=1):
+        found, expected = (f(piece_BTD, c) for f, c in zip((compiled, through), caches_of, strict=True))
+        torch.testing.assert_close(found, expected)
+    assert [c.length for c in caches_of] == [5, 5] and [c.stored for c in caches_of] == [(), ()]
+    # A layer alone, and its mistake.
+    alone, cache = (
+        torch.compile(layers[0], fullgraph=True, backend="eager"),
+        KVCache(n_layers=2, max_seq_len=5, **SHAPE),
+    )
+    alone(x_BTD[:, :1], cache=cache)
+    assert cache.stored == (0,)
+    with pytest.raises(ValueError, match="has stored the tokens from position 0 already"):
+        layers[0](x_BTD[:, :1], cache=cache)
+    torch._dynamo.reset()
 
 
 def test_a_streaming_cache_keeps_something() -> None:

@@ -228,6 +228,21 @@ def test_a_module_compiled_before_is_noticed() -> None:
         recorder.rows()
 
 
+def test_a_layer_compiled_before_is_noticed_as_it_runs() -> None:
+    attention, x_BTD = GatedAttention(d_model=16, n_heads=2, gate="sdpa-headwise"), torch.zeros(1, 4, 16)
+    torch._dynamo.reset()
+    compiled = torch.compile(attention, backend="eager")
+    compiled(x_BTD)
+    with (
+        pytest.raises(
+            ValueError, match=r"layer 0 ran and showed no q, k, v, sdpa: .* run the module that was compiled"
+        ),
+        capture(attention, ["sinks", "gate_scores"]),
+    ):
+        compiled(x_BTD)
+    torch._dynamo.reset()
+
+
 def test_massive_asks_for_the_taps_it_reads() -> None:
     attention = GatedAttention(d_model=16, n_heads=2)
     with pytest.raises(ValueError, match="no residual taps"), capture(attention, ["massive"]):

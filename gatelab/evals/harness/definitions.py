@@ -14,6 +14,7 @@ import lm_eval.tasks
 from lm_eval.tasks import TaskManager
 
 from .benchmarks import BENCHMARKS, GENERATED
+from .brought import place_files
 from .local import present
 
 ROOT = Path(lm_eval.tasks.__file__).parent
@@ -35,7 +36,7 @@ def offline(
     folder: Path, draft: Path, shots: int | None, metadata: dict[str, Any]
 ) -> tuple[TaskManager, dict[str, list[str]]]:
     """The benchmarks with the files of a folder, the tasks that the harness generates, and the folder's own YAML files, which
-    win; and of each task what it lacks, in sentences. Files are not opened here.
+    win; and of each task what it lacks, in sentences. Files are not read here.
 
     Args:
         draft: an empty folder to write definitions into, needed until tasks are loaded.
@@ -58,7 +59,8 @@ def offline(
             _write(draft / f"{name}-{path.stem}.yaml", lines)
     for path in GENERATED:
         _write(draft / path.replace("/", "-"), {"include": str(ROOT / path), "tag": [RULER]})
-    return _manager([draft, folder], metadata), lacking
+    manager = _manager([draft, folder], metadata)
+    return manager, lacking | place_files(manager, folder, draft)
 
 
 def is_tag(manager: TaskManager, name: str) -> bool:

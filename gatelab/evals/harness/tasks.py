@@ -15,6 +15,7 @@ from ...config import ConfigError, nearest
 from ...data import DataError
 from . import definitions
 from .benchmarks import BENCHMARKS
+from .brought import check_labels, task_of, wrong_row
 from .local import rows_of
 from .quiet import quiet
 from .sandbox import CodeEval
@@ -57,6 +58,7 @@ def find(asking: Asking, tell: Callable[[str], None], *, draft: Path, tokenizer:
         ConfigError: names that are not known, code that may not be run.
         DataError: files that are not there, or hold what no item can be made of.
     """
+    _check_words(asking)
     lacking: dict[str, list[str]] = {}
     metadata = {"tokenizer": str(tokenizer), "max_seq_lengths": list(asking.lengths)}
     folder = asking.data_dir
@@ -110,6 +112,8 @@ def load(asking: Asking, manager: TaskManager) -> Loaded:
             raise _unfit(_failing(manager, [name for name, _ in found]), error) from error
     if code is not None:
         code.outcomes.clear()  # the harness tries it on a program of its own
+    if asking.data_dir is not None:
+        check_labels(made["tasks"])
     loaded = Loaded(made["tasks"], made.get("groups", {}), made.get("group_map", {}), code=code)
     fixed = []
     for name, task in loaded.tasks.items():
@@ -120,7 +124,7 @@ def load(asking: Asking, manager: TaskManager) -> Loaded:
             task.set_config(key="num_fewshot", value=(stated or 0) if asking.shots is None else asking.shots)
         task.set_fewshot_seed(seed=_SEED)
         make_strict(task)
-        task.build_all_requests = partial(_built, name, task.build_all_requests)
+        task.build_all_requests = partial(_built, name, task, task.build_all_requests)
     if fixed:
         some = ", ".join(fixed[:3]) + (" …" if len(fixed) > 3 else "")
         loaded.notes.append(f"{some}: defined with 0 shots, so --shots {asking.shots} is not for it")
@@ -138,12 +142,12 @@ def _check_rows(files: Iterable[dict[str, Any]]) -> None:
         rows_of(Path(path), BENCHMARKS[name].fields, BENCHMARKS[name].check)
 
 
-def _built(name: str, build: Callable[..., None], **how: Any) -> None:
+def _built(name: str, task: Any, build: Callable[..., None], **how: Any) -> None:
     """The harness's requests of a task, which are made of templates and a definition's own functions."""
     try:
         build(**how)
     except Exception as error:
-        raise _unfit(name, error) from error
+        raise _unfit(name, error, task) from error
 
 
 def _failing(manager: TaskManager, names: list[str]) -> str:
@@ -156,11 +160,33 @@ def _failing(manager: TaskManager, names: list[str]) -> str:
     return ", ".join(names)
 
 
-def _unfit(name: str, error: Exception) -> DataError:
+def _unfit(name: str, error: Exception, task: Any = None) -> DataError:
+    """What is wrong with the items of a task, or with the one that was being made: a row, where one can be named."""
+    task = task or task_of(error)
+    if task is not None and (problem := wrong_row(task.config.task, task)):
+        return DataError(problem)
     reason = str(error).partition("\n")[0]
     return DataError(
         f"{name}: its items cannot be made ({type(error).__name__}: {reason}); correct its file, or its definition"
     )
+
+
+def _check_words(asking: Asking) -> None:
+    """That no task is named by a file, before any index is read."""
+    wrong = []
+    for name in asking.names:
+        if name.endswith((".jsonl", ".json", ".jsonl.gz", ".csv", ".parquet")):
+            wrong.append(
+                f"--tasks {name}: is a file of items, and a task says what to ask of them; write a YAML file of the harness's kind "
+                "that names it, put it into a folder for --data-dir, and give --tasks its `task` (docs/eval.md, A task of your own)"
+            )
+        elif name.endswith((".yaml", ".yml")):
+            wrong.append(
+                f"--tasks {name}: is a file; name the folder that holds it with --data-dir, and give --tasks the `task` that it "
+                "says (docs/eval.md, A task of your own)"
+            )
+    if wrong:
+        raise ConfigError(wrong)
 
 
 def _check_names(asking: Asking, manager: TaskManager) -> None:

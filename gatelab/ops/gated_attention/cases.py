@@ -76,6 +76,18 @@ CASES = (
     Case("scores-scaled", T=27, G=2, scores="scores-headwise"),
     Case("scores-added", T=27, G=2, scores="scores-headwise-silu-add", gate="sdpa-elementwise"),
     Case("scores-forgotten", T=27, G=2, scores="scores-headwise-forget"),
+    # What is rounded between sums over queries and over tokens grows with the length.
+    Case("scores-forgotten-long", B=1, T=1024, H=2, G=1, K=16, scores="scores-headwise-forget"),
+    Case(
+        "scores-forgotten-lse",
+        B=1,
+        T=260,
+        H=2,
+        G=2,
+        scores="scores-headwise-forget",
+        gate="sdpa-headwise-lse",
+        documents=2,
+    ),
     Case("scores-forgotten-decoded", T=4, S=27, G=2, scores="scores-headwise-ns_sigmoid-forget"),
     *(
         Case(f"{kind}{ending}", G=2, normaliser=kind, **setting)
@@ -122,13 +134,6 @@ def inputs(case: Case, *, seed: int, dtype: torch.dtype, device: str = "cpu") ->
         cuts = torch.randint(0, case.documents, (B, S), generator=g).sort(dim=1).values.to(device)
         out["mask_BTS"] = cuts[:, S - T :, None] == cuts[:, None, :]
     return out
-
-
-def exempt(case: Case, dtype: torch.dtype) -> set[str]:
-    """The tensors that the fused kernels do not give within the contract in a low precision: the gradient of a forget
-    gate, which sums differences of gradients that the kernels have rounded."""
-    is_forget = case.scores is not None and case.scores.endswith("forget")
-    return {"d score_logits_BSH"} if is_forget and dtype.itemsize < 4 else set()
 
 
 def apart(arguments: dict[str, Any]) -> dict[str, Any]:

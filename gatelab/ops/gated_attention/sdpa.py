@@ -2,8 +2,8 @@
 
 Notable: a slot is a gate σ(lse − s), so no kernel sees it; a gate on the scores is one number a key, which scales the
 values or enters the product q·k as more channels, so it costs no T×S bias. The channels of a forget gate hold c_i and
-−c_j, whose gradients the kernels round before they are summed over positions: in bfloat16 they are noisier than those of
-the whole matrix. Without a slot or a gate on the lse this is `F.scaled_dot_product_attention` and nothing else.
+−c_j, whose gradients the kernels round before they are summed over positions: in a low precision these come from
+`forget` instead. Without a slot or a gate on the lse this is `F.scaled_dot_product_attention` and nothing else.
 """
 
 import math
@@ -15,6 +15,7 @@ from torch import Tensor
 from ...config.gate import GateSpec
 from ..gate_apply import apply_gate
 from .call import LOW_PRECISION
+from .forget import with_exact_sums
 from .fused import attention_with_lse, cudnn_overflows, pieces
 from .rows import aligned
 from .scoring import Scoring, key_bias, key_scale, visible
@@ -69,14 +70,26 @@ def _attend(
         v_BSGK = (_repeated(v_BSGK, H) * scale_BSH[..., None]).to(v_BSGK.dtype)
         k_BSGK = _repeated(k_BSGK, H)
     bias_BSH = key_bias(s.score_logits_BSH, s.score_gate)
+    is_stock = slot_BHT1 is None and (gate is None or gate.source != "lse")
+    needs_sums = False
     if bias_BSH is not None:
-        own_BTH = bias_BSH[:, S - T :] if s.score_gate.form == "forget" else torch.zeros_like(bias_BSH[:, :1])
-        q_BTHK, k_BSGK, v_BSGK = _with_bias(q_BTHK, k_BSGK, v_BSGK, -own_BTH / scale, bias_BSH / scale)
+        if is_stock and torch.is_autocast_enabled(q_BTHK.device.type):
+            # Before the pieces are made, since torch's attention would round each number of the bias to one.
+            low = torch.get_autocast_dtype(q_BTHK.device.type)
+            q_BTHK, k_BSGK, v_BSGK = (t.to(low) for t in (q_BTHK, k_BSGK, v_BSGK))
+        is_forget = s.score_gate.form == "forget"
+        needs_sums = is_forget and bias_BSH.requires_grad and q_BTHK.dtype in LOW_PRECISION
+        if q_BTHK.dtype not in LOW_PRECISION:
+            # Long sums times a power of 2 keep their bits.
+            power = 2.0 ** round(math.log2(scale))
+            q_BTHK, scale = q_BTHK * (scale / power), power
+        key_BSH = bias_BSH.detach() if needs_sums else bias_BSH
+        own_BTH = key_BSH[:, S - T :] if is_forget else torch.zeros_like(key_BSH[:, :1])
+        q_BTHK, k_BSGK, v_BSGK = _with_bias(q_BTHK, k_BSGK, v_BSGK, -own_BTH / scale, key_BSH / scale)
     q_BHTK, k_BGSK, v_BGSK = (aligned(t).transpose(1, 2) for t in (q_BTHK, k_BSGK, v_BSGK))
     mask_BHTS, is_causal = _mask(q_BTHK, S, s)
 
     lse_BHT1: Tensor | None = None
-    is_stock = slot_BHT1 is None and (gate is None or gate.source != "lse")
     is_trained = torch.is_grad_enabled() and any(t.requires_grad for t in (q_BTHK, k_BSGK, v_BSGK))
     if is_stock and not reads_lse and not (is_trained and _avoids_cudnn(q_BTHK, S, is_causal)):
         y_BHTK = F.scaled_dot_product_attention(
@@ -100,6 +113,9 @@ def _attend(
         y_BHTK, lse_BHT1 = attention_with_lse(
             q_BHTK, k_BHSK, v_BHSK, bias_BHTS=_added(mask_BHTS, q_BTHK.dtype), is_causal=is_causal, scale=scale
         )
+    if needs_sums:
+        qkv = q_BHTK, k_BGSK, v_BGSK
+        y_BHTK, lse_BHT1 = with_exact_sums(y_BHTK, lse_BHT1, bias_BSH, qkv, mask_BHTS=mask_BHTS, scale=scale)
     y_BTHK = y_BHTK.transpose(1, 2)
     if bias_BSH is not None:
         y_BTHK = y_BTHK[..., :K]  # without the channels of the bias
@@ -144,13 +160,14 @@ def _with_bias(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """q·k + row + column as a product of 8 more channels, six of them in use; v has zeros there.
 
-    Three pieces of bfloat16 hold the 24 bits of a float32, and the kernels sum products in float32.
+    Three pieces of bfloat16 hold the 24 bits of a float32, and the kernels sum products in float32. They come first: row and
+    column are large where their sum is small, and would take q·k's last bits with them.
     """
     H = q_BTHK.shape[2]
-    q_BTHK = torch.cat([q_BTHK, _pieces(row_BTH, q_BTHK), q_BTHK.new_ones(*q_BTHK.shape[:3], 3)], dim=-1)
+    q_BTHK = torch.cat([_pieces(row_BTH, q_BTHK), q_BTHK.new_ones(*q_BTHK.shape[:3], 3), q_BTHK], dim=-1)
     k_BSHK = _repeated(k_BSGK, H)
-    k_BSHK = torch.cat([k_BSHK, k_BSHK.new_ones(*k_BSHK.shape[:3], 3), _pieces(column_BSH, k_BSHK)], dim=-1)
-    return F.pad(q_BTHK, (0, 2)), F.pad(k_BSHK, (0, 2)), F.pad(_repeated(v_BSGK, H), (0, 8))
+    k_BSHK = torch.cat([k_BSHK.new_ones(*k_BSHK.shape[:3], 3), _pieces(column_BSH, k_BSHK), k_BSHK], dim=-1)
+    return F.pad(q_BTHK, (2, 0)), F.pad(k_BSHK, (2, 0)), F.pad(_repeated(v_BSGK, H), (0, 8))
 
 
 def _pieces(value_BTH: Tensor, like_BTHK: Tensor) -> Tensor:

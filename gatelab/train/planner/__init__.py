@@ -5,10 +5,11 @@ from .devices import DEVICES, Device
 from .memory import Memory
 from .mesh import Mesh
 from .seconds import Seconds
+from .spread import Shares, Spread, shares, spread_of
 from .step import Job, Layout, StepPlan, best_step, plan_step
 from .traffic import KINDS, Transfer
 
 __all__ = [
-    "DEVICES", "KINDS", "Device", "Job", "Layout", "Memory", "Mesh", "Seconds", "StepPlan", "Transfer", "best_step",
-    "plan_step",
+    "DEVICES", "KINDS", "Device", "Job", "Layout", "Memory", "Mesh", "Seconds", "Shares", "Spread", "StepPlan", "Transfer",
+    "best_step", "plan_step", "shares", "spread_of",
 ]  # fmt: skip

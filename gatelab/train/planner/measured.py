@@ -2,8 +2,8 @@
 plan of it misses (15% of the memory, 20% of the time).
 
 Notable: rows are those of training_h100_2026-11.md, training_h200_2026-11.md and meshes_h200_2026-11.md in benchmarks/results, a
-step's median, and GiB the allocator's peak on a GPU. Compiled, captured on one GPU where there are no experts, and but for the
-rows of the last file with q, k, v and gates in one product; `attention` as there.
+step's median, and GiB the allocator's peak on a GPU. Compiled, captured on one GPU where there are no experts (and in the last row
+of one GPU), and but for the rows of the last file with q, k, v and gates in one product; `attention` as there.
 """
 
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ class Measured:
     sets: str = ""
     mesh: Mesh = _ALONE
     micro_batch: int = 0
-    misses: Literal["", "memory"] = ""
+    misses: Literal["", "memory", "time", "memory and time"] = ""
 
     @property
     def job(self) -> Job:
@@ -71,6 +71,21 @@ MEASURED = (
     Measured("h200", _1B, 32_768, 4096, 375.7, 46.2),
     Measured("h200", _1B, 65_536, 4096, 400.8, 35.5, mesh=Mesh(2, shard="zero3"), micro_batch=8),
     Measured("h200", _1B, 65_536, 4096, 407.5, 15.2, mesh=Mesh(1, tp=2), micro_batch=8),
+    Measured("h200", "moe-480m", 32_768, 4096, 111.3, 24.4),
+    Measured(
+        "h200",
+        "moe-480m",
+        65_536,
+        4096,
+        212.6,
+        26.4,
+        mesh=Mesh(2, ep=2, shard="none"),
+        micro_batch=8,
+        misses="memory and time",
+    ),
+    Measured(
+        "h200", "moe-480m", 65_536, 4096, 219.7, 25.7, mesh=Mesh(2, ep=2, shard="zero3"), micro_batch=8, misses="time"
+    ),
 )
 
 
