@@ -177,8 +177,10 @@ def _finding(test: _Test, table: Outcomes, baseline: str, confidence: float, fdr
     low, high = interval(e, confidence) if e and pairs.changes is None else (nan, nan)
     widest = 1.0 if metric.unit == "share" else inf  # two shares differ by 1 at most
     low, high = max(low, -widest), min(high, widest)
-    # Seeds that all fell into one group spread little, so the t test would call bimodal arms equivalent by luck.
-    bound = None if metric.bimodal else metric.equivalence
+    # Seeds that all fell into one group spread little, so the t test would call bimodal arms equivalent by luck; and where a
+    # run diverged those that are left say nothing of both arms being the same.
+    is_judged = not metric.bimodal and not table.any_diverged(pairs.cell, (baseline, pairs.arm))
+    bound = metric.equivalence if is_judged else None
     n = 0 if test.refused else len(pairs.seeds)
     found = Finding(
         cell=pairs.cell,

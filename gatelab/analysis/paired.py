@@ -122,6 +122,10 @@ class Outcomes:
     def arms(self) -> list[str]:
         return list(dict.fromkeys(arm for _, arm in self._groups))
 
+    def any_diverged(self, cell: str, arms: Collection[str]) -> bool:
+        """Whether a run of these arms diverged there."""
+        return any(s == "diverged" and c == cell and arm in arms for (c, arm, _), s in self._status.items())
+
     @property
     def metrics(self) -> set[str]:
         return {name for metrics in self._groups.values() for name in metrics}

@@ -146,6 +146,14 @@ def test_an_arm_that_never_finished_is_a_finding_and_not_a_hole():
     assert f.notes[:2] == ["seed 0 of gated failed", "seed 1 of gated failed"]
 
 
+def test_arms_of_which_a_run_diverged_are_not_equivalent():
+    none, gated = outcomes("none", [2.0, 2.0, 2.0, 2.0]), outcomes("gated", [2.0, 2.0001, 2.0001, 2.0])
+    (same,) = find(none, gated)
+    (f,) = find(none, gated[:3], [Outcome("stdlib", "gated", 3, "val_loss", 11.0, "diverged")])
+    assert same.verdict == "equivalent"
+    assert f.verdict == "unclear" and f.equivalence is None
+
+
 def test_a_diverged_run_is_left_out_counted_and_named():
     diverged = Outcome("stdlib", "gated", 2, "val_loss", 11.0, "diverged")
     (f,) = find(outcomes("none", [2.0, 2.1, 1.9]), outcomes("gated", [1.98, 2.081]), [diverged])
