@@ -97,6 +97,14 @@ def test_a_folder_of_studies_and_archives_becomes_one_page(results, capsys):
     )
 
 
+def test_folders_of_one_study_are_told_apart_by_their_texts(tmp_path):
+    study(tmp_path / "early", "toy")
+    study(tmp_path / "late", "toy", changes=LARGER)
+    (tmp_path / "late.md").write_text("its text", encoding="utf-8")
+    page = page_of(lab.atlas([tmp_path]))
+    assert "toy, late" in page and "toy, early" not in page
+
+
 def test_the_same_studies_make_the_same_bytes_and_leave_no_copy(results, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     pages = [page_of(lab.atlas([results], tmp_path / name)) for name in ("one.html", "two.html")]

@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -51,10 +52,12 @@ def atlas(
         claims = None
         refused.append(("the ledger of claims", str(error)))
     home = _home(paths)
-    stored = {s.name: s.plan for s in made}
+    stored: dict[str, dict] = {}
+    for s in made:
+        stored.setdefault(s.name, {}).update(s.plan)
     begun = [Open(s.name, s.question, s.n_open, len(s.plan), s.again) for s in made if s.n_open]
     never = [] if home is None else still_open(home, stored)
-    return write_atlas(page, Atlas(made, refused, claims, [*begun, *never]))
+    return write_atlas(page, Atlas(_told_apart(made), refused, claims, [*begun, *never]))
 
 
 def read_atlas(
@@ -88,6 +91,22 @@ def read_atlas(
     taken = taken_from(sheets)
     told = [replace(s, flags=[*s.flags, flag.format(taken[s.letter])]) if s.letter in taken else s for s in sheets]
     return among(told, read, tell), refused
+
+
+def _told_apart(sheets: list[Sheet]) -> list[Sheet]:
+    """Where several folders hold runs of one study, each with the name of its text or page behind the study's."""
+    n = Counter(s.name for s in sheets)
+    return [replace(s, name=f"{s.name}, {where}") if n[s.name] > 1 and (where := _where(s)) else s for s in sheets]
+
+
+def _where(s: Sheet) -> str:
+    """The folder that a study's pages are of; empty where it has none or is called as the study."""
+    pages = [
+        Path(at).parent.name if word == "page" else Path(at).stem
+        for word, at in s.pages.items()
+        if word in ("page", "text")
+    ]
+    return next((name for name in pages if name and name != s.name), "")
 
 
 def _letter(i: int) -> str:
