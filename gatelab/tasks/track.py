@@ -44,7 +44,7 @@ TASK = Task(
     name="track",
     what="follows a value through assignments",
     mirrors="RULER variable tracking (vt)",
-    signal="not with two hops at 1.3M or 10.4M weights after 24.6M tokens; one not measured",
+    signal="not with two hops at 1.3M or 10.4M weights after 24.6M tokens, nor with one hop and two chains at 1.3M after 12.3M",
     define=define,
     sample=sample,
     forms={"set": "Let {} = {}.", "ask": "So {} ="},
