@@ -1,12 +1,15 @@
 """A model whose weights no memory here holds is refused before anything is written; what may do is not."""
 
+import os
 from types import SimpleNamespace
 
 import pytest
 from test_cli import gatelab
 
-from gatelab.config import ConfigError, Execution
-from gatelab.lab import check_room
+from gatelab.config import ConfigError, Execution, parse_assignments
+from gatelab.lab import check_room, check_room_left, plan, save_plan
+from gatelab.lab.room import _host
+from gatelab.store import write_json
 
 
 def planned(n, name="abc"):
@@ -27,9 +30,35 @@ def test_weights_that_are_more_than_the_memory_are_refused_with_both(tmp_path):
 
 
 def test_run_that_is_done_needs_no_room(tmp_path):
-    (tmp_path / "abc").mkdir()
-    (tmp_path / "abc" / "done.json").write_text("{}")
+    (tmp_path / "runs" / "abc").mkdir(parents=True)
+    (tmp_path / "runs" / "abc" / "done.json").write_text("{}")
     check(10**15, 1, tmp_path)
+
+
+def test_address_is_not_asked_what_is_done_there():
+    check_room([planned(10**15)], Execution(device="cpu"), "s3://bucket/study", host_bytes=pytest.fail)
+
+
+def test_swap_counts_where_the_system_tells_it(monkeypatch):
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for text, swap in (("MemTotal: 5 kB\nSwapTotal:   3 kB\n", 3072), ("MemTotal: 5 kB\n", 0)):
+        monkeypatch.setattr("gatelab.lab.room.Path.read_text", lambda path, text=text: text)
+        assert _host() == memory + swap
+
+
+def test_folder_that_another_machine_planned_is_refused_but_for_what_is_done(tmp_path, monkeypatch):
+    words = ("quickstart", "execution.device=cpu", "train.tokens=2000", "seed=0")
+    folder = save_plan(plan(words[0], parse_assignments(words[1:])), tmp_path / "m3")
+    content = folder.study()
+    for entry in content["plan"]:
+        entry["n_parameters"] = 10**15
+    write_json(folder.path / "study.json", content)
+    said = gatelab("run", folder.path)
+    assert said.status == 2 and "4,000,000.0 GB of float32 weights alone" in said.err
+    assert not list(folder.path.glob("runs/*/attempts/*"))
+    for _, run in folder.planned():
+        (run.path / "done.json").write_text("{}")
+    check_room_left(folder, Execution(device="cpu"), host_bytes=pytest.fail)
 
 
 def test_small_model_asks_nobody(tmp_path):

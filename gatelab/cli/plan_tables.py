@@ -41,7 +41,8 @@ def show(name: str, plans: "list[StepPlan]") -> None:
     )
     print("does not; one by one: the step with nothing hidden. A GPU sends at its links' stated rates.")
     print_records(
-        [_speed_row(s) for s in spreads], "\nSpeed: as planned, and were the plan as far off as the worst timed step"
+        [_speed_row(s) for s in spreads],
+        "\nSpeed: as planned, and down to what it is were the plan as far off as the worst timed step",
     )
     print("\n".join(_trusted(spreads)))
     if not d.is_measured:
@@ -89,6 +90,7 @@ def _trusted(spreads: "list[Spread]") -> list[str]:
     lines = [
         f"{_KINDS[kind]} were planned at {of.time[0]:.2f} to {of.time[1]:.2f} of their time and {of.memory[0]:.2f} to "
         f"{of.memory[1]:.2f} of their memory."
+        + (" Above 1 a step was faster than its plan, and than its range." if of.time[1] > 1 else "")
         for kind, of in shares().items()
         if kind in shown
     ]

@@ -3,7 +3,6 @@
 import shlex
 from contextlib import ExitStack
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
@@ -59,10 +58,12 @@ def run(
             if planned:
                 place = out or f"runs/{planned.study.name}"
                 if executor == "local":
-                    lab.check_room(planned.runs, execution, Path(place) / "runs")
+                    lab.check_room(planned.runs, execution, place)
                 folder = lab.save_plan(planned, place, asked=[study, *assignments])
             else:
                 folder, execution = there, lab.go_on(there, words)
+                if executor == "local":
+                    lab.check_room_left(folder, execution)
             lab.check_seen(folder, ray_address)
             content = folder.study()
             grid = LiveGrid(folder, workers.slots)  # reads how all runs stand

@@ -34,7 +34,7 @@ def train(*assignments: str, config: Path | None = None, out: str | None = None,
             execution = planned.study.execution
             workers = stack.enter_context(lab.open_executor(execution))
             place = Path(out or "runs/train")
-            lab.check_room(planned.runs, execution, place / "runs")
+            lab.check_room(planned.runs, execution, place)
             folder = lab.save_plan(planned, out or "runs/train", beside=config and config.parent.parent)
         entries = planned.entries(folder.path)
         fingerprint = entries[0]["fingerprint"]

@@ -8,6 +8,7 @@ from pydantic import (
     SerializationInfo,
     SerializerFunctionWrapHandler,
     ValidationError,
+    WithJsonSchema,
     field_validator,
     model_serializer,
     model_validator,
@@ -110,7 +111,11 @@ class Tasks(Config):
     depth: Annotated[float, Field(ge=0, le=1)] | None = None
     distractors: Annotated[int, Field(ge=0)] | None = None
     hardness: Annotated[int, Field(ge=1)] | None = None
-    knobs: tuple[tuple[str, TaskKnobs], ...] = ()
+    knobs: Annotated[
+        tuple[tuple[str, TaskKnobs], ...],
+        WithJsonSchema({"type": "object", "additionalProperties": TaskKnobs.model_json_schema()}),
+        Field(json_schema_extra={"default": {}}),
+    ] = ()
     targets: Literal["answer", "all"] = "answer"
     shortest: Annotated[int, Field(ge=2)] | None = None
     stage: Annotated[int, Field(ge=1)] = 10_000
@@ -179,6 +184,9 @@ def _pair(part: Any) -> tuple[str, Any]:
     pairs = [word.partition("=") for word in words]
     if not name or not pairs or not all(knob and value for knob, _, value in pairs):
         raise ValueError(f"{part!r}: expected a task and its knobs, as in {_EXAMPLE}")
+    knobs = [knob for knob, _, _ in pairs]
+    if twice := [knob for knob in knobs if knobs.count(knob) > 1]:
+        raise ValueError(f"{part!r}: {twice[0]} is there twice; give each knob of a task once, as in {_EXAMPLE}")
     return name, {knob: value for knob, _, value in pairs}
 
 

@@ -1,6 +1,7 @@
 """Text as a source: prepared once into the cache under the hash of its content, mapped ever after."""
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 from gatelab.config import Text
@@ -25,6 +26,8 @@ def open_text(config: Text, cache: Path) -> TokenSource:
             `prepare` and `shards` for what is checked.
     """
     train, heldout = files.find(config.paths), files.find(config.val_paths)
+    notes = [file for file in train + heldout if file.kind == "note"]
+    train, heldout = ([file for file in side if file.kind != "note"] for side in (train, heldout))
     shards = [file for file in train + heldout if file.kind == "shard"]
     texts = [file for file in train + heldout if file.kind != "shard"]
     if shards and texts:
@@ -33,7 +36,11 @@ def open_text(config: Text, cache: Path) -> TokenSource:
             f"give one kind in data.paths and data.val_paths"
         )
     open_corpus = open_shards if shards else _open_documents
-    return TokenSource(open_corpus(config, train, heldout, cache), config)
+    corpus = open_corpus(config, train, heldout, cache)
+    if notes:
+        left_out = f"; {len(notes):,} files left out, such as {notes[0].path.name}"
+        corpus = replace(corpus, description=corpus.description + left_out)
+    return TokenSource(corpus, config)
 
 
 def _open_documents(config: Text, train: list[File], heldout: list[File], cache: Path) -> Corpus:

@@ -2,7 +2,8 @@
 
 Notable: the order is that of the paths given and, inside a folder, of the names, so the same content is the same text
 wherever it lies. What the user named must be readable; what merely lies in a named folder and is not text is left out
-and counted. A folder is of text or of token shards; one of both is refused, since either half would be missed in silence.
+and counted. A folder is of text or of token shards; one of text and of shards with their meta.json is refused, since either half
+would be missed in silence.
 """
 
 import difflib
@@ -22,11 +23,13 @@ _BUILD_SETTINGS = "_sysconfigdata"
 # Of a data set that `save_to_disk` wrote, beside its .arrow files; and of a folder of token shards, beside these.
 _OF_ARROW = "dataset_info.json"
 _BESIDE_SHARDS = {"meta.json", "tokenizer.json"}
+_NOTES = ("README", "LICENSE", "LICENCE")
 
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """One file; `kind` is text, jsonl, parquet or shard; `named`: by the user, not found in a folder."""
+    """One file; `kind` is text, jsonl, parquet, shard, or note (beside shards: counted, not read); `named`: by the user, not
+    found in a folder."""
 
     path: Path
     kind: str
@@ -100,10 +103,11 @@ def _under(name: str) -> Iterator[File]:
 
 
 def _inside(name: str, folder: Path) -> Iterator[File]:
-    """The files of a folder of text, or of one of token shards with what says their vocabulary beside them.
+    """The files of a folder of text, or of one of token shards with what says their vocabulary beside them. Files named .bin among
+    text, without a meta.json, are files among text.
 
     Raises:
-        DataError: for an empty one, a data set of Arrow files, and one that holds shards and something else.
+        DataError: for an empty one, a data set of Arrow files, and one that holds shards with a meta.json and something else.
     """
     contents = _walk(folder, set())
     if not contents:
@@ -118,7 +122,9 @@ def _inside(name: str, folder: Path) -> Iterator[File]:
     kinds = [_kind(path) for path in contents]
     shards = [path for path, kind in zip(contents, kinds, strict=True) if kind == "shard"]
     others = [path for path, kind in zip(contents, kinds, strict=True) if kind != "shard"]
-    others = [path for path in others if path.name not in _BESIDE_SHARDS] if shards else others
+    others = [p for p in others if p.name not in _BESIDE_SHARDS and not p.name.startswith(_NOTES)] if shards else others
+    if others and not any((path.parent / "meta.json").is_file() for path in shards):
+        kinds, shards = ["text" if kind == "shard" else kind for kind in kinds], []
     if shards and others:
         raise DataError(
             f"{name!r} holds token shards and other files, such as {str(shards[0].relative_to(folder))!r} and "
@@ -127,6 +133,8 @@ def _inside(name: str, folder: Path) -> Iterator[File]:
     for path, kind in zip(contents, kinds, strict=True):
         if not shards or kind == "shard":
             yield File(path, kind, named=False)
+        elif path.name not in _BESIDE_SHARDS:
+            yield File(path, "note", named=False)
 
 
 def _stdlib() -> Iterator[File]:

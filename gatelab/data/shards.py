@@ -6,6 +6,7 @@ would else read gigabytes to learn a name. Shards are mapped where they lie, nev
 
 import hashlib
 import lzma
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,11 @@ from .tokens import Corpus, Tokens, mapped
 _CHUNK = 1 << 22
 # What meta.json may say about ids, and the field of the configuration that says it too.
 _FIELDS = ("vocab_size", "bos_id", "eos_id")
-# Numbers from the beginning of a shard by which one of wider ids is recognised, and how many such ids are the fewest.
-_LOOKED_AT, _FEWEST = 4096, 16
+# Numbers from the beginning of a shard by which one of wider ids is recognised; how many such ids are the fewest, how many
+# different ones they take, and the share of them whose lowest part is not 0.
+_LOOKED_AT, _FEWEST, _DIFFERENT, _NOT_ZERO = 4096, 256, 8, 0.75
 _TURNS = {2: "second", 4: "fourth"}
+_HELD_OUT = re.compile(r"(val|valid|validation|test)(?![a-z])", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +47,10 @@ def open_shards(config: Text, train: list[File], heldout: list[File], cache: Pat
 
     Raises:
         DataError: for a length that is no whole number of ids, ids outside of the vocabulary, ids that look wider than data.dtype,
-            an unknown vocabulary, a damaged .xz file, or the same shard on both sides.
+            an unknown vocabulary, a damaged .xz file, the same shard on both sides, or one of a folder that is named as held out
+            where none is.
     """
+    _refuse_validation(train, heldout)
     dtype = {"uint16": "<u2", "uint32": "<u4"}[config.dtype]
     vocabulary = _vocabulary(config, train + heldout)
     checked = {file.path: _check(file.path, dtype, vocabulary["vocab_size"], cache) for file in train + heldout}
@@ -72,6 +77,17 @@ def open_shards(config: Text, train: list[File], heldout: list[File], cache: Pat
         description=_describe(config, tokens, held),
         bytes_per_token=_bytes_per_token(train + heldout, held, digest, cache),
     )
+
+
+def _refuse_validation(train: list[File], heldout: list[File]) -> None:
+    """Refuses to train on what lies in a folder under a name such as val.bin, where nothing is named to be held out."""
+    named = [f.path for f in train if not f.named and _HELD_OUT.match(f.path.name)]
+    if named and not heldout:
+        others = [f.path for f in train if f.path not in named] or [Path("train.bin")]
+        raise DataError(
+            f"{str(named[0])!r} is named as one to hold out, and data.val_paths is empty; hold it out, as in "
+            f"data.paths={others[0]} data.val_paths={named[0]}, or name it in data.paths itself to train on it"
+        )
 
 
 def _vocabulary(config: Text, shards: list[File]) -> dict[str, Any]:
@@ -117,7 +133,9 @@ def _check(path: Path, dtype: str, vocab_size: int, cache: Path) -> _Shard:
         largest = int(mapped(flat, dtype).max())
         facts = {"flat": flat.name, "n_bytes": n_bytes, "sha256": _sha256(flat), "largest": largest}
         known.remember(facts)
-    _refuse_wider(path, mapped(flat, dtype)[:_LOOKED_AT], vocab_size)
+    # Who says there what is read knows; data.dtype alone may be the default.
+    if (read_json(path.parent / "meta.json") or {}).get("dtype") != f"uint{8 * itemsize}":
+        _refuse_wider(path, mapped(flat, dtype)[:_LOOKED_AT], vocab_size)
     if facts["largest"] >= vocab_size:
         raise DataError(
             f"{str(path)!r} holds id {facts['largest']}, and the vocabulary has {vocab_size}; check data.vocab_size "
@@ -128,20 +146,24 @@ def _check(path: Path, dtype: str, vocab_size: int, cache: Path) -> _Shard:
 
 def _refuse_wider(path: Path, ids: np.ndarray, vocab_size: int) -> None:
     """Refuses a shard whose beginning is one of wider little-endian integers: all but the lowest part of each is then 0, or, of
-    the second, what it is in ids of the vocabulary. Ids of text do not take such turns."""
+    the second, what it is in ids of the vocabulary, while the lowest takes many values. Ids of text do not take such turns."""
     highest, bits = (vocab_size - 1) >> 8 * ids.itemsize, 8 * ids.itemsize
     for n_parts, wider in ((64 // bits, "int64 or uint64"), (32 // bits, "uint32 or int32")):
         if n_parts == 1 or len(ids) < _FEWEST * n_parts:
             continue
         parts = ids[: len(ids) // n_parts * n_parts].reshape(-1, n_parts)
-        if parts[:, 0].max() > highest and parts[:, 1].max() <= highest and not parts[:, 2:].any():
+        lowest = parts[:, 0]
+        if np.count_nonzero(lowest) < _NOT_ZERO * len(lowest) or len(np.unique(lowest)) < _DIFFERENT:
+            continue
+        if lowest.max() > highest and parts[:, 1].max() <= highest and not parts[:, 2:].any():
             remedy = "set data.dtype=uint32"
             if "64" in wider:
                 remedy = "write it again, as NumPy's `ids.astype('<u4').tofile(…)` does, and set data.dtype=uint32"
             rest = "0" if not highest else f"at most {highest}"
             raise DataError(
                 f"{str(path)!r} looks like {wider} and is read as uint{bits} (data.dtype): of its first {parts.size:,} "
-                f"numbers all but every {_TURNS[n_parts]} one are {rest}; {remedy} (data.dtype takes uint16 or uint32)"
+                f"numbers all but every {_TURNS[n_parts]} one are {rest}; {remedy} (data.dtype takes uint16 or uint32); if they "
+                f'are uint{bits} ids, say "dtype": "uint{bits}" in the meta.json beside the shard'
             )
 
 

@@ -19,7 +19,7 @@ from .packing import LOOKS, pack, unpack
 from .planning import STEP_TOKENS, baseline_warning, plan, save_plan, single, size_job, step_jobs
 from .recommending import recommend
 from .reporting import look_for_anomalies, report
-from .room import check_room
+from .room import check_room, check_room_left
 from .running import (
     EXECUTORS,
     check_executor,
@@ -48,6 +48,7 @@ __all__ = [
     "baseline_warning",
     "check_executor",
     "check_room",
+    "check_room_left",
     "check_seen",
     "confirm",
     "confirmation",

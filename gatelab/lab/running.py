@@ -49,7 +49,7 @@ def run(
     execution = planned.study.execution
     with open_executor(execution, executor, ray_address=ray_address) as workers:
         if executor == "local":
-            check_room(planned.runs, execution, Path(out) / "runs")
+            check_room(planned.runs, execution, out)
         folder = save_plan(planned, out)
         check_seen(folder, ray_address)
         return folder, drive(folder, workers, execution, entries=planned.entries(folder.path), on_event=on_event)

@@ -47,13 +47,13 @@ def say(line: str, to: int = 2) -> None:
 
 
 def by_hand(task: Task, go: Callable[[Task], int]) -> int:
-    """Let `go` carry out what somebody typed, if it can be; returns the exit code. What is done already is no failure; damaged runs
-    are left out, and the others go on."""
+    """Let `go` carry out what somebody typed, if it can be; returns the exit code. What is done already is no failure; runs that
+    are damaged, or have lost their run.json, are left out, and the others go on."""
     try:
         folder = _found(task)
         runs = [folder.run(name) for name in task.fingerprints]
         stderr = os.dup(2)  # a worker takes it
-        states = {run.fingerprint: ledger.state_of(run) for run in runs}
+        states = {run.fingerprint: ledger.DAMAGED if _lost(run) else ledger.state_of(run) for run in runs}
     except StoreError as error:
         say(f"gatelab: {error}")
         return 2
@@ -78,16 +78,24 @@ def _found(task: Task) -> StudyFolder:
             f"{task.folder}: ranks that torchrun starts share a folder; `gatelab run` starts them for an object store"
         )
     folder = StudyFolder.open(task.folder)
+    there = sorted({entry["fingerprint"] for entry in folder.study()["plan"]})
     for name in task.fingerprints:
-        if not (is_fingerprint(name) and (folder.run(name).path / "run.json").exists()):
-            there = sorted({entry["fingerprint"] for entry in folder.study()["plan"]})
+        if name not in there and (not is_fingerprint(name) or _lost(folder.run(name))):
             hint = nearest(name, there) or (f"; one that it has is {there[0]}" if there else "")
             raise StoreError(f"{folder.address}: has no run {name!r}{hint}")
     return folder
 
 
+def _lost(run: RunFolder) -> bool:
+    """Whether a run has no configuration."""
+    return not (run.path / "run.json").exists()
+
+
 def _standing(run: RunFolder) -> str:
     """How a run stands, for whoever started its worker by hand."""
+    if _lost(run):
+        missing = f"{run.path / 'run.json'} is missing; `gatelab run` of the study, not of its folder, writes it again"
+        return f"{run.fingerprint}: {ledger.DAMAGED} ({missing})"
     state = ledger.state_of(run)
     if state == ledger.DAMAGED:
         return f"{run.fingerprint}: {state} ({ledger.damage_of(run)})"

@@ -2,6 +2,7 @@
 
 import re
 
+import jsonschema
 import pytest
 
 from gatelab.config import (
@@ -33,6 +34,21 @@ def test_a_table_words_and_values_are_one_and_the_same():
     assert canonical(TABLE)["knobs"] == KNOBS and validate(Tasks, canonical(TABLE)) == TABLE
     assert override(Run(data=TABLE), {"optim.lr": 1e-3}).data == TABLE
     assert override(Run(data=TABLE), {"data.knobs": "mqar:distractors=7"}).data.knobs_of("mqar").distractors == 7
+
+
+def test_schema_is_of_the_table_that_is_written():
+    whole = Run.model_json_schema()
+    schema = {"$defs": whole["$defs"], **whole["properties"]["data"]}
+    written = canonical(Run(data=TABLE))["data"]
+    jsonschema.validate(written, schema)
+    written["knobs"] = [["mqar", {"distractors": 3}]]
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(written, schema)
+
+
+def test_a_knob_given_twice_is_refused():
+    with pytest.raises(ValueError, match="distractors is there twice; give each knob of a task once"):
+        Tasks(names=BOTH, knobs="mqar:distractors=3:distractors=4")
 
 
 def test_several_values_are_several_cells():

@@ -108,10 +108,20 @@ def test_folder_of_shards_is_shards_without_what_lies_beside_them(tmp_path):
     assert [(f.path.name, f.kind) for f in find((str(tmp_path),))] == [("a.bin", "shard"), ("b.bin.xz", "shard")]
 
 
+def test_bin_files_among_text_are_left_out_and_counted(tmp_path):
+    for i in range(3):
+        (tmp_path / f"{i}.py").write_text(f"x = {i}")
+    (tmp_path / "firmware.bin").write_bytes(b"\1\0")
+    (tmp_path / "README.md").write_text("words")
+    surveyed = survey((str(tmp_path),), find((str(tmp_path),)), "text")
+    assert (len(surveyed.names), surveyed.n_left_out) == (4, 1)
+
+
 @pytest.mark.parametrize("other", ["notes.txt", "rows.jsonl", "meta.pkl"])
 def test_folder_of_shards_and_other_files_is_refused_with_both(tmp_path, other):
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / "a.bin").write_bytes(b"\1\0")
+    (tmp_path / "deep" / "meta.json").write_text("{}")
     (tmp_path / other).write_text("text")
     message = refused(tmp_path)
     assert f"such as 'deep/a.bin' and {other!r}" in message and "one by one" in message

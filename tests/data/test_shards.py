@@ -149,6 +149,39 @@ def test_shard_of_wider_ids_than_stated_is_refused(tmp_path, name, written, read
         open_shards(tmp_path, paths=path, dtype=read, vocab_size=vocab_size)
 
 
+def test_second_ids_that_are_zeros_are_read_where_meta_json_says_the_type(tmp_path):
+    path = write_shard(tmp_path / "a.bin", np.arange(2, 4002) * (np.arange(4000) % 2 == 0))
+    with pytest.raises(DataError, match=r'say "dtype": "uint16" in the meta\.json beside the shard'):
+        open_shards(tmp_path, paths=path)
+    (tmp_path / "meta.json").write_text(json.dumps({"dtype": "uint16"}))
+    assert open_shards(tmp_path, paths=path, val_share=0.5).n_train_tokens == 2000
+
+
+def test_beginning_and_padding_are_ids(tmp_path):
+    begun = write_shard(tmp_path / "begun.bin", [1] + [0] * 4095)
+    same = write_shard(tmp_path / "same.bin", np.tile([7, 0], 3000))
+    open_shards(tmp_path, paths=[begun, same])
+
+
+def test_folder_of_shards_to_hold_out_is_not_trained_on(tmp_path):
+    train, val = write_shard(tmp_path / "train.bin", range(200)), write_shard(tmp_path / "val.bin", range(300, 340))
+    (tmp_path / "meta.json").write_text("{}")
+    with pytest.raises(DataError) as error:
+        open_shards(tmp_path, paths=str(tmp_path))
+    assert f"data.paths={train} data.val_paths={val}, or name it in data.paths itself" in str(error.value)
+    assert open_shards(tmp_path, paths=train, val_paths=val).n_heldout_tokens == 40
+    assert open_shards(tmp_path, paths=[train, val], val_share=0.5).n_train_tokens == 120
+    (tmp_path / "val.bin").rename(tmp_path / "values.bin")
+    open_shards(tmp_path, paths=str(tmp_path))
+
+
+def test_notes_beside_shards_are_counted(tmp_path):
+    for name in ("README.md", "LICENSE", "meta.json"):
+        (tmp_path / name).write_text("{}")
+    write_shard(tmp_path / "a.bin", range(200))
+    assert open_shards(tmp_path, paths=str(tmp_path)).description.endswith("; 2 files left out, such as LICENSE")
+
+
 def test_zeros_that_take_no_turns_are_ids(tmp_path):
     zeros = write_shard(tmp_path / "zeros.bin", np.zeros(9000))
     ends = write_shard(tmp_path / "ends.bin", np.tile([7, 0, 8, 9, 0, 3], 1500))

@@ -169,6 +169,17 @@ def test_beside_a_damaged_run_the_others_of_a_hand_are_carried_out(tmp_path: Pat
     assert n_starts(first) == 0 and not (first.path / "log.txt").exists()
 
 
+def test_beside_a_run_that_lost_its_configuration_the_others_are_carried_out(tmp_path: Path) -> None:
+    study = make_study(tmp_path / "study", 2)
+    first, second = (run for _, run in study.planned())
+    (first.path / "run.json").unlink()
+    code, said = by_hand(study.path, first.fingerprint, second.fingerprint)
+    lost, done = said.splitlines()
+    assert lost.startswith(f"gatelab: {first.fingerprint}: damaged ({first.path}/run.json is missing; `gatelab run` of")
+    assert (code, done) == (1, f"gatelab: {second.fingerprint}: done")
+    assert by_hand(study.path, first.fingerprint) == (2, f"{lost}\n")
+
+
 def test_a_run_that_is_damaged_when_its_worker_begins_is_left_out_of_the_group(tmp_path: Path) -> None:
     study = make_study(tmp_path / "study", 2)
     first, second = (run for _, run in study.planned())
