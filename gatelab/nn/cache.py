@@ -82,7 +82,8 @@ class Cache(ABC):
 
     @abstractmethod
     def advance(self, n_tokens: int) -> None:
-        """Count the tokens that all layers have stored."""
+        """Count the tokens that all layers have stored; 0 takes back those of a pass that failed or was only timed, so that the
+        same call may be made again."""
 
     def keep_context(self, layer: int, keys: Keys) -> Keys:
         """Keep what a cross-attention layer made of its context; returns it."""
@@ -109,7 +110,8 @@ class Cache(ABC):
         if layer in self.stored:
             raise ValueError(
                 f"layer {layer} has stored the tokens from position {self.length} already: give each layer its number with "
-                "layer=, and call cache.advance(n_tokens) after the last layer"
+                "layer=, and call cache.advance(n_tokens) after the last layer, or cache.advance(0) after a pass that failed, "
+                "which takes back what it stored"
             )
         if new.score_logits_BSH is not None and new.score_logits_BSH.shape[2] != self.n_score_heads:
             raise ValueError(
@@ -167,5 +169,5 @@ class KVCache(Cache):
         return Keys(*so_far)
 
     def advance(self, n_tokens: int) -> None:
-        """Count the tokens that all layers have stored; after 0 the same ones may be stored again, as in a step that is timed."""
+        """Count the tokens that all layers have stored, or take them back with 0, as of `Cache.advance`."""
         self.length, self.stored = self.length + n_tokens, ()

@@ -56,7 +56,8 @@ class SlidingCache(Cache):
         return self._layers[layer].append(new)
 
     def advance(self, n_tokens: int) -> None:
-        """Count the tokens that all layers have stored."""
+        """Count the tokens that all layers have stored, or take them back with 0, as of `Cache.advance`."""
+        _settle([self._layers[layer] for layer in self.stored], n_tokens)
         self.length, self.stored = self.length + n_tokens, ()
 
 
@@ -108,7 +109,9 @@ class StreamingCache(Cache):
         return self._layers[layer].append(new)
 
     def advance(self, n_tokens: int) -> None:
-        """Count the tokens that stay; what they push out is dropped by the next `append`."""
+        """Count the tokens that stay, or take them back with 0, as of `Cache.advance`; what they push out is dropped by the
+        next `append`."""
+        _settle([self._layers[layer] for layer in self.stored], n_tokens)
         self.has_first = self.has_first and (self._first > 0 or self.length + n_tokens <= self.most)
         self.length, self.stored = min(self.length + n_tokens, self.most), ()
 
@@ -120,6 +123,8 @@ class _Recent:
     def __init__(self, stores: Keys, *, first: int, last: int):
         self._stores = tuple(store for store in stores if store is not None)
         self._first, self._last, self._n = first, last, 0
+        # How many there were before the newest, and those where the newest took their place.
+        self._n_before, self._replaced = 0, ()
 
     @property
     def n_bytes(self) -> int:
@@ -131,6 +136,7 @@ class _Recent:
         n_new, room, stores = values[0].shape[1], self._stores[0].shape[1], self._stores[: len(values)]
         if self._n + n_new > room:
             self._drop()
+        self._n_before = self._n
         if self._n + n_new > room:
             return self._append_many(values)
         start, before, self._n = self._start(self._n), self._n, self._n + n_new
@@ -143,10 +149,19 @@ class _Recent:
             return Keys(*recent)
         return Keys(*(torch.cat([s[:, : self._first], r], dim=1) for s, r in zip(stores, recent, strict=True)))
 
+    def settle(self, *, is_kept: bool) -> None:
+        """The newest tokens stay, or are gone."""
+        if not is_kept:
+            self._n = self._n_before
+            for store, before in zip(self._stores, self._replaced, strict=False):
+                store[:, : self._n] = before
+        self._replaced = ()
+
     def _append_many(self, values: list[Tensor]) -> Keys:
         """More new tokens than there are slots."""
         seen = [torch.cat([s[:, : self._n], v], dim=1) for s, v in zip(self._stores, values, strict=False)]
         start = self._start(seen[0].shape[1])
+        self._replaced = tuple(s[:, : self._n].clone() for s in self._stores[: len(values)])
         for store, all_so_far in zip(self._stores, seen, strict=False):
             kept = torch.cat([all_so_far[:, : self._first], all_so_far[:, start:]], dim=1)
             self._n = kept.shape[1]
@@ -164,6 +179,11 @@ class _Recent:
     def _start(self, n: int) -> int:
         """Of n tokens the first of the last ones that are kept."""
         return max(self._first, n - self._last)
+
+
+def _settle(layers: list[_Recent], n_tokens: int) -> None:
+    for layer in layers:
+        layer.settle(is_kept=n_tokens > 0)
 
 
 def _room(n_tokens: int) -> int:

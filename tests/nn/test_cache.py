@@ -161,7 +161,7 @@ def test_tokens_are_stored_once_in_a_layer(cache: Cache) -> None:
         with pytest.raises(
             ValueError,
             match=r"layer 0 has stored the tokens from position 0 already: give each layer its number with layer=, and call "
-            r"cache.advance\(n_tokens\) after the last layer",
+            r"cache.advance\(n_tokens\) after the last layer, or cache.advance\(0\) after a pass that failed",
         ):
             again(x_BTD[:, 1:], cache=cache)
     # A copy counts by itself.
@@ -178,6 +178,36 @@ def test_a_step_that_is_not_counted_may_be_made_again() -> None:
     first = attention(x_BTD, cache=cache)
     cache.advance(0)
     assert torch.equal(attention(x_BTD, cache=cache), first) and cache.length == 0
+
+
+@pytest.mark.parametrize("kind", ["all", "sliding", "streaming"])
+@pytest.mark.parametrize("n_again", [1, 4, 30], ids=["one", "a few", "more than there is room for"])
+@torch.no_grad()
+def test_a_pass_that_failed_between_two_layers_is_made_again(kind: str, n_again: int) -> None:
+    """After `advance(0)` every number is that of a cache that never saw it."""
+    makers = {
+        "all": lambda: KVCache(n_layers=2, max_seq_len=80, **SHAPE),
+        "sliding": lambda: SlidingCache(windows=[5, 5], max_seq_len=80, **SHAPE),
+        "streaming": lambda: StreamingCache(first=2, last=4, n_layers=2, **SHAPE),
+    }
+    layers = [layer(None, layer=i, window=None if kind != "sliding" else 5) for i in range(2)]
+    failed, never = makers[kind](), makers[kind]()
+
+    def through(x_BTD: Tensor, cache: Cache) -> Tensor:
+        for attention in layers:
+            x_BTD = attention(x_BTD, cache=cache)
+        cache.advance(x_BTD.shape[1])
+        return x_BTD
+
+    for n_before in (3, 17):
+        before_BTD, again_BTD = hidden(n_before), hidden(n_again)
+        assert torch.equal(through(before_BTD, failed), through(before_BTD, never))
+        layers[0](again_BTD, cache=failed)
+        with pytest.raises(ValueError, match=r"cache.advance\(0\) after a pass that failed"):
+            through(again_BTD, failed)
+        failed.advance(0)
+        assert failed.length == never.length
+        assert torch.equal(through(again_BTD, failed), through(again_BTD, never))
 
 
 @pytest.mark.parametrize("cache", caches(), ids=lambda c: type(c).__name__)

@@ -1,4 +1,5 @@
-"""The gradient of a forget gate in a low precision: of the whole matrix, in blocks, compiled, at any length and under autocast."""
+"""The gradients beside a forget gate in a low precision: of the whole matrix, in blocks, compiled, at any length, of rows
+without a key and under autocast."""
 
 import math
 from functools import partial
@@ -25,15 +26,16 @@ def masks(n_queries: int, n_keys: int) -> dict[str, Tensor | None]:
 @pytest.mark.parametrize("name", ["none", "boolean", "added"])
 @pytest.mark.parametrize("n_queries", [1, 3, 7])
 @pytest.mark.parametrize("reads_lse", [False, True])
+@pytest.mark.parametrize("is_fused", [False, True])
 def test_the_sums_are_those_of_the_whole_matrix(
-    name: str, n_queries: int, reads_lse: bool, monkeypatch: pytest.MonkeyPatch
+    name: str, n_queries: int, reads_lse: bool, is_fused: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of a bias b_j − b_i that the products q·k hold already, in blocks of two queries."""
+    """Of a bias b_j − b_i that the products q·k hold already, in blocks of two queries; and the log-sum-exp's gradient makes
+    good what the row sums of dO ∘ O lack, where O was rounded."""
     n_keys = 7
     monkeypatch.setattr(forget, "_BLOCKS", {"cpu": 2 * B * H * n_keys})
     mask = masks(n_queries, n_keys)[name]
     q, k, v = (torch.randn(B, H, n, K, dtype=torch.float64) for n in (n_queries, n_keys, n_keys))
-    v[..., -2:] = 0
     bias_BSH = torch.randn(B, n_keys, H, dtype=torch.float64, requires_grad=True)
     hidden = ~masks(n_queries, n_keys)["boolean"] if mask is None else None
 
@@ -55,22 +57,61 @@ def test_the_sums_are_those_of_the_whole_matrix(
     k_with = torch.cat([k, torch.ones_like(b), b], dim=-1)
     y, lse = attended(bias_BSH)
     dy, dlse = torch.randn_like(y), torch.randn_like(lse)
-    dy[..., -2:] = 0
     outputs, upstream = ([y, lse], [dy, dlse]) if reads_lse else ([y], [dy])
     (expected,) = torch.autograd.grad(outputs, bias_BSH, upstream)
-    given = [t.detach() for t in outputs]
+    rounded, lse = y.detach().bfloat16().double().requires_grad_(), lse.detach().requires_grad_()
     found = forget.with_exact_sums(
-        given[0], given[1] if reads_lse else None, bias_BSH, (q_with, k_with, v), mask_BHTS=mask, scale=0.5
+        rounded, lse, bias_BSH, (q_with, k_with, v), mask_BHTS=mask, scale=0.5, is_fused=is_fused
     )
-    assert all(torch.equal(a, b) for a, b in zip(found, given, strict=False))
-    (gradient,) = torch.autograd.grad([t for t in found if t is not None], bias_BSH, upstream)
+    assert torch.equal(found[0], rounded) and torch.equal(found[1], lse)
+    gradient, of_y, of_lse = torch.autograd.grad(
+        found[: 1 + reads_lse], [bias_BSH, rounded, lse], upstream, allow_unused=True
+    )
     torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-5)
+    assert torch.equal(of_y, dy)
+    lacking = (dy * (rounded - y)).sum(-1, keepdim=True) if is_fused else 0
+    if reads_lse or is_fused:
+        torch.testing.assert_close(of_lse, (dlse if reads_lse else 0) + lacking, rtol=1e-4, atol=1e-5)
+    else:
+        assert of_lse is None
 
 
 def test_the_operator_is_what_torch_expects_of_one() -> None:
-    y, q = (torch.randn(1, 2, 3, 4) for _ in range(2))
+    dy, q = (torch.randn(1, 2, 3, 4) for _ in range(2))
     k, v = (torch.randn(1, 2, 5, 4) for _ in range(2))
-    torch.library.opcheck(torch.ops.gatelab.forget_sums.default, (y, torch.randn(1, 2, 3, 1), y, q, k, v, None, 0.5))
+    torch.library.opcheck(torch.ops.gatelab.forget_sums.default, (dy, torch.randn(1, 2, 3, 1), q, k, v, None, 0.5))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("gate", [None, "sdpa-headwise-lse"])
+def test_a_row_without_a_key_has_no_part_in_any_gradient(gate: str | None, bias: bool) -> None:
+    """Three tokens of padding before one of two sequences: the others' gradients are those of the sequence alone."""
+    case = Case("padded", T=9, scores="scores-headwise-forget", gate=gate)
+    arguments = inputs(case, seed=8, dtype=torch.bfloat16)
+    grad_BTHK, names = arguments.pop("grad_BTHK"), [n for n, t in arguments.items() if isinstance(t, Tensor)]
+    seen_BTS = torch.ones(2, 9, 9, dtype=torch.bool)
+    seen_BTS[0, :, :3] = False
+    added = torch.randn(1, 4, 9, 9, generator=torch.Generator().manual_seed(9)).bfloat16() if bias else None
+    y_BTHK = gated_attention(**arguments | {"mask_BTS": seen_BTS, "bias_BHTS": added}, impl="sdpa")
+    y_BTHK.backward(grad_BTHK)
+    alone = arguments | {n: arguments[n].detach()[:1, 3:].clone().requires_grad_() for n in names}
+    gated_attention(**alone | {"bias_BHTS": added[..., 3:, 3:] if bias else None}, impl="sdpa").backward(
+        grad_BTHK[:1, 3:]
+    )
+    for name in names:
+        found = arguments[name].grad
+        assert found[0, :3].abs().max() < 1e-5, name  # false for not-a-number
+        torch.testing.assert_close(found[:1, 3:], alone[name].grad, rtol=0.02, atol=0.02)
+
+
+def test_a_way_back_inside_of_autocast_is_no_other() -> None:
+    arguments = inputs(Case("inside", B=1, T=65, K=16, scores="scores-headwise-forget"), seed=1, dtype=torch.bfloat16)
+    grad_BTHK, gradients = arguments.pop("grad_BTHK"), []
+    for is_inside in (False, True):
+        y_BTHK = gated_attention(**arguments)
+        with torch.autocast("cpu", torch.bfloat16, enabled=is_inside):
+            gradients += torch.autograd.grad(y_BTHK, arguments["score_logits_BSH"], grad_BTHK)
+    assert torch.equal(*gradients)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

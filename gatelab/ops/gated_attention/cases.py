@@ -16,7 +16,8 @@ from ...config.normaliser import NORMALISERS, Heads
 
 @dataclass(frozen=True)
 class Case:
-    """Shapes and flags; `inputs` draws the tensors. S keys, as many as queries when None."""
+    """Shapes and flags; `inputs` draws the tensors. S keys, as many as queries when None. `bias_std`: of the
+    bias; `scores_mean`: of the score gate's logits."""
 
     name: str
     B: int = 2
@@ -32,6 +33,8 @@ class Case:
     window: int | None = None
     bias: bool = False
     is_causal: bool = True
+    bias_std: float = 1.0
+    scores_mean: float = 0.0
 
     @property
     def is_softmax(self) -> bool:
@@ -78,6 +81,9 @@ CASES = (
     Case("scores-forgotten", T=27, G=2, scores="scores-headwise-forget"),
     # What is rounded between sums over queries and over tokens grows with the length.
     Case("scores-forgotten-long", B=1, T=1024, H=2, G=1, K=16, scores="scores-headwise-forget"),
+    # Sharp rows: logits that bfloat16 would keep to a part of one, and weights that are almost all on one key.
+    Case("scores-forgotten-bias", T=65, H=2, G=2, K=16, scores="scores-headwise-forget", bias=True, bias_std=6.0),
+    Case("scores-forgotten-strongly", B=1, T=201, H=2, G=1, K=16, scores="scores-headwise-forget", scores_mean=-6.0),
     Case(
         "scores-forgotten-lse",
         B=1,
@@ -103,8 +109,8 @@ def inputs(case: Case, *, seed: int, dtype: torch.dtype, device: str = "cpu") ->
     differentiated are leaves. `learned` is a dictionary of leaves in float32 (float64 for float64), none of them zero."""
     g = torch.Generator().manual_seed(seed)
 
-    def normal(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
-        return torch.randn(*shape, generator=g).to(device=device, dtype=dtype)
+    def normal(*shape: int, dtype: torch.dtype = dtype, mean: float = 0.0, std: float = 1.0) -> Tensor:
+        return (mean + std * torch.randn(*shape, generator=g)).to(device=device, dtype=dtype)
 
     B, T, H, G, K = case.B, case.T, case.H, case.G, case.K
     S = case.T if case.S is None else case.S
@@ -122,9 +128,9 @@ def inputs(case: Case, *, seed: int, dtype: torch.dtype, device: str = "cpu") ->
         "normaliser": normaliser,
         "learned": {n: normal(*p.shape, dtype=wide).requires_grad_() for n, p in normaliser.learned(heads).items()},
         "heads": heads,
-        "score_logits_BSH": normal(B, S, H).requires_grad_() if case.scores else None,
+        "score_logits_BSH": normal(B, S, H, mean=case.scores_mean).requires_grad_() if case.scores else None,
         "score_gate": GateSpec.parse(case.scores) if case.scores else None,
-        "bias_BHTS": normal(1, H, T, S).requires_grad_() if case.bias else None,
+        "bias_BHTS": normal(1, H, T, S, std=case.bias_std).requires_grad_() if case.bias else None,
         "is_causal": case.is_causal,
         "window": case.window,
         "mask_BTS": None,

@@ -30,14 +30,18 @@ def attention_with_lse(
 
     A bias that is learned has no fused backward on CPUs: there the whole matrix is built, as torch itself does.
     """
-    device = q_BHTK.device.type
     # Autocast leaves what a norm made in float32, and knows nothing of the op below.
     k_BHSK, v_BHSK = k_BHSK.to(q_BHTK.dtype), v_BHSK.to(q_BHTK.dtype)
-    is_learned = bias_BHTS is not None and bias_BHTS.requires_grad
-    if device not in ("cpu", "cuda") or (device == "cpu" and is_learned) or not q_BHTK.numel():
+    if not is_fused(q_BHTK, bias_BHTS):
         return _whole_matrix(q_BHTK, k_BHSK, v_BHSK, bias_BHTS, is_causal, scale)
     y_BHTK, lse_BHT, _, _ = _attention(q_BHTK, k_BHSK, v_BHSK, bias_BHTS, is_causal, scale)
     return y_BHTK, lse_BHT[:, :, : q_BHTK.shape[2], None]
+
+
+def is_fused(q_BHTK: Tensor, bias_BHTS: Tensor | None) -> bool:
+    """Whether `attention_with_lse` takes a kernel, and not the whole matrix in float32."""
+    device, is_learned = q_BHTK.device.type, bias_BHTS is not None and bias_BHTS.requires_grad
+    return device in ("cpu", "cuda") and not (device == "cpu" and is_learned) and q_BHTK.numel() > 0
 
 
 def cudnn_overflows(n_keys: int, *, is_bare_causal: bool) -> bool:

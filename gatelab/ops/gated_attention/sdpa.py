@@ -3,7 +3,8 @@
 Notable: a slot is a gate σ(lse − s), so no kernel sees it; a gate on the scores is one number a key, which scales the
 values or enters the product q·k as more channels, so it costs no T×S bias. The channels of a forget gate hold c_i and
 −c_j, whose gradients the kernels round before they are summed over positions: in a low precision these come from
-`forget` instead. Without a slot or a gate on the lse this is `F.scaled_dot_product_attention` and nothing else.
+`forget` instead, and with them what the kernels' gradients of q and k lack. Without a slot, a gate on the lse or a forget
+gate that learns so this is `F.scaled_dot_product_attention` and nothing else.
 """
 
 import math
@@ -16,7 +17,7 @@ from ...config.gate import GateSpec
 from ..gate_apply import apply_gate
 from .call import LOW_PRECISION
 from .forget import with_exact_sums
-from .fused import attention_with_lse, cudnn_overflows, pieces
+from .fused import attention_with_lse, cudnn_overflows, is_fused, pieces
 from .rows import aligned
 from .scoring import Scoring, key_bias, key_scale, visible
 
@@ -91,7 +92,7 @@ def _attend(
 
     lse_BHT1: Tensor | None = None
     is_trained = torch.is_grad_enabled() and any(t.requires_grad for t in (q_BTHK, k_BSGK, v_BSGK))
-    if is_stock and not reads_lse and not (is_trained and _avoids_cudnn(q_BTHK, S, is_causal)):
+    if is_stock and not reads_lse and not needs_sums and not (is_trained and _avoids_cudnn(q_BTHK, S, is_causal)):
         y_BHTK = F.scaled_dot_product_attention(
             q_BHTK,
             k_BGSK,
@@ -110,12 +111,20 @@ def _attend(
         # As torch does, so that the sums of gradients over a group keep their order, and so their bits.
         if not (is_stock and device == "cpu" and q_BTHK.numel()):
             k_BHSK, v_BHSK = _repeated(k_BGSK, H, dim=1), _repeated(v_BGSK, H, dim=1)
+        added_BHTS = _added(mask_BHTS, q_BTHK.dtype)
         y_BHTK, lse_BHT1 = attention_with_lse(
-            q_BHTK, k_BHSK, v_BHSK, bias_BHTS=_added(mask_BHTS, q_BTHK.dtype), is_causal=is_causal, scale=scale
+            q_BHTK, k_BHSK, v_BHSK, bias_BHTS=added_BHTS, is_causal=is_causal, scale=scale
         )
-    if needs_sums:
-        qkv = q_BHTK, k_BGSK, v_BGSK
-        y_BHTK, lse_BHT1 = with_exact_sums(y_BHTK, lse_BHT1, bias_BSH, qkv, mask_BHTS=mask_BHTS, scale=scale)
+        if needs_sums:
+            y_BHTK, lse_BHT1 = with_exact_sums(
+                y_BHTK,
+                lse_BHT1,
+                bias_BSH,
+                (q_BHTK, k_BHSK, v_BHSK),
+                mask_BHTS=mask_BHTS,
+                scale=scale,
+                is_fused=is_fused(q_BHTK, added_BHTS),
+            )
     y_BTHK = y_BHTK.transpose(1, 2)
     if bias_BSH is not None:
         y_BTHK = y_BTHK[..., :K]  # without the channels of the bias
