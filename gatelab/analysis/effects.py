@@ -177,10 +177,10 @@ def _finding(test: _Test, table: Outcomes, baseline: str, confidence: float, fdr
     low, high = interval(e, confidence) if e and pairs.changes is None else (nan, nan)
     widest = 1.0 if metric.unit == "share" else inf  # two shares differ by 1 at most
     low, high = max(low, -widest), min(high, widest)
-    # Seeds that all fell into one group spread little, so the t test would call bimodal arms equivalent by luck; and where a
-    # run diverged those that are left say nothing of both arms being the same.
-    is_judged = not metric.bimodal and not table.any_diverged(pairs.cell, (baseline, pairs.arm))
-    bound = metric.equivalence if is_judged else None
+    # Seeds that all fell into one group spread little, so the t test would call bimodal arms equivalent by luck.
+    bound = None if metric.bimodal else metric.equivalence
+    # Where a run diverged those that are left say nothing of both arms being the same.
+    is_judged = bound is not None and not table.any_diverged(pairs.cell, (baseline, pairs.arm))
     n = 0 if test.refused else len(pairs.seeds)
     found = Finding(
         cell=pairs.cell,
@@ -200,7 +200,7 @@ def _finding(test: _Test, table: Outcomes, baseline: str, confidence: float, fdr
         p=test.p,
         q=test.q,
         equivalence=bound,
-        p_equivalence=None if bound is None else p_equivalent(e, bound) if e else nan,
+        p_equivalence=None if not is_judged else p_equivalent(e, bound) if e else nan,
         detectable=_within(widest, detectable_effect(e.sigma, e.n, test.level, _POWER, e.df))
         if e and pairs.changes is None and not (metric.graded and no_surer(0.0, n) > test.level)
         else nan,

@@ -69,7 +69,7 @@ def _capital(text: str) -> str:
 def _seen(f: Finding, label: str) -> str:
     verb = "lowers" if f.verdict == "lower" else "raises"
     nothing = ""
-    if f.equivalence is not None and f.p_equivalence < EQUIVALENCE_LEVEL:
+    if f.p_equivalence is not None and f.p_equivalence < EQUIVALENCE_LEVEL:
         nothing = f" The difference is inside the {compact(f.equivalence)}{_unit(f)} declared to count as nothing."
     return f"{f.arm} {verb} the {label} by {_size(f)} ({_judged(f)}{_interval(f)}, {_evidence(f)}).{nothing}"
 

@@ -151,7 +151,7 @@ def test_arms_of_which_a_run_diverged_are_not_equivalent():
     (same,) = find(none, gated)
     (f,) = find(none, gated[:3], [Outcome("stdlib", "gated", 3, "val_loss", 11.0, "diverged")])
     assert same.verdict == "equivalent"
-    assert f.verdict == "unclear" and f.equivalence is None
+    assert f.verdict == "unclear" and f.p_equivalence is None
 
 
 def test_a_diverged_run_is_left_out_counted_and_named():
