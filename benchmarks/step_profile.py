@@ -27,11 +27,10 @@ from torch import Tensor
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from warm_processes import WORKER, Facts, Process, serve
-from warm_training import WARM_STEPS, Trained, begun, bounded, carried_out, chosen, facts_of, keep, wait
+from warm_training import Trained, bounded, carried_out, chosen, facts_of, keep, wait, warmed
 
 from gatelab.bench.floors import measure_rates
 from gatelab.train.group import Group
-from gatelab.train.loop import train
 from gatelab.train.stack import StackedBatch
 
 _WALL_S, _LEAST_STEPS, _PROFILED_STEPS = 1.5, 5, 3
@@ -54,13 +53,8 @@ CASES = {
 
 def worker(about: Facts) -> Generator[Facts, Facts, None]:
     """Warm up, then the profile."""
-    torch.set_num_threads(1)
     start, trained = time.perf_counter(), Trained(**about["trained"])
-    group, model = begun(trained, about["device"])
-    steps = train(group)
-    for _ in range(WARM_STEPS):
-        next(steps)
-    wait(group.device)
+    group, model, steps = warmed(trained, about["device"])
     facts, peak = facts_of(group, model, trained), _peak_gib(group)
     yield {"warm_s": time.perf_counter() - start}
     rates = measure_rates(group.device, group.dtype, seconds=0.8 if group.device.type == "cuda" else 0.1)

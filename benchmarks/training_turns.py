@@ -17,11 +17,10 @@ from dataclasses import asdict, dataclass
 
 import torch
 from warm_processes import WORKER, Facts, Process, serve
-from warm_training import WARM_STEPS, Trained, begun, bounded, carried_out, chosen, facts_of, keep, wait
+from warm_training import Trained, bounded, carried_out, chosen, facts_of, keep, wait, warmed
 
 from gatelab.bench.floors import HOPPER_FLOPS
 from gatelab.bench.goals import JUDGED_ON
-from gatelab.train.loop import train
 
 _LEAST = 3  # rounds, however little time is left
 _ANSWER_S = 60.0
@@ -80,13 +79,8 @@ DEFAULT = [name for name in BLOCKS if name.startswith("gates-") and name != "gat
 
 def worker(about: Facts) -> Generator[Facts, Facts, None]:
     """Warm up, then a turn a request: the milliseconds of every step, the last loss, the peak of memory so far."""
-    torch.set_num_threads(1)
     start, trained = time.perf_counter(), Trained(**about["trained"])
-    group, model = begun(trained, about["device"])
-    steps = train(group)
-    for _ in range(WARM_STEPS):
-        next(steps)
-    wait(group.device)
+    group, model, steps = warmed(trained, about["device"])
     request = yield {"warm_s": time.perf_counter() - start, **facts_of(group, model, trained)}
     while True:
         ms = []

@@ -5,7 +5,7 @@ import json
 import signal
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -18,8 +18,10 @@ from gatelab.bench.plan import TrainPlan
 from gatelab.bench.train import _Arm, _arm, _group, _peer, _runs
 from gatelab.config.base import ConfigError, validate
 from gatelab.config.model import ModelConfig
+from gatelab.record import Step
 from gatelab.train.cost import model_flops_per_token
 from gatelab.train.group import Group
+from gatelab.train.loop import train
 
 WARM_STEPS = 10
 
@@ -66,6 +68,17 @@ def begun(trained: Trained, device: str) -> tuple[Group, ModelConfig]:
     """The group that trains a configuration, and its model."""
     plan, arm = planned(trained, device)
     return _group(plan, arm), arm.model
+
+
+def warmed(trained: Trained, device: str) -> tuple[Group, ModelConfig, Iterator[Step]]:
+    """The group, its model and its steps, of which `WARM_STEPS` were taken and have ended."""
+    torch.set_num_threads(1)
+    group, model = begun(trained, device)
+    steps = train(group)
+    for _ in range(WARM_STEPS):
+        next(steps)
+    wait(group.device)
+    return group, model, steps
 
 
 def facts_of(group: Group, model: ModelConfig, trained: Trained) -> Facts:
