@@ -34,9 +34,9 @@ class BigramBackcopy(Config):
 
 
 class Text(Config):
-    """Real text: `paths` (joined by commas on the command line) are files or folders of text, source code, .jsonl or
-    .parquet (column `text_field`), or token shards (.bin or .bin.xz of little-endian uint16 or uint32, `dtype`). The
-    path `stdlib` is the running interpreter's own standard library.
+    """Real text: `paths` (joined by commas on the command line) are files or folders of text, source code, .jsonl (.gz, .zst),
+    .parquet or .arrow (column `text_field`), or token shards (.bin or .bin.xz of little-endian uint16 or uint32, `dtype`;
+    .npy). The path `stdlib` is the running interpreter's own standard library.
 
     `tokenizer`: `byte` (256 bytes + 3 special ids), `bpe:N` (byte-level BPE of N ids trained on the training text and
     cached), or the path of a tokenizer.json; shards are tokens already and do not use it. Documents end with an

@@ -1,4 +1,4 @@
-"""Paths a user may name, as files to read, and files as documents.
+"""Paths a user may name, as files to read.
 
 Notable: the order is that of the paths given and, inside a folder, of the names, so the same content is the same text
 wherever it lies. What the user named must be readable; what merely lies in a named folder and is not text is left out
@@ -7,7 +7,6 @@ would be missed in silence.
 """
 
 import difflib
-import json
 import os
 import sys
 import sysconfig
@@ -20,16 +19,29 @@ from .batch import DataError
 # Of the standard library: tests, installed packages, and the settings of this one build of Python.
 _NOT_STDLIB = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
 _BUILD_SETTINGS = "_sysconfigdata"
-# Of a data set that `save_to_disk` wrote, beside its .arrow files; and of a folder of token shards, beside these.
-_OF_ARROW = "dataset_info.json"
+# Of data sets that `save_to_disk` wrote: what names the splits of several, and what lies beside the .arrow files of one.
+_OF_SPLITS, _BESIDE_ARROW = "dataset_dict.json", {"dataset_info.json", "state.json"}
+# And of a folder of token shards, beside these.
 _BESIDE_SHARDS = {"meta.json", "tokenizer.json"}
 _NOTES = ("README", "LICENSE", "LICENCE")
+# What a name ends in, and what the file then is; every other one is text.
+KINDS = {
+    ".bin": "shard",
+    ".bin.xz": "shard",
+    ".npy": "shard",
+    ".jsonl": "jsonl",
+    ".jsonl.gz": "jsonl",
+    ".jsonl.zst": "jsonl",
+    ".json.gz": "jsonl",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """One file; `kind` is text, jsonl, parquet, shard, or note (beside shards: counted, not read); `named`: by the user, not
-    found in a folder."""
+    """One file; `kind` is text, one of `KINDS`, or note (beside shards or .arrow files: counted, not read); `named`: by the
+    user, not found in a folder."""
 
     path: Path
     kind: str
@@ -41,7 +53,7 @@ def find(paths: tuple[str, ...]) -> list[File]:
 
     Raises:
         DataError: for a path that does not exist (with the nearest name that does), is no file and no folder, or is a folder of
-            Arrow files or of shards and something else.
+            several splits or of shards and something else.
     """
     found: dict[str, File] = {}
     for name in paths:
@@ -65,28 +77,6 @@ def size(n_bytes: int) -> str:
     return f"{n_bytes} bytes"
 
 
-def documents(file: File, text_field: str) -> Iterator[bytes]:
-    """The documents of a file as UTF-8, those of nothing but white space left out.
-
-    A text file is one document, a line of a .jsonl and a row of a .parquet file one each (their `text_field`).
-
-    Raises:
-        NotText: for a text file that is binary or not UTF-8.
-        DataError: for a file that cannot be read, a bad line, a missing or unfit column.
-    """
-    read = {"text": _text, "jsonl": _jsonl, "parquet": _parquet}[file.kind]
-    try:
-        for document in read(file.path, text_field):
-            if document.strip():
-                yield document
-    except OSError as error:
-        raise DataError(f"{str(file.path)!r} cannot be read: {error.strerror or error}") from None
-
-
-class NotText(DataError):
-    """A file that is binary, or in another encoding than UTF-8."""
-
-
 def _under(name: str) -> Iterator[File]:
     if name == "stdlib":
         yield from _stdlib()
@@ -107,19 +97,23 @@ def _inside(name: str, folder: Path) -> Iterator[File]:
     text, without a meta.json, are files among text.
 
     Raises:
-        DataError: for an empty one, a data set of Arrow files, and one that holds shards with a meta.json and something else.
+        DataError: for an empty one, a data set of several splits, and one that holds shards with a meta.json and something else.
     """
     contents = _walk(folder, set())
     if not contents:
         raise DataError(f"{name!r} holds no files (hidden ones are skipped)")
-    saved = {path.parent for path in contents if path.name == _OF_ARROW}
-    if any(path.suffix == ".arrow" and path.parent in saved for path in contents):
-        raise DataError(
-            f"{name!r} is a data set as Hugging Face's `save_to_disk` writes it, and .arrow files are not read; write it as "
-            f'Parquet, as in `ds.to_parquet("data.parquet")` of one of its splits, and name that (read are text, .jsonl, '
-            f".parquet, and token shards named .bin or .bin.xz)"
+    splits = [path.parent for path in contents if path.name == _OF_SPLITS]
+    if splits:
+        names = sorted(
+            {path.parent.name for path in contents if path.suffix == ".arrow" and path.parent.parent == splits[0]}
         )
-    kinds = [_kind(path) for path in contents]
+        raise DataError(
+            f"{name!r} is a data set of several splits, as Hugging Face's `save_to_disk` writes it; name one, as in "
+            f"data.paths={splits[0] / (names[0] if names else 'train')}, and another in data.val_paths (there are "
+            f"{', '.join(names) or 'none'})"
+        )
+    of_arrow = {path.parent for path in contents if path.suffix == ".arrow"}
+    kinds = ["note" if p.name in _BESIDE_ARROW and p.parent in of_arrow else _kind(p) for p in contents]
     shards = [path for path, kind in zip(contents, kinds, strict=True) if kind == "shard"]
     others = [path for path, kind in zip(contents, kinds, strict=True) if kind != "shard"]
     others = [p for p in others if p.name not in _BESIDE_SHARDS and not p.name.startswith(_NOTES)] if shards else others
@@ -156,9 +150,7 @@ def _walk(root: Path, skipped: set[str]) -> list[Path]:
 
 
 def _kind(path: Path) -> str:
-    if path.name.endswith((".bin", ".bin.xz")):
-        return "shard"
-    return {".jsonl": "jsonl", ".parquet": "parquet"}.get(path.suffix, "text")
+    return next((kind for end, kind in KINDS.items() if path.name.endswith(end)), "text")
 
 
 def _nearest(path: Path) -> str:
@@ -171,78 +163,3 @@ def _nearest(path: Path) -> str:
     except OSError:
         close = []
     return f"; did you mean {str(folder / close[0])!r}?" if close else f"; {str(folder)!r} has no {wanted.name!r}"
-
-
-def _text(path: Path, text_field: str) -> Iterator[bytes]:
-    with path.open("rb") as stream:
-        start = stream.read(8192)
-        if b"\0" in start:
-            raise NotText(
-                f"{str(path)!r} is binary (a zero byte at offset {start.index(0)}); expected UTF-8 text, .jsonl, "
-                f".parquet, or token shards named .bin or .bin.xz"
-            )
-        document = start + stream.read()
-    try:
-        document.decode()
-    except UnicodeDecodeError as error:
-        raise NotText(
-            f"{str(path)!r} is not UTF-8 (byte 0x{document[error.start]:02x} at offset {error.start}); convert it, "
-            f"as in `iconv -f latin1 -t utf-8 {path.name} > utf8-{path.name}`, or leave it out"
-        ) from None
-    yield document.removeprefix(b"\xef\xbb\xbf")
-
-
-def _jsonl(path: Path, text_field: str) -> Iterator[bytes]:
-    with path.open("rb") as stream:
-        for number, line in enumerate(stream, 1):
-            if not line.strip():
-                continue
-            where = f"{str(path)!r}, line {number}"
-            try:
-                record = json.loads(line.decode())
-            except UnicodeDecodeError as error:
-                raise DataError(f"{where}: not UTF-8 (byte {error.start + 1} of the line); convert the file") from None
-            except json.JSONDecodeError as error:
-                what = f"{error.msg} at character {error.pos + 1}"
-                raise DataError(f"{where}: not JSON ({what}); every line must be one JSON object") from None
-            if not isinstance(record, dict):
-                raise DataError(f"{where}: a JSON {type(record).__name__}; every line must be one JSON object")
-            yield _field(record, text_field, where)
-
-
-def _field(record: dict[str, object], text_field: str, where: str) -> bytes:
-    if text_field not in record:
-        raise DataError(f"{where}: no column {text_field!r}; there are {_columns(list(record), text_field)}")
-    text = record[text_field]
-    if not isinstance(text, str | None):
-        raise DataError(f"{where}: {text_field!r} holds {text!r:.40}; expected a string")
-    try:
-        return (text or "").encode()
-    except UnicodeEncodeError as error:
-        raise DataError(f"{where}: {text_field!r} holds half a surrogate pair at character {error.start}") from None
-
-
-def _parquet(path: Path, text_field: str) -> Iterator[bytes]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        with pq.ParquetFile(path) as file:
-            schema = file.schema_arrow
-            if text_field not in schema.names:
-                columns = _columns(schema.names, text_field)
-                raise DataError(f"{str(path)!r}: no column {text_field!r}; there are {columns}")
-            kind = schema.field(text_field).type
-            if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
-                raise DataError(f"{str(path)!r}: column {text_field!r} holds {kind}; expected strings")
-            for batch in file.iter_batches(columns=[text_field], batch_size=1024):
-                for text in batch.column(0):
-                    yield (text.as_py() or "").encode()
-    except pa.ArrowException as error:
-        raise DataError(f"{str(path)!r} cannot be read as Parquet: {error}") from None
-
-
-def _columns(names: list[str], wanted: str) -> str:
-    close = difflib.get_close_matches(wanted, names, n=1)
-    hint = f"; did you mean data.text_field={close[0]}?" if close else "; name one in data.text_field"
-    return f"{', '.join(map(repr, names))}{hint} (a run's key; elsewhere rename the column)" if names else "none at all"

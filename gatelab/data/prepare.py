@@ -16,10 +16,10 @@ import numpy as np
 from gatelab.config import Text
 from gatelab.config import digest as hash_of
 
-from . import files
 from .batch import DataError
 from .cache import drafted, read_json
-from .files import File, NotText
+from .documents import NotText, documents
+from .files import File
 from .tokenizer import ByteTokenizer, LoadedTokenizer, Tokenizer, cut_before, train_bpe
 
 _CHUNK = 1 << 22  # bytes of documents encoded at a time
@@ -65,7 +65,7 @@ def survey(paths: tuple[str, ...], found: list[File], text_field: str) -> Survey
     kept, names, sizes = [], [], []
     for file in found:
         try:
-            for document in files.documents(file, text_field):
+            for document in documents(file, text_field):
                 names.append(hashlib.sha256(document).digest())
                 sizes.append(len(document))
         except NotText:
@@ -183,7 +183,7 @@ def _parts(config: Text, surveys: list[Survey], split: _Split) -> Iterator[tuple
     for is_val, seen in enumerate(surveys):
         expected, begin = iter(seen.names), 0
         for file in seen.files:
-            for document in files.documents(file, config.text_field):
+            for document in documents(file, config.text_field):
                 name = hashlib.sha256(document).digest()
                 if name != next(expected, None):
                     raise DataError(f"{str(file.path)!r} changed while it was being read; start again")

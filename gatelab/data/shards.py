@@ -1,4 +1,5 @@
-"""Token shards as a source: flat little-endian ids in .bin files, or .bin.xz, which are unpacked once into the cache.
+"""Token shards as a source: flat little-endian ids in .bin files, or .bin.xz, which are unpacked once into the cache, and NumPy's
+.npy of one axis, which say their own type.
 
 Notable: a shard is hashed and checked once; what was found is remembered by its path, size and times, since a plan
 would else read gigabytes to learn a name. Shards are mapped where they lie, never copied together.
@@ -35,9 +36,9 @@ _HELD_OUT = re.compile(r"(val|valid|validation|test)(?![a-z])", re.IGNORECASE)
 
 @dataclass(frozen=True, slots=True)
 class _Shard:
-    """A checked shard: `flat` is the unpacked file, `sha256` that of its bytes, `largest` its largest id."""
+    """A checked shard: its ids, mapped where they lie, `sha256` of their bytes, `largest` the largest of them."""
 
-    flat: Path
+    ids: np.ndarray
     sha256: str
     largest: int
 
@@ -47,8 +48,8 @@ def open_shards(config: Text, train: list[File], heldout: list[File], cache: Pat
 
     Raises:
         DataError: for a length that is no whole number of ids, ids outside of the vocabulary, ids that look wider than data.dtype,
-            an unknown vocabulary, a damaged .xz file, the same shard on both sides, or one of a folder that is named as held out
-            where none is.
+            an unknown vocabulary, a damaged .xz file, a .npy that is no row of whole numbers, the same shard on both sides, or one
+            of a folder that is named as held out where none is.
     """
     _refuse_validation(train, heldout)
     dtype = {"uint16": "<u2", "uint32": "<u4"}[config.dtype]
@@ -59,16 +60,17 @@ def open_shards(config: Text, train: list[File], heldout: list[File], cache: Pat
     if both:
         name = next(path for path, shard in checked.items() if shard.sha256 in both)
         raise DataError(f"{str(name)!r} is in data.paths and in data.val_paths (the same content); take it out of one")
-    tokens = Tokens([mapped(shard.flat, dtype) for shard in train_shards])
+    tokens = Tokens([shard.ids for shard in train_shards])
     if heldout:
-        held = Tokens([mapped(shard.flat, dtype) for shard in heldout_shards])
+        held = Tokens([shard.ids for shard in heldout_shards])
         told: Any = [shard.sha256 for shard in heldout_shards]
     else:
         tokens, held = tokens.split(len(tokens) - max(1, round(len(tokens) * config.val_share)))
         told = config.val_share
     if not len(tokens):
         raise DataError(f"{files.label(config.paths)}: one token, and nothing to hold out; give more text")
-    digest = hash_of([vocabulary, dtype, [shard.sha256 for shard in train_shards], told])
+    types = sorted({shard.ids.dtype.str for shard in checked.values()})
+    digest = hash_of([vocabulary, types[0] if len(types) == 1 else types, [s.sha256 for s in train_shards], told])
     return Corpus(
         train=tokens,
         heldout=held,
@@ -121,27 +123,48 @@ def _vocabulary(config: Text, shards: list[File]) -> dict[str, Any]:
 
 
 def _check(path: Path, dtype: str, vocab_size: int, cache: Path) -> _Shard:
-    itemsize = np.dtype(dtype).itemsize
     known = Known(cache, [path], ["shard", dtype])
     facts = known.recall()
     flat = _flat(path, facts, cache)
+    ids = _ids(path, flat, dtype)
     if facts is None:
-        n_bytes = flat.stat().st_size
-        if not n_bytes or n_bytes % itemsize:
-            wrong = f"its {n_bytes:,} bytes are no whole number of {itemsize}-byte ids; check data.dtype"
-            raise DataError(f"{str(path)!r}: {wrong if n_bytes else 'an empty file; expected token ids'}")
-        largest = int(mapped(flat, dtype).max())
-        facts = {"flat": flat.name, "n_bytes": n_bytes, "sha256": _sha256(flat), "largest": largest}
+        least, largest = int(ids.min()), int(ids.max())
+        if least < 0:
+            raise DataError(f"{str(path)!r} holds {least}; expected ids from 0 on")
+        facts = {"flat": flat.name, "n_bytes": flat.stat().st_size, "sha256": _digest(ids), "largest": largest}
         known.remember(facts)
-    # Who says there what is read knows; data.dtype alone may be the default.
-    if (read_json(path.parent / "meta.json") or {}).get("dtype") != f"uint{8 * itemsize}":
-        _refuse_wider(path, mapped(flat, dtype)[:_LOOKED_AT], vocab_size)
+    # Who says there what is read knows, as a .npy does; data.dtype alone may be the default.
+    says = path.suffix == ".npy" or (read_json(path.parent / "meta.json") or {}).get("dtype") == ids.dtype.name
+    if not says:
+        _refuse_wider(path, ids[:_LOOKED_AT], vocab_size)
     if facts["largest"] >= vocab_size:
+        remedy = "check data.vocab_size" + ("" if path.suffix == ".npy" else f" and data.dtype ({ids.dtype.name})")
+        raise DataError(f"{str(path)!r} holds id {facts['largest']}, and the vocabulary has {vocab_size}; {remedy}")
+    return _Shard(ids, facts["sha256"], facts["largest"])
+
+
+def _ids(path: Path, flat: Path, dtype: str) -> np.ndarray:
+    """The ids of a shard, read as they are needed."""
+    if path.suffix == ".npy":
+        return _of_numpy(path)
+    n_bytes, itemsize = flat.stat().st_size, np.dtype(dtype).itemsize
+    if not n_bytes or n_bytes % itemsize:
+        wrong = f"its {n_bytes:,} bytes are no whole number of {itemsize}-byte ids; check data.dtype"
+        raise DataError(f"{str(path)!r}: {wrong if n_bytes else 'an empty file; expected token ids'}")
+    return mapped(flat, dtype)
+
+
+def _of_numpy(path: Path) -> np.ndarray:
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise DataError(f"{str(path)!r} is no array that NumPy's `np.save` wrote ({error}); write it again") from None
+    if array.ndim != 1 or array.dtype.kind not in "iu" or not len(array):
         raise DataError(
-            f"{str(path)!r} holds id {facts['largest']}, and the vocabulary has {vocab_size}; check data.vocab_size "
-            f"and data.dtype ({dtype.replace('<u2', 'uint16').replace('<u4', 'uint32')})"
+            f"{str(path)!r} holds {array.dtype.name} of shape {array.shape}; expected token ids, whole numbers of one axis, as "
+            f"`np.save(path, ids.reshape(-1).astype('uint16'))` writes them"
         )
-    return _Shard(flat, facts["sha256"], facts["largest"])
+    return array.view(np.ndarray)
 
 
 def _refuse_wider(path: Path, ids: np.ndarray, vocab_size: int) -> None:
@@ -190,6 +213,14 @@ def _unpack(path: Path, flat: Path) -> None:
 def _sha256(path: Path) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _digest(ids: np.ndarray) -> str:
+    """Of the ids' bytes, which are those of a .bin file of them."""
+    out = hashlib.sha256()
+    for start in range(0, len(ids), _CHUNK):
+        out.update(ids[start : start + _CHUNK])
+    return out.hexdigest()
 
 
 def _describe(config: Text, train: Tokens, held: Tokens) -> str:

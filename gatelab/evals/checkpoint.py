@@ -12,7 +12,8 @@ import torch
 from ..config.base import nearest
 from ..config.run import ProbeConfig
 from ..data import DataError
-from ..data.files import NotText, documents, find, label
+from ..data.documents import NotText, documents
+from ..data.files import find, label
 from ..models.external import Checkpoint, External, Loading, open_external
 from ..models.footprint import Prefill, check_fits
 from ..models.memory import available

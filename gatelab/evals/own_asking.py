@@ -12,7 +12,8 @@ from pathlib import Path
 
 from ..config import ConfigError, nearest
 from ..data import DataError
-from ..data.files import NotText, documents, find
+from ..data.documents import NotText, documents
+from ..data.files import find
 from ..tasks import TASKS, Knobs, TaskError, open_task
 from ..tasks.cited import CITATIONS
 from ..tasks.meetings import SUMMARIES

@@ -1,6 +1,6 @@
 """Texts read for their losses: LongPPL over a key set that is chosen once, loss by position, and without reads behind shut gates.
 
-Notable: a document is the beginning of a file, a line of .jsonl or a row of .parquet, as many tokens of it as are asked for, so
+Notable: a document is the beginning of a file, a line of .jsonl or a row of .parquet or .arrow, as many tokens of it as are asked for, so
 that intervals over documents are over texts that have nothing to do with one another. One that has fewer is refused, and
 one that has more is said to be cut.
 """
@@ -13,7 +13,8 @@ from pathlib import Path
 
 from ..config.base import canonical
 from ..data import DataError
-from ..data.files import NotText, documents, find, label
+from ..data.documents import NotText, documents
+from ..data.files import find, label
 from ..record import Item, Row
 from .found import Found
 from .harness.tokens import Tokens

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from ..config.retrofit import Retrofit, Surgery
 from ..data import DataError
-from ..data.files import File, NotText, documents, find, label
+from ..data.documents import NotText, documents
+from ..data.files import File, find, label
 from ..models.generate import generate
 from ..models.memory import available
 from ..models.model import Model
@@ -136,7 +137,7 @@ def _files(path: str) -> list[File]:
     files = find((path,))
     if any(file.kind == "shard" for file in files):
         raise DataError(
-            f"{path!r} is a shard of tokens, whose tokenizer need not be the model's; name a text, a .jsonl, a .parquet, or a "
+            f"{path!r} is a shard of tokens, whose tokenizer need not be the model's; name a text, a .jsonl, a .parquet, an .arrow, or a "
             "folder of them"
         )
     return files

@@ -1,3 +1,4 @@
+import gzip
 import json
 import sysconfig
 from pathlib import Path
@@ -7,7 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from gatelab.data import DataError
-from gatelab.data.files import documents, find
+from gatelab.data.documents import documents
+from gatelab.data.files import find
 from gatelab.data.prepare import survey
 
 
@@ -85,15 +87,57 @@ def test_nothing_to_read_says_why(tmp_path):
     assert "1 of 1 files are binary or not UTF-8; convert" in refused(tmp_path / "pictures")
 
 
-@pytest.mark.parametrize("split", ["", "train"])
-def test_data_set_of_arrow_files_is_refused_with_how_to_write_parquet(tmp_path, split):
-    folder = tmp_path / "hf" / split
-    folder.mkdir(parents=True)
-    (folder / "data-00000-of-00001.arrow").write_bytes(b"\0\1")
+def arrow_rows(path, rows, new=pa.ipc.new_stream):
+    table = pa.table({"text": rows, "id": list(range(len(rows)))})
+    with path.open("wb") as sink, new(sink, table.schema) as writer:
+        writer.write_table(table, max_chunksize=2)
+
+
+def test_data_set_that_hugging_face_saved_is_its_rows(tmp_path):
+    arrow_rows(tmp_path / "data-00000-of-00002.arrow", ["one", "two", "three"])
+    arrow_rows(tmp_path / "data-00001-of-00002.arrow", ["four", None, " "])
     for name in ("dataset_info.json", "state.json"):
-        (folder / name).write_text("{}")
-    message = refused(tmp_path / "hf")
-    assert "save_to_disk" in message and 'ds.to_parquet("data.parquet")' in message and ".jsonl, .parquet" in message
+        (tmp_path / name).write_text("{}")
+    seen = survey((str(tmp_path),), find((str(tmp_path),)), "text")
+    assert (seen.sizes, seen.n_left_out) == ([3, 3, 5, 4], 2)
+
+
+def test_arrow_file_is_read_as_a_stream_is(tmp_path):
+    arrow_rows(tmp_path / "a.arrow", ["one", "two", "three"], pa.ipc.new_file)
+    assert read(tmp_path / "a.arrow") == [b"one", b"two", b"three"]
+
+
+def test_data_set_of_several_splits_is_refused_with_their_names(tmp_path):
+    for split in ("train", "test"):
+        (tmp_path / split).mkdir()
+        arrow_rows(tmp_path / split / "data-00000-of-00001.arrow", [split])
+    (tmp_path / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
+    message = refused(tmp_path)
+    assert "several splits" in message and "data.val_paths (there are test, train)" in message
+    assert read(tmp_path / "train") == [b"train"]
+
+
+def test_damaged_arrow_and_unfit_columns_are_refused(tmp_path):
+    (tmp_path / "cut.arrow").write_bytes(b"\0\1")
+    assert "cannot be read as Arrow" in refused(tmp_path / "cut.arrow")
+    arrow_rows(tmp_path / "a.arrow", ["one"])
+    assert "no column 'txt'; there are 'text', 'id'" in refused(tmp_path / "a.arrow", field="txt")
+    assert "column 'id' holds int64; expected strings" in refused(tmp_path / "a.arrow", field="id")
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl.gz", "rows.json.gz", "rows.jsonl.zst"])
+def test_packed_lines_are_lines(tmp_path, name):
+    with pa.output_stream(tmp_path / name) as out:
+        out.write(b'{"text": "one"}\n\n{"text": "two"}')
+    assert read(tmp_path / name) == [b"one", b"two"]
+
+
+def test_packed_lines_that_are_cut_short_are_refused(tmp_path):
+    whole = gzip.compress(b'{"text": "one"}\n' * 1000)
+    (tmp_path / "rows.jsonl.gz").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "plain.jsonl.gz").write_bytes(b'{"text": "one"}')
+    for name in ("rows.jsonl.gz", "plain.jsonl.gz"):
+        assert f"{name}' cannot be read" in refused(tmp_path / name)
 
 
 def test_dataset_info_beside_parquet_is_a_folder_of_text(tmp_path):

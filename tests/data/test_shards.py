@@ -1,5 +1,6 @@
 import json
 import lzma
+import re
 
 import numpy as np
 import pytest
@@ -223,3 +224,30 @@ def test_the_tokenizer_of_a_study_of_text_does_not_keep_shards_out(tmp_path):
     settings = {"paths": str(path), "vocab_size": 5000, "bos_id": 1}
     with_bpe, without = (open_source(Text(**settings, tokenizer=t), cache=tmp_path) for t in ("bpe:1024", "byte"))
     assert with_bpe.digest == without.digest
+
+
+@pytest.mark.parametrize("kind", ["<u2", ">i4", "<i8"])
+def test_numpy_arrays_are_shards_of_their_own_type(tmp_path, kind):
+    ids = np.arange(1, 700) % 300
+    np.save(tmp_path / "a.npy", ids.astype(kind))
+    ids.astype("<u2").tofile(tmp_path / "b.bin")
+    plain, array = (open_shards(tmp_path, paths=str(tmp_path / name)) for name in ("b.bin", "a.npy"))
+    assert np.array_equal(epoch(array, 16), epoch(plain, 16)) and array.n_train_tokens == plain.n_train_tokens
+    assert (array.digest == plain.digest) == (kind == "<u2")
+
+
+@pytest.mark.parametrize(
+    ("array", "said"),
+    [
+        (np.zeros((3, 4), "u2"), "holds uint16 of shape (3, 4); expected token ids, whole numbers of one axis"),
+        (np.ones(9), "holds float64 of shape (9,); expected token ids"),
+        (np.zeros(0, "u2"), "of shape (0,)"),
+        (np.array([1, -1, 2]), "holds -1; expected ids from 0 on"),
+        (np.array([1, 300, 2]), "holds id 300, and the vocabulary has 300; check data.vocab_size"),
+        (np.array([{}], object), "no array that NumPy's `np.save` wrote"),
+    ],
+)
+def test_arrays_that_are_no_ids_are_refused(tmp_path, array, said):
+    np.save(tmp_path / "a.npy", array, allow_pickle=True)
+    with pytest.raises(DataError, match=re.escape(said)):
+        open_shards(tmp_path, paths=str(tmp_path / "a.npy"), vocab_size=300, bos_id=299)
