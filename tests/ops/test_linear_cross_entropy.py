@@ -496,3 +496,22 @@ def test_a_gpu_holds_one_chunk_of_logits() -> None:
     kept = 16384 * (64 * 2 + 4)
     peak = torch.cuda.max_memory_allocated() - before
     assert peak < weight_bytes + kept + 1.1 * chunked._CHUNK_BYTES["cuda"] + 2**21
+
+
+@by_impl
+def test_logits_of_ignored_tokens_are_not_computed_on_a_cpu(impl: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, function = [], IMPLEMENTATIONS[impl]
+    spy = {impl: lambda x_MND, *rest, **named: (seen.append(x_MND.shape), function(x_MND, *rest, **named))[1]}
+    monkeypatch.setattr("gatelab.ops.linear_cross_entropy.IMPLEMENTATIONS", spy)
+    case = Case("answers", M=3, N=40, D=8, V=31)
+    arguments, upstream_M = drawn(case, seed=5, dtype=torch.float64)
+    targets_MN = torch.full((3, 40), -100)
+    targets_MN[0, [3, 7, 8, 39]], targets_MN[2, 0] = torch.tensor([1, 30, 0, 9]), 4  # model 1 predicts nothing
+    arguments["targets_MN"] = targets_MN
+    loss_M = linear_cross_entropy(**arguments, impl=impl)
+    assert seen == [(3, 4, 8)]
+    loss_M.backward(upstream_M)
+    given = (arguments[name].detach().numpy() for name in ("x_MND", "weight_MVD", "targets_MN"))
+    expected = defined(*given, upstream_M.numpy())
+    for value, wanted in zip((loss_M, arguments["x_MND"].grad, arguments["weight_MVD"].grad), expected, strict=True):
+        np.testing.assert_allclose(value.detach().numpy(), wanted, rtol=1e-12, atol=1e-14)

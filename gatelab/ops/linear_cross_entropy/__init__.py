@@ -47,7 +47,8 @@ def linear_cross_entropy(
     Args:
         x_MND: hidden states of M stacked models, N tokens each, in the type to compute in; need not be contiguous.
         weight_MVD: a head a model, in any floating type; it is cast to x's, as `gatelab.nn.linear.Linear` does.
-        targets_MN: int64, in 0 … V − 1; those equal to `ignored` count nothing and give no gradient.
+        targets_MN: int64, in 0 … V − 1; those equal to `ignored` count nothing and give no gradient. Where they are half or
+            more, as where answers alone are predicted, a CPU computes no logits for them; a GPU, whose shapes must stay, does.
         impl: `reference`, `chunked` or `auto`; never replaced silently.
 
     Raises:
@@ -68,6 +69,7 @@ def linear_cross_entropy(
     V = weight_MVD.shape[1]
     if targets_MN.device.type == "cpu" and not torch.compiler.is_compiling():
         _check_range(targets_MN, V, ignored)
+        x_MND, targets_MN = _counted(x_MND, targets_MN, ignored)
     name = choose(impl, n_logits=targets_MN.numel() * V, dtype=x_MND.dtype, device=x_MND.device)
     return IMPLEMENTATIONS[name](x_MND, weight_MVD, targets_MN, ignored=ignored)
 
@@ -77,6 +79,17 @@ def _fits(x_MND: Tensor, weight_MVD: Tensor, targets_MN: Tensor) -> bool:
         return False
     (M, _, D), V = x_MND.shape, weight_MVD.shape[1]
     return V >= 1 and weight_MVD.shape == (M, V, D)
+
+
+def _counted(x_MND: Tensor, targets_MN: Tensor, ignored: int) -> tuple[Tensor, Tensor]:
+    """The tokens that count of each model, in their order, and as many others as fill the shorter models up; all of them where
+    more than half count."""
+    counts_MN = targets_MN != ignored
+    n_rows = max(int(counts_MN.sum(dim=1).max()), 1) if counts_MN.numel() else 0
+    if 2 * n_rows > targets_MN.shape[1]:
+        return x_MND, targets_MN
+    rows_MN = counts_MN.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :n_rows]
+    return x_MND.take_along_dim(rows_MN.unsqueeze(-1), dim=1), targets_MN.gather(1, rows_MN)
 
 
 def _check_range(targets_MN: Tensor, V: int, ignored: int) -> None:
