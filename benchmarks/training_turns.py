@@ -56,6 +56,9 @@ BLOCKS = {
     "gates-1b-elementwise": Block(_gates("none", "sdpa-elementwise", **_1B), turn_s=1.4),
     "gates-moe-auto": Block(_gates(*_THREE, size="moe-480m", tokens=16_384, attention="auto", gib=19), turn_s=1.0),
     "contexts-33m": Block(_gates(*_THREE, **_33M, context=4096), turn_s=1.2),
+    "contexts-124m": Block(_gates(*_THREE, size="768x12x6x50304", tokens=65_536, context=4096, gib=26.5), turn_s=1.4),
+    "contexts-350m": Block(_gates(*_THREE, size="1024x24x8x50304", tokens=32_768, context=4096, gib=38.5), turn_s=1.3),
+    "contexts-moe": Block(_gates(*_THREE, size="moe-480m", tokens=16_384, context=4096, gib=19), turn_s=1.0),
     "attention-33m": Block((Trained(**_33M), Trained(**_33M, attention="auto"))),
     "packed-33m": Block(tuple(
         Trained(**_33M, gate=gate, packed=is_packed) for gate in _THREE[:2] for is_packed in (True, False)

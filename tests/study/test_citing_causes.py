@@ -1,26 +1,34 @@
-"""The small model that gates harm: beside its size it is that of the confirmed cell, and each arm differs in one thing."""
+"""The confirmed harm's cell on fresh seeds: a run differs from one of that cell in seed and looks, and each arm in one thing."""
 
+from dataclasses import replace
+
+from gatelab import override
 from gatelab.analysis.causes import besides
+from gatelab.analysis.sights import setting
 from gatelab.config import canonical
 from gatelab.studies import citing_causes, gates_on_tasks
 from gatelab.study.plan import make_plan
 
 PLANNED = {(p.cell, p.arm, p.run.seed): canonical(p.run) for p in make_plan(citing_causes.study).runs}
+# As the screen and the test that confirmed the harm were run.
+AS_RUN = {"train.batch_size": 32, "train.tokens": 12_288_000, "ask.items": 66, "ask.every": 500, "probe.times": 1}
 
 
-def test_task_and_optimiser_are_those_of_the_cell_that_was_confirmed():
-    large_runs = {(p.cell, p.arm, p.run.seed): canonical(p.run) for p in make_plan(gates_on_tasks.study).runs}
-    sizes = ("d_model", "n_layers", "n_kv_heads", "head_dim", "max_seq_len")
-    for rate in ("0.001", "0.003"):
-        large, small = large_runs[f"easy cite {rate}", "none", 0], PLANNED[f"cite {rate}", "none", 2]
-        assert small["data"] == large["data"] and small["optim"] == large["optim"]
-        assert besides(small["model"], *sizes) == besides(large["model"], *sizes)
+def test_a_run_is_one_of_the_confirmed_cell_on_a_seed_that_was_not_run():
+    there = gates_on_tasks.study
+    cells = {f"cite {lr:g}": override(there.cells[f"easy cite {lr:g}"], AS_RUN) for lr in (1e-3, 3e-3)}
+    earlier = {(p.cell, p.arm): canonical(p.run) for p in make_plan(replace(there, cells=cells, about={})).runs}
+    for cell in cells:
+        for arm in ("none", "sdpa-headwise", "sdpa-elementwise"):
+            assert setting(PLANNED[cell, arm, 13]) == setting(earlier[cell, arm]) is not None
+    assert min(citing_causes.FRESH) == 13 and len(PLANNED) == 160
 
 
-def test_each_arm_differs_in_one_thing_and_halves_are_both_layers():
-    models = {arm: run["model"] for (cell, arm, seed), run in PLANNED.items() if (cell, seed) == ("cite 0.001", 2)}
+def test_each_arm_differs_in_one_thing_and_halves_are_all_layers():
+    models = {arm: run["model"] for (cell, arm, seed), run in PLANNED.items() if (cell, seed) == ("cite 0.001", 13)}
     assert len(models) == 8
-    assert [models[f"{half}-half"]["gate_layers"] for half in ("first", "last")] == [[0], [1]]
+    first, last = (models[f"{half}-half"]["gate_layers"] for half in ("first", "last"))
+    assert [*first, *last] == list(range(models["none"]["n_layers"]))
     for arm, key, of in (
         ("scaled", "init", "none"),
         ("sdpa-headwise", "gate", "none"),
@@ -29,9 +37,5 @@ def test_each_arm_differs_in_one_thing_and_halves_are_both_layers():
         ("first-half", "gate_layers", "sdpa-headwise"),
         ("last-half", "gate_layers", "sdpa-headwise"),
     ):
-        assert besides(models[arm], key, "d_ff") == besides(models[of], key, "d_ff")
+        assert besides(models[arm], key) == besides(models[of], key)
         assert models[arm][key] != models[of][key]
-
-
-def test_seeds_are_none_of_the_pilots_and_66_runs_are_planned():
-    assert min(citing_causes.FRESH) == 2 and len(PLANNED) == 66
