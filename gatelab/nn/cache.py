@@ -47,7 +47,8 @@ class Cache(ABC):
     """What layers and models ask of a cache of `batch` sequences.
 
     `length` is the position of the next token; it moves when the model's last layer has run (`advance`). `context` keeps
-    what cross-attention layers made of their context, by layer; `joint` the weights that a layer with `is_packed` has joined
+    what cross-attention layers made of their context, by layer, and `context_tokens` which of it are tokens, [B, S], where it
+    came with padding; `joint` the weights that a layer with `is_packed` has joined
     for this text, and whose they are: they are not looked at again while it is decoded. `turns_late`: RoPE turns keys after
     they are looked up, by their place among what `append` returns. `has_first`: whether the text's first token was not
     dropped in every layer. `padding`: the slots before a row's first token, None without. `stored`: the layers that have
@@ -59,6 +60,7 @@ class Cache(ABC):
     def __init__(self, batch: int, heads: tuple[int, int], n_score_heads: int, dtype: torch.dtype):
         self.batch, self.heads, self.n_score_heads, self.dtype = batch, heads, n_score_heads, dtype
         self.context: dict[int, Keys] = {}
+        self.context_tokens: dict[int, Tensor] = {}
         self.joint: dict[int, tuple[nn.Module, Tensor]] = {}
         self.padding: Padding | None = None
         self.length, self.has_first = 0, True
@@ -85,9 +87,11 @@ class Cache(ABC):
         """Count the tokens that all layers have stored; 0 takes back those of a pass that failed or was only timed, so that the
         same call may be made again."""
 
-    def keep_context(self, layer: int, keys: Keys) -> Keys:
-        """Keep what a cross-attention layer made of its context; returns it."""
+    def keep_context(self, layer: int, keys: Keys, is_token_BS: Tensor | None = None) -> Keys:
+        """Keep what a cross-attention layer made of its context, and which of it are tokens; returns the former."""
         self.context[layer] = keys
+        if is_token_BS is not None:
+            self.context_tokens[layer] = is_token_BS
         return keys
 
     def _check(self, layer: int, n_layers: int, new: Keys) -> None:

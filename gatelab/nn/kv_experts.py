@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from ..config.kv_experts import KVExperts
 from .linear import Linear
 from .tap import Tap
 
@@ -30,3 +31,16 @@ class RoutedHeads(nn.Module):
             scores_BTXG = scores_BTXG * torch.zeros_like(scores_BTXG).scatter(2, best, 1.0)
         scores_BTXG = self.tap_scores(scores_BTXG)
         return (maps_BTXGK.to(scores_BTXG.dtype) * scores_BTXG[..., None]).sum(dim=2).to(x_BTD.dtype).flatten(-2)
+
+
+def key_and_value_maps(
+    d_model: int, n_heads: int, head_dim: int, experts: KVExperts | None, *, bias: bool
+) -> tuple[nn.Module, nn.Module]:
+    """The maps of x to keys and to values of so many heads, routed where `experts` says so."""
+    k_proj, v_proj = (
+        RoutedHeads(d_model, n_heads, head_dim, n_experts=experts.n, top=experts.top, bias=bias)
+        if experts is not None and name in experts.what
+        else Linear(d_model, n_heads * head_dim, bias=bias)
+        for name in ("k", "v")
+    )
+    return k_proj, v_proj

@@ -85,7 +85,7 @@ class ExpertMLP(nn.Module):
         weight_NE, chosen_NE = probability_NX.topk(self.moe.top_k, dim=-1)
         if self.moe.normalise_top_k:
             weight_NE = weight_NE / weight_NE.sum(dim=-1, keepdim=True)
-        y_ND = self._chosen(x_ND, chosen_NE, weight_NE)
+        y_ND = self.of_chosen(x_ND, chosen_NE, weight_NE)
         if self.shared is not None:
             shared_ND = self.shared(x_ND)
             if self.shared_router is not None:
@@ -104,7 +104,7 @@ class ExpertMLP(nn.Module):
         """M of a stack; None of a plain model."""
         return len(self.w1.weight) if self.w1.weight.dim() == 4 else None
 
-    def _chosen(self, x_ND: Tensor, chosen_NE: Tensor, weight_NE: Tensor) -> Tensor:
+    def of_chosen(self, x_ND: Tensor, chosen_NE: Tensor, weight_NE: Tensor) -> Tensor:
         """The weighted sum of the chosen experts, [N, D]."""
         tokens, maps, dtype = (x_ND, chosen_NE, weight_NE), (self.w1, self.w3, self.w2), x_ND.dtype
         weights = [w.weight.to(dtype) for w in maps]

@@ -53,3 +53,10 @@ class Norm(nn.Module):
         if self.kind != "gated-rms":
             return normed
         return normed * self.up(F.silu(self.down(normed))).sigmoid()
+
+
+def head_norm(qk_norm: bool | str, n_heads: int, head_dim: int, eps: float) -> Norm | None:
+    """The norm of queries or keys of so many heads; None without one."""
+    if qk_norm == "rms-all-heads":
+        return Norm(n_heads * head_dim, "rms", eps)
+    return Norm(head_dim, "rms" if qk_norm is True else qk_norm, eps) if qk_norm else None

@@ -7,6 +7,7 @@ frequencies are stretched past the trained context is a value, `RopeScaling`.
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config.rope import RopeScaling, Unscaled, rotary_dim
@@ -42,20 +43,17 @@ class Rope(nn.Module):
         self.register_buffer("cos_TK", cos_TK.float(), persistent=False)
         self.register_buffer("sin_TK", sin_TK.float(), persistent=False)
 
-    def forward(self, x_BTHK: Tensor, start: int = 0) -> Tensor:
-        """Positions start … start + T − 1; channels from R on as they came.
+    def forward(self, x_BTHK: Tensor, start: int = 0, *, rows: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """Positions start … start + T − 1, or those whose `rows` are given; channels from R on as they came.
 
         Raises:
             ValueError: past the table, naming both lengths.
         """
-        if self.cos_TK.is_meta and not x_BTHK.is_meta:
-            self._remake(x_BTHK.device, torch.float32)
-        end = start + x_BTHK.shape[1]
-        if end > self.cos_TK.shape[0]:
-            raise ValueError(
-                f"position {end - 1} is past max_seq_len={self.cos_TK.shape[0]}; build the model with a larger one"
-            )
-        cos_T1K, sin_T1K = self.cos_TK[start:end, None], self.sin_TK[start:end, None]
+        if rows is None:
+            self._make_values(x_BTHK)
+            end = self.check(start + x_BTHK.shape[1])
+            rows = self.cos_TK[start:end, None], self.sin_TK[start:end, None]
+        cos_T1K, sin_T1K = rows
         if _is_eager(x_BTHK):
             return self._turned(x_BTHK, cos_T1K, sin_T1K)
         turning, rest = x_BTHK.split([self.rotary_dim, self.head_dim - self.rotary_dim], dim=-1)
@@ -63,6 +61,39 @@ class Rope(nn.Module):
         turned = torch.cat([left * cos_T1K - right * sin_T1K, right * cos_T1K + left * sin_T1K], dim=-1)
         turned = turned.to(x_BTHK.dtype)
         return torch.cat([turned, rest], dim=-1) if self.rotary_dim < self.head_dim else turned
+
+    def check(self, end: int) -> int:
+        """`end`, before which positions lie.
+
+        Raises:
+            ValueError: past the table, naming both lengths.
+        """
+        if end > self.cos_TK.shape[0]:
+            raise ValueError(
+                f"position {end - 1} is past max_seq_len={self.cos_TK.shape[0]}; build the model with a larger one"
+            )
+        return end
+
+    def rows(self, positions_BT: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of these positions, [B, T, 1, R/2], which turn queries and keys alike.
+
+        Raises:
+            ValueError: for a position below 0 or past the table, on a CPU. Compiled code and GPUs wait for no value: there it is
+                the index error that an embedding has for an id past its vocabulary, on a GPU a device-side assertion.
+        """
+        self._make_values(positions_BT)
+        n = self.cos_TK.shape[0]
+        if type(positions_BT) is Tensor and positions_BT.device.type == "cpu" and not torch.compiler.is_compiling():
+            if ((positions_BT < 0) | (positions_BT >= n)).any():
+                raise ValueError(
+                    f"positions_BT from {int(positions_BT.min())} to {int(positions_BT.max())}: expected 0 to {n - 1}, as "
+                    f"max_seq_len={n}; build the model with a larger one"
+                )
+        else:
+            # The compiler would count numbers below 0 from the end.
+            positions_BT = torch.where(positions_BT < 0, n, positions_BT)
+        cos_BT1K, sin_BT1K = (F.embedding(positions_BT, t)[:, :, None] for t in (self.cos_TK, self.sin_TK))
+        return cos_BT1K, sin_BT1K
 
     def _turned(self, x_BTHK: Tensor, cos_T1K: Tensor, sin_T1K: Tensor) -> Tensor:
         """The same in four kernels in the place of nine: sums are written to their place, rounded once."""
@@ -93,6 +124,10 @@ class Rope(nn.Module):
         if not after.is_meta and (before.is_meta or after.dtype != before.dtype):
             self._remake(after.device, torch.promote_types(after.dtype, torch.float32))
         return self
+
+    def _make_values(self, like: Tensor) -> None:
+        if self.cos_TK.is_meta and not like.is_meta:
+            self._remake(like.device, torch.float32)
 
     def _remake(self, device: torch.device, dtype: torch.dtype) -> None:
         # Whatever the ambient device is: under `with torch.device("meta")` there would be no values again.

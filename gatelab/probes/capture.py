@@ -163,6 +163,8 @@ def _watch(attention: GatedAttention, index: int, recorder: Recorder) -> list[An
             )
         if keywords.get("cache") is not None:
             raise ValueError("the probes read whole sequences without a cache; run the whole sequence at once")
+        if keywords.get("is_token_BS") is not None:
+            raise ValueError("the probes would count padding: run rows of one length, without is_token_BS")
         is_cross = keywords.get("context_BSD") is not None
         gates = {site: (gate.spec, seen[site]) for site, gate in attention.gates.items()}
         score_gate, score_logits_BSH1 = gates.get("scores", (None, None))
@@ -181,6 +183,7 @@ def _watch(attention: GatedAttention, index: int, recorder: Recorder) -> list[An
             window=attention.window,
             segment_ids_BT=keywords.get("segment_ids_BT"),
             bias_BHTS=keywords.get("bias_BHTS"),
+            softcap=attention.softcap,
             score_logits_BSH=None if score_logits_BSH1 is None else score_logits_BSH1.squeeze(-1),
             score_gate=score_gate,
             is_mapped=attention.output_map is not OUTPUT_MAPS["none"],

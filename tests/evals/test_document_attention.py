@@ -195,12 +195,12 @@ def test_masses_of_our_models_are_those_of_the_whole_matrix(kind: str, monkeypat
         q: Tensor, k: Tensor, v: Tensor, _logits: Any = None, _gate: Any = None, *, impl: str, **rest: Any
     ) -> Tensor:
         # One document: nothing is kept apart.
-        assert rest.pop("segment_ids_BT", None) is None
+        assert rest.pop("segment_ids_BT", None) is None and not rest.pop("dropout")
         weights_BHTS, _ = attention_weights(q, k, **rest)
         seen.append(weights_BHTS)
         return torch.einsum("bhts,bshk->bthk", weights_BHTS, v.repeat_interleave(q.shape[2] // v.shape[2], dim=2))
 
-    monkeypatch.setattr("gatelab.nn.attention.gated_attention", whole)
+    monkeypatch.setattr("gatelab.nn.attend.gated_attention", whole)
     with torch.no_grad():
         model(torch.tensor([asked.ids]))
     assert len(seen) == 2

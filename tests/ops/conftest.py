@@ -1,5 +1,5 @@
-"""Triton's interpreter, which puts its own functions in the place of the language's at every call of a device function,
-does so at the first alone: the others change nothing."""
+"""Triton's interpreter, in which kernels run on a CPU. It puts its own functions in the place of the language's at every call of a
+device function, and here at the first alone: the others change nothing."""
 
 import sys
 from typing import Any
@@ -22,3 +22,11 @@ def language_patched_once() -> None:
         return patch(function)
 
     interpreter._patch_lang = once
+
+
+@pytest.fixture
+def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels are launched as they were imported."""
+    from interpreter import INTERPRET  # of a file that is skipped without Triton
+
+    monkeypatch.setenv(*INTERPRET)

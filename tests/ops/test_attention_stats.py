@@ -131,19 +131,24 @@ def by_definition(arguments: dict[str, Any]) -> AttentionStats:
     )
 
 
-@pytest.mark.parametrize("block", [1, 5, 256])
-@pytest.mark.parametrize("kind", ["softmax", "key-bias", "sigmoid", "differential"])
-@pytest.mark.parametrize("setting", SETTINGS)
-def test_every_argument_of_the_op_is_followed(setting: str, kind: str, block: int) -> None:
+def arguments_of(setting: str) -> tuple[dict[str, Any], int]:
+    """All arguments beside q and k, and the number of keys; every query sees a key."""
     given = {"is_causal": True, "window": None, "mask_BTS": None, "bias_BHTS": None}
     given |= {"score_gate": None, "score_logits_BSH": None, **SETTINGS[setting]}
     n_keys = given.pop("n_keys", T)
     if given["mask_BTS"] is not None:
         given["mask_BTS"] = given["mask_BTS"].clone()
-        # Every query sees a key.
         given["mask_BTS"][..., 0] = True
     if given["score_gate"] is not None:
         given["score_gate"] = GateSpec.parse(given["score_gate"])
+    return given, n_keys
+
+
+@pytest.mark.parametrize("block", [1, 5, 256])
+@pytest.mark.parametrize("kind", ["softmax", "key-bias", "sigmoid", "differential"])
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_every_argument_of_the_op_is_followed(setting: str, kind: str, block: int) -> None:
+    given, n_keys = arguments_of(setting)
     heads = Heads(H, G, K, layer=1)
     learned = {n: torch.randn(p.shape) for n, p in NORMALISERS[kind]().learned(heads).items()}
     qk = {"q_BTHK": 2 * torch.randn(B, T, H, K), "k_BSGK": 2 * torch.randn(B, n_keys, G, K)}
@@ -159,14 +164,7 @@ def test_every_argument_of_the_op_is_followed(setting: str, kind: str, block: in
 @pytest.mark.parametrize("kind", ["softmax", "sink-logit", "sigmoid", "differential"])
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_statistics_of_one_pass_are_those_of_the_whole_matrix(setting: str, kind: str, block: int) -> None:
-    given = {"is_causal": True, "window": None, "mask_BTS": None, "bias_BHTS": None}
-    given |= {"score_gate": None, "score_logits_BSH": None, **SETTINGS[setting]}
-    n_keys = given.pop("n_keys", T)
-    if given["mask_BTS"] is not None:
-        given["mask_BTS"] = given["mask_BTS"].clone()
-        given["mask_BTS"][..., 0] = True
-    if given["score_gate"] is not None:
-        given["score_gate"] = GateSpec.parse(given["score_gate"])
+    given, n_keys = arguments_of(setting)
     learned = {n: torch.randn(p.shape) for n, p in NORMALISERS[kind]().learned(Heads(H, G, K)).items()}
     qk = {"q_BTHK": 2 * torch.randn(B, T, H, K), "k_BSGK": 2 * torch.randn(B, n_keys, G, K)}
     v_BSGK = torch.randn(B, n_keys, G, K)

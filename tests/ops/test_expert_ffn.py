@@ -11,7 +11,7 @@ from gatelab.config.moe import ACTIVATIONS, ClampedSwiGLU, SwiGLU
 from gatelab.ops.contract import check
 from gatelab.ops.expert_ffn import IMPLEMENTATIONS, choose, expert_ffn
 from gatelab.ops.expert_ffn.cases import CASES, Case, inputs
-from gatelab.ops.expert_ffn.grouped import by_expert
+from gatelab.ops.expert_ffn.rows import by_expert
 
 REFERENCE = IMPLEMENTATIONS["reference"]
 CPU = torch.device("cpu")

@@ -1,6 +1,5 @@
 """The gate around a fused attention: its kernels on a CUDA device, else in Triton's interpreter, and its formulas."""
 
-import importlib.util
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,30 +9,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from interpreter import DEVICE, interpreting
 from torch import Tensor
 
 from gatelab.config import GateSpec
 from gatelab.ops.contract import check
 from gatelab.ops.gate_apply import apply_gate, fused
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-if importlib.util.find_spec("triton") is None:
-    pytest.skip("needs triton", allow_module_level=True)
-# A kernel is interpreted or compiled as this says when its file, and Triton's own, are imported.
-INTERPRET = ("TRITON_INTERPRET", "1" if DEVICE == "cpu" else "0")
-with pytest.MonkeyPatch.context() as patched:
-    patched.setenv(*INTERPRET)
+with interpreting():
     from gatelab.ops.gate_apply import kernels
     from gatelab.ops.gate_apply.kernels import Tile
 
+pytestmark = pytest.mark.usefixtures("interpreted")
 BOTH = pytest.mark.parametrize("functions", [kernels, fused], ids=["kernels", "formulas"])
 KEPT = pytest.mark.parametrize("is_output", [True, False], ids=["y-kept", "z-kept"])
 DTYPES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
-
-
-@pytest.fixture(autouse=True)
-def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(*INTERPRET)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 a layer decodes with them what it decodes without."""
 
 import ast
-import importlib.util
 import json
 import math
 import os
@@ -16,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from interpreter import DEVICE, interpreting
 from torch import Tensor
 
 from gatelab.config import GateSpec
@@ -28,25 +28,15 @@ from gatelab.ops.gated_attention import gated_attention
 from gatelab.ops.gated_decode import IMPLEMENTATIONS, choose, gated_decode, split
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "inside_h100_2026-11.json"
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-if importlib.util.find_spec("triton") is None:
-    pytest.skip("needs triton", allow_module_level=True)
-# A kernel is interpreted or compiled as this says when its file, and Triton's own, are imported.
-INTERPRET = ("TRITON_INTERPRET", "1" if DEVICE == "cpu" else "0")
-with pytest.MonkeyPatch.context() as patched:
-    patched.setenv(*INTERPRET)
+with interpreting():
     from gatelab.ops.gated_decode import kernels, merge
     from gatelab.ops.gated_decode.kernels import Cut
 
+pytestmark = pytest.mark.usefixtures("interpreted")
 REFERENCE = partial(gated_decode, impl="reference")
 # So that a few keys are many splits.
 TINY = Cut(16, 4, 2, 10_000, 16)
 DTYPES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
-
-
-@pytest.fixture(autouse=True)
-def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(*INTERPRET)
 
 
 @dataclass(frozen=True)

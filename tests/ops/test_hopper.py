@@ -3,7 +3,6 @@
 The kernel before the main loop runs on a CUDA device, else in Triton's interpreter; the main loop itself needs Hopper.
 """
 
-import importlib.util
 import math
 import os
 import subprocess
@@ -16,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from interpreter import DEVICE, interpreting
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -26,19 +26,10 @@ from gatelab.ops.gated_attention import Call, gated_attention, hopper, visible
 from gatelab.ops.gated_attention.cases import Case, inputs
 from gatelab.ops.gated_attention.hopper import unserved
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-if importlib.util.find_spec("triton") is None:
-    pytest.skip("needs triton", allow_module_level=True)
-# A kernel is interpreted or compiled as this says when its file, and Triton's own, are imported.
-INTERPRET = ("TRITON_INTERPRET", "1" if DEVICE == "cpu" else "0")
-with pytest.MonkeyPatch.context() as patched:
-    patched.setenv(*INTERPRET)
+with interpreting():
     from gatelab.ops.gated_attention.hopper_prepare import Prepared, prepare
 
-
-@pytest.fixture(autouse=True)
-def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(*INTERPRET)
+pytestmark = pytest.mark.usefixtures("interpreted")
 
 
 @dataclass(frozen=True)

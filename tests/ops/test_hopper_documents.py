@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_hopper import DEVICE, REFERENCE, attend, emulated, interpreted, served  # noqa: F401
+from test_hopper import DEVICE, REFERENCE, attend, emulated, served  # noqa: F401
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -15,6 +15,8 @@ from gatelab.ops.contract import check
 from gatelab.ops.gated_attention import gated_attention, hopper
 from gatelab.ops.gated_attention.cases import Case, inputs
 from gatelab.ops.gated_attention.documents import spans
+
+pytestmark = pytest.mark.usefixtures("interpreted")
 
 
 def numbered(*rows: tuple[int, ...], device: str = "cpu") -> Tensor:

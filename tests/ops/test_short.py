@@ -1,6 +1,5 @@
 """Attention and its gate as Triton kernels of their own, there and back: on a CUDA device, else in Triton's interpreter."""
 
-import importlib.util
 import math
 from collections.abc import Callable
 from functools import partial
@@ -9,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from interpreter import DEVICE, interpreting
 from torch import Tensor
 
 from gatelab.config import GateSpec
@@ -17,16 +17,11 @@ from gatelab.ops.contract import check
 from gatelab.ops.gated_attention import Call, gated_attention, short
 from gatelab.ops.gated_attention.cases import CASES, Case, apart, inputs, together
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-if importlib.util.find_spec("triton") is None:
-    pytest.skip("needs triton", allow_module_level=True)
-# A kernel is interpreted or compiled as this says when its file, and Triton's own, are imported.
-INTERPRET = ("TRITON_INTERPRET", "1" if DEVICE == "cpu" else "0")
-with pytest.MonkeyPatch.context() as patched:
-    patched.setenv(*INTERPRET)
+with interpreting():
     from gatelab.ops.gated_attention import short_kernels
     from gatelab.ops.gated_attention.short_kernels import Tiles
 
+pytestmark = pytest.mark.usefixtures("interpreted")
 REFERENCE = together(partial(gated_attention, impl="reference"))
 NAMES = ("plain", "headwise", "elementwise", "grouped-odd", "one-kv-head", "both-ways", "cross", "one-token", "window",
          "window-both-ways")  # fmt: skip
@@ -49,11 +44,6 @@ TINY = Tiles(16, 16, 4, 2)
 DTYPES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
 both_gates = pytest.mark.parametrize("gate", ["sdpa-headwise", "sdpa-elementwise"])
 any_gate = pytest.mark.parametrize("gate", [None, "sdpa-headwise", "sdpa-elementwise"])
-
-
-@pytest.fixture(autouse=True)
-def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(*INTERPRET)
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """Rows, first keys and columns of the attention weights as kernels: on a CUDA device, else in Triton's interpreter."""
 
-import importlib.util
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,30 +9,21 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from interpreter import DEVICE, interpreting
 from torch import Tensor
 
 from gatelab.ops.attention_stats import attention_stats, identities
 from gatelab.ops.contract import check
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-if importlib.util.find_spec("triton") is None:
-    pytest.skip("needs triton", allow_module_level=True)
-# A kernel is interpreted or compiled as this says when its file, and Triton's own, are imported.
-INTERPRET = ("TRITON_INTERPRET", "1" if DEVICE == "cpu" else "0")
-with pytest.MonkeyPatch.context() as patched:
-    patched.setenv(*INTERPRET)
+with interpreting():
     from gatelab.ops.attention_stats import kernels
     from gatelab.ops.attention_stats.kernels import Tiles
 
+pytestmark = pytest.mark.usefixtures("interpreted")
 BOTH = pytest.mark.parametrize("functions", [kernels, identities], ids=["kernels", "identities"])
 # So that a few tokens are many blocks.
 TINY = Tiles(16, 16, 4, 2)
 ROWS = ("lse_BHT", "entropy_BHT", "focus_BHT", "largest_BHT", "first_BHT")
-
-
-@pytest.fixture(autouse=True)
-def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(*INTERPRET)
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,10 @@ from torch import Tensor
 
 from ...config.moe import ACTIVATIONS, Activation, SwiGLU
 from . import grouped, reference
+from .hidden import Between, hidden
 
 IMPLEMENTATIONS = {"reference": reference.expert_ffn, "grouped": grouped.expert_ffn}
+OF_ROWS = {"reference": reference.expert_rows, "grouped": grouped.expert_rows}
 
 
 def choose(impl: str, *, d_model: int, d_expert: int, dtype: torch.dtype, device: torch.device) -> str:
@@ -86,10 +88,38 @@ def expert_ffn(
     return IMPLEMENTATIONS[name](*tensors, b1_XF=b1_XF, b3_XF=b3_XF, b2_XD=b2_XD, activation=activation)
 
 
+def expert_rows(
+    x_MD: Tensor,
+    ends_X: Tensor,
+    w1_XFD: Tensor,
+    w3_XFD: Tensor,
+    w2_XDF: Tensor,
+    *,
+    b1_XF: Tensor | None = None,
+    b3_XF: Tensor | None = None,
+    b2_XD: Tensor | None = None,
+    activation: Activation = SwiGLU(),  # noqa: B008  (a frozen value)
+    impl: str = "auto",
+    between: Between = hidden,
+) -> Tensor:
+    """What each expert makes of the rows that are its own, [M, D]: those of the first lie first and end at ends_X[0], as
+    `rows.by_expert` has them. Weights, biases and `impl` are those of `expert_ffn`, whose products these are.
+
+    Args:
+        between: what makes of an expert's two products what its third one reads, `hidden` or compiled code of it.
+
+    Raises:
+        ValueError: an implementation that does not exist or cannot run here.
+    """
+    name = choose(impl, d_model=x_MD.shape[1], d_expert=w1_XFD.shape[1], dtype=x_MD.dtype, device=x_MD.device)
+    biases = {"b1_XF": b1_XF, "b3_XF": b3_XF, "b2_XD": b2_XD}
+    return OF_ROWS[name](x_MD, ends_X, w1_XFD, w3_XFD, w2_XDF, **biases, activation=activation, between=between)
+
+
 def _fits(x_ND: Tensor, chosen_NE: Tensor, weight_NE: Tensor, w1_XFD: Tensor, w3_XFD: Tensor, w2_XDF: Tensor) -> bool:
     (N, D), (X, F, _) = x_ND.shape, w1_XFD.shape
     chosen_fits = chosen_NE.dim() == 2 and chosen_NE.shape[0] == N and weight_NE.shape == chosen_NE.shape
     return chosen_fits and w1_XFD.shape == w3_XFD.shape == (X, F, D) and w2_XDF.shape == (X, D, F)
 
 
-__all__ = ["IMPLEMENTATIONS", "choose", "expert_ffn"]
+__all__ = ["IMPLEMENTATIONS", "choose", "expert_ffn", "expert_rows"]

@@ -11,6 +11,9 @@ from torch import Tensor
 
 from ...config.moe import Activation, ClampedSwiGLU, SwiGLU
 
+# `hidden` or compiled code of it.
+Between = Callable[[Tensor, Tensor, Activation], Tensor]
+
 
 def hidden(a_MF: Tensor, b_MF: Tensor, activation: Activation) -> Tensor:
     """[M, F], of both products' shape and type."""

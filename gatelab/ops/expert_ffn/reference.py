@@ -5,10 +5,11 @@ the function compiles as one graph; meant to be read and compared with, not to b
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ...config.moe import Activation, SwiGLU
-from .hidden import hidden
+from .hidden import Between, hidden
 
 
 def expert_ffn(
@@ -40,6 +41,28 @@ def expert_ffn(
         out_ND = _with_bias(hidden(a_NF, b_NF, activation) @ w2_XDF[e].T, b2_XD, e, is_own_N1)
         y_ND = y_ND + weight_N1 * out_ND.to(wide)
     return y_ND.to(x_ND.dtype)
+
+
+def expert_rows(
+    x_MD: Tensor,
+    ends_X: Tensor,
+    w1_XFD: Tensor,
+    w3_XFD: Tensor,
+    w2_XDF: Tensor,
+    *,
+    b1_XF: Tensor | None = None,
+    b3_XF: Tensor | None = None,
+    b2_XD: Tensor | None = None,
+    activation: Activation = SwiGLU(),  # noqa: B008  (a frozen value)
+    between: Between = hidden,
+) -> Tensor:
+    """Each expert on its own rows, of which the host asks how many; see `gatelab.ops.expert_ffn.expert_rows`."""
+    out, ends = [], ends_X.tolist()
+    for e, own_MD in enumerate(x_MD.split([end - first for first, end in zip([0, *ends], ends, strict=False)])):
+        biases = [None if b is None else b[e] for b in (b1_XF, b3_XF, b2_XD)]
+        a_MF, b_MF = (F.linear(own_MD, w[e], b) for w, b in ((w1_XFD, biases[0]), (w3_XFD, biases[1])))
+        out.append(F.linear(between(a_MF, b_MF, activation), w2_XDF[e], biases[2]))
+    return torch.cat(out)
 
 
 def _with_bias(product_NO: Tensor, bias_XO: Tensor | None, e: int, is_own_N1: Tensor) -> Tensor:

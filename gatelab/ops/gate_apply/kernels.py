@@ -21,9 +21,9 @@ from torch import Tensor
 
 
 class Tile(NamedTuple):
-    """How a kernel is cut. `numbers`: of one tensor, that a program holds; `is_apart`: programs of their own raise the
-    log-sum-exp, which lies by head and token, eight neighbours of a head at a time; `hint`: how L2 is to treat what is read
-    once."""
+    """How a kernel is cut. `numbers`: of one tensor, that a program holds; `is_apart`: headwise back, programs of their own raise
+    the log-sum-exp, which lies by head and token, eight neighbours of a head at a time (without it, which only
+    `gate_tiles.py` still times, those of the rows do); `hint`: how L2 is to treat what is read once."""
 
     numbers: int
     warps: int

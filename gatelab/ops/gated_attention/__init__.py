@@ -54,12 +54,12 @@ def choose(impl: str, normaliser: Normaliser = _SOFTMAX, call: Call | None = Non
     if impl == "auto":
         is_seen = call is not None and call.device.type == "cuda"
         fastest = _fastest(normaliser, call) if is_seen else None
-        return fastest or ("sdpa" if normaliser.is_softmax else "reference")
+        return fastest or ("sdpa" if sdpa.unserved(normaliser, call) is None else "reference")
     names = [*IMPLEMENTATIONS, *OPERATORS]
     if impl not in names:
         raise ValueError(f"impl={impl!r}: expected one of auto, {', '.join(names)}")
-    if impl == "sdpa" and not normaliser.is_softmax:
-        raise ValueError(f"impl='sdpa' computes a softmax, and {normaliser.kind} is none; take reference, or auto")
+    if impl == "sdpa" and (why := sdpa.unserved(normaliser, call)) is not None:
+        raise ValueError(f"impl='sdpa' {why}; take reference, or auto")
     if impl in OPERATORS:
         why = OPERATORS[impl].unserved(normaliser, call)
         if why is not None:
@@ -121,6 +121,8 @@ def gated_attention(
     bias_BHTS: Tensor | None = None,
     score_logits_BSH: Tensor | None = None,
     score_gate: GateSpec | None = None,
+    dropout: float = 0.0,
+    softcap: float | None = None,
     impl: str = "auto",
 ) -> Tensor:
     """y = softmax(q kᵀ/√K + mask) v ⊙ act(gate logits), [B, T, H, K] in q's type (arXiv 2505.06708, G1).
@@ -144,6 +146,9 @@ def gated_attention(
             constant.
         score_gate: form `mul` multiplies the weights by act(g_j), after they were normalised; `add` adds act(g_j) to the
             logits; `forget` adds Σ ln act(g) over the keys after j up to the query (arXiv 2503.02130).
+        dropout: the share of the keys' weights, after the normaliser, that are 0 this time, at random; the others are divided by
+            1 − dropout. In `sdpa` torch's attention drops them, in `reference` any call's.
+        softcap: a logit z is c·tanh(z/c), before anything is added to it (Gemma 2, arXiv 2408.00118); `reference` alone.
         impl: `reference`, `sdpa`, a name in `OPERATORS` or `auto`; never replaced silently.
 
     Raises:
@@ -165,6 +170,8 @@ def gated_attention(
         score_logits_BSH=score_logits_BSH,
         score_gate=score_gate,
         segment_ids_BT=segment_ids_BT,
+        dropout=dropout,
+        softcap=softcap,
     )
     return _attend(q_BTHK, k_BSGK, v_BSGK, gate_logits_BTHK, gate, s, impl, reads_lse=False)[0]
 

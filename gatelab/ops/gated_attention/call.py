@@ -16,7 +16,8 @@ EXTRAS = ("segment_ids_BT", "mask_BTS", "bias_BHTS", "score_gate")
 @dataclass(frozen=True)
 class Call:
     """Sizes, types and what else was given. `extras`: the names of the arguments that were given of `EXTRAS`; `dtypes`: of
-    q, k and v; `has_gradients`: whether a backward pass may follow."""
+    q, k and v; `has_gradients`: whether a backward pass may follow; `dropout`, `softcap`: as
+    `gated_attention` takes them."""
 
     n_queries: int
     n_keys: int
@@ -28,6 +29,8 @@ class Call:
     window: int | None = None
     extras: tuple[str, ...] = ()
     has_gradients: bool = True
+    dropout: float = 0.0
+    softcap: float | None = None
 
 
 def call_of(
@@ -38,7 +41,8 @@ def call_of(
     extras = tuple(name for name in EXTRAS if getattr(s, name) is not None)
     differentiable = (q_BTHK, k_BSGK, v_BSGK, gate_logits_BTHK)
     has_gradients = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in differentiable)
-    return Call(T, S, K, dtypes, q_BTHK.device, gate, s.is_causal, s.window, extras, has_gradients)
+    rules = (gate, s.is_causal, s.window, extras, has_gradients, s.dropout, s.softcap)
+    return Call(T, S, K, dtypes, q_BTHK.device, *rules)
 
 
 def unserved_inside(normaliser: Normaliser, call: Call | None = None, *, serves: tuple[str, ...] = ()) -> str | None:
@@ -48,6 +52,10 @@ def unserved_inside(normaliser: Normaliser, call: Call | None = None, *, serves:
         return f"computes a softmax without a slot, and {normaliser.kind} is none"
     if call is None:
         return None
+    if call.softcap is not None:
+        return f"caps no logits, and softcap={call.softcap} came"
+    if call.dropout:
+        return f"drops no weights, and dropout={call.dropout} came"
     if came := [name for name in call.extras if name not in serves]:
         *names, last = (name for name in EXTRAS if name not in serves)
         return f"takes none of {', '.join(names)} and {last}, and {', '.join(came)} came"

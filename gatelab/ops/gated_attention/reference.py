@@ -7,6 +7,7 @@ fused kernel computes.
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ...config.gate import GateSpec
@@ -52,8 +53,9 @@ def attention_weights(
         bias_BHTS=bias_BHTS,
         score_logits_BSH=score_logits_BSH,
         score_gate=score_gate,
+        softcap=softcap,
     )
-    logits_BHTS = _logits(q_BTHK, k_BSGK, s, softcap)
+    logits_BHTS = _logits(q_BTHK, k_BSGK, s)
     slot_BHT1 = normaliser.slot_logits(q_BTHK, s.learned)
     if slot_BHT1 is None:
         mass_BHT1 = torch.zeros_like(logits_BHTS[..., :1])
@@ -73,6 +75,8 @@ def gated_attention(
     """weights · v, the normaliser's finish, then the gate; see `gatelab.ops.gated_attention.gated_attention`."""
     logits_BHTS = _logits(q_BTHK, k_BSGK, s)
     weights_BHTS = _weights(q_BTHK, logits_BHTS, s)
+    if s.dropout:
+        weights_BHTS = F.dropout(weights_BHTS, s.dropout)
     v_BSHK = v_BSGK.repeat_interleave(q_BTHK.shape[2] // v_BSGK.shape[2], dim=2)
     y_BTHK = torch.einsum("bhts,bshk->bthk", weights_BHTS.to(v_BSHK.dtype), v_BSHK)
     y_BTHK = s.normaliser.finish(y_BTHK, s.learned, s.heads)
@@ -83,7 +87,7 @@ def gated_attention(
     return apply_gate(y_BTHK, gate_logits_BTHK, gate)
 
 
-def _logits(q_BTHK: Tensor, k_BSGK: Tensor, s: Scoring, softcap: float | None = None) -> Tensor:
+def _logits(q_BTHK: Tensor, k_BSGK: Tensor, s: Scoring) -> Tensor:
     """q kᵀ / √K and all that is added to it; −∞ where a key is hidden."""
     T, H, K = q_BTHK.shape[1:]
     S = k_BSGK.shape[1]
@@ -91,8 +95,8 @@ def _logits(q_BTHK: Tensor, k_BSGK: Tensor, s: Scoring, softcap: float | None = 
     # Softmax sums exponentials: float32 at least, whatever the products were computed in.
     wide = torch.promote_types(q_BTHK.dtype, torch.float32)
     logits_BHTS = torch.einsum("bthk,bshk->bhts", q_BTHK, k_BSHK).to(wide) / math.sqrt(K)
-    if softcap is not None:
-        logits_BHTS = softcap * (logits_BHTS / softcap).tanh()
+    if s.softcap is not None:
+        logits_BHTS = s.softcap * (logits_BHTS / s.softcap).tanh()
     if s.bias_BHTS is not None:
         logits_BHTS = logits_BHTS + s.bias_BHTS.to(wide)
     per_key_BSH = key_bias(s.score_logits_BSH, s.score_gate)

@@ -29,6 +29,8 @@ class Scoring:
     score_logits_BSH: Tensor | None
     score_gate: GateSpec | None
     segment_ids_BT: Tensor | None = None
+    dropout: float = 0.0
+    softcap: float | None = None
 
     def masked(self) -> "Scoring":
         """The same with documents as a mask, for those that know no documents."""
@@ -53,6 +55,8 @@ def scoring(
     score_logits_BSH: Tensor | None,
     score_gate: GateSpec | None,
     segment_ids_BT: Tensor | None = None,
+    dropout: float = 0.0,
+    softcap: float | None = None,
 ) -> Scoring:
     """The arguments as they were given, checked against q and k; heads of None are read from the shapes.
 
@@ -95,6 +99,12 @@ def scoring(
         raise ValueError(f"score_gate={score_gate.slug} has its place elsewhere; expected one at the site 'scores'")
     if score_gate is not None and score_gate.form == "forget" and not is_causal:
         raise ValueError("form forget sums over the tokens between a key and a later query: it needs is_causal=True")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout={dropout}: expected the share of weights that are dropped, from 0 and below 1")
+    if softcap is not None and not softcap > 0:
+        raise ValueError(
+            f"softcap={softcap}: expected the bound of the logits, a number above 0 as Gemma 2's 50.0, or None"
+        )
     normaliser.check(H, G)
     if heads is None:
         heads = Heads(H, G, K)
@@ -109,7 +119,18 @@ def scoring(
     if score_logits_BSH is not None:
         score_logits_BSH = score_logits_BSH.expand(-1, S, -1)  # a constant has 1 in the place of S
     return Scoring(
-        normaliser, learned, heads, is_causal, window, mask_BTS, bias_BHTS, score_logits_BSH, score_gate, segment_ids_BT
+        normaliser,
+        learned,
+        heads,
+        is_causal,
+        window,
+        mask_BTS,
+        bias_BHTS,
+        score_logits_BSH,
+        score_gate,
+        segment_ids_BT,
+        dropout,
+        softcap,
     )
 
 

@@ -14,12 +14,32 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...config.gate import GateSpec
+from ...config.normaliser import Normaliser
 from ..gate_apply import apply_gate
-from .call import LOW_PRECISION
+from .call import LOW_PRECISION, Call
 from .forget import with_exact_sums
 from .fused import attention_with_lse, cudnn_overflows, is_fused, pieces
 from .rows import aligned
 from .scoring import Scoring, key_bias, key_scale, visible
+
+
+def unserved(normaliser: Normaliser, call: Call | None = None) -> str | None:
+    """Why `sdpa` does not serve a call, to follow its name in a sentence; None where it does. Without a call, as far as the
+    normaliser decides it. Torch's attention drops weights, and its kernel that gives the log-sum-exp does not."""
+    if not normaliser.is_softmax:
+        return f"computes a softmax, and {normaliser.kind} is none"
+    if call is not None and call.softcap is not None:
+        return f"caps no logits, and softcap={call.softcap} came"
+    if call is None or not call.dropout:
+        return None
+    if normaliser.has_slot or (call.gate is not None and call.gate.source == "lse") or "score_gate" in call.extras:
+        return f"reads the log-sum-exp or gates the scores here, and dropout={call.dropout} came"
+    is_bare = call.is_causal and call.n_queries == call.n_keys and call.window is None and not call.extras
+    is_low = call.dtypes[0] in LOW_PRECISION or torch.is_autocast_enabled("cuda")
+    is_trained = call.device.type == "cuda" and is_low and call.has_gradients
+    if is_trained and (call.n_queries == 1 or cudnn_overflows(call.n_keys, is_bare_causal=is_bare)):
+        return f"avoids torch's own choice of kernels for {call.n_keys} keys, and dropout={call.dropout} came"
+    return None
 
 
 def gated_attention(
@@ -98,6 +118,7 @@ def _attend(
             k_BGSK,
             v_BGSK,
             attn_mask=mask_BHTS,
+            dropout_p=s.dropout,
             is_causal=is_causal,
             scale=scale,
             enable_gqa=k_BGSK.shape[1] != H,

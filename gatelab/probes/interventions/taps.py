@@ -41,6 +41,8 @@ def edited_layer(edit: Intervention, attention: GatedAttention, layer: int, give
     def before(_module: nn.Module, args: tuple[Tensor, ...], keywords: dict[str, Any]) -> Any:
         if keywords.get("cache") is not None or keywords.get("context_BSD") is not None or keywords.get("is_cross"):
             raise ValueError(f"{edit.word}: run whole sequences of self-attention without a cache")
+        if keywords.get("is_token_BS") is not None:
+            raise ValueError(f"{edit.word}: padding would count as keys; run rows of one length, without is_token_BS")
         segments[0] = keywords.get("segment_ids_BT")
         if not is_masking:
             return None
