@@ -91,7 +91,7 @@ def rank(args: argparse.Namespace, arm: Arm) -> None:
         next(steps)
         times.append(time.perf_counter() - began)
         # All ranks end together.
-        is_over = group.ranks.any_says(time.perf_counter() > until, group.device)
+        is_over = group.ranks.any_says(time.perf_counter() > until)
     if not group.ranks.is_writer:
         return
     cuda = group.device.type == "cuda"

@@ -46,6 +46,8 @@ _PUBLIC = {
     "streaming_losses": "models.generate",
     "match_parameters": "models.sizes",
     "train": "train",
+    "HeadParallel": "train.shard.heads",
+    "shard_heads": "train.shard.heads",
     "capture": "probes.capture",
     "probe": "probes",
     "Arm": "study.study",

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from .base import Config, ConfigError
 from .model import ModelConfig
-from .normaliser import Differential
+from .normaliser import Differential, Normaliser
 
 Ranks = Annotated[int, Field(gt=0, le=65_536)]
 
@@ -73,24 +73,11 @@ class ParallelConfig(Config):
         tp, word = self.tp, f"execution.parallel.tp={self.tp}"
         if tp == 1:
             return []
-        problems = []
-        H, G = model.n_heads, model.n_kv_heads
-        if H % tp:
-            problems.append(f"{word} does not divide model.n_heads={H}; take a divisor")
-        elif G % tp and tp % G:
-            problems.append(
-                f"{word} and model.n_kv_heads={G}: ranks must share kv heads evenly, so one must divide the other"
-            )
+        problems = unshareable_heads(tp, model.n_heads, model.n_kv_heads, model.softmax, word=word, names="model.")
         widths = {"d_ff": model.d_ff}
         if model.moe is not None:
             widths = {"moe.d_expert": model.moe.d_expert}
         problems += [f"{word} does not divide model.{k}={v}; take a divisor" for k, v in widths.items() if v % tp]
-        if isinstance(model.softmax, Differential):
-            problems.append(f"{word}: model.softmax=differential pairs heads that other ranks hold; take tp=1")
-        if any(g.source_kind == "lse" and g.sharing == "shared" for g in model.all_gates):
-            problems.append(
-                f"{word}: a shared gate of source lse needs the logits of heads that others hold; take tp=1"
-            )
         if self.ep > 1:
             problems.append(f"{word} and ep={self.ep}: experts are shared by one of the two; leave the other at 1")
         return problems
@@ -104,6 +91,22 @@ class ParallelConfig(Config):
         if model.moe.n_experts % self.ep:
             return [f"{word} does not divide model.moe.n_experts={model.moe.n_experts}; take a divisor"]
         return []
+
+
+def unshareable_heads(
+    tp: int, n_heads: int, n_kv_heads: int, softmax: Normaliser, *, word: str, names: str = ""
+) -> list[str]:
+    """Why `tp` ranks cannot share the heads of an attention layer, a sentence each, in which `word` states them."""
+    problems = []
+    if n_heads % tp:
+        problems.append(f"{word} does not divide {names}n_heads={n_heads}; take a divisor")
+    elif n_kv_heads % tp and tp % n_kv_heads:
+        problems.append(
+            f"{word} and {names}n_kv_heads={n_kv_heads}: ranks must share kv heads evenly, so one must divide the other"
+        )
+    if isinstance(softmax, Differential):
+        problems.append(f"{word}: {names}softmax=differential pairs heads that other ranks hold; take one rank")
+    return problems
 
 
 def _data(dp: int, batch_size: int) -> list[str]:

@@ -253,6 +253,8 @@ def _flag(value: Any) -> Any:
     return {"true": True, "false": False}.get(value.lower(), value) if isinstance(value, str) else value
 
 
+# What the backward pass computes a second time instead of finding it kept: nothing, or every block from its input.
+Recompute = Literal["none", "layer"]
 Packed = Annotated[Literal["auto", True, False], BeforeValidator(_flag)]
 
 
@@ -261,7 +263,8 @@ class Execution(Config):
 
     `slots` groups of runs at a time (0: as many as cores allow); `group` runs of one shape in one process, stacked where they
     can be (0: as many as keep a GPU busy, on CPUs one); `threads` a process on CPUs; `micro_batch` sequences at a time,
-    gradients accumulated (0: the whole batch); `compile` auto compiles on GPUs; `packed` computes queries, keys, values and
+    gradients accumulated (0: the whole batch); `recompute` layer has the backward pass compute every block again from its input,
+    for less memory and more time; `compile` auto compiles on GPUs; `packed` computes queries, keys, values and
     the gates that read the same input in one matrix product, auto on GPUs where a model has such gates and no mesh parts its
     weights; `attention` is the implementation of attention that is taken, `impl` of GatedAttention, and one that cannot serve
     the run refuses it: results of both are equal up to rounding. A checkpoint at least every `checkpoint_s` seconds; a run
@@ -277,6 +280,7 @@ class Execution(Config):
     group: Annotated[int, Field(ge=0, le=4096)] = 0
     threads: Annotated[int, Field(gt=0, le=1024)] = 1
     micro_batch: Annotated[int, Field(ge=0)] = 0
+    recompute: Recompute = "none"
     compile: Literal["auto", "on", "off"] = "auto"
     packed: Packed = "auto"
     attention: Attention = "auto"
@@ -313,8 +317,8 @@ class Execution(Config):
         return self
 
 
-# Fields that say where the data lies rather than what it is; the content's digest stands in for them.
-_PLACES = {"paths", "val_paths", "tokenizer", "text_field", "dtype", "val_share"}
+# Fields that say where the data lies, or name it in words, rather than what it is; the content's digest stands in for them.
+_PLACES = {"paths", "val_paths", "tokenizer", "text_field", "dtype", "val_share", "about"}
 
 
 def fingerprint(run: Run, data_digest: str) -> str:

@@ -64,8 +64,19 @@ class Block(nn.Module):
         self.mlp_post_norm = _norm(c, "after")
         self.tap_residual = Tap()
 
+    @property
+    def has_router(self) -> bool:
+        """Whether its feed-forward layer is one of experts."""
+        return not isinstance(self.mlp, MLP)
+
     def forward(self, x_BTD: Tensor, given: Pass) -> Tensor:
         """[B, T, D] to [B, T, D]."""
+        x_BTD, normed_BTD = self.attend(x_BTD, given)
+        update_BTD = self.mlp(normed_BTD, given.routed) if self.has_router else self.mlp(normed_BTD)
+        return self.tap_residual(self._join(x_BTD, update_BTD, self.mlp_post_norm))
+
+    def attend(self, x_BTD: Tensor, given: Pass) -> tuple[Tensor, Tensor]:
+        """All that comes before the feed-forward layer: the hidden state, and what that layer reads of it."""
         update_BTD = self.attention(
             self.attention_norm(x_BTD),
             segment_ids_BT=given.segment_ids_BT,
@@ -80,9 +91,7 @@ class Block(nn.Module):
                 self.cross_norm(x_BTD), context_BSD=given.context_BSD, cache=given.cache, is_cross=True
             )
             x_BTD = self._join(x_BTD, update_BTD, self.cross_post_norm)
-        normed_BTD = self.mlp_norm(x_BTD)
-        update_BTD = self.mlp(normed_BTD) if isinstance(self.mlp, MLP) else self.mlp(normed_BTD, given.routed)
-        return self.tap_residual(self._join(x_BTD, update_BTD, self.mlp_post_norm))
+        return x_BTD, self.mlp_norm(x_BTD)
 
     def _join(self, x_BTD: Tensor, update_BTD: Tensor, norm: nn.Module) -> Tensor:
         if self.clip is not None:

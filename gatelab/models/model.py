@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..config.architecture import Stack
 from ..config.model import ModelConfig
+from ..config.run import Recompute
 from ..nn.attention import GatedAttention
 from ..nn.cache import KVCache
 from ..nn.linear import Linear, lookup, spread
@@ -18,19 +19,21 @@ from ..nn.norm import Norm
 from ..nn.relative import RelativeBias
 from ..ops.gated_attention import choose
 from .block import Block, Pass
+from .recompute import through_twice
 
 
 class Model(nn.Module, ABC):
     """Embeddings, the stacks that the architecture names, and a head.
 
     Computes in `compute_dtype`; None is the type of its weights. A trainer may compute in bfloat16 over float32 weights.
-    `config` is resolved (no None left).
+    `config` is resolved (no None left). `recompute`: `layer` has the backward pass compute every block again.
     """
 
     def __init__(self, config: ModelConfig):
         super().__init__()
         c = self.config = config
         self.compute_dtype: torch.dtype | None = None
+        self.recompute: Recompute = "none"
         self.embedding = nn.Embedding(c.vocab_size, c.d_model)
         for stack in c.architecture.stacks:
             self._add(stack)
@@ -100,8 +103,9 @@ class Model(nn.Module, ABC):
         if relative is not None:
             T = x_BTD.shape[1]
             given.bias_BHTS = relative(T, start + T, start).to(torch.promote_types(x_BTD.dtype, torch.float32))
+        is_twice = self.recompute == "layer" and cache is None and torch.is_grad_enabled()
         for block in getattr(self, stack.blocks):
-            x_BTD = block(x_BTD, given)
+            x_BTD = through_twice(block, x_BTD, given) if is_twice else block(x_BTD, given)
         if cache is not None:
             cache.advance(x_BTD.shape[1])
         return self._of(stack, "final_norm")(x_BTD[:, R:] if R else x_BTD)

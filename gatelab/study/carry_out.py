@@ -54,7 +54,7 @@ def carry_out(runs: list[RunFolder], execution: Execution, *, should_stop: Calla
     offsets = checkpoints.restore()
     group.ranks.wait()  # all have read before the writer changes anything
     if not group.ranks.is_writer:
-        _accompany(group, train(group), checkpoints, should_stop)
+        _accompany(group, train(group, _visits(group)), checkpoints, should_stop)
         return
     checkpoints.tidy()
     facts = environment(group.facts())
@@ -70,7 +70,7 @@ def carry_out(runs: list[RunFolder], execution: Execution, *, should_stop: Calla
     _each(begin, runs)
     writers = [_Writer(folder, offset) for folder, offset in zip(runs, offsets, strict=True)]
     try:
-        _follow(group, train(group), runs, writers, checkpoints, should_stop)
+        _follow(group, train(group, _visits(group)), runs, writers, checkpoints, should_stop)
     finally:
         _each(_Writer.close, writers)
 
@@ -109,9 +109,10 @@ def _accompany(
         if step.step in visits:
             with group.whole():
                 pass
-        stopping, saving = group.ranks.any_say([should_stop(), False], group.device)
-        if stopping or saving:
-            checkpoints.save(None)
+        stopping, saving = group.ranks.any_say([should_stop(), False])
+        if not ((stopping or saving) and group.rest()):
+            continue
+        checkpoints.save(None)
         if stopping and _goes_on(step, group):
             checkpoints.finish()
             return
@@ -154,10 +155,11 @@ def _follow(
             shown = time.monotonic()
             pause = max(_PROGRESS_S, (shown - now) / _PROGRESS_SHARE)
         is_due = now - saved >= group.execution.checkpoint_s
-        stopping, saving = group.ranks.any_say([should_stop(), is_due], group.device)
-        if stopping or saving:
-            checkpoints.save([writer.rows.flush() for writer in writers])
-            saved = now
+        stopping, saving = group.ranks.any_say([should_stop(), is_due])
+        if not ((stopping or saving) and group.rest()):
+            continue
+        checkpoints.save([writer.rows.flush() for writer in writers])
+        saved = now
         if stopping and _goes_on(step, group):
             checkpoints.finish()
             return

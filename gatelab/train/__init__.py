@@ -5,7 +5,7 @@ name over any function of that name, so the package itself has to answer.
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 
 class _Train(ModuleType):
-    def __call__(self, group: "Group | Run") -> "Iterator[Step]":
+    def __call__(self, group: "Group | Run", rests: "Container[int] | None" = None) -> "Iterator[Step]":
         """See `gatelab.train.loop.train`."""
         from .loop import train
 
-        return train(group)
+        return train(group, rests)
 
 
 sys.modules[__name__].__class__ = _Train

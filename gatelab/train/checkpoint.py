@@ -36,8 +36,10 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], state: dict[str, Any])
         temporary.unlink(missing_ok=True)
 
 
-def read_tensors(path: Path, device: torch.device | str = "cpu") -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What `write_tensors` wrote.
+def read_tensors(
+    path: Path, device: torch.device | str = "cpu", prefix: str = ""
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What `write_tensors` wrote; of the tensors those whose names begin with `prefix`.
 
     Raises:
         CheckpointError: when the file is missing, cut or damaged, is no Gatelab file, or comes from another version.
@@ -47,7 +49,7 @@ def read_tensors(path: Path, device: torch.device | str = "cpu") -> tuple[dict[s
     try:
         with safe_open(path, framework="pt", device=str(device)) as f:
             state = json.loads((f.metadata() or {}).get("gatelab", "null"))
-            tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118  (not a dict)
+            tensors = {name: f.get_tensor(name) for name in f.keys() if name.startswith(prefix)}  # noqa: SIM118  (not a dict)
     except (SafetensorError, json.JSONDecodeError, OSError, RuntimeError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error}); it was cut or damaged. {_remedy(path)}") from None
     if not isinstance(state, dict):

@@ -95,7 +95,21 @@ class Group:
         self._sources: dict[Data, Source] = {}
         self.members = [self._member(run) for run in runs]
         self.step, self.stack = 0, None
+        self.ahead, self.is_asked = 0, False
         self._attention()
+
+    def rest(self) -> bool:
+        """Whether its weights are those of the step that training gave last. Where others are under way none is begun any more
+        until they are, so ask again at the next step."""
+        self.is_asked = self.ahead > 0
+        return not self.is_asked
+
+    def must_stand(self) -> None:
+        """Raise RuntimeError while steps are under way."""
+        if self.ahead:
+            raise RuntimeError(
+                f"{self.ahead} step(s) after step {self.step} are under way; look, save and train where rest() is true"
+            )
 
     @property
     def run(self) -> Run:
@@ -155,6 +169,7 @@ class Group:
             ),
             "threads": torch.get_num_threads(),
             "micro_batch": self.micro_batch,
+            "recompute": self.execution.recompute,
             "processes": self.ranks.world,
             "parallel": self.execution.parallel.model_dump() if self.ranks.mesh is not None else None,
             "runs_in_group": len(self.members),
@@ -168,6 +183,7 @@ class Group:
         Such a model is a copy on the writer's device, with the weights as they stand. Nothing happens where every rank has
         the whole model anyway.
         """
+        self.must_stand()
         shared = [m for m in self.members if m.layout is not None]
         models = [m.model for m in shared]
         try:
@@ -202,6 +218,7 @@ class Group:
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything that training needs to continue, as tensors and JSON."""
+        self.must_stand()
         tensors: dict[str, Tensor] = {}
         if self.stack is not None:
             self.stack.publish(self.step)
@@ -231,6 +248,7 @@ class Group:
         for m, is_alive in zip(self.members, alive, strict=True):
             m.alive = is_alive
         self.step, self.stack = step, None  # to be built anew of what was loaded
+        self.ahead, self.is_asked = 0, False
 
     def _attention(self) -> str:
         """The implementations of its layers; raises ValueError where the one that is asked for cannot serve them."""
@@ -274,6 +292,7 @@ class Group:
             self.is_packed,
             self.execution.attention,
         )
+        model.recompute = self.execution.recompute
 
 
 def processes() -> int:

@@ -3,10 +3,14 @@
 group = Group([run])
 for step in train(group):
     print(step.step, step.loss[0])
+
+Notable: nothing within a step waits for a GPU but what exchanges experts' tokens. Its numbers are copied to the host behind it,
+and where the consumer says when it looks, the next step is begun before they are read.
 """
 
 import math
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Container, Iterator
 from contextlib import nullcontext
 
 import torch
@@ -20,51 +24,94 @@ from .feed import Feed
 from .group import Group, Member
 from .objectives import Loss, choices, router_loss, target_loss
 from .qk_clip import clip_queries, largest_logits
+from .room import telling_what_takes_less
 from .schedule import learning_rate
 from .stack import StackedBatch
 
 # Of M runs cross-entropy and gradient norm, [M, 2], and of each its first-token mass, [L, H], where it is watched and alive.
 Measured = tuple[Tensor, list[Tensor | None]]
 
+# Steps that are begun before the numbers of the one before them are read. A CPU has ended a step when it gives it back.
+AHEAD = {"cpu": 0, "cuda": 1}
 
-def train(group: Group | Run) -> Iterator[Step]:
+
+def train(group: Group | Run, rests: Container[int] | None = None) -> Iterator[Step]:
     """Train from where the group stands to the end of its budget, one `Step` after each optimiser step.
 
     A run whose loss or gradient norm is no longer finite has diverged: it is marked, stops, and the others go on; when
-    all have stopped, so does the generator. With several processes every rank must consume it.
+    all have stopped, so does the generator. With several processes every rank must consume it, with equal `rests`.
+
+    Args:
+        rests: the steps after which the group has to stand where their `Step` says, since weights are looked at or saved
+            there; None: all. Of others the numbers may come when the next step is under way, on a GPU (`group.ahead`), and
+            `group.rest()` asks that there be none. What a diverged run is given meanwhile changes nothing of it.
+
+    Raises:
+        RuntimeError: for a group of which steps are under way.
     """
     group = Group([group]) if isinstance(group, Run) else group
-    steps = group.run.train.steps
+    group.must_stand()
+    steps, most = group.run.train.steps, 0 if rests is None else AHEAD[group.device.type]
     if group.step >= steps:
         return
     training = _Together(group) if group.is_stacked else _InTurn(group)
     training.fetch(group.step)
+    begun, under_way = group.step, deque[_Numbers]()
     while group.step < steps and any(m.alive for m in group.members):
-        index = group.step
-        rates = [learning_rate(m.run.optim, index, steps) for m in group.members]
-        measured, masses = training.optimise(rates, index)
-        group.step = index + 1
-        if group.step < steps:
-            # Before the results are read: on a GPU the next batch is made while this step computes.
-            training.fetch(group.step)
-        watch = group.run.probe.watch
-        first_mass = _on_host(masses) if watch and group.step % watch == 0 else None
+        if begun < steps and (not under_way or (len(under_way) <= most and not (group.is_asked or begun in rests))):
+            group.is_asked &= bool(under_way)
+            rates = [learning_rate(m.run.optim, begun, steps) for m in group.members]
+            with telling_what_takes_less(group.execution):
+                measured, masses = training.optimise(rates, begun)
+            begun += 1
+            watch = group.run.probe.watch
+            under_way.append(_Numbers(rates, measured, masses if watch and begun % watch == 0 else []))
+            if begun < steps:
+                # Before any numbers are read: on a GPU the next batch is made while this step computes.
+                training.fetch(begun)
+            continue
+        numbers = under_way.popleft()
+        group.step += 1
+        values, first_mass = numbers.read([m.alive for m in group.members])
         losses, norms, diverged = [], [], []
-        for m, (loss, norm) in zip(group.members, measured.tolist(), strict=True):
+        for m, (loss, norm) in zip(group.members, values, strict=True):
             loss, norm = (loss, norm) if m.alive else (math.nan, math.nan)
             diverged.append(m.alive and not (math.isfinite(loss) and math.isfinite(norm)))
             m.alive = m.alive and not diverged[-1]
             m.losses.append(loss)
             losses.append(loss)
             norms.append(norm)
+        # Where no run is left, what is under way changes nothing, and is forgotten.
+        group.ahead = len(under_way) if any(m.alive for m in group.members) else 0
         tokens = group.step * group.run.train.tokens_per_step
-        yield Step(group.step, tokens, rates, losses, norms, diverged, first_mass)
+        yield Step(group.step, tokens, numbers.rates, losses, norms, diverged, first_mass)
 
 
-def _on_host(masses: list[Tensor | None]) -> list[list[list[float]] | None]:
-    """The first-token mass of each run, by layer and head; None of one that has stopped."""
-    each = iter(torch.stack([mass_LH for mass_LH in masses if mass_LH is not None]).tolist())
-    return [None if mass_LH is None else next(each) for mass_LH in masses]
+class _Numbers:
+    """What a step measured, on its way to the host."""
+
+    def __init__(self, rates: list[float], measured: Tensor, masses: list[Tensor | None]):
+        self.rates = rates
+        self._has_mass = [mass_LH is not None for mass_LH in masses]
+        present = [mass_LH for mass_LH in masses if mass_LH is not None]
+        on_device = [measured, *([torch.stack(present)] if present else [])]
+        # A captured step writes its numbers where it did before; these copies come first.
+        self._values = [t.to("cpu", non_blocking=True) for t in on_device]
+        self._copied = torch.cuda.Event() if measured.is_cuda else None
+        if self._copied is not None:
+            self._copied.record()
+
+    def read(self, alive: list[bool]) -> tuple[list[list[float]], list[list[list[float]] | None] | None]:
+        """Loss and gradient norm of each run, and where it is watched the first-token mass of each, by layer and head; None of
+        one that has stopped. Waits for the step, not for those after it."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        measured, *masses = (values.tolist() for values in self._values)
+        if not self._has_mass:
+            return measured, None
+        each = iter(*masses)
+        found = [next(each) if has_mass else None for has_mass in self._has_mass]
+        return measured, [mass if is_alive else None for mass, is_alive in zip(found, alive, strict=True)]
 
 
 class _Together:
@@ -90,6 +137,9 @@ class _InTurn:
     def __init__(self, group: Group):
         self.group = group
         self.loss_function = _loss_function(group)
+        for m in group.members:
+            # An optimiser that finds a 1 there leaves weights and state as they are, without the host being asked.
+            m.optimizer.found_inf = torch.zeros((), device=group.device)
 
     def fetch(self, step: int) -> None:
         """Make the batches of a step."""
@@ -137,9 +187,12 @@ def _optimise(
     for parameters in member.optimizer.param_groups:
         parameters["lr"] = rate
     member.optimizer.step()
+    has_ended = member.optimizer.found_inf
     if optim.qk_clip is not None:
-        clip_queries(logits_H, optim.qk_clip, group.ranks)
-    return torch.stack([total, norm]), mass_LH
+        clip_queries(logits_H, optim.qk_clip, group.ranks, has_ended)
+    measured = torch.stack([total, norm])
+    has_ended.copy_(torch.where(measured.isfinite().all(), has_ended, 1.0))
+    return measured, mass_LH
 
 
 def _backward(group: Group, member: Member, batch: "DeviceBatch", loss_function: Loss) -> tuple[Tensor, Tensor | None]:

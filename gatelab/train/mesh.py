@@ -30,10 +30,6 @@ class Mesh:
         return self.base.size(0)
 
     @property
-    def tensor_rank(self) -> int:
-        return self.base.get_local_rank("tensor")
-
-    @property
     def tensor(self) -> ProcessGroup:
         """Those that share this rank's layers."""
         return self.base.get_group("tensor")

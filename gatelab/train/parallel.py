@@ -21,11 +21,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Ranks:
-    """`rank` of `world`; `is_writer` is true on exactly one. Without a mesh every rank is a data rank."""
+    """`rank` of `world`; `is_writer` is true on exactly one. Without a mesh every rank is a data rank. `hosts` is the group in
+    which hosts agree, without their devices being waited for; None where the processes' own is one."""
 
     rank: int = 0
     world: int = 1
     mesh: "Mesh | None" = None
+    hosts: ProcessGroup | None = None
 
     @property
     def n_data(self) -> int:
@@ -76,16 +78,16 @@ class Ranks:
         if self.world > 1:
             torch.distributed.barrier()
 
-    def any_says(self, flag: bool, device: torch.device) -> bool:
+    def any_says(self, flag: bool) -> bool:
         """Whether any rank says so: what all must decide alike."""
-        return self.any_say([flag], device)[0]
+        return self.any_say([flag])[0]
 
-    def any_say(self, flags: list[bool], device: torch.device) -> list[bool]:
+    def any_say(self, flags: list[bool]) -> list[bool]:
         """`any_says` of several at once."""
         if self.world == 1:
             return flags
-        said = torch.tensor(flags, dtype=torch.float32, device=device)
-        torch.distributed.all_reduce(said)
+        said = torch.tensor(flags, dtype=torch.float32)
+        torch.distributed.all_reduce(said, group=self.hosts)
         return [n > 0 for n in said.tolist()]
 
     def sum_gradients(self, model: nn.Module) -> None:
@@ -120,4 +122,7 @@ def join(device: torch.device, wait_s: float) -> Ranks:
             rank=int(os.environ["RANK"]),
             timeout=timedelta(seconds=wait_s),
         )
-    return Ranks(torch.distributed.get_rank(), world)
+    hosts = None
+    if device.type == "cuda":
+        hosts = torch.distributed.new_group(backend="gloo", timeout=timedelta(seconds=wait_s))
+    return Ranks(torch.distributed.get_rank(), world, hosts=hosts)

@@ -42,14 +42,18 @@ def largest_logits(model: nn.Module) -> Iterator[LargestLogits]:
 
 
 @torch.no_grad()
-def clip_queries(found: LargestLogits, threshold: float, ranks: Ranks) -> None:
+def clip_queries(found: LargestLogits, threshold: float, ranks: Ranks, has_ended: Tensor | None = None) -> None:
     """Multiply the query weights (and biases) of each head whose largest logit is above the threshold by threshold /
-    largest; the largest is that of all ranks. The weights of other heads keep every bit."""
+    largest; the largest is that of all ranks. The weights of other heads keep every bit, and so do all where `has_ended`, a
+    number on the device, is 1."""
     if not found:
         return
     largest_LH = torch.stack(list(found.values()))
     ranks.max_(largest_LH)
-    factor_LH = torch.where(largest_LH > threshold, threshold / largest_LH, 1.0)
+    is_above_LH = largest_LH > threshold
+    if has_ended is not None:
+        is_above_LH = is_above_LH & (has_ended == 0)
+    factor_LH = torch.where(is_above_LH, threshold / largest_LH, 1.0)
     for attention, factor_H in zip(found, factor_LH, strict=True):
         for parameter in attention.q_proj.parameters():
             factor_R = factor_H.to(parameter.dtype).repeat_interleave(attention.head_dim)

@@ -5,7 +5,8 @@ M may be 1: on a GPU a run alone is trained by the same step, for its graph. Gra
 
 Notable: a run's own model and optimiser state are views of the stack's, so that looks, rows and checkpoints of a run are
 what they are without it. Losses are summed, so gradients of runs do not meet; learning rates, decays, clips and the end of
-a diverged run are numbers of one axis. On a GPU the step is captured once, as one CUDA graph, and replayed.
+a diverged run are numbers of one axis. That end is found on the device, so that a step may follow before the host has read the
+one in which it came. On a GPU the step is captured once, as one CUDA graph, and replayed.
 """
 
 import copy
@@ -68,6 +69,7 @@ class Stack:
         self.model = _stacked([m.model for m in self.members], self.weights_MP, self.places)
         self.parameters = [dict(self.model.named_parameters())[name] for name in self.places]
         self.is_decayed_P = _decayed(self.members[0], self.places, self.weights_MP)
+        self.has_ended_M = torch.tensor([not m.alive for m in self.members], device=self.device)
         self._take_states()
         optims = [m.run.optim for m in self.members]
         self.optims = list(dict.fromkeys(optims))
@@ -139,7 +141,10 @@ class Stack:
                 mass_MLH = sums_MLH if mass_MLH is None else mass_MLH + sums_MLH
         with torch.no_grad():
             gradient_MP = _side_by_side(gradients, self.places, self.weights_MP)
-            norm_M = self._update(self.weights_MP, gradient_MP, self.first_MP, self.second_MP, self.is_decayed_P, hyper)
+            moments = self.first_MP, self.second_MP
+            norm_M = self._update(
+                self.weights_MP, gradient_MP, *moments, self.is_decayed_P, hyper, total_M, self.has_ended_M
+            )
         return torch.stack([total_M, norm_M], dim=1), mass_MLH
 
     @torch.no_grad()
@@ -224,10 +229,13 @@ def update(
     second_MP: Tensor,
     is_decayed_P: Tensor,
     hyper: Tensor,
+    loss_M: Tensor,
+    has_ended_M: Tensor,
 ) -> Tensor:
     """AdamW with decoupled decay (arXiv 1711.05101) in place, after clipping each run's global norm; returns the norms [M].
 
-    `hyper` is [9, M] in the order of `_HYPER`. A run that is not alive keeps every bit.
+    `hyper` is [9, M] in the order of `_HYPER`. A run that is not alive, or has ended before, keeps every bit; `has_ended_M` then
+    says also which have with this step, whose loss or norm is no finite number.
     """
     norm_M = gradient_MP.square().sum(dim=1).sqrt()
     rate, decay, beta1, beta2, eps, unbias1, unbias2, clip, alive = hyper[:, :, None].unbind(0)
@@ -236,10 +244,12 @@ def update(
     new_second_MP = second_MP * beta2 + gradient_MP * gradient_MP * (1 - beta2)
     step_MP = new_first_MP / (new_second_MP.sqrt() / unbias2 + eps)
     new_weights_MP = weights_MP * (1 - decay * is_decayed_P) - rate / unbias1 * step_MP
-    goes_on = alive > 0
+    is_alive_M = alive[:, 0] > 0
+    goes_on = (is_alive_M & ~has_ended_M)[:, None]
     first_MP.copy_(torch.where(goes_on, new_first_MP, first_MP))
     second_MP.copy_(torch.where(goes_on, new_second_MP, second_MP))
     weights_MP.copy_(torch.where(goes_on, new_weights_MP, weights_MP))
+    has_ended_M.logical_or_(is_alive_M & ~(loss_M.isfinite() & norm_M.isfinite()))
     return norm_M
 
 

@@ -51,6 +51,11 @@ def run_of(name: str, **changes: Any) -> Run:
         model = ModelConfig(**SHAPE, **WITHOUT_EXPERTS, gate="sdpa-headwise", tied_embeddings=True)
         fields |= {"model": model, "train": TrainConfig(tokens=63, batch_size=3, seq_len=7)}
         return tiny.run(**(fields | changes))
+    if name == "wild":
+        wild = OptimConfig(lr=1e30, clip=None, warmup=0.0, schedule="constant")
+        return tiny.run(
+            **({**fields, "model": ModelConfig(**SHAPE, **WITHOUT_EXPERTS), "optim": wild, "steps": 9} | changes)
+        )
     if name == "qk-clip":
         return kinds.run("experts", **({**fields, "optim": OptimConfig(lr=1e-2, qk_clip=1.0)} | changes))
     if name in kinds.KINDS:

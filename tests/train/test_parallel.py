@@ -64,4 +64,4 @@ def test_one_process_exchanges_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     ranks = join(torch.device("cpu"), 60.0)
     assert ranks == Ranks(0, 1) and ranks.is_writer
-    assert [ranks.any_says(said, torch.device("cpu")) for said in (False, True)] == [False, True]
+    assert [ranks.any_says(said) for said in (False, True)] == [False, True]

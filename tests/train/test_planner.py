@@ -12,7 +12,7 @@ from gatelab.config.moe import MoE
 from gatelab.models.ladder import SIZES
 from gatelab.models.sizes import count_parameters, parameter_shapes
 from gatelab.train.planner import DEVICES, Job, Layout, Mesh, StepPlan, Transfer, best_step, plan_step, spread_of
-from gatelab.train.planner.devices import ATTENTION, attention_seconds
+from gatelab.train.planner.devices import ATTENTION, WAIT, attention_seconds
 from gatelab.train.planner.measured import MEASURED, Measured
 
 EVEN = tiny.model(vocab_size=16)  # every parameter has a number of rows that 4 divides
@@ -144,6 +144,16 @@ def test_tokens_travel_to_their_experts_and_back_forward_and_backward():
     assert plan.traffic["all-to-all"] == 1 / 2 * 4 * tokens * m.moe.top_k * m.d_model * 2 * m.n_layers
     # Each of several micro-batches is first run forward to count the choices of all.
     assert step(m, Mesh(2, ep=2), micro_batch=1).traffic["all-to-all"] == 1.5 * plan.traffic["all-to-all"]
+
+
+def test_shared_experts_order_their_rows_once_more_and_wait_once_a_layer_and_forward_pass():
+    tokens, m = 4 * 16, EXPERTS
+    apart, shared = (step(m, Mesh(2, ep=ep, shard="none")) for ep in (1, 2))
+    moves = 8 * 2 * m.moe.top_k * m.d_model * tokens * m.n_layers
+    assert shared.seconds.passes - apart.seconds.passes == pytest.approx(moves / shared.device.copy)
+    assert (apart.seconds.waits, shared.seconds.waits) == (0, WAIT * m.n_layers)
+    # Four micro-batches, each run forward once more to count the choices of all.
+    assert step(m, Mesh(2, ep=2), micro_batch=1).seconds.waits == pytest.approx(4 * 2 * WAIT * m.n_layers)
 
 
 def test_experts_fewer_than_ranks_are_gathered_with_what_fills_them_up():

@@ -151,7 +151,10 @@ def test_a_run_that_is_not_alive_keeps_every_bit() -> None:
     before = [t.clone() for t in (weights, first, second)]
     hyper = torch.ones(9, 2)
     hyper[-1] = torch.tensor([0.0, 1.0])
-    update(weights, torch.full_like(weights, torch.nan), first, second, torch.ones(12), hyper)
+    update(
+        weights, torch.full_like(weights, torch.nan), first, second, torch.ones(12), hyper,
+        torch.ones(2), torch.zeros(2, dtype=torch.bool),
+    )  # fmt: skip
     for old, new in zip(before, (weights, first, second), strict=True):
         assert torch.equal(old[0], new[0]) and new[1].isnan().all()
 

@@ -19,7 +19,7 @@ def seen(runs: list[Run], micro_batch: int) -> dict[str, object]:
     group = Group(runs, Execution(micro_batch=micro_batch))
     steps = [asdict(step) for step in train(group)]
     group.ranks.wait()
-    agreed = [group.ranks.any_says(said, group.device) for said in (False, group.ranks.rank == 1, True)]
+    agreed = [group.ranks.any_says(said) for said in (False, group.ranks.rank == 1, True)]
     weights = sum(p.double().sum().item() for m in group.members for p in m.model.parameters())
     return {
         "steps": steps,

@@ -13,6 +13,7 @@ import meshes
 from ranks import as_ranks
 
 from gatelab.config import Execution
+from gatelab.train import loop
 from gatelab.train.group import Group
 from gatelab.train.loop import train
 
@@ -23,14 +24,17 @@ def seen(case: str) -> dict[str, object]:
 
     name, _, words = case.partition(":")
     said = set(words.split())
+    # As a GPU begins steps.
+    loop.AHEAD["cpu"] = 1 if "ahead" in said else 0
     execution = Execution(
         device="cuda" if "gpu" in said else "cpu",
         micro_batch=1 if "micro" in said else 0,
         compile="on" if "compiled" in said else "off",
-        parallel=meshes.mesh(" ".join(said - {"gpu", "micro", "compiled"})),
+        recompute="layer" if "again" in said else "none",
+        parallel=meshes.mesh(" ".join(said - {"gpu", "micro", "compiled", "again", "ahead"})),
     )
     group = Group([meshes.run_of(name)], execution)
-    steps = [asdict(step) for step in train(group)]
+    steps = [asdict(step) for step in train(group, () if "ahead" in said else None)]
     with group.whole():
         if not group.ranks.is_writer:
             return {"steps": steps}

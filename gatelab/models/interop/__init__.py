@@ -2,7 +2,7 @@
 
 from .export import Exported, export_model
 from .families import FAMILIES, NOT_OURS
-from .folder import Stored, is_model_folder, load_model, open_folder, stored
+from .folder import Stored, is_model_folder, load_model, open_folder, save_folder, stored
 from .importing import Imported, import_model
 from .relayout import Relaid, relayout
 from .runs import stored_run
@@ -20,6 +20,7 @@ __all__ = [
     "load_model",
     "open_folder",
     "relayout",
+    "save_folder",
     "stored",
     "stored_run",
 ]

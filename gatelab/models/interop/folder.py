@@ -16,7 +16,7 @@ from ... import SCHEMA
 from ...config import ModelConfig, canonical, validate
 from .. import model_class
 from ..model import Model
-from .destination import write_json
+from .destination import copy_companions, destination, write_json
 from .tensors import Origin, Plan, Tensors, check_plan, make, of_files, write
 
 WEIGHTS = "weights.safetensors"
@@ -54,6 +54,20 @@ def write_folder(draft: Path, config: ModelConfig, plan: Plan, source: Tensors, 
     state = json.dumps({"schema": SCHEMA, "step": 0})
     n_values = write(draft / WEIGHTS, plan, source, metadata={"format": "pt", "gatelab": state})
     write_json(draft / "model.json", {"schema": SCHEMA, "model": canonical(config), **about})
+    return n_values
+
+
+def save_folder(found: Stored, out: str | Path, *, name: str) -> int:
+    """A model of ours as a folder of its own, with its tokenizer; returns the number of values. `name` is what it was.
+
+    Raises:
+        ValueError: `out` is there already, or a tensor is not finite. `out` is then not made.
+    """
+    about = {"from": {"name": name, "family": "gatelab"}, "tokens": dict(found.tokens), "notes": list(found.facts)}
+    with destination(Path(out), found.companions) as draft:
+        n_values = write_folder(draft, found.config, _same(found.config), found.tensors, about=about)
+        if found.companions is not None:
+            copy_companions(found.companions, draft)
     return n_values
 
 

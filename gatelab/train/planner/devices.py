@@ -13,6 +13,14 @@ from math import log2
 PRODUCTS, EXPERTS, MOVED = 0.945, 0.49, 4.2
 # By count: the row of a token and a choice is gathered, put back, weighted and summed, and so are its gradients.
 MOVED_PAIRS = 11
+# By count (benchmarks/expert_parts.py), on meshes. Where experts are shared out each of those rows is put into the order of experts
+# and back where it came to, and so is its gradient, 8 moves; and routers, which are not compiled, read a token's channels in
+# float32: so many bytes a channel to make them, to round their gradient and to add it.
+MOVED_ON_THE_WAY, ROUTED = 8, 18
+# Seconds that a GPU stands still when a host has waited for it, taken as what a host needs to launch a layer's forward pass: a
+# third of what 4 layers more took of a compiled step that was not captured (H200, from 8.17 ms of 4 small layers to 11.83 of 8;
+# benchmarks/results/training_h200_2026-11.md). What a wait itself takes was not timed.
+WAIT = 0.3e-3
 # Channels of an expert that a grouped product takes at a time; a part of it costs as much as the whole.
 TILE = 128
 

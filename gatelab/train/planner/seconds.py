@@ -1,7 +1,7 @@
 """How long a step takes: products, attention and passes over memory at a device's rates, and what communication does not hide.
 
-Notable: three constants, set by three measured steps (`devices`); attention's rates are its own measurements. Computing a block
-again costs another forward pass, taken as a third of its work.
+Notable: three constants, set by three measured steps, and what is counted or taken (`devices`); attention's rates are its own
+measurements. Computing a block again costs another forward pass, taken as a third of its work.
 """
 
 from dataclasses import dataclass
@@ -10,7 +10,18 @@ from functools import lru_cache
 from ...config.model import ModelConfig
 from ...config.objective import Objective
 from ..cost import attention_flops_per_token, model_flops_per_token
-from .devices import EXPERTS, MOVED, MOVED_PAIRS, PRODUCTS, TILE, Device, attention_seconds
+from .devices import (
+    EXPERTS,
+    MOVED,
+    MOVED_ON_THE_WAY,
+    MOVED_PAIRS,
+    PRODUCTS,
+    ROUTED,
+    TILE,
+    WAIT,
+    Device,
+    attention_seconds,
+)  # fmt: skip
 from .memory import LOGITS, activations, lengths, states
 from .mesh import Mesh, of_rank
 from .traffic import Transfer, counts_first
@@ -23,7 +34,8 @@ _UPDATE = 46
 @dataclass(frozen=True)
 class Seconds:
     """Of a step on one GPU. `products` are those of layers and head, `experts` the grouped ones, `passes` the blocks' reading and
-    writing, `loss` the cross-entropy's, `update` AdamW's. `exposed`: communication that nothing hides; `hidden` the rest of it."""
+    writing, `loss` the cross-entropy's, `update` AdamW's. `waits`: hosts that ask how many rows come to shared experts. `exposed`:
+    communication that nothing hides; `hidden` the rest of it."""
 
     products: float
     experts: float
@@ -31,6 +43,7 @@ class Seconds:
     passes: float
     loss: float
     update: float
+    waits: float
     exposed: float
     hidden: float
 
@@ -40,7 +53,7 @@ class Seconds:
 
     @property
     def total(self) -> float:
-        return self.computing + self.exposed
+        return self.computing + self.waits + self.exposed
 
     @property
     def one_by_one(self) -> float:
@@ -65,13 +78,16 @@ def seconds(
         attention * tokens, device, head_dim=model.head_dim, length=min(context, model.window or context)
     )
     moved = MOVED * activations(rank, context, objective, is_captured=True)[0] * sequences
+    n_blocks = sum(model.depth(stack) for stack in model.architecture.stacks)
     if rank.moe is not None:
-        # Two of a pair's rows are kept.
         vectors = sum(
             rank.depth(stack) * n
             for stack, n in zip(rank.architecture.stacks, lengths(rank, context, objective), strict=True)
         )
-        moved += (MOVED_PAIRS - 2 * MOVED) * 2 * rank.moe.top_k * rank.d_model * vectors * sequences
+        # Two of a pair's rows are kept.
+        a_pair = MOVED_PAIRS - 2 * MOVED + (MOVED_ON_THE_WAY if mesh.ep > 1 else 0)
+        a_channel = 2 * rank.moe.top_k * a_pair + (ROUTED if mesh.gpus > 1 else 0)
+        moved += a_channel * rank.d_model * vectors * sequences
     logits = 2 * own * rank.vocab_size
     chunks = max(n_parts, -(-logits // LOGITS))
     # A pass that counts the experts' choices computes the head too.
@@ -82,7 +98,6 @@ def seconds(
     hideable = sum(t.seconds(device) for t in transfers if t.hides)
     open_ = sum(t.seconds(device) for t in transfers if not t.hides)
     # The first gather and the last scatter have nothing beside them.
-    n_blocks = sum(model.depth(stack) for stack in model.architecture.stacks)
     left = max(hideable - blocks, hideable / (n_blocks + 1))
     return Seconds(
         products=products,
@@ -92,6 +107,7 @@ def seconds(
         # Logits written by their product, read and turned by the loss; the weight's gradient read and written a chunk.
         loss=(3 * logits + chunks * 8 * rank.vocab_size * rank.d_model) / device.copy,
         update=n * (_UPDATE + 12 * (n_parts - 1) * (not mesh.is_sharded)) / device.copy,
+        waits=WAIT * n_parts * n_blocks * (1 + recompute + counted) if mesh.ep > 1 else 0.0,
         exposed=open_ + left,
         hidden=hideable - left,
     )

@@ -32,8 +32,8 @@ class Job:
 
 @dataclass(frozen=True)
 class Layout:
-    """What may be stated of how a job is spread; None and 0: to be chosen, the fastest that fits. The trainer does not compute
-    blocks again yet, so that `recompute` is never chosen."""
+    """What may be stated of how a job is spread; None and 0: to be chosen, the fastest that fits. `recompute` is never chosen: it
+    is `execution.recompute=layer`, which whoever starts the run has to say."""
 
     tp: int | None = None
     dp: int | None = None

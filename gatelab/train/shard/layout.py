@@ -104,11 +104,13 @@ class Layout:
             if group.size() > 1:
                 flat = torch.cat([g.flatten() for g in own])
                 torch.distributed.all_reduce(flat, group=group)
-                for gradient, summed in zip(own, flat.split([g.numel() for g in own]), strict=True):
-                    gradient.copy_(summed.view_as(gradient))
+                summed = flat.split([g.numel() for g in own])
+                torch._foreach_copy_(own, [s.view_as(g) for s, g in zip(summed, own, strict=True)])
         # Each number counts once, however many ranks hold it.
-        squares = [g.float().square().sum() / self._copies(part) for part, g in gradients]
-        total = torch.stack(squares).sum()
+        by_copies: dict[int, list[Tensor]] = {}
+        for part, gradient in gradients:
+            by_copies.setdefault(self._copies(part), []).append(gradient)
+        total = sum(_square(own) / n for n, own in by_copies.items())
         torch.distributed.all_reduce(total)
         norm = total.sqrt()
         if most is not None:
@@ -147,6 +149,11 @@ def lay_out(model: Model, mesh: Mesh, dtype: torch.dtype, device: torch.device, 
         share_storage(model, mesh, dtype, mesh.config.shard)
     model.to(device)
     return Layout(model, mesh, placed)
+
+
+def _square(gradients: list[Tensor]) -> Tensor:
+    """Of the norm of all, in few kernels."""
+    return torch.stack(torch._foreach_norm(gradients, 2, dtype=torch.float32)).square().sum()
 
 
 def _local(tensor: Tensor) -> Tensor:

@@ -53,16 +53,15 @@ class Parts:
         module._parameters[name] = nn.Parameter(own)
         self.by_id[id(module._parameters[name])] = Part(mesh, Shard(dim), whole.shape)
 
+    def see(self, layer: nn.Module, module: nn.Module, name: str, through: Callable[[Tensor], Tensor]) -> None:
+        """Let a module read a weight of its own through a function while its layer computes (`layer.computes`); to all others,
+        such as torch's sharding, the weight is what it is."""
+        if module._parameters.get(name) is None:
+            return
 
-def see(layer: nn.Module, module: nn.Module, name: str, through: Callable[[Tensor], Tensor]) -> None:
-    """Let a module read a weight of its own through a function while its layer computes (`layer.computes`); to all others, such as
-    torch's sharding, the weight is what it is."""
-    if module._parameters.get(name) is None:
-        return
+        def read(self: nn.Module) -> Tensor:
+            weight = self._parameters[name]
+            return through(weight) if layer.computes else weight
 
-    def read(self: nn.Module) -> Tensor:
-        weight = self._parameters[name]
-        return through(weight) if layer.computes else weight
-
-    kind = type(module)
-    module.__class__ = type(kind.__name__, (kind,), {name: property(read), "__module__": kind.__module__})
+        kind = type(module)
+        module.__class__ = type(kind.__name__, (kind,), {name: property(read), "__module__": kind.__module__})

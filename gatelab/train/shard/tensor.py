@@ -25,7 +25,7 @@ from ...nn.moe import ExpertMLP
 from ...nn.norm import Norm
 from ..mesh import Mesh
 from .exchange import enter, gather, leave, total
-from .parts import Parts, see
+from .parts import Parts
 
 
 def share_layers(model: nn.Module, mesh: Mesh, parts: Parts) -> None:
@@ -36,14 +36,24 @@ def share_layers(model: nn.Module, mesh: Mesh, parts: Parts) -> None:
         if id(layer) in inner:
             continue
         if isinstance(layer, GatedAttention):
-            _Attention(layer, mesh, parts).share()
+            share_heads(layer, mesh.tensor, parts)
         elif isinstance(layer, MLP):
             _share_mlp(layer, mesh, parts)
         else:
             _share_experts(layer, mesh, parts)
-        parts.sum_over(layer)
-        layer.computes, layer.group = False, mesh.tensor
-        layer.__class__ = _part_of(type(layer))
+        make_part(layer, mesh.tensor, parts)
+
+
+def share_heads(layer: GatedAttention, group: ProcessGroup, parts: Parts) -> None:
+    """Make an attention layer hold this rank's heads; `make_part` then makes it return the sum of all ranks'."""
+    _Attention(layer, group, parts).share()
+
+
+def make_part(layer: nn.Module, group: ProcessGroup, parts: Parts) -> None:
+    """Make a layer whose weights were shared out take and return what the whole one does."""
+    parts.sum_over(layer)
+    layer.computes, layer.group = False, group
+    layer.__class__ = _part_of(type(layer))
 
 
 @cache
@@ -77,9 +87,9 @@ class PartOfLayer(nn.Module):
 class _Attention:
     """One attention layer on its way to being this rank's part."""
 
-    def __init__(self, layer: GatedAttention, mesh: Mesh, parts: Parts):
-        self.layer, self.parts, self.group = layer, parts, mesh.tensor
-        n, rank, H, G = mesh.n_tensor, mesh.tensor_rank, layer.n_heads, layer.n_kv_heads
+    def __init__(self, layer: GatedAttention, group: ProcessGroup, parts: Parts):
+        self.layer, self.parts, self.group = layer, parts, group
+        n, rank, H, G = group.size(), group.rank(), layer.n_heads, layer.n_kv_heads
         self.n, self.rank, self.divides = n, rank, G % n == 0
         # Ranks that share a kv head are neighbours, and so are their query heads.
         self.heads = {"H": slice(rank * H // n, (rank + 1) * H // n)}
@@ -98,7 +108,7 @@ class _Attention:
             else:
                 self._map(projection, "G", K)
         self.parts.slice(layer.o_proj, "weight", 1)
-        see(layer, layer.o_proj, "bias", lambda bias: bias / self.n)
+        self.parts.see(layer, layer.o_proj, "bias", lambda bias: bias / self.n)
         for norm, side in ((layer.q_norm, "H"), (layer.k_norm, "G")):
             if norm is not None and norm.width == self.all[side] * K and norm.width != K:
                 self._share_norm(norm, side)
@@ -123,7 +133,7 @@ class _Attention:
             self.parts.slice(module, name, 0)
             return
         rows = slice(self.heads[side].start * width, self.heads[side].stop * width)
-        see(self.layer, module, name, lambda whole: whole[rows])
+        self.parts.see(self.layer, module, name, lambda whole: whole[rows])
 
     def _map(self, projection: Linear, side: str, width: int) -> None:
         for name in ("weight", "bias"):
@@ -133,8 +143,12 @@ class _Attention:
     def _share_routed(self, projection: RoutedHeads) -> None:
         own, shape = self.heads["G"], (projection.n_experts, projection.n_heads, projection.head_dim)
         for name in ("weight", "bias"):
-            see(self.layer, projection.proj, name, lambda whole: whole.unflatten(0, shape)[:, own].flatten(0, 2))
-        see(self.layer, projection.router, "weight", lambda whole: whole.unflatten(0, shape[:2])[:, own].flatten(0, 1))
+            self.parts.see(
+                self.layer, projection.proj, name, lambda whole: whole.unflatten(0, shape)[:, own].flatten(0, 2)
+            )
+        self.parts.see(
+            self.layer, projection.router, "weight", lambda whole: whole.unflatten(0, shape[:2])[:, own].flatten(0, 1)
+        )
         projection.n_heads = self._count("G")
 
     def _share_norm(self, norm: Norm, side: str) -> None:
@@ -202,7 +216,7 @@ def _share_mlp(layer: MLP, mesh: Mesh, parts: Parts, outer: nn.Module | None = N
             parts.slice(into, "bias", 0)
             into.out_features //= mesh.n_tensor
     parts.slice(layer.w2, "weight", 1)
-    see(outer, layer.w2, "bias", lambda bias: bias / mesh.n_tensor)
+    parts.see(outer, layer.w2, "bias", lambda bias: bias / mesh.n_tensor)
 
 
 def _share_experts(layer: ExpertMLP, mesh: Mesh, parts: Parts) -> None:
@@ -211,6 +225,6 @@ def _share_experts(layer: ExpertMLP, mesh: Mesh, parts: Parts) -> None:
         parts.slice(into, "weight", 1)
         parts.slice(into, "bias", 1)
     parts.slice(layer.w2, "weight", 2)
-    see(layer, layer.w2, "bias", lambda bias: bias / mesh.n_tensor)
+    parts.see(layer, layer.w2, "bias", lambda bias: bias / mesh.n_tensor)
     if layer.shared is not None:
         _share_mlp(layer.shared, mesh, parts, layer)
