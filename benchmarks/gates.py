@@ -8,19 +8,20 @@ the ungated model of the same round, so that a busy machine slows both. Usage: p
 import argparse
 import platform
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
+from gatelab.bench.timing import Work, wall_clock
 from gatelab.config import PRESETS, ModelConfig, MoE, override
 from gatelab.models import build_model
 from gatelab.models.sizes import count_parameters
 from gatelab.nn.attention import GatedAttention
 
 IS_CUDA = torch.cuda.is_available()
+CLOCK = wall_clock(torch.device("cuda" if IS_CUDA else "cpu"))
 WIDTHS = {"d_model": 2048, "n_heads": 16, "n_kv_heads": 8, "d_ff": 6144} if IS_CUDA else {
     "d_model": 256, "n_heads": 8, "n_kv_heads": 4, "d_ff": 672
 }  # fmt: skip
@@ -83,13 +84,7 @@ def stepper(variant: Variant) -> Callable[[], None]:
 
 def seconds(step: Callable[[], None]) -> float:
     """Of one step; the device has finished."""
-    if IS_CUDA:
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    step()
-    if IS_CUDA:
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return CLOCK(Work(lambda _: step())) / 1e3
 
 
 def main() -> None:

@@ -13,7 +13,6 @@ All but the ledger is written under names of its attempt, which no other attempt
 with what there was when it was last refreshed.
 """
 
-import errno
 import hashlib
 import json
 import math
@@ -44,7 +43,7 @@ _LOOK_S, _PAUSE_S = 5.0, 1.0
 _AT_ONCE, _TRIES = 16, 3
 
 
-class TakenError(FileExistsError):
+class TakenError(Exception):
     """Somebody has begun a study at an address where none was when it was last refreshed, or extended the plan that was there."""
 
 
@@ -209,7 +208,7 @@ class Mirror(Objects):
             for n in first:
                 if self._created(plan, changed[n], _TRIES) != changed[n]:
                     what = "its plan was extended" if number > 1 else "a study was begun"
-                    raise TakenError(errno.EEXIST, f"{what} there just now", self.address)
+                    raise TakenError(f"{what} there just now")
             with ThreadPoolExecutor(_AT_ONCE) as pool:
                 list(pool.map(lambda n: self.put(n, changed[n]), changed.keys() - first))
             index |= {n: [plan if n in first else "", _digest(data)] for n, data in changed.items()}

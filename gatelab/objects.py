@@ -171,31 +171,26 @@ class Objects:
         fs, root = self._store
         probe = f".probe-{uuid.uuid4().hex}"
         has_put = False
-        try:
-            self.reach()
-            self._pipe(probe, b"first", mode="create")
-            has_put = True
+        with reached(self.address, "written"):
             try:
-                self._pipe(probe, b"second", mode="create")
-                is_exclusive = False
-            except OSError:
-                is_exclusive = self.read(probe) == b"first"
-            self.modified(probe)
-            with _in_words(self.address):
-                held = [path.removeprefix(f"{root}/") for path in fs.ls(root, detail=False)]
-        except FileNotFoundError:
-            raise AddressError(
-                f"{self.address}: there is no such bucket; make it first, or name another address"
-            ) from None
-        except PermissionError as error:
-            raise AddressError(
-                f"{self.address}: may not be written ({error_words(error)}); check your credentials for it"
-            ) from None
-        except OSError as error:
-            raise AddressError(f"{self.address}: cannot be written ({error_words(error)})") from None
-        finally:
-            if has_put:
-                self.delete([probe])
+                self.reach()
+                self._pipe(probe, b"first", mode="create")
+                has_put = True
+                try:
+                    self._pipe(probe, b"second", mode="create")
+                    is_exclusive = False
+                except OSError:
+                    is_exclusive = self.read(probe) == b"first"
+                self.modified(probe)
+                with _in_words(self.address):
+                    held = [path.removeprefix(f"{root}/") for path in fs.ls(root, detail=False)]
+            except FileNotFoundError:
+                raise AddressError(
+                    f"{self.address}: there is no such bucket; make it first, or name another address"
+                ) from None
+            finally:
+                if has_put:
+                    self.delete([probe])
         if not is_exclusive:
             raise AddressError(
                 f"{self.address}: this store creates an object that is there already, so that two workers could begin one run; "
@@ -263,9 +258,20 @@ def _in_words(address: str) -> Iterator[None]:
         raise OSError(errno.EIO, words, address) from error
 
 
-def error_words(error: OSError) -> str:
-    """What went wrong, without the address or path, which whoever tells it says in its own place."""
-    return error.strerror or str(error)
+@contextmanager
+def reached(address: str, what: str) -> Iterator[None]:
+    """An OSError of what is being `written` or `read` at an address, in a user's words.
+
+    Raises:
+        AddressError: for it.
+    """
+    try:
+        yield
+    except OSError as error:
+        words = error.strerror or str(error)  # without the address, which stands before it
+        if isinstance(error, PermissionError):
+            raise AddressError(f"{address}: may not be {what} ({words}); check your credentials for it") from None
+        raise AddressError(f"{address}: cannot be {what} ({words})") from None
 
 
 @contextmanager

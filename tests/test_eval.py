@@ -2,8 +2,6 @@
 
 import json
 from collections.abc import Iterator
-from contextlib import redirect_stderr, redirect_stdout
-from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -12,22 +10,15 @@ pytest.importorskip("lm_eval")
 pytest.importorskip("transformers")
 
 from checkpoints import save_model, save_tokenizer, write_gguf
+from command import gatelab
 from evals.benchmark_files import write_files
 
 from gatelab import lab
-from gatelab.cli import _status
 from gatelab.config import ModelConfig, ProbeConfig, Run, Text, TrainConfig
 from gatelab.models.interop import import_model
 from gatelab.study.study import Arm, Study
 
 TASKS = "hellaswag,blimp_adjunct_island,lambada_openai"
-
-
-def gatelab(*words: object) -> tuple[int, str, str]:
-    out, err = StringIO(), StringIO()
-    with redirect_stdout(out), redirect_stderr(err):
-        status = _status([str(word) for word in words])
-    return status, out.getvalue(), err.getvalue()
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,6 @@ import json
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import redirect_stderr, redirect_stdout
-from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -14,10 +12,10 @@ import pytest
 pytest.importorskip("transformers")
 
 from checkpoints import save_model, save_tokenizer
+from command import gatelab
 from prompt_cases import ROWS
 
 from gatelab import lab
-from gatelab.cli import _status
 from gatelab.config import AskConfig, ModelConfig, ProbeConfig, Run, Tasks, Text, TrainConfig
 from gatelab.evals.own_lines import lines_of
 from gatelab.models.interop import import_model
@@ -25,13 +23,6 @@ from gatelab.record import Row
 from gatelab.study.study import Arm, Study
 
 ASKED = "gatelab/needle,gatelab/ruler/niah_single_1"
-
-
-def gatelab(*words: object) -> tuple[int, str, str]:
-    out, err = StringIO(), StringIO()
-    with redirect_stdout(out), redirect_stderr(err):
-        status = _status([str(word) for word in words])
-    return status, out.getvalue(), err.getvalue()
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""The small model and run that the tests of models, training, probes and studies share."""
+"""The small models and runs that the tests of models, training, probes and studies share."""
 
 from typing import Any
 
@@ -23,3 +23,13 @@ def run(*, steps: int = 6, seed: int = 0, **changes: Any) -> Run:
         "seed": seed,
     }
     return Run(**{**fields, **changes})
+
+
+def toy(tokens: int = 16) -> Run:
+    """Of studies that nobody trains: their rows are written by hand."""
+    return Run(
+        model=ModelConfig(d_model=16, n_layers=1, n_heads=2, mlp="relu"),
+        data=BigramBackcopy(vocab_size=16),
+        train=TrainConfig(tokens=tokens, batch_size=2, seq_len=8),
+        probe=ProbeConfig(times=1, sequences=1, eval_sequences=1),
+    )

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gatelab.bench import ops
 from gatelab.bench.candidates import gate_candidates
-from gatelab.bench.timing import Measure, Work
+from gatelab.bench.timing import Work, clock
 from gatelab.config import GateSpec
 from gatelab.ops.gate_apply.kernels import scores_of
 
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 _ROWS, _WARPS = 16, 4
 _ROUNDS = 25
-_CLEAN = 256 << 20  # bytes; as `timing.clock` overwrites
 
 
 class Parts(NamedTuple):
@@ -41,7 +40,7 @@ def time_parts(sweep: "Sweep") -> None:
     without the output's gradient, when it reads what `flash` does."""
     T, spec = sweep.lengths[0], GateSpec.parse("sdpa-headwise")
     given, clocks = sweep.long["headwise", T], {"L2 overwritten": sweep.measure}
-    clocks |= {} if sweep.is_small else {"L2 left clean": clean_clock(sweep.device)}
+    clocks |= {} if sweep.is_small else {"L2 left clean": clock(sweep.device, is_clean=True)}
     peer = [c for c in gate_candidates(spec, sweep.device) if not c.is_own][-1]
     alone = ops._of_gate(given.arguments, replace(peer, without=("y_BTHK",)))
     peers = {"peer": sweep.peers["headwise", T]["back"]}
@@ -57,25 +56,6 @@ def time_parts(sweep: "Sweep") -> None:
             works[part] = Work(lambda _, parts=parts, tensors=tensors: run(*tensors, parts))
         times = sweep.turns(f"parts, {name}, {how}", works | peers, _ROUNDS, measure)
         sweep.found["parts"].setdefault(name, {})[how] = sweep.told(key, T, times)
-
-
-def clean_clock(device: torch.device) -> Measure:
-    """As `timing.clock`, but that L2 holds lines that were read alone."""
-    dirty, read = (torch.zeros(_CLEAN // 4, device=device) for _ in range(2))
-
-    def measure(work: Work) -> float:
-        made = work.before()
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        dirty.zero_()
-        read.sum()
-        torch.cuda._sleep(8_000_000)
-        start.record()
-        work.run(made)
-        end.record()
-        end.synchronize()
-        return start.elapsed_time(end)
-
-    return measure
 
 
 def works_of(*, is_output: bool) -> dict[str, Parts]:

@@ -32,7 +32,7 @@ from rounds import spread
 from torch import Tensor
 
 from gatelab.bench import ops
-from gatelab.bench.candidates import gate_candidates
+from gatelab.bench.candidates import gate_candidates, often_compiled
 from gatelab.bench.floors import gate_bytes, measure_rates
 from gatelab.bench.plan import OpsPlan
 from gatelab.bench.slices import drawn
@@ -281,7 +281,7 @@ def main() -> int:
 
     torch.manual_seed(0)
     device = torch.device(asked.device)
-    with ops._room_to_compile(plan_of(device, 8)):
+    with often_compiled(asked.device):
         sweep = Sweep(device, asked.seconds)
         sweep.compile()
         for key in sweep.today:

@@ -21,12 +21,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gatelab.bench.timing import Work, wall_clock
 from gatelab.ops.contract import check
 from gatelab.ops.linear_cross_entropy import IMPLEMENTATIONS, chunked
 from gatelab.ops.linear_cross_entropy.cases import Case, inputs
 
 IS_CUDA = torch.cuda.is_available()
 DEVICE, DTYPE = ("cuda", torch.bfloat16) if IS_CUDA else ("cpu", torch.float32)
+CLOCK = wall_clock(torch.device(DEVICE))
 N = 32768 if IS_CUDA else 512
 WIDTHS, VOCABULARIES = ((512, 768, 1024), (16384, 50304)) if IS_CUDA else ((32,), (1024, 3001))
 BASE = "reference, compiled"
@@ -94,13 +96,7 @@ def step(way: Way, arguments: dict[str, Tensor]) -> None:
 
 def seconds(work: Callable[[], object]) -> float:
     """Of one call; the device has finished."""
-    if IS_CUDA:
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    work()
-    if IS_CUDA:
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return CLOCK(Work(lambda _: work())) / 1e3
 
 
 def peak_bytes(work: Callable[[], object], arguments: dict[str, Tensor]) -> int:

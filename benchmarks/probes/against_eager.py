@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from turns import compared, tell
 
+from gatelab.bench.probe import from_matrices
 from gatelab.probes.external import observe
 
 NAMES = ["sinks", "anywhere", "shape"]
@@ -49,23 +50,6 @@ def matrices(model: nn.Module, ids_BT: Tensor) -> None:
     model.set_attn_implementation("eager")
     model(ids_BT, output_attentions=True)
     model.set_attn_implementation("sdpa")
-
-
-@torch.no_grad()
-def from_matrices(model: nn.Module, ids_BT: Tensor) -> list[Tensor]:
-    """The statistics of all maps."""
-    model.set_attn_implementation("eager")
-    maps = model(ids_BT, output_attentions=True).attentions
-    model.set_attn_implementation("sdpa")
-    n_seen_S = torch.arange(ids_BT.shape[1], 0, -1, device=ids_BT.device)
-    out = []
-    for weights_BHTS in maps:
-        wide_BHTS = weights_BHTS.float()
-        out.append(wide_BHTS[..., 0].mean(dim=-1))
-        out.append(wide_BHTS.sum(dim=2) / n_seen_S)
-        out.append(torch.special.entr(wide_BHTS).sum(dim=-1).mean(dim=-1))
-        out.append(1 / wide_BHTS.square_().sum(dim=-1))
-    return [x.cpu() for x in out]
 
 
 @torch.no_grad()

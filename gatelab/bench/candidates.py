@@ -7,6 +7,7 @@ in the form that it takes, and to who takes none as a mask.
 
 import operator
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache, partial
 from importlib.util import find_spec
@@ -35,6 +36,15 @@ _BACKENDS = {
     "torch flash": SDPBackend.FLASH_ATTENTION,
     "torch efficient": SDPBackend.EFFICIENT_ATTENTION,
 }
+
+
+def often_compiled(device: str) -> AbstractContextManager[object]:
+    """Where a function may be compiled anew for each gate, and for each shape or check: the default limit is 8 in all."""
+    if device != "cuda":
+        return nullcontext()
+    import torch._dynamo
+
+    return torch._dynamo.config.patch(recompile_limit=64)
 
 
 @dataclass(frozen=True)

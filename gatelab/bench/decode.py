@@ -9,7 +9,6 @@ rows, which say so, and takes no earlier shape's times along; a CUDA error is th
 """
 
 from collections.abc import Callable, Iterable
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
@@ -18,6 +17,7 @@ import torch
 
 from ..nn.cache import KVCache
 from . import decode_attention
+from .candidates import often_compiled
 from .captured import captured
 from .decode_attention import Made, ends, layer_or_attention, of_ends
 from .decode_layers import Layer, matched_width, own, qwen3_next, width_of
@@ -58,7 +58,7 @@ def measure(plan: DecodePlan, rates: Rates, budget: Budget, tell: Callable[[str]
     rows: list[Timing] = []
     made = decode_attention.candidates(plan)
     arms = _arms(plan)
-    with _room_to_compile(plan):
+    with often_compiled(plan.device):
         for i, (batch, length) in enumerate(shapes):
             tell(f"a step of {batch} sequences behind {length} tokens")
             until = budget.share(1 / (len(shapes) - i))
@@ -205,12 +205,3 @@ def _contract(layer: Layer, cache: KVCache, budget: Budget) -> str:
     # Only the output is compared.
     arguments["grad_BTHK"] = torch.zeros_like(arguments["x_B1D"])
     return held(lambda **_: of_ends(layer.step()), layer.reference, arguments, budget)
-
-
-def _room_to_compile(plan: DecodePlan) -> object:
-    if plan.device != "cuda":
-        return nullcontext()
-    import torch._dynamo
-
-    # Each gate is compiled for every shape, and the default limit is 8 in all.
-    return torch._dynamo.config.patch(recompile_limit=64)

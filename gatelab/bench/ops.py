@@ -8,7 +8,6 @@ what it is timed on (`held`); one that fails is not timed. Forward passes keep w
 """
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cache, partial
 
@@ -20,7 +19,7 @@ from ..config.gate import GateSpec
 from ..config.model import ModelConfig
 from ..models.block import Block, Pass
 from ..ops.gate_apply import apply_gate
-from .candidates import Candidate, attention_candidates, gate_candidates
+from .candidates import Candidate, attention_candidates, gate_candidates, often_compiled
 from .floors import Rates
 from .held import HeldAttention, held
 from .kept import bytes_kept
@@ -61,7 +60,7 @@ def measure(plan: OpsPlan, rates: Rates, budget: Budget, tell: Callable[[str], N
     """The rows of both tables. What raises is a row that says why."""
     if why := no_room(all_bytes(plan), plan.device):
         return _refused(plan, why)
-    with _room_to_compile(plan):
+    with often_compiled(plan.device):
         # The gate alone is what it is, whatever a query sees.
         alone = _gate_alone(plan, rates, budget, tell) if Seen.of(plan).is_plain else []
         return [*_attention(plan, rates, budget, tell), *alone]
@@ -177,15 +176,6 @@ def _gate_alone(plan: OpsPlan, rates: Rates, budget: Budget, tell: Callable[[str
             row = replace(row, at=row.at | {"peer_upper_ms": base.upper})
         out.append(row)
     return out
-
-
-def _room_to_compile(plan: OpsPlan) -> AbstractContextManager[object]:
-    if plan.device != "cuda":
-        return nullcontext()
-    import torch._dynamo
-
-    # Each gate is compiled for what is checked and for what is timed, and the default limit is 8 in all.
-    return torch._dynamo.config.patch(recompile_limit=64)
 
 
 def _row(what: str, plan: OpsPlan, spec: GateSpec | None, c: Candidate, work: str, contract: str) -> Timing:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from ..config.base import Config, ConfigError, nearest, validate
+from ..config.base import Config, ConfigError, nearest, one_of, validate
 from ..config.gate import GateSpec, parse_gates
 from ..config.model import ModelConfig
 from ..config.run import Attention
@@ -209,7 +209,7 @@ def plan(kind: str, device: str, given: dict[str, Any]) -> Any:
         ConfigError: every mistake, by the option's name.
     """
     if kind not in PLANS:
-        raise ConfigError([f"bench {kind!r}: expected one of {', '.join(PLANS)}{nearest(kind, list(PLANS))}"])
+        raise ConfigError([f"bench {kind!r}: {one_of(kind, PLANS)}"])
     stated = {name: value for name, value in given.items() if value is not None}
     if "heads" in stated:
         stated = {"kv_heads": stated["heads"], **stated}

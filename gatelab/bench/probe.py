@@ -66,7 +66,7 @@ def _of_length(
     plan: ProbePlan, model: nn.Module, length: int, contract: str, rates: Rates, budget: Budget, *, share: float
 ) -> list[Timing]:
     device = torch.device(plan.device)
-    ways = {"no probes": _plain, "probes": _probed, _MATRICES: _from_matrices}
+    ways = {"no probes": _plain, "probes": _probed, _MATRICES: from_matrices}
     crowded = no_room(_pass_bytes(model, length), plan.device)
     why = dict.fromkeys(ways, crowded) if crowded else {_MATRICES: no_room(_matrix_bytes(model, length), plan.device)}
     if contract != "holds":
@@ -115,7 +115,8 @@ def _probed(model: nn.Module, ids_BT: Tensor, _: None) -> None:
     recorder.rows()
 
 
-def _from_matrices(model: nn.Module, ids_BT: Tensor, _: None) -> list[Tensor]:
+def from_matrices(model: nn.Module, ids_BT: Tensor, _: None = None) -> list[Tensor]:
+    """First-token mass, every key's importance, entropy and focus, from all attention matrices, layer by layer."""
     n_seen_S = torch.arange(ids_BT.shape[1], 0, -1, device=ids_BT.device)
     model.set_attn_implementation("eager")
     try:

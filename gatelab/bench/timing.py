@@ -180,16 +180,20 @@ class Timing:
         return {k: v for k, v in asdict(self).items() if v not in (None, "", {})}
 
 
-def clock(device: torch.device) -> Measure:
-    """Milliseconds of one work on the device: between two events on CUDA, wall time elsewhere."""
+def clock(device: torch.device, *, is_clean: bool = False) -> Measure:
+    """Milliseconds of one work on the device: between two events on CUDA, wall time elsewhere. With `is_clean` the L2 cache
+    holds lines that were read alone, and nothing of the overwriting is still to be written."""
     if device.type != "cuda":
         return wall_clock(device)
     flushed = torch.empty(_L2, dtype=torch.uint8, device=device)
+    read = torch.zeros(_L2 // 4, device=device) if is_clean else None
 
     def measure(work: Work) -> float:
         given = work.before()
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         flushed.zero_()
+        if read is not None:
+            read.sum()
         torch.cuda._sleep(_PAUSE)
         start.record()
         work.run(given)

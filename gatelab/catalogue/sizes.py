@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ..config import Change, ConfigError, ModelConfig, nearest, override
+from ..config import Change, ConfigError, ModelConfig, one_of, override
 from ..models.sizes import count_parameters
 
 Record = dict[str, Any]
@@ -24,7 +24,7 @@ def size_records(name: str | None = None, change: Change | None = None) -> list[
     if name is None:
         return [_size_record(size, SIZES[size].model) for size in SIZES]
     if name not in SIZES:
-        raise ConfigError([f"no size {name!r}: expected one of {', '.join(SIZES)}{nearest(name, list(SIZES))}"])
+        raise ConfigError([f"no size {name!r}: {one_of(name, SIZES)}"])
     base = SIZES[name].model
     records = [_size_record(name, base)]
     if not change:

@@ -1,7 +1,7 @@
 """Configurations: frozen values with one dotted grammar. Free of torch."""
 
 from .ask import AskConfig
-from .base import Config, ConfigError, canonical, digest, keys, nearest, validate
+from .base import Config, ConfigError, canonical, digest, keys, nearest, one_of, validate
 from .data import BigramBackcopy, Data, TaskKnobs, Tasks, Text
 from .gate import ACTIVATIONS, REFUSALS, SITES, SOURCES, Activation, GateSpec, Site
 from .grid import Change, accepts, cross, override, parse_assignments, together, vary
@@ -61,6 +61,7 @@ __all__ = [
     "fingerprint",
     "keys",
     "nearest",
+    "one_of",
     "override",
     "parse_assignments",
     "together",

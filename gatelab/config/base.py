@@ -7,6 +7,7 @@ study file with five typos is corrected in one go; `canonical` is the only text 
 import difflib
 import hashlib
 import json
+from collections.abc import Iterable
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
 
@@ -50,6 +51,12 @@ def nearest(word: str, allowed: list[str]) -> str:
     """`; did you mean 'x'?` for the closest allowed word, or nothing when none is close."""
     close = difflib.get_close_matches(word, allowed, n=1, cutoff=0.6)
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def one_of(word: str, allowed: Iterable[str]) -> str:
+    """`expected one of …` with the nearest of them, to end a sentence that refuses a word."""
+    words = list(allowed)
+    return f"expected one of {', '.join(words)}{nearest(word, words)}"
 
 
 def meant(path: str, allowed: list[str]) -> str:

@@ -14,7 +14,7 @@ from pydantic import (
     model_validator,
 )
 
-from .base import Config, nearest
+from .base import Config, nearest, one_of
 
 
 class BigramBackcopy(Config):
@@ -42,7 +42,8 @@ class Text(Config):
     cached), or the path of a tokenizer.json; shards are tokens already and do not use it. Documents end with an
     end-of-document token; every training sequence starts with BOS if `bos`. Held out are whole documents: `val_paths`,
     or a share `val_share` of the documents chosen by a hash of their content. `document_mask` keeps attention within a
-    document. For shards, `vocab_size`, `bos_id` and `eos_id` come from a meta.json beside them, or from here.
+    document. For shards, `vocab_size`, `bos_id` and `eos_id` come from a meta.json beside them, or from here. `about` says in words
+    what the text is, for pages, as in `old English prose`.
     """
 
     kind: Literal["text"] = "text"
@@ -54,6 +55,7 @@ class Text(Config):
     dtype: Literal["uint16", "uint32"] = "uint16"
     bos: bool = True
     document_mask: bool = False
+    about: str = ""
     vocab_size: Annotated[int, Field(gt=0)] | None = None
     bos_id: Annotated[int, Field(ge=0)] | None = None
     eos_id: Annotated[int, Field(ge=0)] | None = None
@@ -195,9 +197,7 @@ def _checked(name: Any, of: Any) -> TaskKnobs:
     if not isinstance(of, TaskKnobs | Mapping):
         raise ValueError(f"{name}={of!r}: expected its knobs by name, as in {{'distractors': 3}}")
     if unknown := [knob for knob in (of if isinstance(of, Mapping) else ()) if knob not in allowed]:
-        raise ValueError(
-            f"{name}: no knob {unknown[0]!r}; expected one of {', '.join(allowed)}{nearest(str(unknown[0]), allowed)}"
-        )
+        raise ValueError(f"{name}: no knob {unknown[0]!r}; {one_of(str(unknown[0]), allowed)}")
     try:
         return TaskKnobs.model_validate(of)
     except ValidationError as error:

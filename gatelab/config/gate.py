@@ -2,19 +2,19 @@
 
     sdpa-headwise      value-elementwise-shared      sdpa-elementwise-silu-add      sdpa-headwise-first:12-init=0.5
 
-The axes are the tables of gate_axes.py; what cannot be combined is refused in one table, `REFUSALS`.
+The axes are the tables of gate_axes.py; what cannot be combined is refused by the table of gate_refusals.py.
 """
 
 import math
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from pydantic import field_validator, model_serializer, model_validator
 
-from .base import Config, nearest, validate
+from .base import Config, nearest, one_of, validate
 from .gate_axes import ACTIVATIONS, SITES, SOURCES, Activation, Site, checked_share, resolve_share
+from .gate_refusals import REFUSALS
 from .presets import PRESETS
 
 __all__ = ["ACTIVATIONS", "REFUSALS", "SITES", "SOURCES", "Activation", "GateShape", "GateSpec", "Site", "parse_gates"]
@@ -68,14 +68,14 @@ class GateSpec(Config):
     @classmethod
     def _there(cls, name: str) -> str:
         if name not in SITES:
-            raise ValueError(f"{name!r}: expected one of {', '.join(SITES)}{nearest(name, list(SITES))}")
+            raise ValueError(f"{name!r}: {one_of(name, SITES)}")
         return name
 
     @field_validator("activation")
     @classmethod
     def _known(cls, name: str) -> str:
         if name not in ACTIVATIONS:
-            raise ValueError(f"{name!r}: expected one of {', '.join(ACTIVATIONS)}{nearest(name, list(ACTIVATIONS))}")
+            raise ValueError(f"{name!r}: {one_of(name, ACTIVATIONS)}")
         return name
 
     @field_validator("source")
@@ -83,8 +83,7 @@ class GateSpec(Config):
     def _exists(cls, name: str) -> str:
         word, colon, channels = name.partition(":")
         if word not in SOURCES or (word == "first") != bool(colon):
-            allowed = [*_WORDS["source"], "first:<channels>"]
-            raise ValueError(f"{name!r}: expected one of {', '.join(allowed)}{nearest(name, allowed)}")
+            raise ValueError(f"{name!r}: {one_of(name, [*_WORDS['source'], 'first:<channels>'])}")
         if colon:
             checked_share(name, channels)
         return name
@@ -246,74 +245,6 @@ class GateSpec(Config):
     @model_serializer
     def _to_slug(self) -> str:
         return self.slug
-
-
-# What cannot be, each with a sentence that says why and what to write instead.
-REFUSALS: dict[str, tuple[Callable[[GateSpec], bool], str]] = {
-    "headwise out": (
-        lambda s: s.granularity not in SITES[s.site].granularities,
-        "site {spec.site!r} ({site.paper}) is {site.what}, which is gated {site.granularities[0]}; use "
-        "{spec.site}-{site.granularities[0]}",
-    ),
-    "shared out": (
-        lambda s: s.site == "out" and s.sharing == "shared",
-        "the layer's output has no heads to average over; leave out the word 'shared'",
-    ),
-    "shared headwise": (
-        lambda s: s.granularity == "headwise" and s.sharing == "shared",
-        "one score a head, averaged over the heads, is one number a token; use {spec.site}-elementwise-shared, or leave "
-        "out the word 'shared'",
-    ),
-    "source at site": (
-        lambda s: s.site not in SOURCES[s.source_kind][1],
-        "the source {source!r} is not there at site {spec.site!r}; expected one of {sources}",
-    ),
-    "static bias": (
-        lambda s: not s.has_projection and s.bias,
-        "source {source!r} has a learned constant already: leave out the word 'bias'",
-    ),
-    "static rank": (
-        lambda s: not s.has_projection and (s.rank is not None or s.mlp is not None),
-        "source {source!r} has no projection that rank or mlp could change; leave it out",
-    ),
-    "elementwise lse": (
-        lambda s: s.source == "lse" and s.granularity != "headwise",
-        "the log-sum-exp is one number a head; use sdpa-headwise-lse",
-    ),
-    "lse start": (
-        lambda s: s.source == "lse" and (s.init != "random" or s.around is not None),
-        "a gate on the log-sum-exp has no one value to start at; leave out init and around",
-    ),
-    "rank and mlp": (
-        lambda s: s.rank is not None and s.mlp is not None,
-        "rank and mlp both say what lies between source and logits; keep one",
-    ),
-    "low-rank slice": (
-        lambda s: s.source == "head_slice" and s.rank is not None,
-        "a head's slice of x is narrow already; use mlp, or leave out rank",
-    ),
-    "init and around": (
-        lambda s: s.init != "random" and s.around is not None,
-        "init starts with zero weights and around with random ones; keep one",
-    ),
-    "static around": (
-        lambda s: s.source == "static" and s.around is not None,
-        "a static gate has no random weights to vary it; use init={spec.around:g}",
-    ),
-    "forget elsewhere": (
-        lambda s: s.form == "forget" and s.site != "scores",
-        "only attention scores can be forgotten; use scores-headwise-forget",
-    ),
-    "forget activation": (
-        lambda s: s.form == "forget" and s.activation not in ("sigmoid", "ns_sigmoid"),
-        "what is kept of a score is a share between 0 and 1; use the activation sigmoid or ns_sigmoid",
-    ),
-    "static scores": (
-        lambda s: s.site == "scores" and s.source == "static" and s.form != "forget",
-        "a constant is the same at every key: added to the logits the softmax ignores it, and as a factor it is "
-        "sdpa-headwise-static",
-    ),
-}
 
 
 def _axis(slug: str, word: str) -> tuple[str, Any]:

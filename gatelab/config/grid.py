@@ -4,6 +4,7 @@
     model.gate=[none,sdpa-headwise]   several values   -> vary
     seed=0..4                         0, 1, 2, 3, 4    -> vary
     model.preset=paper/q48            a name for a point -> the fields that it changes
+    parallel.dp=2                     short for execution.parallel.dp=2
 
 `vary(path, values)` is one axis; `cross(a, b)` every combination; `together(a, b)` pairs them in order. A grid is a
 list of changes, a change a dictionary {dotted path: value}. A preset is written out where it is applied: no
@@ -51,7 +52,8 @@ def together(*grids: list[Change]) -> list[Change]:
 
 
 def parse_assignments(words: Iterable[str]) -> dict[str, list[Any]]:
-    """`key=value` words as {path: values}; a list or a range has several values, anything else one.
+    """`key=value` words as {path: values}; a list or a range has several values, anything else one. `parallel` is written out as
+    `execution.parallel`.
 
     Raises:
         ConfigError: for a word without `=` or without a value, an empty list, a range that runs backwards, a key given twice.
@@ -63,6 +65,8 @@ def parse_assignments(words: Iterable[str]) -> dict[str, list[Any]]:
         if not equals or not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", path):
             problems.append(f"{word!r}: expected key=value with a dotted key, as in optim.lr=1e-3")
             continue
+        if path.partition(".")[0] == "parallel":
+            path = f"execution.{path}"
         if not text:
             problems.append(f"{path}=: the value is missing")
             continue

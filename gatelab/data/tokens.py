@@ -84,7 +84,12 @@ class TokenSource:
         self.bos_id = corpus.bos_id if config.bos else None
         self.vocab_size = corpus.vocab_size
         self.digest = corpus.digest
-        self.description = corpus.description
+        self.description = "; ".join(
+            [
+                f"{config.about}: {corpus.description}" if config.about else corpus.description,
+                *(["attention stays within a document"] if config.document_mask else []),
+            ]
+        )
         self.bytes_per_token = corpus.bytes_per_token
         self.n_train_tokens = len(corpus.train)
         self.n_heldout_tokens = len(corpus.heldout)

@@ -15,8 +15,9 @@ from ..record import Item, Row
 from ..tasks import Knobs, TaskError, TaskItem, open_task
 from ..tasks.metrics import N_BINS
 from ..tasks.task import LONGEST
+from .answers import Answer, items_of, load_rows, rows_of
 from .reach import reaching
-from .tasks import Answer, Reader, ask_items, hidden, items_of, load_rows, loads_of, reader_of, rows_of
+from .tasks import Reader, ask_items, hidden, loads_of, reader_of
 
 # Tokens of the items that are kept from one look to the next: of many tasks and lengths so many each, of few four times as many;
 # more are made anew.

@@ -17,7 +17,7 @@ from ..tasks.vocabulary import FILL, N_FILL
 from .changes import interval
 from .intervene import _as_evaluated
 from .next_token import NextToken, next_token
-from .question import Question, check_ids, filled
+from .question import Question, filled
 
 # What stands between the pieces of a task's item.
 TASK_NOISE = tuple(range(FILL, FILL + N_FILL))
@@ -87,7 +87,7 @@ def faithfulness(
     language, noise = next_token(model), tuple(noise)
     if not questions or not noise:
         raise ValueError(f"{len(questions)} questions and {len(noise)} ids of noise; give one at least of each")
-    check_ids(noise, language, "noise")
+    language.check_ids(noise, "noise")
     for question in questions:
         question.check(language)
     with _as_evaluated(language.model):

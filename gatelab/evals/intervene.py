@@ -194,15 +194,7 @@ def _check(
     edits: list[Intervention],
     positions: _Positions | Sequence[_Positions] | None,
 ) -> None:
-    if not documents:
-        raise ValueError("no documents: give lists of token ids, two at least in each")
-    for i, ids in enumerate(documents):
-        if len(ids) < 2:
-            raise ValueError(f"document {i} has {len(ids)} tokens, and a next-token loss takes two at least")
-        language.check(len(ids), f"document {i}")
-        wrong = next((t for t in ids if not 0 <= t < language.n_ids), None)
-        if wrong is not None:
-            raise ValueError(f"document {i} has the id {wrong}; this model has ids 0 to {language.n_ids - 1}")
+    language.check_documents(documents)
     for edit in edits:
         if isinstance(edit, InputEdit):
             edit.check_id(language.n_ids)

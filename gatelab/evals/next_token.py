@@ -6,7 +6,7 @@ the stack's output in the stack's place.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -51,6 +51,30 @@ class NextToken(ABC):
             raise ValueError(
                 f"{what} has {n_tokens} tokens, and this model has positions for {self.max_tokens}; take a shorter text"
             )
+
+    def check_ids(self, ids: Sequence[int], what: str) -> None:
+        """Refuse ids that the model does not have.
+
+        Raises:
+            ValueError: naming the first.
+        """
+        wrong = next((t for t in ids if not 0 <= t < self.n_ids), None)
+        if wrong is not None:
+            raise ValueError(f"{what} has the id {wrong}; this model has ids 0 to {self.n_ids - 1}")
+
+    def check_documents(self, documents: Sequence[Sequence[int]]) -> None:
+        """Refuse documents that have no next-token loss here.
+
+        Raises:
+            ValueError: none, one of fewer than two tokens, too long or of unknown ids.
+        """
+        if not documents:
+            raise ValueError("no documents: give lists of token ids, two at least in each")
+        for i, ids in enumerate(documents):
+            if len(ids) < 2:
+                raise ValueError(f"document {i} has {len(ids)} tokens, and a next-token loss takes two at least")
+            self.check(len(ids), f"document {i}")
+            self.check_ids(ids, f"document {i}")
 
     @torch.no_grad()
     def losses(

@@ -12,7 +12,6 @@ from ..record import Row
 from .changes import interval, ratio_interval
 from .intervene import _as_evaluated
 from .next_token import NextToken, next_token
-from .question import check_ids
 
 
 @torch.no_grad()
@@ -23,13 +22,7 @@ def token_losses(model: nn.Module | NextToken, documents: Sequence[Sequence[int]
         ValueError: no documents, one of fewer than two tokens, too long or of unknown ids.
     """
     language = next_token(model)
-    if not documents:
-        raise ValueError("no documents: give lists of token ids, two at least in each")
-    for i, ids in enumerate(documents):
-        if len(ids) < 2:
-            raise ValueError(f"document {i} has {len(ids)} tokens, and a next-token loss takes two at least")
-        language.check(len(ids), f"document {i}")
-        check_ids(tuple(ids), language, f"document {i}")
+    language.check_documents(documents)
     with _as_evaluated(language.model):
         return [_losses(language, list(ids)) for ids in documents]
 

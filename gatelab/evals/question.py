@@ -78,18 +78,7 @@ class Question:
             ValueError: more tokens than positions, an id that the model does not have.
         """
         language.check(len(self.ids), self.name)
-        check_ids((*self.ids, *self.answer), language, self.name)
-
-
-def check_ids(ids: tuple[int, ...], language: NextToken, what: str) -> None:
-    """Refuse ids that a model does not have.
-
-    Raises:
-        ValueError: naming the first.
-    """
-    wrong = next((t for t in ids if not 0 <= t < language.n_ids), None)
-    if wrong is not None:
-        raise ValueError(f"{what} has the id {wrong}; this model has ids 0 to {language.n_ids - 1}")
+        language.check_ids((*self.ids, *self.answer), self.name)
 
 
 def filled(ids: tuple[int, ...], spans: tuple[Span, ...], filling: tuple[int, ...]) -> tuple[int, ...]:

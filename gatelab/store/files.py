@@ -13,7 +13,7 @@ from ..record import Item, Row
 Stamp = tuple[int, int, int, int]
 
 # Made once: `json.dumps` makes one a call, and a stack of runs writes a thousand lines a step.
-_line = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+line_of = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 class StoreError(ValueError):
@@ -32,7 +32,7 @@ def write_json(path: Path, value: Any, *, is_kept: bool = True) -> None:
 
 def write_lines(path: Path, records: Iterable[Row | Item]) -> None:
     """Write one line of JSON a record atomically, as `write_json` does."""
-    write_text(path, "".join(f"{_line(record.as_dict())}\n" for record in records))
+    write_text(path, "".join(f"{line_of(record.as_dict())}\n" for record in records))
 
 
 def write_text(path: Path, text: str, *, is_kept: bool = True) -> None:
@@ -116,7 +116,7 @@ class Appender:
         """Append one line a record."""
         for record in records:
             value = record if isinstance(record, dict) else record.as_dict()
-            self._file.write(_line(value).encode() + b"\n")
+            self._file.write(line_of(value).encode() + b"\n")
 
     def flush(self) -> int:
         """Hand everything to the disk; returns the offset, which a checkpoint keeps."""

@@ -9,17 +9,20 @@ from typing import Any
 
 from .. import SCHEMA
 from ..mirror import LIGHT, Mirror, TakenError
-from ..objects import AddressError, address_of, error_words, mirror_of
+from ..objects import AddressError, address_of, mirror_of, reached
 from .files import Stamp, StoreError, check_keys, read_stored, stamp_of, write_json
 from .rows import connected
 from .run import RunFolder
 
+ALONE = "folder.parquet"  # a pack that is its folder's study
+
 
 class StudyFolder:
-    """A study's folder: study.json and its runs. With `objects` it mirrors the study that lives on these."""
+    """A study's folder: study.json and its runs. With `objects` it mirrors the study that lives on these; `archive` is the pack or
+    archive of which it is a copy to be read, and no longer than that."""
 
-    def __init__(self, path: Path, objects: Mirror | None = None):
-        self.path, self.objects = path, objects
+    def __init__(self, path: Path, objects: Mirror | None = None, archive: Path | None = None):
+        self.path, self.objects, self.archive = path, objects, archive
         self._planned: tuple[Stamp | None, list[tuple[dict[str, Any], RunFolder]]] | None = None
 
     @classmethod
@@ -32,7 +35,15 @@ class StudyFolder:
     @property
     def address(self) -> str:
         """What a user names it by."""
+        if self.archive is not None:
+            is_alone = self.archive.name == ALONE and self.archive.parent.name
+            return str(self.archive.parent if is_alone else self.archive)
         return str(self.path) if self.objects is None else self.objects.address
+
+    @property
+    def home(self) -> Path:
+        """Beside what it was read from, an archive's folder."""
+        return self.path if self.archive is None else self.archive.parent
 
     @classmethod
     def open(cls, path: str | Path, *, is_light: bool = False) -> "StudyFolder":
@@ -178,7 +189,7 @@ class StudyFolder:
         try:
             self._push()
         except TakenError as error:
-            raise StoreError(f"{self.address}: {error.strerror}; run the same command again") from None
+            raise StoreError(f"{self.address}: {error}; run the same command again") from None
 
     def _push(self) -> None:
         if self.objects is None:
@@ -229,16 +240,9 @@ def _is_half_study(path: Path) -> bool:
 
 @contextmanager
 def _reached(address: str, what: str) -> Iterator[None]:
-    """What an object store answers, in a user's words."""
+    """What an object store answers, as a StoreError."""
     try:
-        yield
-    except TakenError:
-        raise
+        with reached(address, what):
+            yield
     except AddressError as error:
         raise StoreError(str(error)) from None
-    except PermissionError as error:
-        raise StoreError(
-            f"{address}: may not be {what} ({error_words(error)}); check your credentials for it"
-        ) from None
-    except OSError as error:
-        raise StoreError(f"{address}: cannot be {what} ({error_words(error)})") from None

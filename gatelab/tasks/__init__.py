@@ -7,7 +7,7 @@ evidence is.
 from functools import cache
 from importlib import import_module
 
-from ..config import nearest
+from ..config import one_of
 from .task import Knobs, Piece, Task, TaskBatch, TaskError, TaskItem
 from .vocabulary import VOCAB_SIZE
 
@@ -41,5 +41,5 @@ def open_task(name: str) -> Task:
         TaskError: no such task, with the nearest.
     """
     if name not in TASKS:
-        raise TaskError(f"no task {name!r}: expected one of {', '.join(TASKS)}{nearest(name, list(TASKS))}")
+        raise TaskError(f"no task {name!r}: {one_of(name, TASKS)}")
     return import_module(f".{name}", __name__).TASK

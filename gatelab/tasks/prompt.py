@@ -10,12 +10,10 @@ from dataclasses import dataclass, field, replace
 from math import floor
 from typing import Any, Literal
 
-from ..config import nearest
-from .guesses import Guess, copies, guesses_of
-from .options import chance_of, copied_choice, options_of
-from .task import LONGEST, Knobs, Span, Task, TaskError, TaskItem
-from .text import as_text
-from .vocabulary import word
+from ..config import one_of
+from .guesses import Guess, copies
+from .options import copied_choice
+from .task import Span, TaskError
 
 Layout = Literal["spread", "original"]
 LAYOUTS: tuple[Layout, ...] = ("spread", "original")
@@ -137,8 +135,7 @@ class PromptTask:
             TaskError: a layout that is not known, a depth where there is none, an essay or a file that is lacking.
         """
         if setting.layout not in LAYOUTS:
-            near = nearest(setting.layout, list(LAYOUTS))
-            raise TaskError(f"layout={setting.layout}: expected one of {', '.join(LAYOUTS)}{near}")
+            raise TaskError(f"layout={setting.layout}: {one_of(setting.layout, LAYOUTS)}")
         if setting.depth is not None:
             if not self.has_depth:
                 raise TaskError(
@@ -248,22 +245,6 @@ class Script:
         return "".join(self._said)
 
 
-def words_of(task: Task, knobs: Knobs, *, length: int, depth: float | None) -> PromptTask:
-    """A task of Gatelab's vocabulary as one of prompts; a size is the length of its token form."""
-
-    def at(size: int) -> Knobs:
-        return Knobs(size, depth, knobs.distractors, knobs.hardness, knobs.seed, knobs.split)
-
-    def make(setting: Setting, index: int, size: int) -> Prompt:
-        item = task.item(at(size), index)
-        return _in_words(task, item)
-
-    def sizes(setting: Setting, index: int) -> tuple[int, int]:
-        return _shortest(task, at, length), min(2 * length, LONGEST)
-
-    return PromptTask(task.name, task.what, task.mirrors, make, sizes, begins, "exact_match", has_depth=task.has_depth)
-
-
 def begins(prompt: Prompt, written: tuple[str, ...]) -> float:
     """1 where each text, blanks squeezed, begins with its answer, and no letter or digit goes on with it."""
     for text, answer in zip(written, prompt.answers, strict=True):
@@ -271,27 +252,6 @@ def begins(prompt: Prompt, written: tuple[str, ...]) -> float:
         if not said.startswith(right) or said[len(right) : len(right) + 1].isalnum():
             return 0.0
     return 1.0
-
-
-def _shortest(task: Task, at: Callable[[int], Knobs], most: int) -> int:
-    """The least length that has room for the pieces."""
-    low, high = 1, 2
-    while True:
-        try:
-            task.item(at(high), 0)
-            break
-        except TaskError:
-            if high >= most:
-                raise
-            low, high = high, min(2 * high, most)
-    while high - low > 1:
-        middle = (low + high) // 2
-        try:
-            task.item(at(middle), 0)
-            high = middle
-        except TaskError:
-            low = middle
-    return high
 
 
 def in_turn(prompt: Prompt, write: Callable[[str], str]) -> Prompt:
@@ -322,37 +282,4 @@ def in_turn(prompt: Prompt, write: Callable[[str], str]) -> Prompt:
         evidence=moved(prompt.evidence),
         distractors=moved(prompt.distractors),
         kept=moved(prompt.kept),
-    )
-
-
-def _in_words(task: Task, item: TaskItem) -> Prompt:
-    text = as_text(task, item)
-    answers = tuple(text.text[start:end] for start, end in text.answers)
-    starts = (0, *(end for _, end in text.answers[:-1]))
-    pieces = [p for p in item.pieces if p.role == "answer"]
-    # What has no role is what is asked; the same text, with it as the evidence, says where.
-    roles = {"": "evidence", "answer": "answer"}
-    own = replace(item, pieces=tuple(replace(p, role=roles.get(p.role, "")) for p in item.pieces))
-    options = []
-    for option in options_of(item):
-        said, tokens = [], iter(option)
-        for piece in pieces:
-            said.append("".join(f" {word(next(tokens))}" for _ in piece.fields))
-        options.append(tuple(said))
-    return Prompt(
-        task=item.task,
-        index=item.index,
-        parts=tuple(text.text[start:end] for start, (end, _) in zip(starts, text.answers, strict=True)),
-        answers=answers,
-        options=tuple(options),
-        references=(),
-        n_new=None,
-        evidence=text.evidence,
-        distractors=text.distractors,
-        depth=text.depth,
-        chance=chance_of(item),
-        floor=item.floor,
-        factors=dict(item.factors),
-        kept=as_text(task, own).evidence,
-        guesses=guesses_of(task, item),
     )

@@ -1,22 +1,20 @@
 """gatelab bench: every kind runs on a CPU and writes what it found; a wrong result has no time and no ratio."""
 
 import json
-from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
-from io import StringIO
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from command import gatelab
 
 from gatelab.bench import candidates, ops, slices, timing
 from gatelab.bench.benchmark import Benchmark, benchmark, utc_now
 from gatelab.bench.goals import judged
 from gatelab.bench.plan import plan
 from gatelab.bench.write import places, records, section, slug, table, write
-from gatelab.cli import _status
 from gatelab.config import ConfigError
 from gatelab.ops import gated_attention as op
 from gatelab.ops import gated_decode
@@ -30,13 +28,6 @@ SMALL = {
 }
 SMALL_RUNS = {"sizes": "16x1x2x32", "context": 8, "tokens": 16, "steps": 1, "gates": "none", "seconds": 120.0}
 NUMBERS = ("median_ms", "least_ms", "most_ms", "floor_ms", "of_floor", "rounds")
-
-
-def gatelab(*words: object) -> tuple[int, str, str]:
-    out, err = StringIO(), StringIO()
-    with redirect_stdout(out), redirect_stderr(err):
-        status = _status([str(word) for word in words])
-    return status, out.getvalue(), err.getvalue()
 
 
 def bench(kind: str, folder: Path, *words: object) -> tuple[int, str, str]:

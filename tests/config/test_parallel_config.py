@@ -2,7 +2,7 @@
 
 import pytest
 
-from gatelab.config import ConfigError, Execution, ModelConfig, MoE, ParallelConfig, override
+from gatelab.config import ConfigError, Execution, ModelConfig, MoE, ParallelConfig, override, parse_assignments
 from gatelab.lab import plan, single
 
 EXPERTS = MoE(n_experts=4, top_k=2, d_expert=8)
@@ -71,3 +71,16 @@ def test_a_plan_refuses_a_mesh_that_does_not_fit() -> None:
     words = {"model.n_heads": [4], "model.d_model": [16], "data": ["bigram-backcopy"], "execution.parallel.tp": [3]}
     with pytest.raises(ConfigError, match=r"execution.parallel.tp=3 does not divide model.n_heads=4"):
         plan(single(words))
+
+
+def test_a_mesh_may_be_said_without_its_first_word() -> None:
+    words = ["model.n_heads=4", "model.d_model=16", "data=bigram-backcopy"]
+    short, long = (
+        plan(single(parse_assignments([*words, *mesh]))).study
+        for mesh in (["parallel.dp=2", "parallel.tp=2"], ["execution.parallel.dp=2", "execution.parallel.tp=2"])
+    )
+    assert short == long and short.execution.parallel == ParallelConfig(dp=2, tp=2)
+    with pytest.raises(ConfigError, match=r"execution\.parallel\.dp: given twice"):
+        parse_assignments(["parallel.dp=2", "execution.parallel.dp=4"])
+    with pytest.raises(ConfigError, match=r"execution\.parallel\.dpp: no such key.*did you mean 'parallel\.dp'"):
+        plan(single(parse_assignments([*words, "parallel.dpp=2"])))

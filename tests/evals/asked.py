@@ -1,8 +1,10 @@
 """Tiny models that are asked, and what log-probabilities are by definition."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from checkpoints import save_model, save_tokenizer
 from torch import Tensor, nn
@@ -14,6 +16,24 @@ from gatelab.models.external import External, Loading, load_external
 from gatelab.models.interop import import_model, load_model
 
 Ids = list[int]
+
+
+def ids(n: int, seed: int) -> Ids:
+    return torch.randint(2, 290, (n,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+def counted(passes: Passes, patch: pytest.MonkeyPatch) -> dict[str, int]:
+    """The tokens that are read from now on, by the way of reading them."""
+    read = {"begin": 0, "go_on": 0, "whole": 0}
+    for name in read:
+        plain = getattr(passes, name)
+
+        def counting(*given: object, name: str = name, plain: Callable[..., object] = plain) -> object:
+            read[name] += sum(map(len, given[-1]))
+            return plain(*given)
+
+        patch.setattr(passes, name, counting)
+    return read
 
 
 def checkpoint(

@@ -11,23 +11,9 @@ from torch import Tensor
 
 from gatelab.config import Answers, ModelConfig, OptimConfig, Run, Tasks, TrainConfig
 from gatelab.data import objective_heldout, open_source
+from gatelab.evals.answers import Answer, choice_rows, items_of, load_rows, rows_of
 from gatelab.evals.next_token import next_token
-from gatelab.evals.tasks import (
-    Answer,
-    Reader,
-    ask,
-    ask_items,
-    ask_text,
-    at_lengths,
-    choice_rows,
-    choices,
-    hidden,
-    items_of,
-    load_rows,
-    loads_of,
-    reader_of,
-    rows_of,
-)
+from gatelab.evals.tasks import Reader, ask, ask_items, ask_text, at_lengths, choices, hidden, loads_of, reader_of
 from gatelab.models import build_model
 from gatelab.tasks import TASKS, VOCAB_SIZE, Knobs, TaskError, TaskItem, open_task
 from gatelab.tasks.guesses import guesses_of

@@ -14,7 +14,7 @@ from gatelab.config.rope import YaRN
 from gatelab.evals import asking
 from gatelab.evals.asking import asked, left_out, questions
 from gatelab.evals.own_asking import OwnAsking
-from gatelab.evals.own_tasks import _knobs
+from gatelab.evals.own_ids import _knobs
 from gatelab.evals.reach import reaching, stretched
 from gatelab.evals.tasks import ask, ask_items, at_lengths, reader_of
 from gatelab.models import build_model

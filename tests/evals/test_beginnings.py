@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from asked import Ids, both, checkpoint, log_p
+from asked import Ids, both, checkpoint, counted, ids, log_p
 from tiny import model as tiny_config
 
 from gatelab.config.rope import YaRN
@@ -24,10 +24,6 @@ pytest.importorskip("transformers")
 
 SIDES = ("transformers", "ours")
 GREEDY = Sampling(temperature=0.0)
-
-
-def ids(n: int, seed: int) -> Ids:
-    return torch.randint(2, 290, (n,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
 # Two subjects with worked examples of 20 and 17 tokens, five questions each of 3 to 9 tokens, four answers of one token or of
@@ -103,15 +99,8 @@ def test_scores_are_those_of_the_definition(
 def test_a_beginning_is_read_once_and_questions_alone_after_it(
     side: str, sides: dict[str, Passes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    passes, read = sides[side], {"begin": 0, "go_on": 0, "whole": 0}
-    for name in read:
-        plain = getattr(passes, name)
-
-        def counted(*given: object, name: str = name, plain=plain) -> object:
-            read[name] += sum(map(len, given[-1]))
-            return plain(*given)
-
-        monkeypatch.setattr(passes, name, counted)
+    passes = sides[side]
+    read = counted(passes, monkeypatch)
     score(passes, ONE, batch_size=4)
     n_behind = sum(map(len, QUESTIONS)) - 5 * (20 + 17)
     assert read == {"begin": 37, "go_on": n_behind, "whole": 0}

@@ -5,6 +5,7 @@ import math
 import pytest
 import tiny
 import torch
+from tapped import queries_and_keys
 
 from gatelab.config import AskConfig, Run, Tasks, TrainConfig
 from gatelab.evals import inside
@@ -40,21 +41,9 @@ def sharp(config: object) -> Model:
 
 def weights_of(model: Model, item: TaskItem, registers: int) -> list[torch.Tensor]:
     """By layer, the mean over heads of the attention weights [T, T], from queries and keys."""
-    seen: list[dict] = []
-    handles = []
-    for layer in (m for m in model.modules() if isinstance(m, GatedAttention)):
-        own: dict = {}
-        seen.append(own)
-        for name in ("q", "k"):
-            tap = getattr(layer, f"tap_{name}")
-            handles.append(tap.register_forward_hook(lambda _m, _i, out, own=own, name=name: own.update({name: out})))
-    with torch.no_grad():
-        model(torch.tensor([item.tokens]))
-    for handle in handles:
-        handle.remove()
     found = []
-    for own in seen:
-        logits_HTS = torch.einsum("thk,shk->hts", own["q"][0], own["k"][0]) / math.sqrt(own["q"].shape[-1])
+    for q_THK, k_THK in queries_and_keys(model, item.tokens):
+        logits_HTS = torch.einsum("thk,shk->hts", q_THK, k_THK) / math.sqrt(q_THK.shape[-1])
         future_TS = torch.ones_like(logits_HTS[0], dtype=torch.bool).triu(1)
         weights_HTS = logits_HTS.masked_fill(future_TS, -math.inf).softmax(dim=-1)
         found.append(weights_HTS.mean(dim=0)[registers:, registers:])

@@ -22,19 +22,21 @@ from gatelab.evals.middle import DocumentRecall, document_attention, reweighting
 from gatelab.evals.next_token import next_token
 from gatelab.evals.own_asking import OwnAsking
 from gatelab.evals.own_evidence import by_evidence
+from gatelab.evals.own_found import note_refused
 from gatelab.evals.own_lines import abstention_rows
 from gatelab.evals.own_posed import posed_in_ids, posed_in_words
 from gatelab.evals.own_reading import Reading, Text, by_position, by_reading, texts_of, window_of
-from gatelab.evals.own_tasks import _note_refused
-from gatelab.evals.own_text import ask_prompts, rows_of_said
+from gatelab.evals.own_rows import rows_of_said
+from gatelab.evals.own_text import ask_prompts
 from gatelab.evals.question import of_item, of_prompt
 from gatelab.models import build_model
 from gatelab.models.decoder import Decoder
 from gatelab.record import Item, Row
 from gatelab.tasks import VOCAB_SIZE, Knobs, TaskError, open_task
+from gatelab.tasks.in_words import words_of
 from gatelab.tasks.middle import MIDDLE
 from gatelab.tasks.options import copied_choice
-from gatelab.tasks.prompt import PromptTask, Setting, fitted_prompt, in_turn, words_of
+from gatelab.tasks.prompt import PromptTask, Setting, fitted_prompt, in_turn
 
 
 def silent(what: str, n: int, total: int) -> None:
@@ -221,7 +223,7 @@ def test_a_reference_that_is_no_number_is_named(tmp_path: Path):
 def test_refused_items_are_counted_in_words(n: int, said: str):
     items = [Item("", 0, "cite", i, None, 0.0, "", "", {"refused": "too long"}) for i in range(n)]
     found = Found([], items, [])
-    _note_refused(found)
+    note_refused(found)
     assert found.notes == [f"gatelab/cite: {said}, as in: too long"]
 
 

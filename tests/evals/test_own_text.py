@@ -10,9 +10,11 @@ from prompt_cases import TASKS_OF_PROMPTS, setting
 from torch import Tensor
 
 from gatelab.evals.harness.passes import Written
-from gatelab.evals.own_text import Said, ask_prompts, items_of_said, rows_of_said
+from gatelab.evals.own_rows import items_of_said, rows_of_said
+from gatelab.evals.own_text import Said, ask_prompts
 from gatelab.tasks import Knobs, TaskError, open_task
-from gatelab.tasks.prompt import PromptTask, words_of
+from gatelab.tasks.in_words import words_of
+from gatelab.tasks.prompt import PromptTask
 
 QUESTIONS = (
     (r"(?s).*The code of (\S+) is", r"The code of {} is (\d+)\.", " {}"),

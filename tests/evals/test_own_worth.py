@@ -7,8 +7,9 @@ from gatelab.evals.own_across import by_depth, by_length
 from gatelab.evals.own_worth import worth_of
 from gatelab.record import Row
 from gatelab.tasks import Knobs, open_task
+from gatelab.tasks.in_words import words_of
 from gatelab.tasks.metrics import position_curve
-from gatelab.tasks.prompt import Prompt, Setting, words_of
+from gatelab.tasks.prompt import Prompt, Setting
 from gatelab.tasks.vocabulary import word
 
 DEPTHS = [b / 10 for b in range(11)]

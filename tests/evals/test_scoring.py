@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from asked import Ids, both, checkpoint, log_p
+from asked import both, checkpoint, counted, ids, log_p
 from tiny import model as tiny_config
 
 from gatelab.evals.harness import scoring
@@ -19,10 +19,6 @@ from gatelab.models import build_model
 pytest.importorskip("transformers")
 
 SIDES = ("transformers", "ours")
-
-
-def ids(n: int, seed: int) -> Ids:
-    return torch.randint(2, 290, (n,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
 # Contexts of 30, 21 and 9 tokens with four continuations each, some of one token, two that differ in their last, two equal.
@@ -73,15 +69,8 @@ def test_greedy_continuations_are_known_as_such(side: str, sides: dict[str, Pass
 def test_contexts_of_several_continuations_are_read_once(
     side: str, sides: dict[str, Passes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    passes, read = sides[side], {"begin": 0, "go_on": 0, "whole": 0}
-    for name in read:
-        plain = getattr(passes, name)
-
-        def counted(*given: object, name: str = name, plain=plain) -> object:
-            read[name] += sum(map(len, given[-1]))
-            return plain(*given)
-
-        monkeypatch.setattr(passes, name, counted)
+    passes = sides[side]
+    read = counted(passes, monkeypatch)
     context = ids(30, 1)
     asked = [(context, ids(5, seed)) for seed in range(4)]
     score(passes, asked, batch_size=8)

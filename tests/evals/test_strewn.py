@@ -11,20 +11,22 @@ from fake_passes import Fake
 from torch import Tensor
 
 from gatelab.config import AskConfig, Run, Tasks, TrainConfig
-from gatelab.evals import asking, own_tasks
+from gatelab.evals import asking, own_ids
 from gatelab.evals.asking import asked, headline
 from gatelab.evals.harness.passes import Written
 from gatelab.evals.inside import with_inside
 from gatelab.evals.own_asking import OwnAsking, prepare
-from gatelab.evals.own_tasks import evaluate_ids
-from gatelab.evals.own_text import ask_prompts, rows_of_said
+from gatelab.evals.own_ids import evaluate_ids
+from gatelab.evals.own_rows import rows_of_said
+from gatelab.evals.own_text import ask_prompts
 from gatelab.evals.strips import with_strips
 from gatelab.evals.tasks import Reader
 from gatelab.models import build_model
 from gatelab.record import Row
 from gatelab.tasks import TASKS, VOCAB_SIZE, Knobs, TaskItem, open_task
+from gatelab.tasks.in_words import words_of
 from gatelab.tasks.metrics import effective_length, guessing
-from gatelab.tasks.prompt import Setting, words_of
+from gatelab.tasks.prompt import Setting
 from gatelab.tasks.vocabulary import NONE
 
 T = 96
@@ -166,7 +168,7 @@ def test_eval_asks_a_run_what_it_was_asked_as_it_was_trained() -> None:
 
 def test_eval_at_depths_keeps_items_with_evidence(monkeypatch: pytest.MonkeyPatch) -> None:
     read = right_where(lambda item: not item.evidence)
-    monkeypatch.setattr(own_tasks, "reader_of", lambda model, objective: read)
+    monkeypatch.setattr(own_ids, "reader_of", lambda model, objective: read)
     r = run("absent", "conflict")
     depths = tuple(b / 10 for b in range(11))
     for name in r.data.names:

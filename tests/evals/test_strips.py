@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import tiny
 import torch
+from tapped import queries_and_keys
 
 from gatelab.config import AskConfig, Run, Tasks, TrainConfig
 from gatelab.evals import strips
@@ -41,21 +42,11 @@ def test_attention_is_that_of_the_token_before_the_answer(registers: int) -> Non
     _, items = asked(model, r, fingerprint="f", step=0, is_whole=True)
     first = next(x for x in with_strips(model, r, items) if "strips" in x.factors)
     item = open_task("needle").item(Knobs(T, first.factors["knobs"]["asked_depth"], 2), first.item)
-    seen: list[dict] = []
-    handles = []
-    for layer in (m for m in model.modules() if isinstance(m, GatedAttention)):
-        own: dict = {}
-        seen.append(own)
-        for name in ("q", "k"):
-            tap = getattr(layer, f"tap_{name}")
-            handles.append(tap.register_forward_hook(lambda _m, _i, out, own=own, name=name: own.update({name: out})))
-    with torch.no_grad():
-        model(torch.tensor([item.tokens]))
-    for handle in handles:
-        handle.remove()
-    for row, own in zip(first.factors["strips"]["attention"], seen, strict=True):
+    for row, (q_THK, k_THK) in zip(
+        first.factors["strips"]["attention"], queries_and_keys(model, item.tokens), strict=True
+    ):
         at = item.asked[0] + registers
-        logits_HS = torch.einsum("hk,shk->hs", own["q"][0, at], own["k"][0, : at + 1]) / math.sqrt(own["q"].shape[-1])
+        logits_HS = torch.einsum("hk,shk->hs", q_THK[at], k_THK[: at + 1]) / math.sqrt(q_THK.shape[-1])
         expected = logits_HS.softmax(dim=-1).mean(dim=0)[registers:].tolist()
         assert len(row) == T and row[: item.asked[0] + 1] == pytest.approx([1000 * p for p in expected], abs=0.6)
         assert max(row) > 100, "some token stands out"

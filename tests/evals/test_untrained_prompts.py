@@ -1,18 +1,19 @@
 """A tiny model before training, asked every task that is text alone: what it scores is chance, up to what so few items can say."""
 
 import re
-from types import SimpleNamespace
 
 import pytest
 import tiny
 import torch
+from fake_passes import OfBytes
 from prompt_cases import ESSAY, held
 from scipy.stats import binomtest
 
 from gatelab.evals.harness.own import OwnPasses
 from gatelab.evals.harness.tokens import Tokens
 from gatelab.evals.own_asking import PROMPTS
-from gatelab.evals.own_text import ask_prompts, rows_of_said
+from gatelab.evals.own_rows import rows_of_said
+from gatelab.evals.own_text import ask_prompts
 from gatelab.models import build_model
 from gatelab.tasks.prompt import Setting
 
@@ -23,19 +24,11 @@ CHOICES = (
 )  # fmt: skip
 
 
-class OfWords:
+class OfWords(OfBytes):
     """A tokenizer of words with the blank before them, and of marks; ids are given in the order in which words come."""
-
-    eos_token_id = bos_token_id = None
-    is_fast = False
 
     def __init__(self) -> None:
         self.words: dict[str, int] = {}
-
-    def __call__(self, texts: str | list[str], **_given: object) -> SimpleNamespace:
-        if isinstance(texts, str):
-            return SimpleNamespace(input_ids=self._ids(texts))
-        return SimpleNamespace(input_ids=[self._ids(text) for text in texts])
 
     def _ids(self, text: str) -> list[int]:
         pieces = re.findall(r" ?[^\W_]+| ?[^\w\s]|\s|_", text)

@@ -9,8 +9,9 @@ from prompt_cases import TASKS_OF_PROMPTS, setting
 from gatelab.data import LoadedTokenizer
 from gatelab.data.prepare import train_bpe
 from gatelab.tasks import TASKS, Knobs, TaskError, open_task
+from gatelab.tasks.in_words import words_of
 from gatelab.tasks.options import options_of
-from gatelab.tasks.prompt import ROOM, Prompt, PromptTask, Setting, begins, fitted_prompt, words_of
+from gatelab.tasks.prompt import ROOM, Prompt, PromptTask, Setting, begins, fitted_prompt
 from gatelab.tasks.text import as_text
 
 

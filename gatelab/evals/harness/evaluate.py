@@ -10,13 +10,11 @@ from typing import Any
 
 from lm_eval.evaluator import evaluate as asked_by_harness
 
-from ...models.decoder import Decoder
 from ...models.external import External
 from ..untrained import Untrained
 from ..untrained import untrained as untrained_model
-from .external import ExternalPasses
+from .external import passes_of
 from .language_model import GatelabLM
-from .own import OwnPasses
 from .passes import Passes
 from .quiet import quiet
 from .results import Found, beside, of_results, records
@@ -63,7 +61,7 @@ def evaluate(
         manager = find(asking, tell, draft=draft, tokenizer=home)
         tell("loading the model")
         found = open_model()
-        passes = _passes(found.model)
+        passes = passes_of(found.model)
         tokens = Tokens(found.tokenizer, passes.n_ids)
         template = tokens.chat_template if chat else None
         lm = GatelabLM(passes, tokens, batch_size=batch_size, new_tokens=new_tokens, progress=progress)
@@ -92,7 +90,7 @@ def evaluate(
     if again is not None:
         tell("asking the same model before training")
         fresh = GatelabLM(
-            _passes(untrained_model(found.model, untrained)), tokens, batch_size=batch_size, new_tokens=new_tokens,
+            passes_of(untrained_model(found.model, untrained)), tokens, batch_size=batch_size, new_tokens=new_tokens,
             progress=lambda what, n, total: progress(f"{what}, untrained", n, total),
         )  # fmt: skip
         made.rows += beside(of_results(found.name, ask(fresh, again), again, fresh.remarks).rows)
@@ -125,10 +123,6 @@ def evaluate(
         "max_tokens": lm.max_length,
     }
     return made
-
-
-def _passes(model: Any) -> Passes:
-    return OwnPasses(model) if isinstance(model, Decoder) else ExternalPasses(model)
 
 
 def _of_chat(tokens: Tokens) -> str:

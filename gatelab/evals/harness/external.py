@@ -13,8 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...models.decoder import Decoder
 from ...models.generate import Sampling
 from ..next_token import StatesUnused
+from .own import OwnPasses
 from .passes import Ids, Passes, Written, flush_left, flush_right, up_to
 
 # Of the largest number; half precision moves one by a hundredth, what begins anew by more than a tenth.
@@ -200,6 +202,11 @@ class ExternalPasses(Passes):
             if not _is_same(self.logits(x_TD)[0].float(), out.logits[1][row].float()):
                 return False
         return True
+
+
+def passes_of(model: nn.Module) -> Passes:
+    """Those of a decoder of ours, or of a model of transformers."""
+    return OwnPasses(model) if isinstance(model, Decoder) else ExternalPasses(model)
 
 
 def _is_same(whole: Tensor, other: Tensor) -> bool:

@@ -23,7 +23,7 @@ from ...record import Row
 from ...tasks.task import Span
 from ..intervene import _as_evaluated
 from ..next_token import NextToken, next_token
-from ..question import Question, check_ids, filled
+from ..question import Question, filled
 
 # Mass; times how open the head's gate is at the query; times the norm of the value too.
 FORMS = ("mass", "gated", "gated-value")
@@ -79,7 +79,7 @@ def document_attention(
     language, dummy = next_token(model), tuple(dummy)
     if not dummy:
         raise ValueError("dummy has no ids; give one at least, such as a line break or a noise token")
-    check_ids(dummy, language, "dummy")
+    language.check_ids(dummy, "dummy")
     for question in questions:
         question.check(language)
         if question.documents[-1][1] > len(question.prompt):
