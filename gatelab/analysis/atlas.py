@@ -8,11 +8,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import PurePath
 from typing import Any
 
+from .arithmetic import Range, joined
 from .atlas_views import Views
+from .confirmed import once
 from .ledger_of_claims import Entry
 from .planned import Open
 from .recommend import Advice
-from .stages import EFFECT, Claim, Verdict
+from .registration import EFFECT, Claim, Verdict
 from .standing import Against, Answer, Told, answers
 
 # What the map of effects can be drawn of, beside its words.
@@ -39,7 +41,8 @@ class Sheet:
     recommended; `registered` are the claims of anomalies and effects, `verdicts` what fresh seeds said of those that were read;
     `pages` {word: relative address} lie beside the atlas, `#NAME` being the section of that name of the study's own page; `views`
     is what is drawn. `plan` {(cell, arm, seed): steps} was planned, of which `n_open` have not ended; `again` is the command
-    that takes these up."""
+    that takes these up. `otherwise` are the cells that read their data in another way than the built-in study's of these names;
+    `arithmetic` {an arm's name here: its operations a token over the baseline's}."""
 
     letter: str
     name: str
@@ -62,11 +65,13 @@ class Sheet:
     plan: dict[tuple[str, str, int], int] = field(default_factory=dict)
     n_open: int = 0
     again: str = ""
+    otherwise: frozenset[str] = frozenset()
+    arithmetic: dict[str, Range] = field(default_factory=dict)
 
     @property
     def confirmed(self) -> list[Verdict]:
-        """The verdicts that confirm their claim."""
-        return [v for v in self.verdicts if v.verdict == "confirmed"]
+        """The verdicts that confirm their claim, a test once."""
+        return [v for v in once(self.verdicts) if v.verdict == "confirmed"]
 
     @property
     def told(self) -> list[Told]:
@@ -110,10 +115,12 @@ class Sheet:
 
 @dataclass(frozen=True, slots=True)
 class Counted:
-    """Registered claims: how many fresh seeds confirmed, of how many that they were read for; how many wait for their runs."""
+    """Registered claims: how many fresh seeds confirmed, of how many that they were read for; how many more are the test of one of
+    these; how many wait for their runs."""
 
     confirmed: int
     read: int
+    again: int
     waiting: int
 
 
@@ -129,9 +136,10 @@ class Atlas:
 
     def counted(self, *, effects: bool) -> "Counted":
         """The registered claims of anomalies, or those of `effects`."""
-        read = [v for s in self.sheets for v in s.verdicts if (v.claim.rule == EFFECT) == effects]
-        n = sum((c.rule == EFFECT) == effects for s in self.sheets for c in s.registered)
-        return Counted(sum(v.verdict == "confirmed" for v in read), len(read), n - len(read))
+        read = [v for s in self.sheets for v in once(s.verdicts) if (v.claim.rule == EFFECT) == effects]
+        n = sum((v.claim.rule == EFFECT) == effects for s in self.sheets for v in s.verdicts)
+        registered = sum((c.rule == EFFECT) == effects for s in self.sheets for c in s.registered)
+        return Counted(sum(v.verdict == "confirmed" for v in read), len(read), n - len(read), registered - n)
 
     @property
     def answers(self) -> list[Answer]:
@@ -162,6 +170,14 @@ class Atlas:
         return sorted(once, key=lambda arm: (arm in self.controls, -settings[arm]))
 
     @property
+    def arithmetic(self) -> dict[str, Range]:
+        """{arm: the least and the most of its operations a token over its baseline's}, over all studies."""
+        out: dict[str, Range] = {}
+        for s in self.sheets:
+            out = joined(out, s.arithmetic)
+        return out
+
+    @property
     def controls(self) -> list[str]:
         """The arms that every study which has them calls a control."""
         gates = {a for s in self.sheets for a in s.labels if a not in s.controls}
@@ -179,20 +195,24 @@ class Atlas:
         return sorted({p.n_parameters for p in self.places})
 
 
-def place(base: Mapping[str, Any], n_parameters: int) -> Place:
-    """Of a cell with this configuration."""
+def place(base: Mapping[str, Any], n_parameters: int, names: Mapping[str, str] | None = None) -> Place:
+    """Of a cell with this configuration; `names` {file: what it is in words} of texts that do not say it themselves."""
     model, data = (base.get(key) or {} for key in ("model", "data"))
     architecture = str(model.get("arch", "?")) + (", experts" if model.get("moe") else "")
-    return Place(architecture, _data(data), n_parameters)
+    return Place(architecture, _data(data, names or {}), n_parameters)
 
 
-def _data(data: Mapping[str, Any]) -> str:
+def _data(data: Mapping[str, Any], names: Mapping[str, str]) -> str:
     kind = str(data.get("kind", "?"))
     if kind == "tasks":
         return f"task {', '.join(data.get('names', ()))}"
     if kind == "text":
         paths = [PurePath(p).name for p in data.get("paths", ())]
-        return f"text ({paths[0]}{f' and {len(paths) - 1} more' if len(paths) > 1 else ''})" if paths else kind
+        files = f"{paths[0]}{f' and {len(paths) - 1} more' if len(paths) > 1 else ''}" if paths else ""
+        named = ", ".join(dict.fromkeys(names.get(p, p) for p in paths)) if any(p in names for p in paths) else ""
+        said = data.get("about") or named or files
+        apart = ", documents apart" if data.get("document_mask") else ""
+        return f"text ({said}{apart})" if said else kind
     return kind if data.get("bos", True) else f"{kind} without BOS"
 
 

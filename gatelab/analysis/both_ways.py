@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from .student import Estimate, estimate
+from .student import Estimate, critical_t, estimate
 
 
 def over_cells_and_seeds(groups: Mapping[str, Mapping[int, float]], *, scale: float = 0.0) -> Estimate:
@@ -25,6 +25,4 @@ def over_cells_and_seeds(groups: Mapping[str, Mapping[int, float]], *, scale: fl
 
 
 def _half_width(e: Estimate) -> float:
-    from scipy.special import stdtrit
-
-    return float(stdtrit(e.df, 0.975)) * e.error
+    return critical_t(e.df, 0.05) * e.error

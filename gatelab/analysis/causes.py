@@ -20,6 +20,7 @@ LEVEL = 0.05
 NOTHING = STUDY_METRICS["val_loss"].metric.equivalence  # nats a token; what differs by less counts as nothing
 LOSS, MASS = "val_loss", "first_token_mass"
 EDITED = "loss_change"  # what the rows of edits hold, and nothing else
+_MARKS = {"supported": "+", "refuted": "−", "undecided": "?", "not run": "·"}
 _OPPOSITE = {"supported": "refuted", "refuted": "supported", "undecided": "undecided"}
 
 
@@ -41,6 +42,11 @@ class Decision:
     to_do: list[str] = field(default_factory=list)
     reading: str = ""
     arms: list[str] = field(default_factory=list)
+
+    @property
+    def mark(self) -> str:
+        """The verdict's sign."""
+        return _MARKS[self.verdict]
 
 
 @dataclass(frozen=True)
@@ -108,7 +114,8 @@ class Hypothesis:
 @dataclass(frozen=True, slots=True)
 class Card:
     """A hypothesis on one arm of one cell: refuted where any test refutes it, supported where all support it, not run where
-    none was, else undecided; and what its tests mean together. `reading` is what it was asked of, empty of one about itself."""
+    none was, else undecided; and what its tests mean together. `reading` is what it was asked of, empty of one about itself;
+    `study` is whose cell and arm these are, where not those of the study that was asked."""
 
     cell: str
     arm: str
@@ -118,6 +125,12 @@ class Card:
     decisions: list[Decision]
     says: str = ""
     reading: str = ""
+    study: str = ""
+
+    @property
+    def mark(self) -> str:
+        """The verdict's sign."""
+        return _MARKS[self.verdict]
 
 
 def cards(

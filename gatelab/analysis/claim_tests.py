@@ -7,7 +7,7 @@ bounds is what two one-sided tests at 5% ask. Numbers whose interval a file stat
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf, isfinite, nan
 from pathlib import Path
 from statistics import fmean
@@ -123,6 +123,22 @@ def difference(
                 said = " and ".join(number(x, places(x / 10)) for x in sizes)
                 return Measured(nan, nan, nan, f"no room: they differ from {beside} by {said}", unit)
         return mean_over({"": {s: runs[arm][s] - runs[than][s] for s in seeds}}, unit, confidence)
+
+    return test
+
+
+def over_share(column: str, arm: str, than: str, share: float, unit: str = "", *, cell: str = "") -> Test:
+    """The mean over seeds of arm minus this share of `than`, Student's t: below 0 where the arm has less than that share of it.
+    `cell`: of several that the file has."""
+
+    def test(folder: Path) -> Measured:
+        runs = by_seed(folder, "seeds.csv", column, (arm, than), cell)
+        both = {s: x - share * runs[than][s] for s, x in runs[arm].items() if s in runs[than]}
+        m = mean_over({"": both}, unit)
+        one, other = (fmean(runs[a][s] for s in both) for a in (arm, than))
+        return replace(
+            m, over=f"{m.over}; means {number(one, places(one / 10))} and {number(other, places(other / 10))}"
+        )
 
     return test
 

@@ -11,10 +11,12 @@ from .claim_tests import (
     difference,
     effect,
     effect_gap,
+    elsewhere,
     gap,
     level,
+    over_share,
 )
-from .rate_tests import at_smallest, bears_more, best_rate, borne, slope_over_width
+from .rate_tests import at_own_rate, at_smallest, bears_more, best_rate, borne, slope_over_width
 from .room import LOSS, MOVED, Room, accurate
 from .stated_tests import cost, unread
 
@@ -27,7 +29,11 @@ HEADWISE, ELEMENTWISE, VALUE, SINK_LOGIT = "sdpa-headwise", "sdpa-elementwise", 
 GATES = {"headwise": HEADWISE, "elementwise": ELEMENTWISE}
 
 _TASKS, _PILOT, _TEXT, _TOY = "tasks-by-architecture", "gates-on-tasks", "gates-on-text", "sinkless-seeds"
-_PHASES, _RATES, _WIDTHS = "backcopy-phases", "backcopy-rates", "backcopy-widths"
+_PHASES, _KEY, _RATES, _WIDTHS = "backcopy-phases", "backcopy-key", "backcopy-rates", "backcopy-widths"
+_LARGE, _SMALLER = "1-layer-bos-lr0.008", "1-layer-bos-lr0.002"
+_EASY, _FRESH, _OWN = "gates-on-easy-tasks", "gates-on-easy-tasks-fresh", "tasks-rates"
+_TWO_RATES = ("easy cite 0.001", "easy cite 0.003")
+_TUNED = {"encoder select": "selection", "encoder identifier": "code", "experts track": "tracking"}
 # Of retrieval (`needle`) every arm's loss is at its floor: it is asked at length.
 _KINDS = {
     "track": "tracking",
@@ -90,6 +96,41 @@ CLAIMS: tuple[Claim, ...] = (
               ("sink logit", gap("citation_f1", SINK_LOGIT, "none", cells=["* cite"], where=_CITED)))
         for gate, arm in GATES.items()
     ),
+    *(
+        Claim(f"gates help citation of one of two documents, at a rate of 0.001, by more than {NOTHING} nats ({gate})",
+              PROPOSAL, _EASY,
+              f"held-out loss of the answers, arm minus no gate, of eight fresh seeds: below −{NOTHING}",
+              elsewhere(_FRESH, effect("val_loss", arm, "nats")), _FREE,
+              ("each arm at the better of two rates, seeds 0 to 4", at_own_rate(arm, "none", _TWO_RATES)))
+        for gate, arm in GATES.items()
+    ),
+    *(
+        Claim(f"gates help citation of one of two documents, each arm at the better of two rates, by more than {NOTHING} nats"
+              f" ({gate})", PROPOSAL, _EASY,
+              f"held-out loss of the answers, arm minus no gate, each at the better of 0.001 and 0.003: below −{NOTHING}",
+              at_own_rate(arm, "none", _TWO_RATES), _FREE,
+              ("both at 0.001, eight fresh seeds", elsewhere(_FRESH, effect("val_loss", arm, "nats"))))
+        for gate, arm in GATES.items()
+    ),
+    *(
+        Claim(f"gates help {kind} by more than {NOTHING} nats where each arm has its own best of three rates ({where.split()[0]},"
+              f" {gate})", PAPER, _OWN,
+              f"held-out loss of the answers, arm minus no gate, each at its own best rate: below −{NOTHING}",
+              at_own_rate(arm, "none", [f"{where} lr{rate:g}" for rate in (3e-4, 1e-3, 3e-3)]), _FREE,
+              ("both at 0.001", difference("val_loss", arm, "none", "nats", cell=f"{where} lr0.001")))
+        for where, kind in _TUNED.items() for gate, arm in GATES.items()
+    ),
+    *(
+        Claim(f"{words} (toy, {gate})", PAPER, _KEY, f"{asks}: below 0", test(f"{gate}-half"), _BELOW,
+              ("from 0.95", test(f"{gate}-open")))
+        for words, asks, test in (
+            ("a gate after attention lowers the largest activation", "largest activation, arm from one half minus no gate",
+             lambda arm: difference("massive_max", arm, "none", cell=_SMALLER)),
+            ("a gate after attention halves massive activations", "largest activation, arm from one half minus half of no gate's",
+             lambda arm: over_share("massive_max", arm, "none", 0.5, cell=_SMALLER)),
+        )
+        for gate in GATES
+    ),
     Claim(_AT_G1, PAPER, _TASKS, f"held-out loss, G1 minus G2, both elementwise: below −{NOTHING}",
           effect_gap("val_loss", ELEMENTWISE, VALUE, "nats", room=LOSS), _FREE,
           ("sink logit minus G2", effect_gap("val_loss", SINK_LOGIT, VALUE, "nats", room=LOSS))),
@@ -105,6 +146,11 @@ CLAIMS: tuple[Claim, ...] = (
     Claim(_ALIKE, PAPER, _PHASES, f"held-out loss, elementwise minus headwise, both from one half: within ±{NOTHING}",
           effect_gap("val_loss", "elementwise-half", "headwise-half", "nats", confidence=ALIKE, moved=MOVED), _SMALL,
           ("from 0.95", effect_gap("val_loss", "elementwise-open", "headwise-open", "nats", confidence=ALIKE, moved=MOVED))),
+    Claim(_ALIKE, PAPER, _KEY,
+          f"held-out loss, elementwise minus headwise, both from one half, at a rate of 0.008: within ±{NOTHING}",
+          difference("val_loss", "elementwise-half", "headwise-half", "nats", cell=_LARGE, confidence=ALIKE, beside="none",
+                     room=MOVED), _SMALL,
+          ("headwise minus none", difference("val_loss", "headwise-half", "none", "nats", cell=_LARGE, confidence=ALIKE))),
     Claim(_ALIKE, PAPER, _TASKS, f"held-out loss, elementwise minus headwise: within ±{NOTHING}",
           effect_gap("val_loss", ELEMENTWISE, HEADWISE, "nats", confidence=ALIKE, room=LOSS, moved=MOVED), _SMALL,
           ("sink logit minus headwise",

@@ -15,7 +15,8 @@ from .anomalies.evidence import Comparison, Evidence
 from .causes import Card
 from .digest import digest, table
 from .heterogeneity import merged
-from .stages import EFFECT, Claim, Verdict, alarm_of
+from .registration import EFFECT, Claim, Verdict
+from .stages import ONE_TEST, alarm_of
 from .student import p_two_sided
 
 if TYPE_CHECKING:
@@ -143,6 +144,21 @@ def anomalies(
         words = {r: (m.label, m.unit) for h in held if (m := screen.readings.get(r := h.claim.reading)) is not None}
         out.append(Anomaly(cell, arm, held, beside, words))
     return sorted(out, key=lambda a: (*a.held[0].rank, a.cell, a.arm))
+
+
+def once(verdicts: Iterable[Verdict]) -> list[Verdict]:
+    """A study's verdicts without those of a test that another of its claims has too, of which the first of `ONE_TEST` stays: these
+    rules test one thing, so that the same p of as many pairs of a cell, an arm and a reading is of the same seeds. Registrations
+    older than `stages.distinct` have such claims."""
+    first: dict[tuple[str, str, str, int, float], Verdict] = {}
+    found = list(verdicts)
+    for v in sorted((v for v in found if v.claim.rule in ONE_TEST), key=lambda v: ONE_TEST.index(v.claim.rule)):
+        first.setdefault(_test(v), v)
+    return [v for v in found if v.claim.rule not in ONE_TEST or first[_test(v)] is v]
+
+
+def _test(v: Verdict) -> tuple[str, str, str, int, float]:
+    return v.claim.cell, v.claim.arm, v.claim.reading, v.n_pairs, v.p
 
 
 def effect_of(claim: Claim, cell: str, evidence: Evidence) -> Alarm | None:

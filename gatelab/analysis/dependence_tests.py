@@ -9,6 +9,7 @@ from ..config.gate_layers import GateLayers
 from .anomalies.evidence import LUCK, Comparison
 from .causes import LEVEL, Decision, Ledger, Test, besides
 from .heterogeneity import Dependence, differences, fit, left_out, merged
+from .student import critical_t
 from .to_run import anew, seeds_more
 from .two_states import State, depending_states, mark, state_of
 
@@ -214,9 +215,7 @@ def depending(found: Decision, d: Dependence, n: int, scale: Scale) -> Decision:
 
 def _widened(n_changes: int, df: float) -> float:
     """What an interval of one difference at 95% is multiplied by to hold all of so many (Bonferroni)."""
-    from scipy.special import stdtrit
-
-    return float(stdtrit(df, 1 - LEVEL / 2 / n_changes) / stdtrit(df, 1 - LEVEL / 2))
+    return critical_t(df, LEVEL / n_changes) / critical_t(df, LEVEL)
 
 
 def _level(value: str) -> str:

@@ -18,7 +18,7 @@ from weakref import WeakKeyDictionary
 from ..store import RunFolder, StoreError, StudyFolder, fill, quoted, to_read
 from ..study.local import n_cores
 from .digest_parts import EMPTY, PLACES, VIEWS
-from .run_digest import KIND, batches, digests_of, take
+from .run_digest import AT_ONCE, KIND, batches, digests_of, take
 
 # A file changed this recently could change again without a new time (file systems count in ticks).
 _SETTLED_NS = 2_000_000_000
@@ -100,10 +100,12 @@ def _made(folder: StudyFolder, stamps: Stamps) -> Any:
     found: dict[str, bool] = {}
     if missing:
         found = digests_of(connection, [run for run in missing if stamps[_files(run)[1]]])
-        connection.execute(f"SET threads = {n_cores()}")
         of_rows = [(run, stamps[_files(run)[0]][0]) for run in missing if run.fingerprint not in found]
+        if sum(size for _, size in of_rows) > AT_ONCE:
+            connection.execute(f"SET threads = {n_cores()}")
         for batch in batches(of_rows):
             take(connection, batch)
+        connection.execute("SET threads = 1")
     may = {
         name: state
         for name, state in states.items()

@@ -15,7 +15,7 @@ import numpy as np
 
 from .anomalies.evidence import Evidence
 from .heterogeneity import left_out
-from .student import interval, p_two_sided, q_values
+from .student import critical_t, interval, p_two_sided, q_values
 
 ALL_CELLS = "(all cells)"
 SEEDS_NEEDED = 4  # fewer leave the correlation one degree of freedom
@@ -38,9 +38,7 @@ class Spread:
     q: float = nan
 
 
-def dispersions(
-    evidence: Evidence, readings: Sequence[str], parts: dict[str, str], confidence: float = 0.95
-) -> list[Spread]:
+def dispersions(evidence: Evidence, readings: Sequence[str], parts: dict[str, str]) -> list[Spread]:
     """Over seeds of the readings, by cell and over all cells; over heads and layers by `parts`, {reading: what it is over}.
 
     Over seeds only where runs cannot come in two states (`Evidence.may_split`): else the spread is how far those lie apart, and
@@ -60,10 +58,10 @@ def dispersions(
             is_pooled = 2 * len(together) > n_cells > 1 < len(together) and not evidence.not_pooled
             several = {ALL_CELLS: together} if is_pooled else {}
             for cell, values in ({c: [v] for c, v in groups.items()} | several).items():
-                spread = over_seeds(values, confidence)
+                spread = over_seeds(values)
                 if spread is not None:
                     found.append(replace(spread, cell=cell, arm=arm, reading=reading))
-        found += [s for name, over in parts.items() for s in _over_parts(evidence, name, arm, over, confidence)]
+        found += [s for name, over in parts.items() for s in _over_parts(evidence, name, arm, over)]
     tested = [i for i, s in enumerate(found) if isfinite(s.p)]
     if tested:
         for i, q in zip(tested, q_values([found[i].p for i in tested]), strict=True):
@@ -98,7 +96,7 @@ def pitman_morgan(groups: Sequence[Group], confidence: float = 0.95) -> Spread |
         return None
     # (bb − w·aa)² · df = 4 t² w (aa·bb − ab²) is a quadratic in the ratio w of the true variances.
     t = (bb - aa) * sqrt(df) / (2 * sqrt(aa * bb - ab**2))
-    k = 1 + 2 * _critical(df, confidence) ** 2 * (1 - ab**2 / (aa * bb)) / df
+    k = 1 + 2 * critical_t(df, 1 - confidence) ** 2 * (1 - ab**2 / (aa * bb)) / df
     low, high = (sqrt(bb / aa * (k + side * sqrt(k**2 - 1))) for side in (-1, 1))
     return Spread("", "", "", "seeds", len(a), sqrt(bb / aa), low, high, _p(df, t))
 
@@ -120,7 +118,7 @@ def _by_seed(a: np.ndarray, b: np.ndarray, seeds: np.ndarray, confidence: float)
     if n < 2 or np.ptp(y - x) == 0:
         return 0.0, inf, 1.0
     p = _p(n - 1, (y - x).mean() / ((y - x).std(ddof=1) / sqrt(n)))
-    c = _critical(n - 1, confidence) ** 2 / n
+    c = critical_t(n - 1, 1 - confidence) ** 2 / n
     (xx, xy), (_, yy) = np.cov(x, y)
     # (ȳ − w·x̄)² ≤ c (yy − 2w·xy + w²·xx): the ratios between two roots where x̄ itself is surely above zero, else those
     # beyond them.
@@ -134,12 +132,6 @@ def _by_seed(a: np.ndarray, b: np.ndarray, seeds: np.ndarray, confidence: float)
     return sqrt(max(0.0, low)), sqrt(max(0.0, high)), p
 
 
-def _critical(df: float, confidence: float) -> float:
-    from scipy.special import stdtrit
-
-    return float(stdtrit(df, 0.5 + confidence / 2))
-
-
 def _p(df: float, t: float) -> float:
     """Two-sided."""
     from scipy.special import stdtr
@@ -147,11 +139,11 @@ def _p(df: float, t: float) -> float:
     return float(2 * stdtr(df, -abs(t)))
 
 
-def _over_parts(evidence: Evidence, reading: str, arm: str, over: str, confidence: float) -> list[Spread]:
+def _over_parts(evidence: Evidence, reading: str, arm: str, over: str) -> list[Spread]:
     out = []
     for cell in evidence.cells:
         e = evidence.estimate(reading, cell, arm)
         if e is not None and e.sigma > 0:
-            low, high = interval(e, confidence)
+            low, high = interval(e, 0.95)
             out.append(Spread(cell, arm, reading, over, e.n, exp(e.mean), exp(low), exp(high), p_two_sided(e)))
     return out

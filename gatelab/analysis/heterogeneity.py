@@ -20,7 +20,7 @@ import numpy as np
 from .anomalies.evidence import Evidence
 from .both_ways import over_cells_and_seeds
 from .lost import lost_at
-from .student import interval, p_two_sided, q_values
+from .student import critical_t, interval, p_two_sided, q_values
 
 LEFT_OVER = 3  # degrees of freedom of cells beyond the factors that a test against them needs
 
@@ -264,7 +264,7 @@ class _Model:
         x = x - others @ np.linalg.lstsq(others, x, rcond=None)[0]
         square = float(x @ x)
         slope = float(x @ self.y) / square
-        half = self._critical(confidence) * sqrt(self.error / square)
+        half = critical_t(self.df, 1 - confidence) * sqrt(self.error / square)
         rss, rank = _residual(np.column_stack([others, x]), self.y)
         df = self.rank - rank
         p_bend = _p_f(max(0.0, rss - self.rss) / df / self.error, df, self.df) if df else nan
@@ -287,13 +287,8 @@ class _Model:
     def _contrast(self, weights: np.ndarray, confidence: float) -> tuple[float, float, float]:
         """A combination of the coefficients with its interval."""
         value = float(weights @ self.beta)
-        half = self._critical(confidence) * sqrt(self.error * float(weights @ self.inverse @ weights))
+        half = critical_t(self.df, 1 - confidence) * sqrt(self.error * float(weights @ self.inverse @ weights))
         return value, value - half, value + half
-
-    def _critical(self, confidence: float) -> float:
-        from scipy.special import stdtrit
-
-        return float(stdtrit(self.df, 0.5 + confidence / 2))
 
 
 def merged(factors: Mapping[str, Mapping[str, Any]], cells: Sequence[str]) -> dict[str, dict[str, Any]]:

@@ -9,7 +9,8 @@ from .anomalies.gather import Gathered
 from .anomalies.screen import Screened, screen
 from .dispersion import Spread, dispersions
 from .heterogeneity import Dependence, Pooled, dependences, pooled
-from .stages import Claim, claims
+from .registration import Claim
+from .stages import claims
 
 # What is pooled over cells and asked for what it depends on, and whose spread is compared.
 READINGS = ("val_loss", "first_token_mass", "massive_max", "value_drain")

@@ -237,19 +237,26 @@ floor and some below the ceiling (items right: 0.05 and 0.95; losses: above 0.01
 one of them together differ by next to nothing whatever a gate does. That two gates do alike is asked only where one changes the
 loss by more than 0.01 nats, and stability only where runs diverge or spike. Intervals are Clopper and Pearson's for shares of
 seeds, Student's t for means over seeds (over cells or the seeds that they share, the wider), and those of the page's files over
-documents or sequences, which say nothing of other models. That two arms are alike is asked with intervals of 90%: one inside of the
+documents or sequences, which say nothing of other models. Where each arm has its own best rate, the interval does not know that the
+rate was chosen among those run. That two arms are alike is asked with intervals of 90%: one inside of the
 bounds is what two one-sided tests at 5% ask.
 
 `effects.csv`, `runs.csv` and `seeds.csv` of studies are `gatelab report`'s; what stands in none (gate scores, positions, citations,
 ladders) is read from the runs in a page's pack (`folder.parquet`), at their last look, by the definitions of
 [metrics](../metrics.md). The stored `seeds.csv` are older than that command's: those of `backcopy-phases` and `backcopy-causes` are
 the last looks of the runs in the pack beside them (a test compares them, to the pack's five digits), that of `sinkless-seeds`
-those of the runs of `gatelab run sinkless-seeds`, whose folder is not kept. Other files are of the commands that their pages name.
+those of the runs of `gatelab run sinkless-seeds`, whose folder is not kept. Lines of `tasks-by-architecture` are of its screen,
+seeds 0 to 4 of all cells; what eight fresh seeds of eight cells say, `conflict` among them, is on that page. Other files are of the
+commands that their pages name.
 """.splitlines()
+_COLUMNS = (
+    "| claim | source | the number, and where it should lie | measured | control | at this scale |",
+    "|---|---|---|---|---|---|",
+)
 
 
 def page(entries: Sequence[Entry]) -> Iterator[str]:
-    """The ledger as Markdown, a line each."""
+    """The ledger as Markdown, a line each, what is decided first."""
     counts = ", ".join(f"{sum(e.verdict == v for e in entries)} {v}" for v in ("supported", "refuted", "undecided"))
     not_run = sum(not e.is_run for e in entries)
     yield "# Claims, and what the results here say to them"
@@ -257,10 +264,11 @@ def page(entries: Sequence[Entry]) -> Iterator[str]:
     yield from _HEAD
     yield ""
     yield f"{len(entries)} lines: {counts}{f', {not_run} of these not run' if not_run else ''}."
-    yield ""
-    yield "| claim | source | the number, and where it should lie | measured | control | at this scale |"
-    yield "|---|---|---|---|---|---|"
-    for e in entries:
-        where = f"[{e.page}]({e.page}.md)" if e.is_run else e.page
-        words = (e.claim, e.source, f"{e.asks} ({where})", e.measured, e.control, f"**{e.verdict}**")
-        yield f"| {' | '.join(words)} |"
+    for title, decided in (("Decided", True), ("Undecided", False)):
+        yield from ("", f"## {title}", "", *_COLUMNS)
+        yield from (_row(e) for e in entries if (e.verdict != "undecided") is decided)
+
+
+def _row(e: Entry) -> str:
+    where = f"[{e.page}]({e.page}.md)" if e.is_run else e.page
+    return f"| {e.claim} | {e.source} | {e.asks} ({where}) | {e.measured} | {e.control} | **{e.verdict}** |"

@@ -7,7 +7,7 @@ from .anomalies.evidence import Evidence
 from .causes import Card
 from .confirmed import Anomaly
 from .hunt import Hunt
-from .stages import Registration, Verdict
+from .registration import Registration, Verdict
 
 
 @dataclass(frozen=True, slots=True)

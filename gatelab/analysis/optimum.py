@@ -14,6 +14,7 @@ import numpy as np
 from ..record import Finding
 from .best_rate import LOSS
 from .paired import Outcome
+from .student import critical_t
 
 Losses = Mapping[float, Mapping[int, float]]  # {rate: {seed: held-out loss}}
 
@@ -57,14 +58,12 @@ def optimum(losses: Losses) -> Optimum | None:
     )
 
 
-def _fieller(a: np.ndarray, b: np.ndarray, confidence: float = 0.95) -> tuple[float, float]:
-    """The u for which the mean over seeds of a + b·u may be zero; all where they are no interval."""
-    from scipy.special import stdtrit
-
+def _fieller(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
+    """The u for which the mean over seeds of a + b·u may be zero, at 95%; all where they are no interval."""
     n = len(a)
     if n < 2:
         return -inf, inf
-    t2 = float(stdtrit(n - 1, (1 + confidence) / 2)) ** 2
+    t2 = critical_t(n - 1, 0.05) ** 2
     (aa, ab), (_, bb) = np.cov(a, b) / n
     square, cross, rest = b.mean() ** 2 - t2 * bb, a.mean() * b.mean() - t2 * ab, a.mean() ** 2 - t2 * aa
     if square <= 0:

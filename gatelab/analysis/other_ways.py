@@ -45,7 +45,11 @@ def _is_static(model: Model, own: Model, _base: Model) -> bool:
 
 
 def _static_arm(own: Model) -> str:
-    return _arm("static", own, {"source": "static", "rank": None, "mlp": None, "bias": False}, control=True)
+    spec = _spec(own)
+    # It starts where the gate does; what starts around a value is a map.
+    start = {} if spec is None or spec.around is None else {"around": None, "init": spec.around}
+    changes = {"source": "static", "rank": None, "mlp": None, "bias": False} | start
+    return _arm("static", own, changes, control=True)
 
 
 def _is_begun_open(model: Model, own: Model, _base: Model) -> bool:

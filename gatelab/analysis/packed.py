@@ -22,6 +22,7 @@ from typing import Any
 from .. import SCHEMA
 from ..record import Row
 from ..store import StoreError, to_read
+from ..store.files import line_of
 
 SUFFIX = ".parquet"
 VERSION = 1
@@ -179,10 +180,7 @@ def unpack(path: Path, place: Path) -> Path:
 def _write(path: Path, content: Any) -> None:
     # Compact: an indented one takes four times as long to make, and a study has thousands.
     lines = content if path.suffix == ".jsonl" else [content]
-    path.write_text("".join(f"{_line(line)}\n" for line in lines), encoding="utf-8")
-
-
-_line = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+    path.write_text("".join(f"{line_of(line)}\n" for line in lines), encoding="utf-8")
 
 
 def _lines(pack: Pack) -> Iterator[tuple[str, str]]:

@@ -5,14 +5,17 @@ folder of its name, a run a line. Where they lie elsewhere is a line of `KEPT`.
 """
 
 import csv
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from ..config import ConfigError, Run, Text, canonical, validate
 from ..study.study import Study, built_in, load_study
 
 KEPT = {"backcopy-longer": "backcopy-phases/longer.csv"}
 _FILES = ("runs.csv", "seeds.csv")
+_READ = ("bos", "document_mask")  # how a text is read, whichever it is
 
 Key = tuple[str, str, int]  # cell, arm, seed
 
@@ -29,9 +32,12 @@ class Open:
     note: str = ""
 
 
-def still_open(results: Path, stored: Mapping[str, Mapping[Key, int]]) -> list[Open]:
+def still_open(
+    results: Path, stored: Mapping[str, Mapping[Key, int]], otherwise: Mapping[str, Collection[Key]] | None = None
+) -> list[Open]:
     """Of every built-in study; `stored` {its name: {a run that its folder has planned: steps}}, whose own open ones are no part of
-    this. A run of fewer steps than the study's is not that run."""
+    this. A run of fewer steps than the study's is not that run; nor are those {name: runs} that read their data `otherwise`, which
+    are not among the stored."""
     out = []
     for name in built_in():
         study = load_study(name)
@@ -39,13 +45,34 @@ def still_open(results: Path, stored: Mapping[str, Mapping[Key, int]]) -> list[O
         if made is None:
             continue
         runs = list(_planned(study))
-        missing = [key for key in runs if made.get(key, 0) < _steps(study, key)]
+        missing = [key for key in runs if key not in made or made[key] < _steps(study, key)]
         cut = [key for key in missing if key in made]
+        unlike = [key for key in missing if key in (otherwise or {}).get(name, ())]
         said = ", ".join(dict.fromkeys(f"{made[key]:,} of {_steps(study, key):,} steps" for key in cut))
         if missing:
-            note = f"made shorter: {len(cut)}, {said}" if cut else ""
-            out.append(Open(name, study.question, len(missing), len(runs), _command(study, missing), note))
+            notes = [f"made shorter: {len(cut)}, {said}"] if cut else []
+            notes += [f"made on data that were read otherwise: {len(unlike)}"] if unlike else []
+            out.append(Open(name, study.question, len(missing), len(runs), _command(study, missing), "; ".join(notes)))
     return out
+
+
+def otherwise(study: Mapping[str, Any]) -> frozenset[str]:
+    """The cells of a study, as its study.json has it, that are of texts and read them in another way than the cells of the built-in
+    study that have these names, as where one hides other documents; which texts is the user's to say."""
+    if study["name"] not in built_in():
+        return frozenset()
+    there, out = load_study(study["name"]).cells, set()
+    for cell in study["cells"]:
+        try:
+            run = validate(Run, dict(cell.get("base") or {}))  # what it does not state is as it was then
+        except ConfigError:
+            continue
+        own = there.get(cell["name"])
+        if own is not None and isinstance(own.data, Text) and isinstance(run.data, Text):
+            one, other = (canonical(data) for data in (own.data, run.data))
+            if any(one[name] != other[name] for name in _READ):
+                out.add(cell["name"])
+    return frozenset(out)
 
 
 def _planned(study: Study) -> Iterator[Key]:

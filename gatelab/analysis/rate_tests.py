@@ -6,17 +6,19 @@ of the parabola through its lowest loss and the two beside it, over log2 of the 
 whose lowest loss is at an end of the ladder, or beside a run that is lost, has none.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import inf, isfinite, log2, nan
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 
 from ..store import StoreError
 from .archived import Kept, kept
 from .best_rate import LOSS, at_best, settings
-from .claim_tests import Measured, Test, number, places
+from .claim_rows import numbers
+from .claim_tests import Measured, Test, mean_over, number, places
 from .lost import is_lost
 from .paired import Outcome
 from .shares import exact_interval
@@ -98,6 +100,24 @@ def _end(run: Kept) -> float:
         )
     end = looks[max(looks)]
     return inf if is_lost(run.status, looks[0], end) else end
+
+
+def at_own_rate(arm: str, than: str, cells: Sequence[str], unit: str = "nats") -> Test:
+    """Arm minus `than` in the held-out loss, paired by seed, each in the one of the cells, which differ in the learning rate, where
+    its mean is lowest; Student's t, which does not know that the cells were chosen."""
+
+    def test(folder: Path) -> Measured:
+        runs = {a: {c: s for c, s in numbers(folder, LOSS, a).items() if c in cells} for a in (arm, than)}
+        if missing := [f"{a} in {c}" for a, of in runs.items() for c in cells if c not in of]:
+            raise StoreError(
+                f"{folder}: its archive has no finished run of {missing[0]}; the claims of `--claims` read it"
+            )
+        best = {a: min(of, key=lambda c: fmean(of[c].values())) for a, of in runs.items()}
+        one, other = (runs[a][best[a]] for a in (arm, than))
+        m = mean_over({"": {s: one[s] - other[s] for s in one if s in other}}, unit)
+        return replace(m, over=f"{m.over}; best in {best[arm]}, and without in {best[than]}")
+
+    return test
 
 
 def bears_more(arm: str, than: str) -> Test:

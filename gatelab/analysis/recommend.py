@@ -14,8 +14,8 @@ from .best_rate import LOSS, AtBest, at_best, settings
 from .dispersion import over_seeds
 from .effects import effects
 from .paired import Outcome, Outcomes, Pairs
+from .registration import EFFECT, Verdict
 from .shares import exact_interval
-from .stages import EFFECT, Verdict
 from .standing import (
     CONFIRMED,
     DIVERGED,

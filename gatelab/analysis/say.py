@@ -8,8 +8,8 @@ from .foresight import Foresight
 from .heterogeneity import Dependence
 from .hunt import Hunt
 from .lost import said
-from .stages import Claim, Registration, Verdict
-from .verdicts import SILENT_UNITS, compact
+from .registration import Claim, Registration, Verdict
+from .verdicts import SILENT_UNITS, as_p, compact
 
 
 def hunted(hunt: Hunt, *, all_: bool = False) -> Iterator[str]:
@@ -22,7 +22,7 @@ def hunted(hunt: Hunt, *, all_: bool = False) -> Iterator[str]:
     for note in hunt.notes:
         yield f"  note: {note}"
     for a in hunt.screened.anomalies:
-        yield f"  {a.rule:<20} {a.sentence} ({_p('q', a.q)}, {_p('p', a.p)}, {a.n_pairs} seeds{_left_out(a.notes)})"
+        yield f"  {a.rule:<20} {a.sentence} ({as_p('q', a.q)}, {as_p('p', a.p)}, {a.n_pairs} seeds{_left_out(a.notes)})"
     if not hunt.screened.anomalies:
         yield "  none seen; that is not proof of absence: `gatelab plan STUDY --pilot DIR` says what more seeds could see"
     if untested:
@@ -31,7 +31,7 @@ def hunted(hunt: Hunt, *, all_: bool = False) -> Iterator[str]:
     if all_:
         for a in sorted(tested, key=lambda a: a.p):
             if a.verdict != "anomaly":
-                yield f"  {'(no) ' + a.rule:<25} {a.sentence} ({_p('q', a.q)}, {_p('p', a.p)})"
+                yield f"  {'(no) ' + a.rule:<25} {a.sentence} ({as_p('q', a.q)}, {as_p('p', a.p)})"
         for a in untested:
             yield f"  {'(untested) ' + a.rule:<25} {a.sentence}"
     yield from _over_cells(hunt, all_=all_)
@@ -48,7 +48,7 @@ def _over_cells(hunt: Hunt, *, all_: bool) -> Iterator[str]:
     for p in hunt.pooled:
         yield (
             f"  {p.arm}, {p.reading}{_of(p.unit)}: {p.effect:+.4g} ({p.low:+.4g} to {p.high:+.4g}, {p.n_cells} cells, "
-            f"{_p('p', p.p)}); cells differ by {compact(p.between)} ({_p('p', p.p_between)}), a pair by {compact(p.within)}"
+            f"{as_p('p', p.p)}); cells differ by {compact(p.between)} ({as_p('p', p.p_between)}), a pair by {compact(p.within)}"
         )
     depending = [d for d in hunt.dependences if all_ or d.q <= fdr]
     if any(d.factor == ARCHITECTURE for d in depending):
@@ -58,7 +58,7 @@ def _over_cells(hunt: Hunt, *, all_: bool) -> Iterator[str]:
         if all_ or s.q <= fdr:
             yield (
                 f"  {s.cell}: with {s.arm} the {s.reading} spreads {s.ratio:.3g} times as much over {s.over}"
-                f" ({s.low:.3g} to {s.high:.3g}, {_p('q', s.q)})"
+                f" ({s.low:.3g} to {s.high:.3g}, {as_p('q', s.q)})"
             )
 
 
@@ -68,8 +68,8 @@ def _depending(d: Dependence) -> str:
     if not isfinite(d.p):
         return f"{about} {'; '.join(d.notes)}"
     levels = ", ".join(f"{x.value}: {x.effect:+.4g} ({x.low:+.4g} to {x.high:+.4g})" for x in d.levels)
-    test = f"F({d.df:g}, {d.df_error:g}) = {d.f:.3g}, {_p('q', d.q)}, {_p('p', d.p)} against {d.against}"
-    line = f"; {d.slope:+.4g} a doubling, on a line {_p('p', d.p_bend)}" if isfinite(d.p_bend) else ""
+    test = f"F({d.df:g}, {d.df_error:g}) = {d.f:.3g}, {as_p('q', d.q)}, {as_p('p', d.p)} against {d.against}"
+    line = f"; {d.slope:+.4g} a doubling, on a line {as_p('p', d.p_bend)}" if isfinite(d.p_bend) else ""
     return f"{about} {levels} ({test}){line}{'; the sign flips' if d.flips else ''}"
 
 
@@ -99,7 +99,7 @@ def registered(r: Registration, command: str, n_runs: int, out_of_reach: Sequenc
     yield f"registered: {len(r.claims)} claims, to be confirmed on seeds {seeds} by Holm at {r.alpha:.0%}"
     for c in r.claims:
         what = f"{c.reading} {'rises' if c.direction > 0 else 'falls'}" if c.direction else c.reading
-        yield f"  {c.rule:<20} {c.cell}, {c.arm}: {what} ({_p('q', c.q)})"
+        yield f"  {c.rule:<20} {c.cell}, {c.arm}: {what} ({as_p('q', c.q)})"
     yield from (f"  note: {note}" for note in equal_tests(r))
     for c, needed in out_of_reach:
         most[needed].append(c)
@@ -127,7 +127,7 @@ def confirmed(verdicts: Iterable[Verdict]) -> Iterator[str]:
     """The verdict on every claim."""
     for v in verdicts:
         c = v.claim
-        held = f"{_p('p', v.p)}, after Holm {v.p_holm:.2g}, " if isfinite(v.p) else ""
+        held = f"{as_p('p', v.p)}, after Holm {v.p_holm:.2g}, " if isfinite(v.p) else ""
         yield f"  {v.verdict:<14} {c.rule} {c.cell}, {c.arm}: {c.reading} ({held}{v.n_pairs} fresh seeds{_left_out(v.notes)})"
 
 
@@ -137,7 +137,3 @@ def _left_out(notes: Sequence[str]) -> str:
 
 def _of(unit: str) -> str:
     return "" if unit in SILENT_UNITS else f" ({unit})"
-
-
-def _p(name: str, value: float) -> str:
-    return f"{name} < 0.001" if value < 0.001 else f"{name} = {value:.2g}"

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from math import isfinite
 
 from .causes import Card, Decision
+from .to_run import is_command
 
-_MARKS = {"supported": "+", "refuted": "−", "undecided": "?", "not run": "·"}
 _ORDER = ("supported", "refuted", "undecided")
 
 
@@ -18,9 +18,9 @@ def explained(cards: Iterable[Card], *, all_: bool = False) -> Iterator[str]:
         yield from _in_full(cards)
         return
     commands: dict[str, list[str]] = {}
-    for cell, arm in dict.fromkeys((c.cell, c.arm) for c in cards):
-        own = [c for c in cards if (c.cell, c.arm) == (cell, arm)]
-        yield f"\n{cell}, {arm}"
+    for study, cell, arm in dict.fromkeys((c.study, c.cell, c.arm) for c in cards):
+        own = [c for c in cards if (c.study, c.cell, c.arm) == (study, cell, arm)]
+        yield _titled(study, cell, arm)
         for card in sorted((c for c in own if _has_numbers(c)), key=lambda c: _ORDER.index(c.verdict)):
             told = [d for d in card.decisions if _is_said(d)]
             if len(told) == 1 and told[0].verdict == card.verdict:
@@ -41,16 +41,20 @@ def explained(cards: Iterable[Card], *, all_: bool = False) -> Iterator[str]:
 
 
 def _in_full(cards: Sequence[Card]) -> Iterator[str]:
-    arm = None
+    before = None
     for card in cards:
-        if card.arm != arm:
-            arm = card.arm
-            yield f"\n{card.cell}, {arm}"
+        if (card.study, card.cell, card.arm) != before:
+            before = card.study, card.cell, card.arm
+            yield _titled(*before)
         yield _headed(card)
         for d in card.decisions:
             yield f"    {_tested(d)}"
             for word in d.to_do:
                 yield f"        {word}"
+
+
+def _titled(study: str, cell: str, arm: str) -> str:
+    return f"\n{f'{study}, runs of the same configuration: ' if study else ''}{cell}, {arm}"
 
 
 def _lacking(cards: Sequence[Card], commands: dict[str, list[str]]) -> Iterator[str]:
@@ -60,7 +64,7 @@ def _lacking(cards: Sequence[Card], commands: dict[str, list[str]]) -> Iterator[
         for d in card.decisions:
             if not _is_said(d):
                 numbers = [d.numbers] if d.numbers else []
-                lacks = "; ".join([*numbers, *(w for w in d.to_do if not _is_command(w))]) + _numbered(d, commands)
+                lacks = "; ".join([*numbers, *(w for w in d.to_do if not is_command(w))]) + _numbered(d, commands)
                 tests = lines.setdefault(card.hypothesis, {}).setdefault(lacks.strip(), [])
                 tests += [d.test] if d.test not in tests else []
     if lines:
@@ -73,15 +77,11 @@ def _lacking(cards: Sequence[Card], commands: dict[str, list[str]]) -> Iterator[
 def _numbered(d: Decision, commands: dict[str, list[str]]) -> str:
     """The numbers of the commands that a test asks for, which are the same whatever is remarked behind them."""
     found = []
-    for word in filter(_is_command, d.to_do):
+    for word in filter(is_command, d.to_do):
         command = word.partition("    #")[0]
         commands.setdefault(command, []).append(word)
         found.append(f"[{list(commands).index(command) + 1}]")
     return f" {' '.join(dict.fromkeys(found))}" if found else ""
-
-
-def _is_command(word: str) -> bool:
-    return word.startswith(("gatelab ", "printf ", "add "))
 
 
 def _is_said(d: Decision) -> bool:
@@ -99,4 +99,4 @@ def _headed(card: Card) -> str:
 
 def _tested(d: Decision) -> str:
     said = f"{d.verdict}; {d.numbers}" if d.numbers else d.verdict
-    return f"{_MARKS[d.verdict]} {d.test} [{d.reading}]: {d.predicts}: {said}"
+    return f"{d.mark} {d.test} [{d.reading}]: {d.predicts}: {said}"

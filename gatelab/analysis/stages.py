@@ -9,159 +9,25 @@ that any confirmed claim is false is 5% at most. What two claims would test alik
 variances are shrunk towards the screen's, where one version of the code made both.
 """
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from fnmatch import fnmatchcase
-from hashlib import sha256
 from math import ceil, isfinite, log, nan
-from typing import Any
 
+from ..config import ConfigError
 from .anomalies.alarm import Alarm, Rule
 from .anomalies.evidence import LUCK, Evidence
 from .anomalies.losses import judged
 from .anomalies.screen import Screened
 from .graded import no_surer
 from .lost import lost_at
+from .registration import EFFECT, Claim, Registration, Verdict
 from .shares import p_more_often
 from .student import Prior, p_two_sided, q_values
 
-EFFECT = "effect"  # the rule of a claim that is no anomaly
 ALPHA = 0.05
 # Rules whose test may be one and the same; of such claims the first stands for all: it reads every fresh seed, and says most.
-_ALIKE = ("worse-than-none", EFFECT, "removed-but-worse")
-
-
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """What the screen saw: `direction` is −1 or 1 of an effect, 0 of an anomaly, whose rule has its own."""
-
-    rule: str
-    cell: str
-    arm: str
-    reading: str
-    direction: int
-    p: float
-    q: float
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """A claim on fresh seeds: `p` one-sided there, `p_holm` after Holm; confirmed, not confirmed, or untestable. `notes` name
-    the runs that were left out, and why nothing could be tested."""
-
-    claim: Claim
-    n_pairs: int
-    p: float
-    p_holm: float
-    verdict: str
-    notes: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True, slots=True)
-class Registration:
-    """The content of confirmation.json. `priors` are (arm, reading, degrees of freedom, variance); `needs` (cell, arm) of the
-    runs that the claims' tests read, so that these can be carried out where the screen's rows are not; `graded` the readings that
-    count seeds only where these fall into two groups. A registration without it is older than that rule, and counts them always.
-    `equal` are (rule, cell, arm, reading, the rule that stands for it) of claims that another one's test is. `digest` is of all
-    the rest as it was written; empty of an older one, of which nothing tells whether it was changed."""
-
-    claims: list[Claim]
-    seeds: list[int]
-    screened_seeds: list[int]
-    alpha: float
-    fdr: float
-    priors: list[tuple[str, str, float, float]]
-    needs: list[tuple[str, str]] = field(default_factory=list)
-    graded: list[str] = field(default_factory=list)
-    equal: list[tuple[str, str, str, str, str]] = field(default_factory=list)
-    digest: str = field(default="", compare=False)
-
-    def as_json(self) -> dict[str, Any]:
-        """With the digest of what it is now."""
-        content = asdict(self)
-        return content | {"digest": _digest(content)}
-
-    @classmethod
-    def read(cls, value: dict[str, Any]) -> "Registration":
-        """Raises ValueError where the file was edited beyond reading."""
-        try:
-            claims = [Claim(**c) for c in value["claims"]]
-            pairs = {key: [tuple(x) for x in value.get(key, [])] for key in ("priors", "needs", "equal")}
-            found = cls(**{**value, **pairs, "claims": claims})
-        except (KeyError, TypeError):
-            found = None
-        if found is None or not found._is_sound():
-            raise ValueError(
-                "its claims, seeds, level or variances are not as `--register` writes them; was it edited?"
-            )
-        if found.digest and found.digest != _digest(value):
-            raise ValueError(
-                "it is not what `--register` wrote, by the digest that it holds; was it edited? Put the registered one back, or"
-                " remove it and register on seeds that have no run"
-            )
-        return found
-
-    @property
-    def notes(self) -> list[str]:
-        """What to know before its verdicts."""
-        if self.digest:
-            return []
-        return ["the registration is of a version that kept no digest of it: nothing tells whether it was edited since"]
-
-    def _is_sound(self) -> bool:
-        lists = (self.claims, self.seeds, self.screened_seeds)
-        return (
-            all(isinstance(x, list) and x for x in lists)
-            and all(type(s) is int for s in (*self.seeds, *self.screened_seeds))
-            and not {*self.seeds} & {*self.screened_seeds}
-            and isinstance(self.alpha, float)
-            and 0 < self.alpha < 1
-            and all(isinstance(x, str) for c in self.claims for x in (c.rule, c.cell, c.arm, c.reading))
-            and all(c.direction in (-1, 0, 1) for c in self.claims)
-            and all(len(p) == 4 and all(isinstance(x, float) and x > 0 for x in p[2:]) for p in self.priors)
-            and all(len(n) == 2 and all(isinstance(x, str) for x in n) for n in self.needs)
-            and all(isinstance(x, str) for x in self.graded)
-            and all(len(x) == 5 and all(isinstance(word, str) for word in x) for x in self.equal)
-            and isinstance(self.digest, str)
-        )
-
-
-def _digest(content: Mapping[str, Any]) -> str:
-    """Of a registration's content as JSON, in any order of its keys and but for the digest itself."""
-    rest = {key: value for key, value in content.items() if key != "digest"}
-    return sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
-
-
-def declaration(rules: Sequence[Rule], study: dict[str, Any], fdr: float) -> dict[str, Any]:
-    """The content of screen.json, of what study.json says."""
-    return {
-        "rules": [rule.name for rule in rules],
-        "primary": [m["name"] for m in study["metrics"] if m["primary"]],
-        "baseline": study["baseline"],
-        "arms": [a["name"] for a in study["arms"]],
-        "cells": [c["name"] for c in study["cells"]],
-        "seeds": study["seeds"],
-        "fdr": fdr,
-    }
-
-
-def departures(declared: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """What is looked at now and was not declared before the runs: a sentence each."""
-    out = []
-    for key, words in (("rules", "rule"), ("primary", "primary metric"), ("arms", "arm"), ("cells", "cell")):
-        added = [x for x in now[key] if x not in declared.get(key, [])]
-        out += [f"not declared before the runs: {words} {', '.join(added)}"] if added else []
-    for key in ("baseline", "fdr"):
-        if declared.get(key) != now[key]:
-            out.append(f"not as declared before the runs: {key} is {now[key]}, was {declared.get(key)}")
-    added = [str(s) for s in now["seeds"] if s not in declared.get("seeds", now["seeds"])]
-    if added:
-        out.append(
-            f"seeds {', '.join(added)} were not declared before the runs: where they were added after a look, the share of"
-            " false discoveries is larger than it says; confirm on fresh ones"
-        )
-    return out
+ONE_TEST = ("worse-than-none", EFFECT, "removed-but-worse")
 
 
 def claims(evidence: Evidence, screened: Screened, primary: Iterable[str], fdr: float) -> list[Claim]:
@@ -231,14 +97,14 @@ def chosen(
     chosen before the fresh runs keeps the level: Holm is over what is registered.
 
     Raises:
-        ValueError: a word that no claim has, with those that there are.
+        ConfigError: a word that no claim has, with those that there are.
     """
     kept = list(found)
     for name, words in (("rule", rules), ("cell", cells), ("arm", arms)):
         there = list(dict.fromkeys(getattr(c, name) for c in kept))
         unknown = [w for w in words if not any(fnmatchcase(x, w) for x in there)]
         if unknown and kept:
-            raise ValueError(f"--{name} {unknown[0]}: no claim of it; expected some of {', '.join(there)}")
+            raise ConfigError([f"--{name} {unknown[0]}: no claim of it; expected some of {', '.join(there)}"])
         kept = [c for c in kept if not words or any(fnmatchcase(getattr(c, name), w) for w in words)]
     return kept
 
@@ -251,7 +117,7 @@ def distinct(
     by_name = {r.name: r for r in rules}
     tests = [_test_of(c, evidence, by_name) for c in found]
     first: dict[tuple, Claim] = {}
-    for _, i in sorted((_ALIKE.index(c.rule), i) for i, c in enumerate(found) if tests[i] is not None):
+    for _, i in sorted((ONE_TEST.index(c.rule), i) for i, c in enumerate(found) if tests[i] is not None):
         first.setdefault(tests[i], found[i])
     both = [(c, c if test is None else first[test]) for c, test in zip(found, tests, strict=True)]
     equal = [(c.rule, c.cell, c.arm, c.reading, kept.rule) for c, kept in both if kept is not c]
@@ -260,7 +126,7 @@ def distinct(
 
 def _test_of(claim: Claim, evidence: Evidence, rules: Mapping[str, Rule]) -> tuple | None:
     """What a claim that something is worse tests, with its seeds; None of any other claim."""
-    if claim.rule not in _ALIKE or claim.reading not in judged(evidence):
+    if claim.rule not in ONE_TEST or claim.reading not in judged(evidence):
         return None
     where = (claim.cell, claim.arm, claim.reading)
     if claim.rule != EFFECT:
@@ -342,9 +208,9 @@ def _again(claim: Claim, fresh: Evidence, rules: dict[str, Rule]) -> tuple[float
     if (claim.cell, claim.arm) in fresh.refused or claim.reading not in fresh.readings:
         return nan, 0
     if claim.rule == EFFECT:
-        p, direction = _effect(fresh, claim.reading, claim.cell, claim.arm)
+        p, _ = _effect(fresh, claim.reading, claim.cell, claim.arm)
         n = len(fresh.pairs(claim.reading, claim.cell, claim.arm).seeds)
-        return _one_sided(fresh, claim, p, direction), n
+        return _one_sided(fresh, claim, p), n
     alarm = alarm_of(claim, fresh, rules)
     return (nan, 0) if alarm is None else (alarm.p, alarm.n_pairs)
 
@@ -372,7 +238,7 @@ def _effect(evidence: Evidence, reading: str, cell: str, arm: str) -> tuple[floa
     return no_surer(p, e.n) if evidence.readings[reading].graded else p, 1 if e.mean > 0 else -1
 
 
-def _one_sided(fresh: Evidence, claim: Claim, p: float, direction: int) -> float:
+def _one_sided(fresh: Evidence, claim: Claim, p: float) -> float:
     if not isfinite(p):
         return nan
     changes = fresh.pairs(claim.reading, claim.cell, claim.arm).changes

@@ -49,7 +49,7 @@ def estimate(differences: Sequence[float], *, scale: float = 0.0) -> Estimate:
 
 def interval(e: Estimate, confidence: float) -> tuple[float, float]:
     """The two-sided t interval of the mean."""
-    half = _critical(e.df, 1 - confidence) * e.error
+    half = critical_t(e.df, 1 - confidence) * e.error
     return e.mean - half, e.mean + half
 
 
@@ -164,7 +164,8 @@ def discovery_levels(p: Sequence[float], fdr: float) -> list[float]:
     return levels
 
 
-def _critical(df: float, alpha: float) -> float:
+def critical_t(df: float, alpha: float) -> float:
+    """The t beyond which, on both sides, lies the share `alpha`."""
     from scipy.special import stdtrit
 
     return float(stdtrit(df, 1 - alpha / 2))
@@ -206,7 +207,7 @@ def _power(shift: float, alpha: float, df: float) -> float:
 
     z = np.linspace(-8, 8, 1601)
     weights = np.exp(-(z**2) / 2)
-    critical = _critical(df, alpha)
+    critical = critical_t(df, alpha)
     chances = [gammainc(df / 2, df / 2 * np.maximum(z + s, 0) ** 2 / critical**2) for s in (shift, -shift)]
     return float(weights @ np.sum(chances, axis=0) / weights.sum())
 

@@ -134,12 +134,13 @@ def together(ledger: "Ledger", cards: Sequence["Card"]) -> list["Card"]:
             commands[cell] = _with_arms(ledger, cell, list(arms))
 
     def told(card: "Card", d: "Decision") -> "Decision":
-        return replace(d, to_do=[*(w for w in d.to_do if not _is_command(w)), commands[card.cell]]) if d.arms else d
+        return replace(d, to_do=[*(w for w in d.to_do if not is_command(w)), commands[card.cell]]) if d.arms else d
 
     return [replace(c, decisions=[told(c, d) for d in c.decisions]) for c in cards]
 
 
-def _is_command(word: str) -> bool:
+def is_command(word: str) -> bool:
+    """Whether a thing to do is written as one that a shell takes, or as an arm to add."""
     return word.startswith(("gatelab ", "printf ", "add "))
 
 

@@ -92,7 +92,7 @@ def _equivalent(f: Finding, label: str) -> str:
     return (
         f"{f.arm} leaves the {label} as it is, to within the {compact(f.equivalence)}{_unit(f)} that count as nothing:"
         f" it differs by {number(f.effect, _places(f))}{_unit(f)}"
-        f" ({_interval(f, signed=True)}, {_seeds(f.n_pairs)}, equivalence {_p('p', f.p_equivalence)})."
+        f" ({_interval(f, signed=True)}, {_seeds(f.n_pairs)}, equivalence {as_p('p', f.p_equivalence)})."
     )
 
 
@@ -133,7 +133,7 @@ def _regimes(f: Finding, needed: int) -> str:
         fewer = "fewer" if f.verdict == "lower" else "more"
         return f"{f.arm} has {fewer} such runs than chance explains (exact test, {_evidence(f)})."
     many = f"at least {needed} seeds that all change the same way would be needed"
-    return f"{_seeds(f.n_pairs)} cannot decide whether {f.arm} changes that (exact test, {_p('p', f.p)}); {many}."
+    return f"{_seeds(f.n_pairs)} cannot decide whether {f.arm} changes that (exact test, {as_p('p', f.p)}); {many}."
 
 
 def _judged(f: Finding) -> str:
@@ -158,7 +158,7 @@ def _interval(f: Finding, *, signed: bool = False) -> str:
 
 
 def _evidence(f: Finding) -> str:
-    judged = _p("q", f.q) if f.primary else f"{_p('p', f.p)}, exploratory"
+    judged = as_p("q", f.q) if f.primary else f"{as_p('p', f.p)}, exploratory"
     return f"{_seeds(f.n_pairs)}, {judged}"
 
 
@@ -166,7 +166,8 @@ def _seeds(n: int) -> str:
     return f"{n} seed" if n == 1 else f"{n} seeds"
 
 
-def _p(name: str, value: float) -> str:
+def as_p(name: str, value: float) -> str:
+    """A p or q in words."""
     return f"{name} < 0.001" if value < 0.001 else f"{name} = {value:.2g}"
 
 

@@ -15,7 +15,7 @@ from .book import Book
 from .charts import Arms, Figure, channel, short, stepped
 from .markup import NONE, Html, decimal, number, places, probability, tag
 from .parts import ramp, section
-from .style import BLUE, ORANGE
+from .style import DIVERGING
 from .tables import badge, csv_text
 from .tables import table as tabulated
 
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 MOST_TESTS = 60  # that the page lists; anomalies.csv has all
 _FAR = 3.0  # half-widths from which the colour is full
-_DIVERGING = (BLUE, "#eef0f2", ORANGE)
-_MARKS = {"supported": "+", "refuted": "−", "undecided": "?", "not run": "·"}
 
 
 def anomalies_section(book: Book, looked: "Looked") -> Html:
@@ -129,7 +127,7 @@ def _atlas(book: Book) -> Html | None:
     words = "effect in half-widths of its 95% interval; beyond ±1 the interval leaves out zero; grey: no interval"
     lead = "Where which arm differs from the baseline, over all seeds. A cell without a number was not run."
     return tag(
-        "div", tag("h3", "Atlas of effects"), tag("p", lead), ramp(_DIVERGING, f"−{_FAR:g}", f"{_FAR:g}", words),
+        "div", tag("h3", "Atlas of effects"), tag("p", lead), ramp(DIVERGING, f"−{_FAR:g}", f"{_FAR:g}", words),
         tag("div", maps, class_="row"),
     )  # fmt: skip
 
@@ -148,7 +146,7 @@ def atlas(findings: Sequence[Finding], cells: Sequence[str], arms: Sequence[str]
         | {"title": None, "scale": {"domain": names}, "sort": names, "axis": axis | {"labelAngle": -30}},
         "y": channel("cell:N") | {"title": None, "scale": {"domain": list(cells)}, "sort": list(cells), "axis": axis},
     }
-    scale = {"domain": [-_FAR, 0, _FAR], "range": list(_DIVERGING), "clamp": True, "interpolate": "rgb"}
+    scale = {"domain": [-_FAR, 0, _FAR], "range": list(DIVERGING), "clamp": True, "interpolate": "rgb"}
     colour = channel("reach:Q") | {"scale": scale, "legend": None}
     tips = [channel("cell:N"), channel("arm:N"), channel("said:N") | {"title": "effect"}, channel("low:N"),
             channel("high:N"), channel("pairs:Q")]  # fmt: skip
@@ -173,7 +171,7 @@ def _causes(book: Book, cards: "Iterable[Card]") -> Html | None:
     out = []
     for card in cards:
         decisions = [
-            tag("li", tag("b", _MARKS[d.verdict], aria_hidden="true"), f" {d.test} [{d.reading}]: {d.predicts}: ",
+            tag("li", tag("b", d.mark, aria_hidden="true"), f" {d.test} [{d.reading}]: {d.predicts}: ",
                 tag("b", d.verdict), f"; {d.numbers}" if d.numbers else "")
             for d in card.decisions
         ]  # fmt: skip

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 MOST_CARDS = 12
 LEAST_LOOKS = 3  # that make a curve
 FILE = "confirmed.csv"
-_MARKS = {"supported": "+", "refuted": "−", "undecided": "?", "not run": "·"}
 
 
 def anomaly_cards(book: Book, found: "Sequence[Anomaly]") -> Html | None:
@@ -168,7 +167,7 @@ def _verdicts(book: Book, a: "Anomaly", cards: "Sequence[Card]") -> Html:
         said = "; ".join(f"{d.test} [{d.reading}]: {d.verdict}{f' ({d.numbers})' if d.numbers else ''}" for d in tests)
         lacks = f"; {len(card.decisions) - len(tests)} not run" if len(tests) < len(card.decisions) else ""
         of = f" of {word(book, a, card.reading)[0]}" if card.reading else ""
-        mark = tag("b", _MARKS[card.verdict], aria_hidden="true")
+        mark = tag("b", card.mark, aria_hidden="true")
         says = f": {card.says}" if card.says else ""
         items.append(tag("li", mark, f" {card.hypothesis}{of}: ", tag("b", card.verdict), f", {card.claim}{says}. ",
                          tag("span", f"{said}{lacks}.", class_="quiet")))  # fmt: skip

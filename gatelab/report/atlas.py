@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from .. import __version__
 from ..config.architecture import ARCHITECTURES
 from ..store import write_text
+from .arithmetic import times
 from .atlas_book import linked
 from .atlas_cards import anchors, anomalies
 from .atlas_effects import confirmed_effects
@@ -98,7 +99,20 @@ def _which(atlas: "Atlas", words: Words) -> Html:
     named = f"Controls, put beside the gates by their studies: {', '.join(map(words.arm, atlas.controls))}."
     note = tag("p", named, class_="about") if atlas.controls else None
     table = recommendations(atlas.answers, Names(words.gate, words.where), [u.name for u in silent(told)], every=every)
-    return section("which", "Which arm for which use", table, note)
+    return section("which", "Which arm for which use", table, note, _arithmetic(atlas, words))
+
+
+def _arithmetic(atlas: "Atlas", words: Words) -> Html | None:
+    """What each arm takes beside its baseline, folded."""
+    rows = [[words.arm(name), times(of)] for name in atlas.arms if (of := atlas.arithmetic.get(name)) is not None]
+    if not rows:
+        return None
+    about = (
+        "Arms have about their baseline's weights, and not its arithmetic: operations of a token in training, forward and"
+        " backward, by the plans, over the baseline's; of experts those that are chosen. The least and the most of all cells."
+    )
+    made = tabulated(["arm", "arithmetic beside the baseline"], rows, numeric={1}, name="arithmetic")
+    return tag("details", tag("summary", "what they take"), tag("p", about), made, class_="print")
 
 
 def _claims(atlas: "Atlas") -> Html:
@@ -170,15 +184,17 @@ def atlas_csv(atlas: "Atlas") -> str:
     for s in atlas.sheets:
         for t in s.told:
             p, f = s.place(t.setting), t.finding
+            low, high = s.arithmetic.get(t.arm, (None, None))
             rows.append({
                 "study": s.name, "setting": t.setting, "architecture": p.architecture, "data": p.data,
                 "n_parameters": p.n_parameters, "arm": t.arm, "use": t.use.name, "metric": f.metric, "unit": f.unit,
                 "pairs": f.n_pairs, "effect": f.effect, "low": f.low, "high": f.high, "p": f.p, "q": f.q, "verdict": f.verdict,
                 "side": t.side, "word": t.word, "excluded": _finite(t.excluded),
+                "arithmetic_low": low, "arithmetic_high": high,
             })  # fmt: skip
     names = (
         "study", "setting", "architecture", "data", "n_parameters", "arm", "use", "metric", "unit", "pairs", "effect", "low",
-        "high", "p", "q", "verdict", "side", "word", "excluded",
+        "high", "p", "q", "verdict", "side", "word", "excluded", "arithmetic_low", "arithmetic_high",
     )  # fmt: skip
     return csv_text(list(names), rows)
 

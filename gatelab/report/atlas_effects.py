@@ -66,7 +66,7 @@ def effects_of(atlas: "Atlas") -> list[Effect]:
 
 
 def _of_study(s: "Sheet") -> Iterator[Effect]:
-    from ..analysis.stages import EFFECT
+    from ..analysis.registration import EFFECT
 
     found = [] if s.views is None else s.views.effects
     held = [(a, h) for a in found for h in a.held if h.claim.rule == EFFECT]

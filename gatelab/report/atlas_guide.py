@@ -224,7 +224,7 @@ def _further(atlas: "Atlas") -> str:
 
 
 def _anomalies(atlas: "Atlas") -> str:
-    from ..analysis.stages import EFFECT
+    from ..analysis.registration import EFFECT
 
     by_rule: dict[str, int] = {}
     for v in (v for s in atlas.sheets for v in s.confirmed if v.claim.rule != EFFECT):
@@ -237,13 +237,16 @@ def _anomalies(atlas: "Atlas") -> str:
 
 
 def registered(atlas: "Atlas") -> str:
-    """How many of the registered claims were confirmed, of anomalies and of effects, and how many wait for their runs."""
+    """How many of the registered claims were confirmed, of anomalies and of effects, how many are another one's test, and how many
+    wait for their runs."""
     kinds = {word: atlas.counted(effects=word == "effects") for word in ("anomalies", "effects")}
     held = {word: of for word, of in kinds.items() if of.read or of.waiting}
     if not held:
         return ""
-    waiting = sum(of.waiting for of in held.values())
-    more = f" ({waiting} more wait for their runs)" if waiting else ""
+    again, waiting = sum(of.again for of in held.values()), sum(of.waiting for of in held.values())
+    notes = [f"{again} more {'is' if again == 1 else 'are'} the test of one of these"] if again else []
+    notes += [f"{waiting} more wait for their runs"] if waiting else []
+    more = f" ({', '.join(notes)})" if notes else ""
     counts = {word: f"{of.confirmed} of {of.read}" for word, of in held.items()}
     if len(held) == 1:
         ((word, count),) = counts.items()

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import TYPE_CHECKING
 
+from .arithmetic import times
 from .atlas_effects import anchors
 from .atlas_words import CHECK, Words
 from .markup import NONE, Html, decimal, places, quantity, tag
@@ -124,7 +125,9 @@ def _table(
         fields = [tag("td", _fields(of.get(size, []), known)) for size in sizes(atlas)]
         body.append(tag("tr", tag("th", f"{architecture}: {data}" if several else data, scope="row"), fields))
     label = known.words.arm(name)
-    caption = tag("caption", tag("b", label[:1].upper(), label[1:]), tag("span", f" {name}", class_="quiet"))
+    own = atlas.arithmetic.get(name)
+    takes = f"; arithmetic beside the baseline {times(own)}" if own else ""
+    caption = tag("caption", tag("b", label[:1].upper(), label[1:]), tag("span", f" {name}{takes}", class_="quiet"))
     table = tag("table", caption, headings(columns, set()), tag("tbody", body), class_="map")
     return scrolling(table, f"{words} of {label}")
 

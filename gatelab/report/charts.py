@@ -6,7 +6,7 @@ Notable: a study's charts are plain Vega-Lite. A page has a hundred of them, and
 reading a thousand runs (benchmarks/results/many_runs_cpu_2026-11.md); tests hold them against Altair's copy of the schema.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -79,6 +79,28 @@ def layer(values: Sequence[Spec], mark: Spec, encoding: Spec) -> Spec:
 def lines(values: Sequence[Spec], mark: Spec, encoding: Spec) -> Spec:
     """One mark over whole curves, kept as two columns each: a third of the size of one record a point."""
     return layer(values, mark, encoding) | {"transform": [{"flatten": ["x", "y"]}]}
+
+
+def by_seed(
+    seeds: Sequence[Line], through: Mapping[str, Points], arms: Arms, at: Spec, *, is_clipped: bool = False
+) -> list[Spec]:
+    """Every seed as a thin line, and thick what goes `through` those of each arm."""
+    # Round ends would fill the gaps between dashes.
+    cap, clip = "butt" if arms.is_dashed else "round", {"clip": True} if is_clipped else {}
+    drawn = {"type": "line", **clip, "strokeCap": cap}
+    looks = at | arms.looks()
+    return [
+        lines(
+            [{"arm": n.arm, "seed": n.seed, **columns(n.points)} for n in seeds],
+            drawn | {"strokeWidth": 1, "opacity": 0.45},
+            looks | {"detail": channel("seed:N")},
+        ),
+        lines(
+            [{"arm": arm, **columns(points)} for arm, points in through.items() if points],
+            drawn | {"strokeWidth": 2.6},
+            looks,
+        ),
+    ]
 
 
 def fitted(layers: Sequence[Spec], alt_text: str, width: int, height: int) -> Figure:

@@ -9,7 +9,22 @@ from math import ceil, isfinite
 from typing import Any, Literal
 
 from ..record import Finding
-from .charts import Arms, Figure, Line, Spec, channel, columns, extent, fitted, layer, lines, records, short, stepped
+from .charts import (
+    Arms,
+    Figure,
+    Line,
+    Spec,
+    by_seed,
+    channel,
+    columns,
+    extent,
+    fitted,
+    layer,
+    lines,
+    records,
+    short,
+    stepped,
+)
 from .markup import number
 from .measured import Points
 from .style import BASELINE, DOTTED, RAMP
@@ -117,21 +132,7 @@ def curves(
     if reference:
         dotted = {"type": "line", "strokeDash": list(DOTTED), "color": BASELINE, "strokeWidth": 1.5}
         layers.append(layer(records(reference), dotted, {"x": x, "y": y}))
-    # Round ends would fill the gaps between dashes.
-    drawn = {"type": "line", "clip": True, "strokeCap": "butt" if arms.is_dashed else "round"}
-    looks = {"x": x, "y": y, **arms.looks()}
-    layers += [
-        lines(
-            [{"arm": n.arm, "seed": n.seed, **columns(n.points)} for n in seeds],
-            drawn | {"strokeWidth": 1, "opacity": 0.45},
-            looks | {"detail": channel("seed:N")},
-        ),
-        lines(
-            [{"arm": arm, **columns(points)} for arm, points in means.items() if points],
-            drawn | {"strokeWidth": 2.6},
-            looks,
-        ),
-    ]
+    layers += by_seed(seeds, means, arms, {"x": x, "y": y}, is_clipped=True)
     circles = [r for n in marks for r in records(n.points, arm=n.arm, seed=n.seed) if low <= r["y"] <= high]
     ends = [r for n in seeds if n.cut for r in records(n.points[-1:], arm=n.arm, seed=n.seed, state=n.cut)]
     title = {"title": y_title}

@@ -10,6 +10,7 @@ from . import claims, sections
 from .anomalies import anomalies_csv, anomalies_section
 from .anomaly_cards import FILE as CONFIRMED
 from .anomaly_cards import confirmed_csv
+from .arithmetic import arms_table
 from .book import Book
 from .charts import Arms
 from .document import document
@@ -43,6 +44,7 @@ _WORDS = {
     "Counts as nothing": "A difference inside the shaded band of a plot; its width was declared before looking.",
     "Remainder": "Arms are matched in parameters by the width of the feed-forward layer, to the nearest unit; this is"
     " what is left over, in parameters.",
+    "Arithmetic beside the baseline": "Operations of a token in training, forward and backward, over the baseline's.",
     "First-token mass": "Share of attention on the first token, mean over the queries after it. Uniform: what"
     " attention spread evenly over all visible tokens would give. Attention, gates and activations are of the decoder's"
     " self-attention where a model has an encoder too, never of cross-attention.",
@@ -185,7 +187,10 @@ def _pairing(book: Book, pairing: Sequence[dict]) -> Html:
         " pairing helped. With three pairs the correlation is a hint, not a measurement."
     )
     table = pairing_table(pairing, book.words, book.arms.labels) if pairing else _NONE
-    return section("pairing", "Does pairing work?", tag("p", lead), table)
+    study = book.measured.study
+    arms = arms_table(study["plan"], study["baseline"], book.arms.labels)
+    beside = None if arms is None else [tag("h3", "What the arms take"), arms]
+    return section("pairing", "Does pairing work?", tag("p", lead), table, beside)
 
 
 def _runs(book: Book) -> Html:

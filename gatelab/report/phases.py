@@ -12,7 +12,7 @@ from .book import Book
 from .charts import Figure, channel, short, stepped
 from .markup import NONE, Html, decimal, number, places, tag
 from .parts import ramp, section
-from .style import BLUE, ORANGE, RAMP
+from .style import DIVERGING, RAMP
 from .tables import badge, csv_text
 from .tables import table as tabulated
 
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
     from ..analysis.phases import Axis, Phases, Point
 
-_DIVERGING = (BLUE, "#eef0f2", ORANGE)
 _WIDE, _HIGH = 78, 40  # pixels of a field
 
 
@@ -66,7 +65,7 @@ def phases_section(book: Book, found: "Phases") -> Html:
     far = max((abs(p.loss.effect) for p in found.points if p.loss and isfinite(p.loss.effect)), default=0.0) or 1.0
     costs = [
         _placed(
-            book, found, arm, f"held-out loss minus that of {control}", _cost, list(_DIVERGING), (-far, 0.0, far), "pow"
+            book, found, arm, f"held-out loss minus that of {control}", _cost, list(DIVERGING), (-far, 0.0, far), "pow"
         )
         for arm in arms
         if arm != book.arms.baseline
@@ -77,7 +76,7 @@ def phases_section(book: Book, found: "Phases") -> Html:
         tag("h3", "Where the sink is"), ramp(RAMP, "0", "1", "share of finished runs with a sink; blank: no such cell"),
         tag("div", sinks, class_="row"),
         tag("h3", f"What the gate costs against {control}"),
-        ramp(_DIVERGING, f"−{end}", end, "held-out loss, nats a token; in brackets where its 95% interval includes zero"),
+        ramp(DIVERGING, f"−{end}", end, "held-out loss, nats a token; in brackets where its 95% interval includes zero"),
         tag("div", costs, class_="row"),
         best_rates(book, found, axis_words(found.across)),
         tag("h3", "The numbers"), _tables(book, found, arms),

@@ -14,6 +14,7 @@ _OKABE_ITO = (ORANGE, BLUE, GREEN, PURPLE, "#e69f00", SKY)
 SOLID, DASHED, DOTTED = (10_000, 0), (6, 3), (2, 3)
 _DASHES = (SOLID, DASHED, DOTTED)
 
+DIVERGING = (BLUE, "#eef0f2", ORANGE)  # below, none, above
 RAMP = ("#440154", "#46327e", "#365c8d", "#277f8e", "#1fa187", "#4ac16d", "#a0da39", "#fde725")
 
 # verdict -> (sign, what it says)

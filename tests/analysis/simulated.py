@@ -1,6 +1,6 @@
 """Studies whose truth is known, as evidence: values by cell, arm and seed."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,17 @@ def evidence(
     return Evidence(found, METRICS, "none", ["gated"], cells, **settings)
 
 
-def pairs(rng: np.random.Generator, n: int, mean: float, sigma: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
-    """Baseline and gated values of n seeds whose differences are normal; seeds differ by more than arms do."""
+Noise = Callable[[np.random.Generator, int], np.ndarray]  # so many differences of mean 0 and standard deviation 1
+
+
+def normal(rng: np.random.Generator, n: int) -> np.ndarray:
+    return rng.normal(size=n)
+
+
+def pairs(
+    rng: np.random.Generator, n: int, mean: float, sigma: float = 1.0, noise: Noise = normal
+) -> tuple[np.ndarray, np.ndarray]:
+    """Baseline and gated values of n seeds whose differences are normal, or as `noise` has them; seeds differ by more than arms
+    do."""
     base = rng.normal(0, 3 * sigma, n)
-    return base, base + rng.normal(mean, sigma, n)
+    return base, base + mean + sigma * noise(rng, n)

@@ -1,6 +1,7 @@
 """Every rule: how often it cries wolf in studies where its null hypothesis holds, and whether it sees what was planted.
 
-The nulls are the hardest ones: a rule about a quarter of runs is tried at a quarter exactly. 1,000 studies tell 5% from 10%.
+The nulls are the hardest ones: a rule about a quarter of runs is tried at a quarter exactly. 1,000 studies tell 5% from 10%. Rules
+on the loss are tried with the noise of stored studies too, which does not keep their level; docs/statistics.md says how far.
 """
 
 from collections.abc import Callable
@@ -8,13 +9,16 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from simulated import METRICS, evidence, outcomes, pairs
+from simulated import METRICS, Noise, evidence, normal, outcomes, pairs
+from stored_noise import skewed
 
 from gatelab.analysis import Outcome
 from gatelab.analysis.anomalies import RULES, Evidence, screen
 from gatelab.analysis.anomalies.seeds import p_split
 
-Draw = Callable[[np.random.Generator, bool], Evidence]
+Draw = Callable[
+    ..., Evidence
+]  # of a generator and whether it is planted; of losses how many seeds and which noise besides
 N = 6
 REPETITIONS = 1000
 MOST = 0.05 + 3 * (0.05 * 0.95 / REPETITIONS) ** 0.5
@@ -24,22 +28,24 @@ def events(rng, is_planted, n=N):
     return rng.random(n) < (0.9 if is_planted else 0.25)
 
 
-def sign_flip(rng, is_planted):
-    cells = {f"c{i}": pairs(rng, N, -4) for i in range(1, 5)}
-    return evidence({"val_loss": {"c0": pairs(rng, N, 4 if is_planted else 0), **cells}})
+def sign_flip(rng, is_planted, n=N, noise=normal):
+    cells = {f"c{i}": pairs(rng, n, -4, noise=noise) for i in range(1, 5)}
+    return evidence({"val_loss": {"c0": pairs(rng, n, 4 if is_planted else 0, noise=noise), **cells}})
 
 
-def worse(rng, is_planted):
-    return evidence({"val_loss": {"c0": pairs(rng, N, 2.5 if is_planted else 0)}})
+def worse(rng, is_planted, n=N, noise=normal):
+    return evidence({"val_loss": {"c0": pairs(rng, n, 2.5 if is_planted else 0, noise=noise)}})
 
 
 def sink_stays(rng, is_planted):
     return evidence({"first_token_mass": {"c0": (np.full(N, 0.6), np.where(events(rng, is_planted), 0.6, 0.05))}})
 
 
-def removed(rng, is_planted):
-    mass = {"c0": (np.full(N, 0.6), np.full(N, 0.05))}
-    return evidence({"first_token_mass": mass, "val_loss": {"c0": pairs(rng, N, 2.5 if is_planted else 0)}})
+def removed(rng, is_planted, n=N, noise=normal):
+    mass = {"c0": (np.full(n, 0.6), np.full(n, 0.05))}
+    return evidence(
+        {"first_token_mass": mass, "val_loss": {"c0": pairs(rng, n, 2.5 if is_planted else 0, noise=noise)}}
+    )
 
 
 def massive_alone(rng, is_planted):
@@ -77,17 +83,18 @@ def unstable(rng, is_planted):
     return evidence({"unstable": {"c0": tuple((rng.random(8) < p).astype(float) for p in chances)}})
 
 
-def at_length(rng, is_planted):
-    cells = {"short": pairs(rng, N, -1), "long": pairs(rng, N, 3 if is_planted else -1)}
+def at_length(rng, is_planted, n=N, noise=normal):
+    """Nearly all of the noise is the longer cell's: of two alike the difference would not be skewed."""
+    cells = {"short": pairs(rng, n, -1, 0.1), "long": pairs(rng, n, 3 if is_planted else -1, noise=noise)}
     return evidence({"val_loss": cells}, longer={"long": "short"})
 
 
-def rates(rng, is_planted):
+def rates(rng, is_planted, n=N, noise=normal):
     """The rates 1, 2, 4 in c0, c1, c2: the gate gains 0.5 at 4, where the baseline does badly, and at its own best the bound."""
     base = {"c0": 1.0, "c1": 0.5, "c2": 1.2}
     gated = {"c0": 1.0, "c1": 0.5 + (0.05 if is_planted else -0.01), "c2": 0.7}
-    shared = rng.normal(0, 0.1, N)
-    cells = {c: tuple(v[c] + shared + rng.normal(0, 0.01, N) for v in (base, gated)) for c in base}
+    shared = rng.normal(0, 0.1, n)
+    cells = {c: (base[c] + shared, gated[c] + shared + 0.014 * noise(rng, n)) for c in base}
     return evidence({"val_loss": cells}, rates={c: ("", 2.0**i) for i, c in enumerate(base)})
 
 
@@ -97,17 +104,29 @@ STUDIES: dict[str, Draw] = {
     "dead-heads": dead, "two-regimes": regimes, "instability": unstable, "worse-at-length": at_length, "gain-vanishes": rates,
 }  # fmt: skip
 CELLS = {"worse-at-length": "long", "gain-vanishes": "c2"}
+ON_LOSSES = ("worse-than-none", "removed-but-worse", "sign-flip", "worse-at-length", "gain-vanishes")  # by t
 
 
-def alarms(rule, is_planted, repetitions, level=0.05):
-    """The share of studies in which the rule's p is below the level in the cell it is about."""
+def alarms(rule, is_planted, repetitions, level=0.05, how=()):
+    """The share of studies in which the rule's p is below the level in the cell it is about; `how` goes to its draw."""
     rng = np.random.default_rng(5)
     cell = CELLS.get(rule.name, "c0")
     found = 0
     for _ in range(repetitions):
-        p = [a.p for a in rule.test(STUDIES[rule.name](rng, is_planted), cell, "gated")]
+        p = [a.p for a in rule.test(STUDIES[rule.name](rng, is_planted, *how), cell, "gated")]
         found += any(x < level for x in p)
     return found / repetitions
+
+
+def by_name(name):
+    return next(rule for rule in RULES if rule.name == name)
+
+
+@pytest.mark.parametrize("n", [5, 16])
+def test_under_skew_a_gate_is_called_worse_too_often_and_not_where_the_few_seeds_lose(n):
+    """docs/statistics.md has 20 and 12% from 2,000 studies each; 0.3 and 1.1% with the noise turned round."""
+    few_gain, few_lose = (alarms(by_name("worse-than-none"), False, 400, how=(n, skewed(sign))) for sign in (1, -1))
+    assert 0.08 <= few_gain <= 0.25 and few_lose <= 0.05
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda r: r.name)
@@ -117,7 +136,7 @@ def test_a_rule_gives_false_alarms_in_five_percent_of_studies_at_most(rule):
 
 def rule_p(name, study, cell="c0"):
     """The p of a rule's only alarm; 1 where it has none."""
-    found = [a.p for a in next(r for r in RULES if r.name == name).test(study, cell, "gated")]
+    found = [a.p for a in by_name(name).test(study, cell, "gated")]
     return found[0] if found else 1.0
 
 
@@ -268,17 +287,33 @@ def test_a_long_tail_is_seldom_taken_for_two_regimes():
     assert np.mean([p_split(rng.standard_normal(8)) < 0.05 for _ in range(1000)]) < 0.03
 
 
-def names_one(rng):
-    """Whether a screen of thirty cells of five seeds without any effect names an anomaly."""
-    cells = {f"c{i}": pairs(rng, 5, 0) for i in range(30)}
+def named(rng, n_true=0, noise: Noise = normal):
+    """Of a screen of thirty cells of five seeds, in the first `n_true` of which the gate is worse by 2.5 standard deviations: the
+    share of those that it names, and the share of its anomalies that are of other cells."""
+    cells = {f"c{i}": pairs(rng, 5, 2.5 if i < n_true else 0, noise=noise) for i in range(30)}
     other = {c: pairs(rng, 5, 0, 0.01) for c in cells}
-    return bool(screen(evidence({"val_loss": cells, "sink_elsewhere": other}), RULES).anomalies)
+    found = [a.cell for a in screen(evidence({"val_loss": cells, "sink_elsewhere": other}), RULES).anomalies]
+    false = [c for c in found if int(c[1:]) >= n_true]
+    return len({*found} - {*false}) / max(1, n_true), len(false) / max(1, len(found))
 
 
-def test_of_thirty_cells_without_any_effect_a_screen_seldom_names_one():
-    """One family over rules and cells: some anomaly in 10% of null studies at most."""
+def names_one(rng):
+    """Whether a screen of thirty cells without any effect names an anomaly."""
+    return named(rng)[1] > 0
+
+
+@pytest.mark.parametrize("n_studies", [100, pytest.param(400, marks=pytest.mark.slow)])
+def test_of_thirty_cells_without_any_effect_a_screen_seldom_names_one(n_studies):
+    """One family over rules and cells: some anomaly in 10% of null studies at most. It is 3%, of which 100 studies tell 19%."""
     rng = np.random.default_rng(1)
-    assert np.mean([names_one(rng) for _ in range(100)]) <= 0.10 + 3 * (0.09 / 100) ** 0.5
+    assert np.mean([names_one(rng) for _ in range(n_studies)]) <= 0.12
+
+
+@pytest.mark.parametrize("n_studies", [60, pytest.param(400, marks=pytest.mark.slow)])
+def test_of_the_anomalies_that_a_screen_names_beside_true_ones_a_tenth_is_false_at_most(n_studies):
+    rng = np.random.default_rng(3)
+    power, false = np.mean([named(rng, 4) for _ in range(n_studies)], axis=0)
+    assert power >= 0.9 and false <= 0.10
 
 
 def test_planted_anomalies_are_named_with_their_q():

@@ -37,11 +37,26 @@ def test_an_arm_is_called_by_what_its_runs_are(changes, model, name):
         ({"arch": "encoder"}, {"kind": "toy", "bos": False}, ("encoder", "toy without BOS")),
         ({"arch": "decoder", "moe": {"n_experts": 8}}, {"kind": "tasks", "names": ["find"]}, ("decoder, experts", "task find")),
         ({"arch": "decoder"}, {"kind": "text", "paths": ["/there/a.bin", "b.bin"]}, ("decoder", "text (a.bin and 1 more)")),
+        ({"arch": "decoder"}, {"kind": "text", "paths": ["a.bin"], "about": "Python"}, ("decoder", "text (Python)")),
+        ({"arch": "decoder"}, {"kind": "text", "paths": ["a.bin"], "document_mask": True},
+         ("decoder", "text (a.bin, documents apart)")),
         ({}, {}, ("?", "?")),
     ],
 )  # fmt: skip
 def test_a_place_is_read_from_the_configuration(model, data, expected):
     assert place({"model": model, "data": data}, 7) == Place(*expected, 7)
+
+
+def test_a_text_is_named_by_itself_then_by_what_its_files_hold():
+    def data(names, **of):
+        return place({"data": {"kind": "text", "paths": ["/x/a.bin", "b.bin"], **of}}, 7, names).data
+
+    assert data({"a.bin": "old prose", "b.bin": "old prose"}) == "text (old prose)"
+    assert (
+        data({"a.bin": "old prose"}) == "text (old prose, b.bin)"
+        and data({"c.bin": "code"}) == "text (a.bin and 1 more)"
+    )
+    assert data({"a.bin": "old prose"}, about="new prose") == "text (new prose)"
 
 
 def test_runs_in_common_are_counted_and_whole_studies_told():

@@ -16,7 +16,7 @@ from gatelab.analysis.confirmed import Anomaly, Held, is_about
 from gatelab.analysis.dependence_tests import Scale, depending
 from gatelab.analysis.heterogeneity import fit
 from gatelab.analysis.hypotheses import HYPOTHESES
-from gatelab.analysis.stages import Claim, Verdict
+from gatelab.analysis.registration import Claim, Verdict
 from gatelab.analysis.two_states import contrasts
 
 RATES, TOKENS, STARTS = (5e-4, 2e-3, 8e-3), (1000, 2000, 4000), {"gated": 0.5, "open": 0.95}

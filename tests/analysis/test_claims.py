@@ -13,6 +13,7 @@ from gatelab.analysis.claim_tests import (
     effect,
     effect_gap,
     elsewhere,
+    over_share,
     share_with_sink,
 )
 from gatelab.analysis.ledger_of_claims import CLAIMS, judged, page
@@ -75,6 +76,14 @@ def test_a_difference_is_paired_by_seed(folder):
     assert difference("val_loss", "gated", "none", "nats", file="other.csv")(folder) == found
     assert found.value == pytest.approx(0.25) and found.low == pytest.approx(0.25 - 3.18245 * 0.057735 / 2, abs=1e-5)
     assert str(found) == "0.25 [0.16, 0.34] nats, 4 seeds"
+
+
+def test_a_share_of_the_others_is_taken_seed_by_seed(folder):
+    found = over_share("val_loss", "gated", "none", 0.5, "nats")(folder)
+    # 1.2 − 0.5, 2.2 − 1, 3.3 − 1.5 and 4.3 − 2: mean 1.5.
+    assert found.value == pytest.approx(1.5) and found.low < 1.5 < found.high
+    assert found.over == "4 seeds; means 2.75 and 2.50" and Region(high=0.0).verdict(found) != "supported"
+    assert Region(high=0.0).verdict(over_share("val_loss", "gated", "none", 4.0)(folder)) == "supported"
 
 
 def test_an_effect_is_over_cells_and_seeds_or_has_no_interval(folder):
@@ -239,6 +248,8 @@ def test_every_claim_can_be_judged_and_the_page_is_what_the_files_say():
     entries = judged(RESULTS)
     assert len(entries) == len(CLAIMS) and {e.verdict for e in entries} == {"supported", "refuted", "undecided"}
     assert (RESULTS / "claims.md").read_text(encoding="utf-8") == "\n".join(page(entries)) + "\n"
+    said = [line.endswith("| **undecided** |") for line in page(entries) if line.endswith("** |")]
+    assert len(said) == len(entries) and said == sorted(said), "what is decided comes first"
     assert all((RESULTS / f"{e.page}.md").is_file() for e in entries if e.is_run)
     assert all(e.control for e in entries if e.is_run)
 

@@ -5,8 +5,9 @@ import pytest
 from simulated import METRICS, evidence, outcomes, pairs
 
 from gatelab.analysis.anomalies import RULES, Evidence, screen
-from gatelab.analysis.confirmed import anomalies, effect_of
-from gatelab.analysis.stages import Claim, Registration, Verdict, confirm, on_fresh
+from gatelab.analysis.confirmed import anomalies, effect_of, once
+from gatelab.analysis.registration import Claim, Registration, Verdict
+from gatelab.analysis.stages import confirm, on_fresh
 from gatelab.analysis.student import interval
 
 RATES = {"a": 1e-3, "b": 1e-2, "c": 1e-3, "d": 1e-2}
@@ -90,3 +91,23 @@ def test_an_effect_on_what_changes_regime_is_a_share_of_seeds():
 def test_an_effect_without_spread_has_no_number():
     of = evidence({"val_loss": {"a": ([1.0] * 3, [2.0] * 3)}})
     assert effect_of(Claim("effect", "a", "gated", "val_loss", 1, 0.01, 0.02), "a", of) is None
+
+
+def verdict(rule, *, cell="a", p=0.01, n_pairs=8, reading="val_loss"):
+    return Verdict(Claim(rule, cell, "gated", reading, 0, 0.01, 0.02), n_pairs, p, 8 * p, "confirmed")
+
+
+def test_a_test_that_two_claims_have_is_there_once():
+    worse, shut = verdict("worse-than-none"), verdict("gate-collapse", reading="gate_shut")
+    assert once([verdict("removed-but-worse"), shut, worse, verdict("effect")]) == [shut, worse]
+
+
+@pytest.mark.parametrize("differs", [{"cell": "b"}, {"p": 0.011}, {"n_pairs": 7}, {"reading": "accuracy"}])
+def test_other_seeds_cells_and_readings_are_other_tests(differs):
+    both = [verdict("worse-than-none"), verdict("removed-but-worse", **differs)]
+    assert once(both) == both
+
+
+def test_rules_that_test_other_things_are_each_there_though_their_p_is_the_same():
+    both = [verdict("gate-collapse", reading="gate_shut"), verdict("dead-heads", reading="gate_shut")]
+    assert once(both) == both

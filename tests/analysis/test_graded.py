@@ -9,8 +9,9 @@ from simulated import METRICS, outcomes
 from gatelab.analysis import effects
 from gatelab.analysis.anomalies.evidence import Evidence
 from gatelab.analysis.graded import LUCK, no_surer, splits
+from gatelab.analysis.registration import EFFECT, Claim, Registration
 from gatelab.analysis.shares import p_changes
-from gatelab.analysis.stages import EFFECT, Claim, Registration, confirm
+from gatelab.analysis.stages import confirm
 from gatelab.study.metrics import STUDY_METRICS
 
 METRIC = STUDY_METRICS["task_accuracy@1x"].metric

@@ -72,3 +72,9 @@ def test_rows_that_lie_elsewhere_are_found_there(tmp_path, name):
 def test_a_folder_without_a_list_of_runs_says_that_the_study_was_run(tmp_path):
     (tmp_path / "gated-pair").mkdir()
     assert "gated-pair" not in waiting(tmp_path)
+
+
+def test_cells_that_train_nothing_wait_too_until_they_are_there(tmp_path):
+    every = keys("text-longer-context")
+    assert waiting(tmp_path)["text-longer-context"].n_open == len(every) == 27
+    assert "text-longer-context" not in waiting(tmp_path, {"text-longer-context": every})

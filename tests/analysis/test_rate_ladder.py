@@ -7,7 +7,16 @@ import pytest
 from planted_archive import losses, planted
 
 from gatelab.analysis.archived import kept
-from gatelab.analysis.rate_tests import at_smallest, bears_more, best_rate, borne, ladder, slope_over_width, vertex
+from gatelab.analysis.rate_tests import (
+    at_own_rate,
+    at_smallest,
+    bears_more,
+    best_rate,
+    borne,
+    ladder,
+    slope_over_width,
+    vertex,
+)
 from gatelab.analysis.shares import exact_interval
 from gatelab.store import StoreError
 
@@ -48,6 +57,21 @@ def test_a_planted_shift_of_the_best_rate_is_found_seed_by_seed(tmp_path):
     assert found.value == pytest.approx(0.7 + noise.mean()) and 0 < found.high - found.low < 0.2
     assert found.over == "12 of 12 seeds" and found.unit == "doublings"
     assert best_rate("none")(folder).value == pytest.approx(2 ** seeds.mean())
+
+
+def test_each_arm_is_at_its_own_best_of_the_rates_that_are_named(tmp_path):
+    ends = {("none", 0.25): 2.0, ("none", 0.5): 1.0, ("gated", 0.25): 0.5, ("gated", 0.5): 3.0}
+    folder = archive(
+        tmp_path, lambda arm, rate, s: ends[arm, rate] + 0.01 * s * (1 + (arm == "gated")), rates=[0.25, 0.5]
+    )
+    both = ("lr0.25", "lr0.5")
+    found = at_own_rate("gated", "none", both)(folder)
+    mean = 0.5 - 1.0 + 0.01 * sum(SEEDS) / len(SEEDS)
+    assert found.value == pytest.approx(mean) and found.low < mean < found.high
+    assert found.over == "12 seeds; best in lr0.25, and without in lr0.5"
+    assert at_own_rate("gated", "none", both[1:])(folder).value == pytest.approx(2 + 0.01 * sum(SEEDS) / len(SEEDS))
+    with pytest.raises(StoreError, match="no finished run of gated in lr8"):
+        at_own_rate("gated", "none", ("lr0.5", "lr8"))(folder)
 
 
 def test_an_optimum_at_an_end_or_beside_a_lost_run_is_not_one(tmp_path):

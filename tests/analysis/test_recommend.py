@@ -8,8 +8,8 @@ import pytest
 from gatelab.analysis.effects import effects
 from gatelab.analysis.paired import Outcome
 from gatelab.analysis.recommend import advise
+from gatelab.analysis.registration import Claim, Verdict
 from gatelab.analysis.shares import exact_interval
-from gatelab.analysis.stages import Claim, Verdict
 from gatelab.analysis.standing import (
     CONFIRMED,
     DIVERGED,

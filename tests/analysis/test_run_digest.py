@@ -127,6 +127,27 @@ def test_rows_that_were_changed_are_read(folder, asked):
     assert sorted(asked) == sorted([first.fingerprint, second.fingerprint])
 
 
+def test_where_one_runs_rows_are_others_only_these_are_parsed_and_no_file_is_opened_twice(folder, monkeypatch):
+    """What the first page after it costs: of every other run one file, of this one its rows, and one thread, as for the others."""
+    first, second = runs_of(folder)
+    os.utime(beside(first)[0])  # as a worker leaves it
+    lines = second.rows_path.read_bytes().splitlines(keepends=True)
+    second.rows_path.write_bytes(b"".join([*lines, lines[-1]]))
+    parsed, opened = [], []
+    take_rows, read_bytes = run_digest.take_rows, Path.read_bytes
+
+    def taken(connection: duckdb.DuckDBPyConnection, table: str, *rest: object) -> None:
+        take_rows(connection, table, *rest)
+        parsed.extend(connection.execute(f"SELECT run, count(*) FROM {table} GROUP BY run").fetchall())
+
+    monkeypatch.setattr(run_digest, "take_rows", taken)
+    monkeypatch.setattr(Path, "read_bytes", lambda path: opened.append(path.name) or read_bytes(path))
+    connection = digest(folder)
+    assert parsed == [(second.fingerprint, len(lines) + 1)]
+    assert opened == [beside(first)[0].name]
+    assert connection.execute("SELECT current_setting('threads')").fetchone() == (1,)
+
+
 def test_in_a_folder_whose_times_were_lost_it_is_known_by_its_content(folder, asked):
     (path,) = beside(runs_of(folder)[0])
     os.utime(path, (0, 0))

@@ -5,60 +5,60 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from simulated import METRICS, evidence, outcomes, pairs
+from simulated import METRICS, evidence, normal, outcomes, pairs
+from stored_noise import skewed
 
 from gatelab.analysis import Outcome, effects
 from gatelab.analysis.anomalies import READINGS, RULES, Evidence, screen
-from gatelab.analysis.stages import (
-    Claim,
-    Registration,
-    claims,
-    confirm,
-    declaration,
-    departures,
-    distinct,
-    effects_seen,
-    register,
-)
+from gatelab.analysis.registration import Claim, Registration, declaration, departures
+from gatelab.analysis.stages import claims, confirm, distinct, effects_seen, register
 
 LOSS = {"val_loss": READINGS["val_loss"].metric}
 CELLS = [f"c{i}" for i in range(48)]
+GATES = ["gated", "other", "third"]
 
 
-def runs(rng, means, sigmas, seeds):
-    """Of every cell: pairs whose difference has the mean `means` and the standard deviation `sigmas`."""
+def runs(rng, means_GC, sigmas_GC, seeds, noises=(normal,)):
+    """Of every cell: pairs of every gate whose difference has this mean and standard deviation, and the cell's noise."""
     found = []
-    for cell, mean, sigma in zip(CELLS, means, sigmas, strict=True):
-        base, gated = pairs(rng, len(seeds), mean, sigma)
-        found += outcomes("val_loss", "none", base, cell, seeds[0]) + outcomes(
-            "val_loss", "gated", gated, cell, seeds[0]
-        )
+    for i, cell in enumerate(CELLS):
+        noise = noises[i % len(noises)]
+        base, gated = pairs(rng, len(seeds), means_GC[0][i], sigmas_GC[0][i], noise)
+        found += outcomes("val_loss", "none", base, cell, seeds[0])
+        found += outcomes("val_loss", GATES[0], gated, cell, seeds[0])
+        for gate, means_C, sigmas_C in zip(GATES[1:], means_GC[1:], sigmas_GC[1:], strict=False):
+            values = base + means_C[i] + sigmas_C[i] * noise(rng, len(seeds))
+            found += outcomes("val_loss", gate, values, cell, seeds[0])
     return found
 
 
-def two_stages(rng, nu0):
-    """48 cells, 6 true effects of two standard deviations, 5 seeds each time; variances are 1/χ² of `nu0` degrees of
-    freedom (infinite: all the same). Returns (power, false share) of the screen and of the confirmation, and whether any
-    confirmed claim is false."""
-    true = rng.permutation(48)[:6]
-    sigmas = np.ones(48) if np.isinf(nu0) else np.sqrt(nu0 / rng.chisquare(nu0, 48))
-    means = np.where(np.isin(np.arange(48), true), -2.0, 0.0) * sigmas
-    first = runs(rng, means, sigmas, range(5))
-    screened = Evidence(first, LOSS, "none", ["gated"], CELLS)
-    found = effects_seen(screened, ["val_loss"], 0.10)
+def two_stages(rng, nu0, *, n_gates=1, n_true=6, effect=-2.0, noises=(normal,), seeds=(5, 5), is_shrunk=True):
+    """48 cells, so many true effects of two standard deviations, 5 seeds each time; variances are 1/χ² of `nu0` degrees of
+    freedom (infinite: all the same), or the cells' standard deviations are given in its place; `is_shrunk`: whether a
+    confirmation's are. Returns (power, false share) of the screen and of the confirmation, and whether any confirmed claim is
+    false."""
+    shape, gates = (n_gates, len(CELLS)), GATES[:n_gates]
+    true = rng.permutation(n_gates * len(CELLS))[:n_true]
+    if np.ndim(nu0):
+        sigmas = np.resize(nu0, shape)
+    else:
+        sigmas = np.ones(shape) if np.isinf(nu0) else np.sqrt(nu0 / rng.chisquare(nu0, shape))
+    means = np.where(np.isin(np.arange(sigmas.size), true).reshape(shape), effect, 0.0) * sigmas
+    planted = {(gates[i // len(CELLS)], CELLS[i % len(CELLS)], np.sign(effect)) for i in true}
+    first, fresh = range(seeds[0]), range(seeds[0], sum(seeds))
+    screened = Evidence(runs(rng, means, sigmas, first, noises), LOSS, "none", gates, CELLS)
+    found, confirmed = effects_seen(screened, ["val_loss"], 0.10), []
+    if found:
+        both = [*screened.outcomes, *runs(rng, means, sigmas, fresh, noises)]
+        registration = register(screened, found, list(fresh), fdr=0.10)
+        registration = registration if is_shrunk else replace(registration, priors=[])
+        verdicts = confirm(registration, Evidence(both, LOSS, "none", gates, CELLS), RULES)
+        confirmed = [v.claim for v in verdicts if v.verdict == "confirmed"]
     out = []
-    for hits in (found, [v.claim for v in _verdicts(rng, screened, found, means, sigmas) if v.verdict == "confirmed"]):
-        cells = {int(c.cell[1:]) for c in hits}
-        out += [len(cells & set(true.tolist())) / 6, len(cells - set(true.tolist())) / max(1, len(cells))]
+    for hits in (found, confirmed):
+        of = {(c.arm, c.cell, c.direction) for c in hits}
+        out += [len(of & planted) / max(1, n_true), len(of - planted) / max(1, len(of))]
     return [*out, out[-1] > 0]
-
-
-def _verdicts(rng, screened, found, means, sigmas):
-    if not found:
-        return []
-    registration = register(screened, found, range(5, 10), fdr=0.10)
-    both = [*screened.outcomes, *runs(rng, means, sigmas, range(5, 10))]
-    return confirm(registration, Evidence(both, LOSS, "none", ["gated"], CELLS), RULES)
 
 
 @pytest.mark.parametrize("nu0", [4, 8])
@@ -73,10 +73,30 @@ def test_the_goal_power_of_80_percent_with_12_percent_false_discoveries(nu0):
     assert false <= 0.12 and false_confirmed <= 0.03
 
 
+@pytest.mark.parametrize("n_seeds", [5, 6])
+def test_the_goal_with_three_gates_where_all_of_them_have_the_effect_or_with_a_seed_more(n_seeds):
+    """6 true of 144 tests are held to a level three times as small as 6 of 48; 18 of 144 are not. 65% is not 80%."""
+    rng = np.random.default_rng(6)
+    n_true = 18 if n_seeds == 5 else 6
+    power, false, *_ = np.mean(
+        [two_stages(rng, 4, n_gates=3, n_true=n_true, seeds=(n_seeds, 5)) for _ in range(30)], axis=0
+    )
+    assert power >= 0.8 - 3 * 0.1 / 30**0.5 and false <= 0.12 + 3 * 0.12 / 30**0.5
+
+
+@pytest.mark.parametrize("effect", [-2.0, 2.0])
+def test_under_skew_a_confirmation_is_false_more_often_than_holm_says_and_less_than_the_screen(effect):
+    """Eight fresh seeds; docs/statistics.md has the numbers from 500 studies each."""
+    rng = np.random.default_rng(7)
+    how = {"effect": effect, "noises": (skewed(),), "seeds": (5, 8)}
+    _, false, power, false_confirmed, any_false = np.mean([two_stages(rng, 8, **how) for _ in range(60)], axis=0)
+    assert false_confirmed <= 0.06 < false <= 0.25 and any_false <= 0.30 and power >= 0.7
+
+
 def test_the_screens_effects_are_those_of_the_findings():
     rng = np.random.default_rng(2)
     means = np.where(np.arange(48) < 6, -2.0, 0.0)
-    found = runs(rng, means, np.ones(48), range(5))
+    found = runs(rng, [means], np.ones((1, 48)), range(5))
     seen = {c.cell: c.q for c in effects_seen(Evidence(found, LOSS, "none", ["gated"], CELLS), ["val_loss"], 0.10)}
     metric = replace(LOSS["val_loss"], primary=True)
     stated = effects(found, [metric], baseline="none", arms=["none", "gated"], cells=CELLS)

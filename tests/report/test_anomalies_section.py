@@ -13,7 +13,7 @@ from gatelab.analysis.anomalies.screen import Screened
 from gatelab.analysis.causes import Card, Decision
 from gatelab.analysis.hunt import Hunt
 from gatelab.analysis.looked import Looked, with_rows
-from gatelab.analysis.stages import Claim, Registration, Verdict
+from gatelab.analysis.registration import Claim, Registration, Verdict
 from gatelab.report import write_report
 
 NAN = float("nan")

@@ -14,7 +14,7 @@ from gatelab.analysis.causes import Card, Decision
 from gatelab.analysis.confirmed import Anomaly, Held, Neighbour, Seen
 from gatelab.analysis.hunt import Hunt
 from gatelab.analysis.looked import Looked
-from gatelab.analysis.stages import Claim, Verdict
+from gatelab.analysis.registration import Claim, Verdict
 from gatelab.report import write_report
 from gatelab.report.anomaly_cards import MOST_CARDS, headline
 from gatelab.report.measured import measure

@@ -6,13 +6,14 @@ import planted_tasks as planted
 import pytest
 from reading import Page
 from synthetic import COMPLETE, make_study
+from tiny import toy
 
 from gatelab import lab
 from gatelab.analysis.anomalies import Alarm
 from gatelab.analysis.atlas import Atlas
 from gatelab.analysis.confirmed import Anomaly, Held, Neighbour
-from gatelab.analysis.stages import Claim, Verdict
-from gatelab.config import BigramBackcopy, ModelConfig, ProbeConfig, Run, TrainConfig, override
+from gatelab.analysis.registration import Claim, Verdict
+from gatelab.config import override
 from gatelab.lab.atlas import read_atlas
 from gatelab.lab.sources import sources_in
 from gatelab.record import Row
@@ -21,12 +22,7 @@ from gatelab.store import Appender, StudyFolder
 from gatelab.study.study import Arm, Study
 
 EVIL = "<script>alert('\"x&y')</script>"
-TOY = Run(
-    model=ModelConfig(d_model=16, n_layers=1, n_heads=2, mlp="relu"),
-    data=BigramBackcopy(vocab_size=16),
-    train=TrainConfig(tokens=16, batch_size=2, seq_len=8),
-    probe=ProbeConfig(times=1, sequences=1, eval_sequences=1),
-)
+TOY = toy()
 RATES, OUT = (1e-3, 2e-3, 4e-3), ("3-layer-lr0.004",)  # what was not run
 CELLS = {f"{n}-layer-lr{lr:g}": override(TOY, {"optim.lr": lr, "model.n_layers": n}) for n in (1, 2, 3) for lr in RATES}
 

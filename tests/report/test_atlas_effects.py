@@ -9,7 +9,7 @@ from synthetic import COMPLETE, make_study
 from gatelab.analysis.anomalies import Alarm
 from gatelab.analysis.atlas import Atlas
 from gatelab.analysis.confirmed import Anomaly, Held
-from gatelab.analysis.stages import Claim, Verdict
+from gatelab.analysis.registration import Claim, Verdict
 from gatelab.analysis.standing import CONFIRMED
 from gatelab.lab.atlas import read_atlas
 from gatelab.lab.sources import sources_in

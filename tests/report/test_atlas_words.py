@@ -7,7 +7,7 @@ import pytest
 from gatelab.analysis.atlas import Atlas, Place, Sheet
 from gatelab.analysis.ledger_of_claims import Entry
 from gatelab.analysis.planned import Open
-from gatelab.analysis.stages import Claim, Verdict
+from gatelab.analysis.registration import Claim, Verdict
 from gatelab.report.atlas_guide import guide, registered
 from gatelab.report.atlas_map import sizes
 from gatelab.report.atlas_words import RULES, Words
@@ -55,6 +55,18 @@ def test_registered_claims_are_counted_of_those_that_were_read(sheets, words):
     atlas = Atlas([sheet(letter, **of) for letter, of in zip("AB", sheets, strict=False)], [])
     assert registered(atlas) == words
     assert f"Gates misbehave: {words}. The anomalies: {RULES['gate-collapse']} (3)." in guide(atlas)
+
+
+def test_a_test_that_two_claims_have_counts_once():
+    both = [Claim(rule, "toy", "gate", "val_loss", 0, 0.01, 0.02) for rule in ("worse-than-none", "removed-but-worse")]
+    of = sheet("A", n_claims=2, n_read=1, n_confirmed=1)
+    of.registered.extend(both)
+    of.verdicts.extend(Verdict(c, 8, 0.01, 0.02, "confirmed") for c in both)
+    more = "1 more is the test of one of these, 1 more wait for their runs"
+    words = f"2 of 2 registered anomalies were confirmed on fresh seeds ({more})"
+    assert registered(Atlas([of], [])) == words
+    said = f"The anomalies: {RULES['gate-collapse']} (1); {RULES['worse-than-none']} (1)."
+    assert f"Gates misbehave: {words}. {said}" in guide(Atlas([of], []))
 
 
 def test_every_rule_has_words():

@@ -7,20 +7,16 @@ from types import SimpleNamespace
 
 import pytest
 from reading import Page
+from tiny import toy
 
 from gatelab import lab
-from gatelab.config import BigramBackcopy, ModelConfig, ProbeConfig, Run, TrainConfig, override
+from gatelab.config import override
 from gatelab.record import Row
 from gatelab.report import write_report
 from gatelab.store import Appender
 from gatelab.study.study import Arm, Study
 
-TOY = Run(
-    model=ModelConfig(d_model=16, n_layers=1, n_heads=2, mlp="relu"),
-    data=BigramBackcopy(vocab_size=16),
-    train=TrainConfig(tokens=16, batch_size=2, seq_len=8),
-    probe=ProbeConfig(times=1, sequences=1, eval_sequences=1),
-)
+TOY = toy()
 CELLS = {
     f"{lr:g} {n} {v}": override(TOY, {"optim.lr": lr, "model.n_layers": n, "data.n_triggers": v})
     for lr in (1e-3, 2e-3, 4e-3)

@@ -8,7 +8,7 @@ from reading import Page
 from synthetic import ARMS, CELLS, COMPLETE, METRICS, analysed, make_study, outcomes
 
 from gatelab.analysis.recommend import advise
-from gatelab.analysis.stages import Claim, Verdict
+from gatelab.analysis.registration import Claim, Verdict
 from gatelab.report import write_report
 
 

@@ -1,6 +1,7 @@
 """The screen: every rule on every gate in every cell, and the false-discovery rate over all of them.
 
-What cannot be tested is flagged by name: too few seeds, a reading that some cells lack, a comparison that is refused.
+What cannot be tested is flagged by name: too few seeds, a reading that some cells lack, a comparison that is refused; and so is
+noise that t's level is not kept under.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,6 +11,7 @@ from math import isnan
 from ..student import q_values
 from .alarm import Alarm, Place, Rule
 from .evidence import Evidence
+from .skew import skew_notices
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,7 @@ def screen(evidence: Evidence, rules: Sequence[Rule], *, fdr: float = 0.10) -> S
     flags = [f"{cell}, {arm}: {why}" for (cell, arm), why in evidence.refused.items() if arm in evidence.arms]
     if evidence.not_pooled:
         flags.append(f"nothing is pooled over cells: {evidence.not_pooled}")
-    return Screened(_judged(alarms, fdr), [*flags, *_holes(evidence, rules)], fdr)
+    return Screened(_judged(alarms, fdr), [*flags, *_holes(evidence, rules), *skew_notices(evidence)], fdr)
 
 
 def _look(rule: Rule, evidence: Evidence, cell: str, arm: str) -> Iterator[Alarm]:

@@ -70,7 +70,7 @@ def line_chart(
         layers.append(
             some.mark_line(strokeWidth=1, opacity=0.6).encode(x=x, y=y, color=depth, detail="d:N", tooltip=tips)
         )
-    layers += [band(alt, s, x, y, along, floor) for s in series if s.low]
+    layers += [band(s, x, y, along, floor) for s in series if s.low]
     for mark in marks:
         layers += _marked(alt, mark, end, x)
     layers += drawn(alt, series, x, y, along, y_title, floor)
@@ -102,7 +102,7 @@ def drawn(
     ]
 
 
-def band(alt: Any, s: Series, x: Any, y: Any, along: Along, floor: float | None) -> Any:
+def band(s: Series, x: Any, y: Any, along: Along, floor: float | None) -> Any:
     """What is between a series' low and high values."""
     edges = dict(zip((px for px, _ in s.points), zip(s.low, s.high, strict=True), strict=True))
     parts = []

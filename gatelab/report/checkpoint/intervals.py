@@ -62,6 +62,6 @@ def dose_response(series: Sequence[Series], alt_text: str, *, x_title: str, y_ti
     )
     y = alt.Y("y:Q", title=y_title, scale=alt.Scale(zero=True), axis=alt.Axis(tickCount=5))
     layers = [table([{"y": 0}]).mark_rule(opacity=0.5).encode(y="y:Q")]
-    layers += [band(alt, s, x, y, "dose", None) for s in series if s.low]
+    layers += [band(s, x, y, "dose", None) for s in series if s.low]
     layers += drawn(alt, series, x, y, "dose", y_title, None)
     return fitted(alt.layer(*layers).resolve_scale(color="independent"), alt_text, WIDTH, HEIGHT)

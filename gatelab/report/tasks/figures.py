@@ -6,7 +6,7 @@ that do not have no mean that any of them shows.
 
 from collections.abc import Sequence
 
-from ..charts import Arms, Figure, Line, channel, columns, fitted, layer, lines, records, short, stepped
+from ..charts import Arms, Figure, Line, by_seed, channel, columns, fitted, layer, lines, records, short, stepped
 from ..figures import NARROW, SMALL
 from ..measured import Points
 from ..style import BASELINE, DASHED, DOTTED, RAMP
@@ -41,20 +41,11 @@ def lengths_chart(
         for name, (dash, opacity) in BESIDE.items()
         if (points := beside.get(name))
     ]
-    drawn = {"type": "line", "strokeCap": "butt" if arms.is_dashed else "round"}
-    looks = at | arms.looks()
     dots = [r for n in seeds for r in records(n.points, arm=n.arm, seed=n.seed)]
     told = (("x:Q", "length, times"), ("y:Q", score.axis))
     tips = [channel("arm:N"), channel("seed:N"), *(channel(field) | {"title": title} for field, title in told)]
     layers += [
-        lines(
-            [{"arm": n.arm, "seed": n.seed, **columns(n.points)} for n in seeds],
-            drawn | {"strokeWidth": 1, "opacity": 0.45},
-            looks | {"detail": channel("seed:N")},
-        ),
-        lines(
-            [{"arm": arm, **columns(points)} for arm, points in medians.items()], drawn | {"strokeWidth": 2.6}, looks
-        ),
+        *by_seed(seeds, medians, arms, at),
         layer(dots, {"type": "point", "size": 22, "strokeWidth": 1.2}, at | {"color": arms.colour(), "tooltip": tips}),
     ]
     return fitted(layers, alt_text, NARROW, 220)
