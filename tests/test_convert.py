@@ -227,7 +227,14 @@ def test_what_cannot_be_converted_is_said_in_a_sentence(runs: dict[str, Path], t
     said = {
         ("convert", tmp_path / "nowhere", tmp_path / "out", "--to", "hf"): "no such folder or file",
         ("convert", tmp_path / "nowhere", tmp_path / "out", "--to", "gatelab"): "no such folder or file",
-        ("convert", run, tmp_path / "out", "--to", "gatelab"): "is a model of Gatelab already",
+        (
+            "convert",
+            run,
+            tmp_path / "out",
+            "--to",
+            "gatelab",
+            "--allow-pickle",
+        ): "is a run, of which nothing is pickled",
         ("convert", run.parent.parent, tmp_path / "out", "--to", "hf"): "is a whole study",
         ("convert", run, tmp_path / "file", "--to", "hf"): "is there already",
         ("convert", run, run / "out", "--to", "hf"): "lies inside",

@@ -1,13 +1,9 @@
 """gatelab convert: whole models, from transformers and back, and checkpoints in another layout of gated attention."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-from cyclopts import Parameter
-
-from .base import tell
-
-Flag = Annotated[bool, Parameter(negative="")]
+from .base import Flag, tell
 
 
 def convert(
@@ -19,16 +15,17 @@ def convert(
     from_layout: str | None = None,
     allow_pickle: Flag = False,
 ) -> int:
-    """Make a model of ours out of a checkpoint, a checkpoint for transformers out of a model of ours, or a checkpoint in
-    another layout of gated attention.
+    """Make a model of ours out of a checkpoint or a run, a checkpoint for transformers out of either of ours, or a checkpoint
+    in another layout of gated attention.
 
     What cannot be expressed exactly is refused by the key of the configuration; OUT is complete or absent.
 
     Parameters
     ----------
     source:
-        To gatelab: a folder in Hugging Face's layout, a .gguf file, or a model of the hub as org/name. To hf: the folder of a
-        finished run, or one that `--to gatelab` wrote. For a layout: a folder with config.json and safetensors.
+        To gatelab: a folder in Hugging Face's layout, a .gguf file, a model of the hub as org/name, or the folder of a run. To
+        hf: the folder of a run, or one that `--to gatelab` wrote. Of a run that has not finished the newest whole checkpoint is
+        taken. For a layout: a folder with config.json and safetensors.
     out:
         A new folder.
     to:
@@ -58,7 +55,7 @@ def convert(
 def _export(source: str, out: Path) -> int:
     from .. import lab
 
-    made = lab.export(source, out)
+    made = lab.export(source, out, tell=tell)
     how = "needs trust_remote_code" if made.family == "gatelab" else "native"
     with_one = "with its tokenizer" if made.has_tokenizer else "without a tokenizer"
     tell(f"{made.path}: {made.family} ({how}), {made.n_weights:,} weights, {with_one}")
@@ -68,7 +65,7 @@ def _export(source: str, out: Path) -> int:
 def _import(source: str, out: Path, *, allow_pickle: bool) -> int:
     from .. import lab
 
-    found = lab.import_checkpoint(source, out, allow_pickle=allow_pickle)
+    found = lab.import_checkpoint(source, out, allow_pickle=allow_pickle, tell=tell)
     sizes = f"{found.config.arch}, {found.config.n_layers} layers, width {found.config.d_model}"
     tell(f"{found.path}: {sizes}, {found.n_weights:,} weights")
     return _tell_notes(found.notes)

@@ -1,7 +1,7 @@
 """Texts read for their losses: LongPPL over a key set that is chosen once, loss by position, and without reads behind shut gates.
 
-Notable: a document is the beginning of a file, a line of .jsonl or a row of .parquet or .arrow, as many tokens of it as are asked for, so
-that intervals over documents are over texts that have nothing to do with one another. One that has fewer is refused, and
+Notable: a document is the beginning of a file, a line of .jsonl or a row of .parquet or .arrow, as many tokens of it as are asked
+for, so that intervals over documents are over texts that have nothing to do with one another. One that has fewer is refused, and
 one that has more is said to be cut.
 """
 

@@ -1,14 +1,16 @@
 """Models into and out of Gatelab's folders: import, export, another layout, a gate put into a trained model."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from ..config import Run, validate
-from ..store import read_json
-from .looking import finished_run
+from ..store import RunFolder, StoreError, read_json
+from ..study.checkpoints import export_weights
+from .looking import finished_run, named_run
 
 if TYPE_CHECKING:
     from ..config.retrofit import Retrofit
@@ -26,19 +28,32 @@ def is_checkpoint(source: str | Path) -> bool:
     return path.is_file() or (is_folder and not (path / "run.json").exists()) or is_hub_id(source)
 
 
-def import_checkpoint(source: str | Path, out: str | Path, *, allow_pickle: bool = False) -> "Imported":
-    """A checkpoint of transformers as a Gatelab model folder with the same logits; see `gatelab.models.interop`.
+def import_checkpoint(
+    source: str | Path, out: str | Path, *, allow_pickle: bool = False, tell: Callable[[str], None] = lambda _: None
+) -> "Imported":
+    """A checkpoint of transformers as a Gatelab model folder with the same logits, see `gatelab.models.interop`; or a run, of one
+    that has not finished the newest whole checkpoint, as `tell` says.
 
     Raises:
+        StoreError: a run that has neither weights nor a checkpoint yet.
         ValueError: it cannot be opened or expressed exactly, or `out` is there already.
     """
-    from ..models.interop import import_model
+    from ..models.interop import Imported, import_model, save_folder
+    from ..models.interop.destination import check_destination
 
-    if (Path(source) / "run.json").is_file() or (Path(source) / "model.json").is_file():
+    if (Path(source) / "model.json").is_file():
         raise ValueError(
             f"{source}: is a model of Gatelab already; `--to hf` makes a checkpoint for transformers of it"
         )
-    return import_model(source, out, allow_pickle=allow_pickle)
+    if not (Path(source) / "run.json").is_file():
+        return import_model(source, out, allow_pickle=allow_pickle)
+    if allow_pickle:
+        raise ValueError(f"{source}: is a run, of which nothing is pickled; leave --allow-pickle out")
+    check_destination(Path(out), Path(source))
+    with _beside(out) as place:
+        found = newest_model(source, place, tell)
+        name = f"run {Path(source).resolve().name}"
+        return Imported(Path(out), found.config, save_folder(found, out, name=name), ())
 
 
 def relayout(source: str | Path, out: str | Path, layout: str, *, from_layout: str | None = None) -> "Relaid":
@@ -56,11 +71,12 @@ def relayout(source: str | Path, out: str | Path, layout: str, *, from_layout: s
     return rewritten(source, out, layout, from_layout=from_layout)
 
 
-def export(path: str | Path, out: str | Path) -> "Exported":
-    """A finished run, or a Gatelab model folder, as a folder that `AutoModelForCausalLM.from_pretrained` loads.
+def export(path: str | Path, out: str | Path, *, tell: Callable[[str], None] = lambda _: None) -> "Exported":
+    """A run, of one that has not finished the newest whole checkpoint, as `tell` says, or a Gatelab model folder, as a folder
+    that `AutoModelForCausalLM.from_pretrained` loads.
 
     Raises:
-        StoreError: no run there, or one that has not finished.
+        StoreError: no run there, or one that has neither weights nor a checkpoint yet.
         ValueError: what its model computes is neither in transformers nor in the code that goes along.
     """
     from ..models.interop import export_model
@@ -69,8 +85,22 @@ def export(path: str | Path, out: str | Path) -> "Exported":
     if is_checkpoint(path) and not (Path(path) / "model.json").is_file():
         raise ValueError(f"{path}: is a checkpoint of transformers already; `--to gatelab` makes a model of ours of it")
     check_destination(Path(out), Path(path))
-    with TemporaryDirectory() as companions:
-        return export_model(stored_model(path, Path(companions)), out)
+    with _beside(out) as place:
+        return export_model(newest_model(path, place, tell), out)
+
+
+@contextmanager
+def _beside(out: str | Path) -> Iterator[Path]:
+    """A folder for what is made on the way, on the disk that has room for the result."""
+    above = next(place for place in Path(out).absolute().parents if place.is_dir())
+    try:
+        place = TemporaryDirectory(prefix=".gatelab-", dir=above)
+    except OSError as error:
+        raise ValueError(
+            f"{out}: no folder can be made here ({error.strerror}); name one where you may write"
+        ) from None
+    with place as name:
+        yield Path(name)
 
 
 def retrofit(
@@ -113,14 +143,46 @@ def stored_model(path: str | Path, companions: Path) -> "Stored":
     Raises:
         StoreError: no run there, or one that has not finished.
     """
-    from ..models.interop import is_model_folder, open_folder, stored_run
+    from ..models.interop import is_model_folder, open_folder
 
     if is_model_folder(Path(path)):
         return open_folder(Path(path))
-    folder = finished_run(path)
+    return _stored_run(finished_run(path), companions)
+
+
+def newest_model(path: str | Path, companions: Path, tell: Callable[[str], None]) -> "Stored":
+    """As `stored_model`; of a run that has not finished its newest whole checkpoint, which `tell` says, and whose weights are
+    written into `companions` too.
+
+    Raises:
+        StoreError: no run there, or one that has neither weights nor a checkpoint yet.
+    """
+    from ..models.interop import is_model_folder
+
+    if is_model_folder(Path(path)) or (folder := named_run(path)).done() is not None:
+        return stored_model(path, companions)
+    weights = companions / "weights.safetensors"
+    step = export_weights(folder, weights)
+    if step is not None:
+        steps = validate(Run, folder.config()).train.steps
+        tell(f"{path}: has not finished; these are its weights at step {step:,} of {steps:,}")
+        return _stored_run(folder, companions, (weights, step))
+    if folder.done() is not None:  # just now
+        return stored_model(path, companions)
+    raise StoreError(
+        f"{path}: this run has not finished, and has no checkpoint yet; the first is written after execution.checkpoint_s "
+        "seconds, or as it is asked to stop"
+    )
+
+
+def _stored_run(folder: RunFolder, companions: Path, checkpoint: tuple[Path, int] | None = None) -> "Stored":
+    from ..models.interop import stored_run
+
     run_config = validate(Run, folder.config())
     has_tokenizer, tokenizer = _tokenizer_of(run_config)
-    return stored_run(run_config, folder.path, companions, tokenizer=tokenizer, has_tokenizer=has_tokenizer)
+    return stored_run(
+        run_config, folder.path, companions, tokenizer=tokenizer, has_tokenizer=has_tokenizer, checkpoint=checkpoint
+    )
 
 
 def task_run(path: str | Path) -> Run | None:

@@ -122,18 +122,23 @@ def find_run(path: str | Path) -> RunFolder:
     return folder
 
 
+def named_run(path: str | Path) -> RunFolder:
+    """As `find_run`, where a checkpoint of somebody's could have been named as well."""
+    if not Path(path).exists():
+        raise StoreError(
+            f"{path}: no such folder or file; name a run's folder, a checkpoint's folder, a .gguf file, or a model of the hub "
+            f"as org/name"
+        )
+    return find_run(path)
+
+
 def finished_run(path: str | Path) -> RunFolder:
     """A finished run's folder by its path.
 
     Raises:
         StoreError: when there is none, or it has not finished.
     """
-    if not Path(path).exists():
-        raise StoreError(
-            f"{path}: no such folder or file; name a run's folder, a checkpoint's folder, a .gguf file, or a model of the hub "
-            f"as org/name"
-        )
-    folder = find_run(path)
+    folder = named_run(path)
     if folder.done() is None:
         raise StoreError(
             f"{path}: this run has not finished, so it has no final weights; `gatelab status` says how it stands"

@@ -12,6 +12,8 @@ from ..study.drive import Event, Summary, drive
 from ..study.executor import Executor
 from ..study.fresh import fresh_runs
 from ..study.local import devices_for, local_executor
+from ..study.place import check_place
+from ..study.plan import Planned
 from ..study.ray import check_folder, ray_executor
 from ..study.ray_address import check_ray
 from ..study.slurm import Allocation, script, write_script
@@ -164,11 +166,14 @@ def is_folder(study: str) -> bool:
 
 
 def execution_in(folder: StudyFolder, assignments: dict[str, list[Any]] | None = None) -> Execution:
-    """How the runs of a study's folder are to be carried out.
+    """How the runs of a study's folder are to be carried out, where that can be done.
 
     Raises:
         ConfigError: assignments other than of `execution`: the folder says what its runs are.
+        StoreError: the folder lies where leases cannot be taken.
     """
+    if folder.objects is None:
+        check_place(folder.path)
     assignments = assignments or {}
     other = [key for key in assignments if not key.startswith("execution.")]
     if other:
@@ -180,20 +185,32 @@ def execution_in(folder: StudyFolder, assignments: dict[str, list[Any]] | None =
     return changed_execution(validate(Execution, folder.study().get("execution", {})), assignments)
 
 
+def not_planned(folder: StudyFolder) -> list[Planned]:
+    """The runs of a registered confirmation that are not in the plan of a study's folder.
+
+    Raises:
+        StoreError: as `fresh_runs` does.
+    """
+    registration = registration_of(folder)
+    if registration is None:
+        return []
+    planned = {entry["fingerprint"] for entry in folder.study()["plan"]}
+    runs = fresh_runs(folder, confirmation(folder, registration), registration.seeds)
+    return [p for p in runs if p.fingerprint not in planned]
+
+
 def go_on(folder: StudyFolder, assignments: dict[str, list[Any]] | None = None) -> Execution:
     """Add the runs of a registered confirmation to the plan of a study's folder, where they are not in it; returns how they
     are to be carried out.
 
     Raises:
         ConfigError: as `execution_in`.
-        StoreError: as `fresh_runs` does.
+        StoreError: as `execution_in` and `fresh_runs` do.
     """
     execution = execution_in(folder, assignments)
     study, registration = folder.study(), registration_of(folder)
     if registration is not None:
-        planned = {entry["fingerprint"] for entry in study["plan"]}
-        runs = fresh_runs(folder, confirmation(folder, registration), registration.seeds)
-        new = [p for p in runs if p.fingerprint not in planned]
+        new = not_planned(folder)
         study["plan"] += [p.entry(folder.path) for p in new]
         study["seeds"] = sorted({*study["seeds"], *registration.seeds})
         StudyFolder.create(folder.path, {k: v for k, v in study.items() if k != "schema"})

@@ -137,8 +137,8 @@ def _files(path: str) -> list[File]:
     files = find((path,))
     if any(file.kind == "shard" for file in files):
         raise DataError(
-            f"{path!r} is a shard of tokens, whose tokenizer need not be the model's; name a text, a .jsonl, a .parquet, an .arrow, or a "
-            "folder of them"
+            f"{path!r} is a shard of tokens, whose tokenizer need not be the model's; name a text, a .jsonl, a .parquet, an "
+            ".arrow, or a folder of them"
         )
     return files
 

@@ -35,7 +35,7 @@ from .files import (
 )
 from .rows import fill, query, quoted, take_rows, to_read
 from .run import RunFolder
-from .study import StudyFolder, is_fingerprint
+from .study import StudyFolder, is_fingerprint, of_pack
 
 __all__ = [
     "Appender",
@@ -46,6 +46,7 @@ __all__ = [
     "check_keys",
     "fill",
     "is_fingerprint",
+    "of_pack",
     "query",
     "quoted",
     "read_json",

@@ -45,6 +45,10 @@ def write_text(path: Path, text: str, *, is_kept: bool = True) -> None:
             if is_kept:
                 os.fsync(f.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        if error.filename != str(temporary):
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from None
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -83,8 +87,10 @@ def read_stored(path: Path) -> dict[str, Any]:
     """
     value = read_json(path)
     found = value.get("schema") if isinstance(value, dict) else None
+    if found is None:
+        raise DamagedError(f"{path}: says no version (schema); was it cut or edited?")
     if found != SCHEMA:
-        raise (DamagedError if found is None else StoreError)(
+        raise StoreError(
             f"{path}: written by another version of Gatelab (schema {found}, this one reads {SCHEMA}); "
             "use that version, or run the study into a new folder"
         )

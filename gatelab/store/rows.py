@@ -39,8 +39,14 @@ def connected(planned: Sequence[tuple[dict[str, Any], RunFolder]]) -> Any:
 
 
 def query(folder: "StudyFolder", sql: str, parameters: list[Any] | None = None) -> list[dict[str, Any]]:
-    """The rows of a SQL query over `rows` and `runs` (see `StudyFolder.connect`) as dictionaries."""
+    """The rows of a SQL query over `rows` and `runs` (see `StudyFolder.connect`) as dictionaries.
+
+    Raises:
+        StoreError: an empty query.
+    """
     cursor = folder.connect().execute(sql, parameters or [])
+    if cursor is None or cursor.description is None:
+        raise StoreError(f"query {sql!r}: asks for nothing; write a SELECT, such as SELECT * FROM rows LIMIT 5")
     names = [d[0] for d in cursor.description]
     return [dict(zip(names, values, strict=True)) for values in cursor.fetchall()]
 

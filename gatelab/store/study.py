@@ -2,6 +2,7 @@
 
 import errno
 import re
+import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -65,6 +66,8 @@ class StudyFolder:
         folder = cls(Path(path))
         if not folder.path.exists():
             raise StoreError(f"{path}: no such folder; `gatelab run STUDY --out {path}` makes one")
+        if said := of_pack(folder.path):
+            raise StoreError(said)
         if not (folder.path / "study.json").exists():
             raise StoreError(f"{path}: holds no study (no study.json); name the folder that `gatelab run` wrote to")
         folder.study()
@@ -227,6 +230,12 @@ class StudyFolder:
         measurement with the run's cell, arm and seed). Finished runs are read from their Parquet cache, and of it what a query
         asks for."""
         return connected(list(self.planned()))
+
+
+def of_pack(path: Path) -> str:
+    """What to do with a pack that was named where a study's folder is wanted; empty for what is none."""
+    is_pack = path.suffix == ".parquet" and path.is_file()
+    return f"{path}: is a pack; first `gatelab unpack {shlex.quote(str(path))} --out DIR`" if is_pack else ""
 
 
 def is_fingerprint(name: object) -> bool:

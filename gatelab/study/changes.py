@@ -30,7 +30,7 @@ def changed(study: "Study", assignments: dict[str, list[Any]]) -> "Study":
     of_cells = {p: v for p, v in assignments.items() if p not in {"seed", *of_execution, *of_arms}}
     cells = {name: _Cell(name, run) for name, run in study.cells.items()}
     fields: dict[str, Any] = {}
-    problems: list[str] = []
+    problems = _of_several_texts(study, of_cells)
     try:
         cells = _changed_cells(_changed_cells(cells, of_cells, kinds=True), of_cells, kinds=False)
     except ConfigError as error:
@@ -133,6 +133,28 @@ def _changed_cells(cells: dict[str, _Cell], assignments: dict[str, list[Any]], *
     if problems:
         raise ConfigError(problems)
     return out
+
+
+def _of_several_texts(study: "Study", assignments: dict[str, list[Any]]) -> list[str]:
+    """Words that would have cells of different texts, by the paths that are their own, read one."""
+    problems = []
+    for path in ("data.paths", "data.val_paths"):
+        texts: dict[tuple[str, ...], list[str]] = {}
+        for name, run in study.cells.items():
+            if accepts(run, path) and run.data.kind == "text":
+                texts.setdefault(getattr(run.data, path.removeprefix("data.")), []).append(name)
+        if path in assignments and len(texts) > 1:
+            own = "; ".join(f"{','.join(paths)} of {_shown(names)}" for paths, names in texts.items())
+            first = next(iter(study.cells)).split()[0]
+            problems.append(
+                f"{path}={assignments[path][0]}: cells of this study are of different texts ({own}); choose those that this one is"
+                f" of, as in 'cell={first}*', and give the others a command and an --out of their own"
+            )
+    return problems
+
+
+def _shown(names: list[str]) -> str:
+    return f"{names[0]} and {len(names) - 1} more" if len(names) > 1 else names[0]
 
 
 def _tried(run: Run, change: Change, problems: list[str]) -> Run:

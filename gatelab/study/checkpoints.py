@@ -6,13 +6,14 @@ from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..store import RunFolder
+from ..store import RunFolder, stamp_of
 from ..train import checkpoint_folder as folders
 
 if TYPE_CHECKING:
     from ..train.group import Group
 
 CHECKPOINT, WEIGHTS = "checkpoint.safetensors", "weights.safetensors"
+_MODEL = "model."  # what `gatelab.train.checkpoint.pack` calls weights
 
 
 class Checkpoints:
@@ -119,6 +120,45 @@ class Checkpoints:
         load(run.path, step, group.tensors_of(member) | {"losses": losses}, saving)
         member.losses = losses.tolist()
         return read_state(run.path, step)
+
+
+def export_weights(run: RunFolder, to: Path) -> int | None:
+    """Write the weights of a run's newest whole checkpoint, of either kind, as one file such as a finished run's; returns its step,
+    or None where there is none yet. The run may be going on meanwhile.
+
+    Raises:
+        CheckpointError: when it cannot be read.
+    """
+    from ..train.checkpoint import CheckpointError
+
+    while True:
+        there = _whole(run.path)
+        try:
+            return _export_newest(run, to)
+        except (CheckpointError, OSError):
+            # One that was replaced while it was read is told by the next.
+            if _whole(run.path) == there:
+                raise
+
+
+def _export_newest(run: RunFolder, to: Path) -> int | None:
+    from ..train.checkpoint import read_tensors, write_tensors
+    from ..train.sharded_checkpoint import export
+
+    path, shared = run.path / CHECKPOINT, folders.steps(run.path)
+    tensors, state = read_tensors(path, prefix=_MODEL) if path.is_file() else ({}, {"step": -1})
+    if shared and shared[0] > state["step"]:
+        return export(run.path, to, shared[0])
+    if not tensors:
+        return None
+    plain = {name.removeprefix(_MODEL): tensor for name, tensor in tensors.items()}
+    write_tensors(to, plain, {"step": state["step"], "fingerprint": run.fingerprint})
+    return state["step"]
+
+
+def _whole(path: Path) -> tuple[object, ...]:
+    """What changes as a run's checkpoints are replaced."""
+    return *folders.steps(path), stamp_of(path / CHECKPOINT)
 
 
 def remove(run: RunFolder) -> None:

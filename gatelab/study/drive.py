@@ -4,6 +4,7 @@ It holds nothing that the ledger does not: kill it and run it again, start a sec
 and each run is still carried out once. What happens next to a run depends on how its last attempt ended:
 
     lost        again, up to execution.lost_retries times in this drive, not counting attempts that left a newer checkpoint
+                nor tasks that vanished before their worker began
     oom         again once with half the micro-batch, which later attempts keep until `retry`
     stopped     again from its checkpoint, not counted
     timeout     left; the next drive resumes it

@@ -20,6 +20,8 @@ from .worker import FULL, disk_is_full, kept
 Kind = Literal["submitted", "ended", "left", "state"]
 
 POLL_S = 0.25
+# Tasks of one run that may vanish in a drive before their worker begins, as those do that a dying machine's slot is given.
+_MOST_UNBEGUN = 10
 # The outcomes that a worker may only be able to tell by its exit code.
 _BY_EXIT = {EXITS[name]: name for name in ("failed", "oom", "disk-full", "stopped")}
 
@@ -99,6 +101,7 @@ class Driver:
         self._vanished: set[str] = set()
         self._running: dict[str, _Running] = {}
         self._lost: Counter[str] = Counter()
+        self._unbegun: Counter[str] = Counter()
         self._began_at: dict[str, int] = {}  # of the last attempt here, the step of its run's checkpoint
         self._shapes: dict[str, str] = {}
         self._halted = ""
@@ -270,8 +273,12 @@ class Driver:
         for run in running.runs:
             with suppress(OSError):  # what cannot be read now cannot be concluded either, which is told below
                 run.look()
-            if ended.exit_code is None and ended.signal is None and self._lives(run, running.task.owner):
+            has_vanished = ended.exit_code is None and ended.signal is None
+            if has_vanished and self._lives(run, running.task.owner):
                 self._vanished.add(run.fingerprint)
+            elif has_vanished and not running.why and self._is_unbegun(run, running.task):
+                self._sort_in(run.fingerprint, "state")  # as if it had not been submitted
+                continue
             elif ended.exit_code not in (EXITS["held"], EXITS["displaced"]):
                 self._conclude(run, running, ended)
             self._sort_in(run.fingerprint, "ended")
@@ -284,6 +291,13 @@ class Driver:
     def _says_unwritable(self, n_runs: int) -> str:
         why = f"{self._folder.address} cannot be written ({self._unwritable})"
         return f"{why}: {kept(n_runs)}; make it writable and run the same command again"
+
+    def _is_unbegun(self, run: RunFolder, task: Task) -> bool:
+        """Whether no attempt came of a task, which then is no loss of the run; not for ever, since every slot may be so."""
+        if ledger.n_attempts(run) != task.known[run.fingerprint]:
+            return False
+        self._unbegun[run.fingerprint] += 1
+        return self._unbegun[run.fingerprint] <= _MOST_UNBEGUN
 
     def _lives(self, run: RunFolder, owner: str) -> bool:
         """Whether a worker that its executor lost sight of still holds the run: who took it over now would write beside it."""

@@ -13,11 +13,9 @@ file system: nobody's clock is trusted.
 """
 
 import errno
-import functools
 import math
 import os
 import re
-import socket
 import uuid
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
@@ -29,6 +27,7 @@ from typing import Any
 from ..store import DamagedError, RunFolder, StoreError, check_keys, read_json
 from .executor import Ended
 from .place import FOLDER, Place
+from .processes import here, process_start
 
 BEAT_S = 1.0
 # Sixty missed beats: longer than a network file system hides a change (attribute caches: up to 60 s, usually 3) or
@@ -140,7 +139,7 @@ def attempts_since_reset(run: RunFolder) -> list[Attempt]:
 
 def is_live(run: RunFolder, attempt: Attempt) -> bool:
     """Whether the owner of a running attempt still lives."""
-    if (attempt.host, attempt.machine) == _here():
+    if (attempt.host, attempt.machine) == here():
         return attempt.process == process_start(attempt.pid)
     # Also a beat from the future is none: the file system's clock went back, and a living owner beats again by it.
     return abs(_at(run).age_s(_path(run, attempt.number))) <= STALE_S
@@ -183,37 +182,6 @@ def last_beat(run: RunFolder, attempt: Attempt) -> float:
         return _at(run).beaten(_path(run, attempt.number))
     except FileNotFoundError:
         return math.nan
-
-
-def check_place(path: str | Path) -> None:
-    """Whether a study's folder may lie at `path`, which need not exist yet: leases need links and renames.
-
-    Raises:
-        StoreError: when its file system has none.
-    """
-    path = Path(path)
-    place = next((p for p in (path, *path.absolute().parents) if p.is_dir()), None)
-    if place is None:
-        return
-    probe, other = (place / f".place.{uuid.uuid4().hex[:8]}.tmp" for _ in range(2))
-    try:
-        probe.touch(exist_ok=False)
-    except OSError:
-        return  # whoever writes the first file says so
-    try:
-        os.link(probe, other)
-        os.unlink(probe)
-        os.replace(other, probe)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise StoreError(
-                f"{path}: leases need a file system with hard links and renames, and this one refuses them "
-                f"({error.strerror}); name a folder on another"
-            ) from None
-    finally:
-        for left in (probe, other):
-            with suppress(OSError):
-                left.unlink(missing_ok=True)
 
 
 def beat(run: RunFolder, attempt: Attempt) -> bool:
@@ -295,40 +263,8 @@ def note_resume(run: RunFolder, step: int) -> None:
     _write(run, replace(last, resumed_from_step=step))
 
 
-def process_start(pid: int) -> str | None:
-    """When a process of this machine started, in its kernel's ticks; None when there is none, or only its zombie."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return _alive_without_proc(pid) if not Path("/proc/self").exists() else None
-    # proc(5): the name may hold spaces and brackets; after its last bracket come fields 3 (state) to 22 (start time).
-    after = stat.rpartition(")")[2].split()
-    return None if after[0] in "ZX" else after[19]
-
-
-def _alive_without_proc(pid: int) -> str | None:
-    """Systems without /proc: whether the pid is in use is all that can be told."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return None
-    except PermissionError:
-        pass
-    return "unknown"
-
-
-@functools.cache
-def _here() -> tuple[str, str]:
-    """This host's name, and its boot and process namespace: only where both agree does a pid mean the same process."""
-    machine = []
-    with suppress(OSError):
-        machine.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
-        machine.append(os.readlink("/proc/self/ns/pid"))
-    return socket.gethostname(), " ".join(machine)
-
-
 def _begin(last: Attempt | None, owner: str, outcome: str, *, driver: int | None, micro_batch: int = 0) -> Attempt:
-    host, machine = _here()
+    host, machine = here()
     return Attempt(
         number=last.number + 1 if last else 1,
         owner=owner,

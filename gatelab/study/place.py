@@ -21,7 +21,8 @@ T = TypeVar("T")
 
 
 class PlaceError(OSError):
-    """An object store did not give or take what it had to, which says nothing of the run."""
+    """A place did not give or take what it had to, which says nothing of the run: an object store that failed, a file system
+    without hard links."""
 
 
 class Place(Protocol):
@@ -63,8 +64,8 @@ class Folder:
             # The number is taken; its holder may already have swept the temporary file away.
             return False
         except OSError as error:
-            if error.errno in (errno.EPERM, errno.EOPNOTSUPP):
-                raise StoreError(f"{path.parent}: leases need a file system with hard links; use another") from None
+            if error.errno in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
+                raise PlaceError(error.errno, "leases need a file system with hard links", str(path.parent)) from None
             raise
         finally:
             temporary.unlink(missing_ok=True)
@@ -126,3 +127,34 @@ def patiently(of: RunFolder, do: Callable[[], T], *, is_over: Callable[[], bool]
         pause = time.monotonic() + _PAUSE_S
         while time.monotonic() < pause and not is_over():
             time.sleep(min(_PAUSE_S, 0.25))
+
+
+def check_place(path: str | Path) -> None:
+    """Whether a study's folder may lie at `path`, which need not exist yet: leases need links and renames.
+
+    Raises:
+        StoreError: when its file system has none.
+    """
+    path = Path(path)
+    place = next((p for p in (path, *path.absolute().parents) if p.is_dir()), None)
+    if place is None:
+        return
+    probe, other = (place / f".place.{uuid.uuid4().hex[:8]}.tmp" for _ in range(2))
+    try:
+        probe.touch(exist_ok=False)
+    except OSError:
+        return  # whoever writes the first file says so
+    try:
+        os.link(probe, other)
+        os.unlink(probe)
+        os.replace(other, probe)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise StoreError(
+                f"{path}: leases need a file system with hard links and renames, and this one refuses them "
+                f"({error.strerror}); name a folder on another"
+            ) from None
+    finally:
+        for left in (probe, other):
+            with suppress(OSError):
+                left.unlink(missing_ok=True)

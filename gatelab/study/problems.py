@@ -2,9 +2,10 @@
 
 import re
 from collections import Counter
-from typing import TYPE_CHECKING
+from itertools import product
+from typing import TYPE_CHECKING, Any
 
-from ..config import ConfigError, Run, nearest, override, validate
+from ..config import ConfigError, Execution, Run, nearest, override, validate
 from .arm import Arm
 from .metrics import choose
 
@@ -13,11 +14,24 @@ if TYPE_CHECKING:
 
 # A plan of more runs takes minutes to make and to look at.
 MOST_RUNS = 20_000
+# What a field is made of, and how one is written.
+_FIELDS = {
+    "name": (str, "a word, which names a folder"),
+    "question": (str, "a sentence or two"),
+    "cells": (dict, "Runs by name, as in {'toy': run}"),
+    "arms": ((tuple, list), "arms in a tuple, as in (Arm('none', {'model.gate': 'none'}),)"),
+    "seeds": ((int, tuple, list, range), "a positive number, or a tuple of seeds"),
+    "match_unit": (int, "1 or more"),
+    "equivalence": (dict, "numbers by metric, as in {'val_loss': 0.01}"),
+    "about": (dict, "sentences by cell, as in {'toy': 'A toy.'}"),
+    "only": (dict, "arms by cell, as in {'toy': ('none', 'gated')}"),
+    "execution": (Execution, "an Execution"),
+}
 
 
 def problems_of(study: "Study") -> list[str]:
     """Every mistake; of what is no study at all that alone."""
-    problems = _misshapen(study) or _too_many(study)
+    problems = _of_other_kinds(study) or _misshapen(study) or _too_many(study) or _misnamed(study)
     if problems:
         return problems
     names = [a.name for a in study.arms]
@@ -36,6 +50,41 @@ def problems_of(study: "Study") -> list[str]:
     except ConfigError as error:
         problems += error.problems
     return problems
+
+
+def _of_other_kinds(study: "Study") -> list[str]:
+    """Fields that hold a value of a kind which they cannot hold."""
+    problems = []
+    for name, (kind, expected) in _FIELDS.items():
+        value = getattr(study, name)
+        if not isinstance(value, kind) or isinstance(value, bool):
+            problems.append(f"{name}={_short(value)}: expected {expected}")
+    return problems
+
+
+def _short(value: Any) -> str:
+    """How a value is written, or what it is where that takes a line of its own."""
+    said = repr(value)
+    return said if len(said) < 60 else f"({type(value).__name__})"
+
+
+def _misnamed(study: "Study") -> list[str]:
+    """Names that are none; cells and arms of which cell/arm/seed names two runs."""
+    names = [("cells", name) for name in study.cells] + [("arms", a.name) for a in study.arms]
+    problems = [
+        f"{field}: {name!r} is no name; use a word of printed letters"
+        for field, name in names
+        if not isinstance(name, str) or not name.isprintable() or name != name.strip() or not name
+    ]
+    problems += [
+        f"arms: the changes of {a.name!r} are {_short(a.changes)}; expected values by key, as in {{'model.gate': 'none'}}"
+        for a in study.arms
+        if not isinstance(a.changes, dict)
+    ]
+    if problems:
+        return problems
+    said = Counter("/".join(pair) for pair in product(study.cells, dict.fromkeys(a.name for a in study.arms)))
+    return [f"cells and arms: {label!r} names two of them; rename one" for label, n in said.items() if n > 1]
 
 
 def _misshapen(study: "Study") -> list[str]:
@@ -68,10 +117,12 @@ def _too_many(study: "Study") -> list[str]:
 
 def _seed_problems(seeds: int | tuple[int, ...]) -> list[str]:
     if isinstance(seeds, int):
-        return [] if seeds > 0 else [f"seeds={seeds}: expected a positive number, or the seeds themselves"]
+        return [] if seeds > 0 else [f"seeds={seeds}: expected {_FIELDS['seeds'][1]}"]
     if not seeds:
-        return ["seeds=(): expected a positive number or a list of seeds"]
-    problems = []
+        return [f"seeds=(): expected {_FIELDS['seeds'][1]}"]
+    problems = [f"seeds: {s!r} is no whole number" for s in seeds if not isinstance(s, int) or isinstance(s, bool)]
+    if problems:
+        return problems
     for seed in dict.fromkeys(seeds):
         try:
             validate(Run, {"seed": seed})

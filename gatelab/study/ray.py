@@ -26,6 +26,7 @@ from ..objects import AddressError, Objects, address_of
 from .executor import Ended, Task
 from .local import PRELOAD, LocalExecutor, gpus, n_cores
 from .ray_address import answers, check_ray, head_of, quiet
+from .ray_head import Head, let_clients_wait
 
 # The least that Ray accepts; results travel through files.
 _OBJECT_STORE_BYTES = 80 * 2**20
@@ -33,8 +34,6 @@ _LOOK_S = 120.0
 # Between asking a slot to kill its task and killing the slot, which may be on a machine that answers no more.
 _KILL_S = 5.0
 _RECOUNT_S = 5.0
-# For a head that is started again; after a minute without one Ray ends the process, without a word to the user.
-_HEAD_S = 45.0
 _POLL_S = 0.05
 _LOOPBACK = "127.0.0.1"
 
@@ -46,6 +45,8 @@ def ray_executor(execution: Execution, address: str | None) -> "RayExecutor":
     Raises:
         ConfigError: no Ray, no cluster, another version of Ray, Python or Gatelab there, or no GPU where one is asked for.
     """
+    if address is not None:
+        let_clients_wait()
     check_ray(address)
     if address is None:
         _embed(execution)
@@ -89,8 +90,7 @@ class RayExecutor:
         self._running: dict[str, _Running] = {}
         self._count, self._counted = 0, -_RECOUNT_S
         self._is_open = True
-        self._head = ray.get_runtime_context().gcs_address
-        self._asked = self._heard = time.monotonic()
+        self._head = Head(ray.get_runtime_context().gcs_address)
 
     @property
     def slots(self) -> int:
@@ -100,7 +100,7 @@ class RayExecutor:
         Raises:
             ConnectionError: when the head has been silent for too long.
         """
-        if not self._has_head():
+        if not self._head.is_there():
             time.sleep(_POLL_S)  # nothing to do but to ask again
             return 0
         if self._execution.slots:
@@ -117,23 +117,21 @@ class RayExecutor:
         slot = self._idle.pop() if self._idle else self._start()
         # Other machines have other working directories.
         there = asdict(task) | {"folder": address_of(task.folder) or str(Path(task.folder).resolve())}
-        self._running[task.owner] = _Running(slot, slot.carry.remote(there))
+        self._running[task.owner] = _Running(slot, self._head.ask(lambda: slot.carry.remote(there)))
         return task.owner
 
     def poll(self, timeout: float) -> list[Ended]:
         handles = {running.result: handle for handle, running in self._running.items()}
         if not handles:
             return []
-        ready, _ = self._ray.wait(list(handles), num_returns=1, timeout=timeout)
+        ready = self._ready(list(handles), timeout)
         if not ready:
-            self._has_head()  # the end of its slots would not be told either
-        else:
-            ready, _ = self._ray.wait(list(handles), num_returns=len(handles), timeout=0)
+            self._head.is_there()  # the end of its slots would not be told either
         return [self._ended(handles[result]) for result in ready]
 
     def stop(self, handle: str) -> None:
         if handle in self._running:
-            self._running[handle].slot.stop.remote(handle)
+            self._head.ask(lambda: self._running[handle].slot.stop.remote(handle))
 
     def kill(self, handle: str) -> None:
         running = self._running.get(handle)
@@ -141,41 +139,39 @@ class RayExecutor:
             return
         if running.killed_at is None:
             running.killed_at = time.monotonic()
-            running.slot.kill.remote(handle)
+            self._head.ask(lambda: running.slot.kill.remote(handle))
         elif time.monotonic() - running.killed_at > _KILL_S:
-            self._ray.kill(running.slot)
+            self._head.ask(lambda: self._ray.kill(running.slot))
 
     def close(self) -> None:
         if not self._is_open:
             return
         self._is_open = False
-        if not answers(self._head):
+        if not answers(self._head.address):
             _leave()
             return
         slots = [*self._idle, *(running.slot for running in self._running.values())]
         with suppress(Exception):  # what does not answer is killed next
-            self._ray.wait([slot.close.remote() for slot in slots], num_returns=len(slots), timeout=_KILL_S)
+            self._head.ask(lambda: self._closed(slots))
         for slot in slots:
             with suppress(Exception):
-                self._ray.kill(slot)
+                self._head.ask(lambda slot=slot: self._ray.kill(slot))
         _leave()
 
-    def _has_head(self) -> bool:
-        """Whether the head answers, asked every few seconds: without one, Ray's calls do not return."""
-        now = time.monotonic()
-        if now - self._asked > (_RECOUNT_S if self._heard == self._asked else 1.0):
-            self._asked = now
-            if answers(self._head):
-                self._heard = now
-        if now - self._heard > _HEAD_S and self._heard != self._asked:
-            raise ConnectionError(
-                f"Ray's head at {self._head} is gone; the workers save their runs and leave. Start it again, then the same command "
-                "continues"
-            )
-        return self._heard == self._asked
+    def _closed(self, slots: list[Any]) -> None:
+        self._ray.wait([slot.close.remote() for slot in slots], num_returns=len(slots), timeout=_KILL_S)
+
+    def _ready(self, results: list[Any], timeout: float) -> list[Any]:
+        """Those that have come, when the first has, or none after so many seconds."""
+
+        def wait(n: int, timeout: float) -> list[Any]:
+            return self._ray.wait(results, num_returns=n, timeout=timeout)[0]
+
+        return self._head.ask(lambda: wait(1, timeout) and wait(len(results), 0))
 
     def _start(self) -> Any:
-        return self._actor.remote(self._execution.threads, self._has_gpus, self._preload, os.getcwd())
+        words = (self._execution.threads, self._has_gpus, self._preload, os.getcwd())
+        return self._head.ask(lambda: self._actor.remote(*words))
 
     def _resources(self) -> dict[str, float]:
         """Of a slot. Several GPUs are a gang: Ray gives them on one machine, and all or none."""
@@ -187,13 +183,13 @@ class RayExecutor:
     def _fitting(self) -> int:
         """Slots that the machines have room for; a gang is never spread over two."""
         wanted = {"CPU": self._resources()["num_cpus"], "GPU": self._resources()["num_gpus"]}
-        machines = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        machines = [node["Resources"] for node in self._head.ask(self._ray.nodes) if node["Alive"]]
         return max(1, sum(min(int(m.get(k, 0) / n + 1e-6) for k, n in wanted.items() if n) for m in machines))
 
     def _ended(self, handle: str) -> Ended:
         running = self._running.pop(handle)
         try:
-            code, signal = self._ray.get(running.result)
+            code, signal = self._head.ask(lambda: self._ray.get(running.result))
         except self._ray.exceptions.RayActorError:
             return Ended(handle, None, None)  # its slot, its node or its head is gone
         except self._ray.exceptions.RayTaskError as error:
@@ -306,13 +302,15 @@ def _look_around(address: str, folder: str | None = None) -> None:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+    head = Head(ray.get_runtime_context().gcs_address)
     here = _look(folder)
     look = ray.remote(num_cpus=0, max_retries=0)(_look)
-    for node in (n for n in ray.nodes() if n["Alive"]):
+    for node in (n for n in head.ask(ray.nodes) if n["Alive"]):
         there = NodeAffinitySchedulingStrategy(node_id=node["NodeID"], soft=False)
         name = f"--ray-address {address}: the machine {node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
         try:
-            found = ray.get(look.options(scheduling_strategy=there).remote(folder), timeout=_LOOK_S)
+            looking = look.options(scheduling_strategy=there)
+            found = head.ask(lambda looking=looking: ray.get(looking.remote(folder), timeout=_LOOK_S))
         except ray.exceptions.RayError as error:
             words = str(error).strip().rpartition("\n")[2]
             raise ConfigError(

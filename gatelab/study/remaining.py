@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from statistics import mean
 from typing import Any
 
-from ..store import StoreError, StudyFolder, read_json
+from ..store import RunFolder, StoreError, StudyFolder, read_json
 
 # Below this share of a run, start-up dominates its clock, and a forecast from it would be far too long.
 _ENOUGH = 0.02
@@ -48,6 +48,23 @@ def remaining_seconds(
         (running if state == "running" else waiting[shape]).append(left)
     tasks = [max(runs[i : i + group]) for runs in waiting.values() for i in range(0, len(runs), group)]
     return _makespan(running, tasks, slots, group)
+
+
+def standing(entry: dict[str, Any], run: RunFolder) -> dict[str, Any] | None:
+    """Where a running run is: step of steps, the loss there, tokens a second since it was taken up (None: before its first step);
+    None where it has not said so yet."""
+    try:
+        said = read_json(run.path / "progress.json")
+        step, steps, loss = int(said["step"]), int(said["steps"]), float(said["loss"])
+        tokens = (step - said["first_step"]) * entry["tokens"] / steps
+        return {
+            "step": step,
+            "steps": steps,
+            "loss": loss,
+            "tokens_per_s": tokens / said["seconds"] if tokens else None,
+        }
+    except (StoreError, KeyError, TypeError, ValueError, ZeroDivisionError):
+        return None
 
 
 def _progress(folder: StudyFolder, fingerprint: str) -> dict[str, float]:

@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from ..config import ConfigError, Execution, Run, nearest
 from ..config.base import explain
+from ..store import of_pack
 from .arm import Arm, label_of
 from .changes import changed, changed_execution
 from .problems import problems_of
@@ -82,8 +83,8 @@ class Study:
     def arms_of(self, cell: str) -> tuple[Arm, ...]:
         """The arms that a cell has, the baseline first."""
         if cell not in self.only:
-            return self.arms
-        return self.arms[:1] + tuple(a for a in self.arms[1:] if a.name in self.only[cell])
+            return tuple(self.arms)
+        return tuple(self.arms[:1]) + tuple(a for a in self.arms[1:] if a.name in self.only[cell])
 
     def source_of(self, cell: str, arm: str) -> tuple[str, str] | None:
         """The cell and arm whose weights an arm of a cell starts from; None: it starts afresh."""
@@ -118,6 +119,12 @@ def load_study(name: str) -> Study:
     """
     known = built_in()
     path = known.get(name, Path(name))
+    if said := of_pack(path):
+        raise ConfigError([said])
+    if name and name not in known and path.is_dir():
+        raise ConfigError(
+            [f"{name}: holds no study (no study.json); name the folder that `gatelab run` wrote to, or a Python file"]
+        )
     if name not in known and path.suffix != ".py":
         hint = nearest(name, list(known))
         raise ConfigError(

@@ -34,6 +34,10 @@ def folder(path: Path, run: Run) -> RunFolder:
     return made
 
 
+def result(run: RunFolder) -> dict[str, bytes]:
+    return {name: (run.path / name).read_bytes() for name in ("rows.jsonl", "weights.safetensors")}
+
+
 def rows(run: RunFolder) -> list[dict[str, Any]]:
     return [json.loads(line) for line in run.rows_path.read_text().splitlines()]
 

@@ -2,16 +2,25 @@
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import outcomes
 import pytest
 
 from gatelab.store import RunFolder, StudyFolder, write_json
 from gatelab.study import ledger
+from gatelab.study.processes import process_start
 
 TIMES_OUT_S = 60.0
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[object]:
+    report = yield
+    outcomes.note(item, report)
+    return report
 
 
 def make_study(path: Path, n_seeds: int, arms: tuple[str, ...] = ("none",)) -> StudyFolder:
@@ -58,3 +67,7 @@ def wait_until(condition: Callable[[], bool], what: str, times_out_s: float = TI
 @pytest.fixture
 def run(tmp_path: Path) -> RunFolder:
     return next(make_study(tmp_path / "study", 1).planned())[1]
+
+
+def wait_until_gone(pids: list[int]) -> None:
+    wait_until(lambda: all(process_start(pid) is None for pid in pids), "the processes are gone")

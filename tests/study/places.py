@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -19,10 +20,11 @@ from gatelab.config import Execution
 from gatelab.store import StudyFolder
 from gatelab.study import ledger, ray, slurm
 from gatelab.study.drive import Summary, drive
-from gatelab.study.executor import Executor
+from gatelab.study.executor import Executor, Task, worker_command
 from gatelab.study.local import LocalExecutor
 
 HERE = Path(__file__).parent
+NOTHING_TO_TEST = "nothing to test"
 
 
 def embedded_ray() -> Executor:
@@ -30,10 +32,17 @@ def embedded_ray() -> Executor:
     return ray.RayExecutor(Execution(), preload=())
 
 
+def embedded_ray_on_gpus() -> Executor:
+    """Of two GPUs that are only said to be there."""
+    ray.gpus = lambda: ["0", "1"]
+    return embedded_ray()
+
+
 EXECUTORS: dict[str, Callable[[], Executor]] = {
     "local": lambda: LocalExecutor(slots=2, threads=1, preload=()),
     "fresh": lambda: LocalExecutor(slots=2, threads=1, devices=("0", "1")),
     "ray": embedded_ray,
+    "ray-on-gpus": embedded_ray_on_gpus,
 }
 
 
@@ -53,6 +62,14 @@ class Driver(ABC):
     @abstractmethod
     def interrupt(self) -> None:
         """As a person does who wants it to stop."""
+
+    def ask(self) -> None:
+        """To stop when it can, and no more."""
+        self.interrupt()
+
+    def insist(self) -> None:
+        """As a person does who has asked, and waits no longer."""
+        self.interrupt()
 
     @abstractmethod
     def kill(self) -> None:
@@ -75,6 +92,14 @@ class Place(ABC):
     def start_drivers(self, folder: StudyFolder, target: str, grace_s: float = 10.0, n: int = 1) -> list[Driver]: ...
 
     @abstractmethod
+    def give(self, task: Task) -> int | None:
+        """Hand a worker a task, whatever a driver would think of it; the exit code that it leaves with."""
+
+    @abstractmethod
+    def go_on_gpus(self, folder: StudyFolder, target: str) -> None:
+        """As `go`, on two GPUs that are said to be there."""
+
+    @abstractmethod
     def close(self) -> None: ...
 
 
@@ -82,17 +107,34 @@ class OfExecutor(Place):
     def __init__(self, kind: str):
         self._kind, self.executor = kind, EXECUTORS[kind]()
 
+    def give(self, task: Task) -> int | None:
+        handle, ended = self.executor.submit(task), []
+        wait_until(lambda: ended.extend(self.executor.poll(0.1)) or bool(ended), "the worker has left")
+        assert [(e.handle, e.signal) for e in ended] == [(handle, None)]
+        return ended[0].exit_code
+
+    def go_on_gpus(self, folder: StudyFolder, target: str) -> None:
+        if self._kind == "ray":  # a process has one Ray
+            (driver,) = self.start_drivers(folder, target, kind="ray-on-gpus")
+            driver.wait()
+            return
+        if not self.executor.has_gpus:
+            pytest.skip(f"{NOTHING_TO_TEST}: on GPUs workers are fresh interpreters")
+        self.go(folder, target)
+
     def go(self, folder: StudyFolder, target: str, grace_s: float = 10.0, **execution: object) -> Summary:
         entries, settings = folder.study()["plan"], Execution(**execution)
         return drive(folder, self.executor, settings, entries=entries, target=f"tasks:{target}", grace_s=grace_s)
 
-    def start_drivers(self, folder: StudyFolder, target: str, grace_s: float = 10.0, n: int = 1) -> list[Driver]:
+    def start_drivers(
+        self, folder: StudyFolder, target: str, grace_s: float = 10.0, n: int = 1, kind: str = ""
+    ) -> list[Driver]:
         command = [
             sys.executable,
             str(HERE / "tasks.py"),
             str(folder.path),
             f"tasks:{target}",
-            self._kind,
+            kind or self._kind,
             str(grace_s),
         ]
         started = [
@@ -138,6 +180,25 @@ class OfSlurm(Place):
         halted = next((line for line in said.splitlines() if line.startswith("the disk is full")), "")
         return Summary(states, {f: a.message for f, a in last.items() if a and a.message}, elsewhere, halted)
 
+    def give(self, task: Task) -> int | None:
+        place = Path(task.folder)
+        command = shlex.join(worker_command(task, None))
+        asked = f"#SBATCH --ntasks=1\n#SBATCH --output={place}/given-%j.log\n"
+        (script := place / "given.sh").write_text(f"#!/bin/bash\n{asked}{command}\necho left with $?\n")
+        number = self.cluster.run("sbatch", "--parsable", str(script)).strip()
+        said = place / f"given-{number}.log"
+        wait_until(lambda: said.exists() and "left with" in said.read_text(), "the worker has left")
+        return int(said.read_text().split()[-1])
+
+    def go_on_gpus(self, folder: StudyFolder, target: str) -> None:
+        fake = Path(self._folder.name) / "said" / "nvidia-smi"
+        fake.parent.mkdir(exist_ok=True)
+        fake.write_text("#!/bin/sh\necho GPU 0: said\necho GPU 1: said\n")
+        fake.chmod(0o755)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(self.cluster.environ, "PATH", f"{fake.parent}:{self.cluster.environ['PATH']}")
+            self.hand_in(folder, target, Execution(), 10.0, gpus="2").wait()
+
     def start_drivers(self, folder: StudyFolder, target: str, grace_s: float = 10.0, n: int = 1) -> list[Driver]:
         # Two CPUs each: the node has four.
         return [self.hand_in(folder, target, Execution(slots=2), grace_s) for _ in range(n)]
@@ -159,6 +220,14 @@ class Job(Driver):
 
     def interrupt(self) -> None:
         self.cluster.run("scancel", self.number)
+
+    def ask(self) -> None:
+        # Twice, as a batch system may: that is no impatience.
+        for _ in range(2):
+            self.cluster.run("scancel", "--batch", "--signal=TERM", self.number)
+
+    def insist(self) -> None:
+        self.cluster.run("scancel", "--signal=KILL", self.number)
 
     def kill(self) -> None:
         attempts = [ledger.last_attempt(run) for _, run in self.folder.planned()]

@@ -4,10 +4,16 @@ As a script it takes the machines' number and resources, says where the head and
 `lose N`, `lose head`; the end of its stdin ends it all.
 """
 
+import ctypes
 import json
+import os
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
+
+_CHILD_SUBREAPER = 36  # of prctl(2): what lost its parent becomes ours
 
 
 class Cluster:
@@ -38,9 +44,33 @@ class Cluster:
         raise RuntimeError("the cluster did not start")
 
 
+def descendants() -> list[int]:
+    """All that came of this process."""
+    children: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            parent = int(stat.read_text().rpartition(")")[2].split()[1])
+            children.setdefault(parent, []).append(int(stat.parent.name))
+    found = list(children.get(os.getpid(), []))
+    for pid in found:
+        found += children.get(pid, [])
+    return found
+
+
+def end_what_is_left() -> None:
+    """Such as the agents of a machine that was killed, which look for its raylet for a while."""
+    while left := descendants():
+        for pid in left:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        with suppress(ChildProcessError):
+            os.waitpid(-1, 0)
+
+
 def main() -> None:
     from ray.cluster_utils import Cluster as Simulated
 
+    ctypes.CDLL(None).prctl(_CHILD_SUBREAPER, 1, 0, 0, 0)
     cluster = Simulated(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     machines = [cluster.add_node(**json.loads(sys.argv[2])) for _ in range(int(sys.argv[1]))]
     raylets = [machine.all_processes["raylet"][0].process.pid for machine in machines]
@@ -54,6 +84,7 @@ def main() -> None:
         print("{}", flush=True)
     for node in [*machines, cluster.head_node]:
         node.kill_all_processes(check_alive=False, allow_graceful=False, wait=True)
+    end_what_is_left()
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from carrier import SHORT, folder, rows
+from carrier import SHORT, folder, result, rows
 from conftest import make_study, wait_until
 from places import HERE
 from safetensors import SafetensorError
@@ -27,7 +27,7 @@ from gatelab import lab
 from gatelab.cli import _status
 from gatelab.config import Execution
 from gatelab.record import Row
-from gatelab.store import Appender, RunFolder, StudyFolder, query
+from gatelab.store import Appender, StudyFolder, query
 from gatelab.study.carry_out import carry_out
 from gatelab.study.worker import classify
 from gatelab.train import checkpoint
@@ -50,10 +50,6 @@ study = Study(
 
 def never() -> bool:
     return False
-
-
-def result(run: RunFolder) -> dict[str, bytes]:
-    return {name: (run.path / name).read_bytes() for name in ("rows.jsonl", "weights.safetensors")}
 
 
 @pytest.fixture(scope="module")
@@ -241,9 +237,10 @@ def test_a_study_on_a_disk_that_is_full_then_read_only_then_neither(tmp_path: Pa
     subprocess.run(["unshare", "-rm", "bash", "-c", REAL], env=environ, check=True)
     said = {path.name: path.read_text() for path in (tmp_path / "said").iterdir() if path.is_file()}
     assert not [name for name, text in said.items() if "Traceback" in text], said
-    assert [int(said[f"{name}.rc"]) for name in ("full", "status", "again", "on", "whole")] == [1, 0, 1, 1, 0], said
-    assert "the disk is full" in said["full"] and "Read-only file system" in said["again"]
-    assert "Read-only file system" in said["on"] and "full" not in said["on"]
+    assert [int(said[f"{name}.rc"]) for name in ("full", "status", "again", "on", "whole")] == [1, 0, 2, 1, 0], said
+    refused = f"gatelab: --out {tmp_path}/place/study: cannot be written (Read-only file system); name another folder\n"
+    assert "the disk is full" in said["full"] and said["again"] == refused
+    assert "cannot be written (Read-only file system): 4 runs keep what they had" in said["on"]
     soaked, whole = (
         StudyFolder.open(tmp_path / "said" / "study"),
         lab.run(str(tmp_path / "study.py"), tmp_path / "whole")[0],

@@ -3,6 +3,7 @@
 import errno
 import os
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -199,6 +200,46 @@ def test_a_worker_that_was_lost_sight_of_and_lives_is_not_overtaken(tmp_path: Pa
     assert told == [
         "state planned", "submitted running", "ended running", "ended stopped", "submitted running", "ended done",
     ]  # fmt: skip
+
+
+class Dying(Scripted):
+    """Its first worker is killed; the slot is given the run again as its machine dies, `n_unbegun` times before a worker begins."""
+
+    def __init__(self, n_unbegun: int):
+        super().__init__(lambda run, times: "silent" if times == 1 else "done")
+        self._left = n_unbegun
+
+    def submit(self, task: Task) -> str:
+        if not self.tasks or not self._left:
+            return super().submit(task)
+        self._left -= 1
+        self.tasks.append(task)
+        self._ended.append(Ended(task.owner, None, None))
+        return task.owner
+
+    def _carry_out(self, run: RunFolder, task: Task) -> str:
+        outcome = super()._carry_out(run, task)
+        if outcome == "silent":  # its process is gone
+            last = ledger.last_attempt(run)
+            write_json(attempt_path(run, last.number), asdict(replace(last, process="none")))
+        return outcome
+
+
+@pytest.mark.parametrize("n_unbegun", [1, 3])
+def test_a_task_that_vanishes_before_its_worker_begins_is_no_loss(tmp_path: Path, n_unbegun: int) -> None:
+    study = make_study(tmp_path / "study", 1)
+    executor = Dying(n_unbegun)
+    assert go(study, executor, lost_retries=1).is_complete
+    (run,) = runs_of(study)
+    assert [a["outcome"] for a in run.attempts()] == ["lost", "done"] and len(executor.tasks) == n_unbegun + 2
+
+
+def test_tasks_that_always_vanish_are_losses_in_the_end(tmp_path: Path) -> None:
+    study = make_study(tmp_path / "study", 1)
+    executor = Dying(1000)
+    assert set(go(study, executor, lost_retries=1).states.values()) == {"lost"}
+    (run,) = runs_of(study)
+    assert [a["outcome"] for a in run.attempts()] == ["lost", "lost"] and len(executor.tasks) == 12
 
 
 @pytest.mark.parametrize("is_done", [False, True])

@@ -11,7 +11,7 @@ from conftest import attempt_path, make_study, plant_attempt, set_age, wait_unti
 from gatelab.store import RunFolder, StoreError, read_json, write_json
 from gatelab.study import ledger
 from gatelab.study.executor import Ended
-from gatelab.study.place import FOLDER
+from gatelab.study.place import FOLDER, check_place
 
 HOUR = 3600.0
 KILLED = Ended("me", None, "SIGKILL")
@@ -64,7 +64,7 @@ def test_release_lets_the_next_one_in_under_the_next_number(run: RunFolder) -> N
 
 
 def test_a_dead_process_of_this_machine_loses_its_lease_at_once(run: RunFolder) -> None:
-    host, machine = ledger._here()
+    host, machine = ledger.here()
     child = subprocess.Popen([sys.executable, "-c", ""])
     wait_until(lambda: ledger.process_start(child.pid) is None, "the child is a zombie")
     plant_attempt(run, host=host, machine=machine, pid=child.pid, process="1")
@@ -75,7 +75,7 @@ def test_a_dead_process_of_this_machine_loses_its_lease_at_once(run: RunFolder) 
 
 
 def test_a_reused_pid_is_not_taken_for_the_owner(run: RunFolder) -> None:
-    host, machine = ledger._here()
+    host, machine = ledger.here()
     facts = {"host": host, "machine": machine, "pid": os.getpid()}
     plant_attempt(run, **facts, process=ledger.process_start(os.getpid()))
     assert ledger.state_of(run) == "running"
@@ -118,6 +118,7 @@ import sys, time
 from pathlib import Path
 from gatelab.store import RunFolder
 from gatelab.study import ledger
+from gatelab.study.place import check_place
 run, name = RunFolder(Path(sys.argv[1])), sys.argv[2]
 print("ready", flush=True)
 sys.stdin.readline()
@@ -250,10 +251,10 @@ def test_a_place_without_links_or_renames_is_refused_in_one_sentence(
     def refuse(source: Path, target: Path) -> None:
         raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP), str(target))
 
-    ledger.check_place(tmp_path / "new" / "study")
+    check_place(tmp_path / "new" / "study")
     monkeypatch.setattr(os, call, refuse)
     with pytest.raises(StoreError, match=r"new/study: leases need a file system with hard links and renames"):
-        ledger.check_place(tmp_path / "new" / "study")
+        check_place(tmp_path / "new" / "study")
     assert os.listdir(tmp_path) == []
 
 

@@ -14,8 +14,10 @@ import pytest
 import tiny
 import torch
 from carrier import folder, rows
+from command import gatelab
 
 from gatelab.config import Execution, ModelConfig, ProbeConfig
+from gatelab.models.interop import load_model
 from gatelab.store import RunFolder, StudyFolder
 from gatelab.study.carry_out import carry_out
 from gatelab.study.drive import drive
@@ -197,6 +199,15 @@ def test_a_checkpoint_is_exported_as_one_file(stopped: RunFolder, tmp_path: Path
         torch.testing.assert_close(tensors[name], weight, rtol=1e-4, atol=1e-5)
     with pytest.raises(CheckpointError, match="no whole checkpoint under checkpoint/"):
         sharded.export(tmp_path, tmp_path / "w.safetensors")
+
+
+def test_one_that_ranks_shared_is_converted_before_its_run_is_done(stopped: RunFolder, tmp_path: Path) -> None:
+    status, _, said = gatelab("convert", stopped.path, tmp_path / "ours", "--to", "gatelab")
+    assert status == 0 and "has not finished; these are its weights at step 3 of 10" in said
+    sharded.export(stopped.path, tmp_path / "w.safetensors")
+    weights = read_tensors(tmp_path / "w.safetensors")[0]
+    assert all(torch.equal(p, weights[name]) for name, p in load_model(tmp_path / "ours").named_parameters())
+    assert sorted(path.name for path in (tmp_path / "ours").iterdir()) == ["model.json", "weights.safetensors"]
 
 
 def _of_one(n: int) -> dict[str, torch.Tensor]:

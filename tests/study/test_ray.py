@@ -31,7 +31,25 @@ from gatelab.study import ledger, ray_address
 from gatelab.study import ray as over_ray
 
 # The driver of tasks.py, which does not wait so long for a head.
-DRIVER = "import sys, gatelab.study.ray as r; r._HEAD_S = 3.0; import tasks; sys.exit(tasks.main())"
+DRIVER = "import sys, gatelab.study.ray_head as h; h.HEAD_S = 3.0; import tasks; sys.exit(tasks.main())"
+# The same, which loses its head between a good look at it and a call that then does not return.
+BLOCKED = """
+import sys, time, pathlib, gatelab.study.ray_head as h, tasks
+h.HEAD_S = 3.0
+place, ask = pathlib.Path(sys.argv[1]), h.Head.ask
+
+def late(self, call):
+    if not (place / "begun").exists() or (place / "between").exists():
+        return ask(self, call)
+    (place / "between").touch()
+    while not (place / "lost").exists():
+        time.sleep(0.01)
+    import ray
+    return ask(self, ray.nodes)
+
+h.Head.ask = late
+sys.exit(tasks.main())
+"""
 slow = pytest.mark.slow
 
 
@@ -185,8 +203,10 @@ def start_cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Clu
         cluster.close()
 
 
-def start_driver(cluster: Cluster, study: StudyFolder, target: str = "count_until_told") -> "subprocess.Popen[str]":
-    command = [sys.executable, "-c", DRIVER, str(study.path), f"tasks:{target}", f"ray@{cluster.address}", "10"]
+def start_driver(
+    cluster: Cluster, study: StudyFolder, target: str = "count_until_told", code: str = DRIVER
+) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-c", code, str(study.path), f"tasks:{target}", f"ray@{cluster.address}", "10"]
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
 
 
@@ -221,6 +241,8 @@ def test_a_lost_machine_costs_the_work_since_its_checkpoint_and_no_other(
     driver = start_driver(cluster, study)
     wait_until(lambda: all(n_starts(run) for run in running), "both have begun")
     (lost,) = (run for run in running if parent_of(ledger.last_attempt(run).driver) == cluster.raylets[0])
+    # Its slot is still, and so is given nothing more: what comes of the run comes after its machine is gone.
+    os.kill(ledger.last_attempt(lost).driver, signal.SIGSTOP)
     os.kill(ledger.last_attempt(lost).pid, signal.SIGKILL)
     cluster.lose(0)
     # One slot is left, and the other run has it.
@@ -278,6 +300,26 @@ def test_a_lost_head_is_told_and_the_next_cluster_goes_on_with_what_was_not_done
     # What was done before the head was lost is left as it was.
     assert n_starts(finished) == 1 and (finished.path / "done.json").stat() == word
     assert [[a["outcome"] for a in each.attempts()] for each in (finished, run)] == [["done"], ["stopped", "done"]]
+
+
+@slow
+@needs_ray
+def test_a_head_lost_as_ray_is_asked_for_something_is_told_in_the_same_sentence(
+    tmp_path: Path, start_cluster: Callable[..., Cluster]
+) -> None:
+    study = make_study(tmp_path / "study", 1)
+    cluster = start_cluster(1)
+    driver = start_driver(cluster, study, code=BLOCKED)
+    wait_for_starts(study)
+    (study.path / "begun").touch()
+    wait_until((study.path / "between").exists, "the driver is about to ask")
+    cluster.lose("head")
+    cluster.lose(0)
+    (study.path / "lost").touch()
+    said = driver.communicate()[1]
+    assert driver.returncode == 1 and f"Ray's head at {cluster.address} is gone" in said and "GCS" not in said
+    (run,) = runs_of(study)
+    wait_until(lambda: ledger.state_of(run) == "stopped", "the worker has saved")
 
 
 _TRAINING = """

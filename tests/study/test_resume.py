@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from carrier import LONG, SHORT, WILD, Carrier, folder, rows
+from carrier import LONG, SHORT, WILD, Carrier, folder, result, rows
 from conftest import wait_until
 from safetensors.torch import load
 
@@ -19,10 +19,6 @@ from gatelab.train.checkpoint import read_tensors
 
 KILLED = -signal.SIGKILL
 PAIR = (SHORT, SHORT.model_copy(update={"seed": 1}))
-
-
-def result(run: RunFolder) -> dict[str, bytes]:
-    return {name: (run.path / name).read_bytes() for name in ("rows.jsonl", "weights.safetensors")}
 
 
 def assert_alike(found: dict[str, bytes], expected: dict[str, bytes]) -> None:
