@@ -27,6 +27,7 @@ STATES = {
     "disk-full": ("D", "red"),
     "damaged": ("!", "red"),
 }
+_PLAIN = {"·": ".", "▶": ">", "✓": "+", "≁": "~", "✗": "x", "‖": "="}  # where the output has no such letters
 _WITHOUT_WEIGHTS = ("failed", "oom", "timeout", "lost", "disk-full", "damaged")
 _WORD = 30  # letters of a word that a column does not break
 _NO_EDGE = 1000
@@ -85,7 +86,8 @@ class LiveGrid(AbstractContextManager["LiveGrid"]):
         from rich.console import Group
         from rich.table import Table
 
-        return Group(self.summary(), _grid(Table(box=None, pad_edge=False), self._entries, self._states))
+        grid = _grid(Table(box=None, pad_edge=False), self._entries, self._states, self._console.encoding)
+        return Group(self.summary(), grid)
 
     def summary(self) -> str:
         """How many are done, and an estimate of the time that is left."""
@@ -100,7 +102,7 @@ class LiveGrid(AbstractContextManager["LiveGrid"]):
         return f"{ended} of {len(self._states)} runs done after {duration(spent)}; {tail}"
 
 
-def _grid(table: Any, entries: list[Any], states: dict[str, str]) -> Any:
+def _grid(table: Any, entries: list[Any], states: dict[str, str], encoding: str) -> Any:
     from rich.text import Text
 
     seeds = sorted({entry["seed"] for entry, _ in entries})
@@ -111,7 +113,7 @@ def _grid(table: Any, entries: list[Any], states: dict[str, str]) -> Any:
     rows: dict[tuple[str, str], dict[int, Text]] = {}
     for entry, run in entries:
         state = states[run.fingerprint]
-        mark, colour = STATES[state]
+        mark, colour = _mark(state, encoding), STATES[state][1]
         words = mark
         progress = run.path / "progress.json"
         if state == "running":
@@ -127,21 +129,37 @@ def _grid(table: Any, entries: list[Any], states: dict[str, str]) -> Any:
     return table
 
 
+def _mark(state: str, encoding: str) -> str:
+    """A state's mark, in letters that an output of this encoding has: substitutes would be alike."""
+    mark = STATES[state][0]
+    try:
+        mark.encode(encoding)
+    except UnicodeEncodeError:
+        return _PLAIN[mark]
+    return mark
+
+
 def print_status(folder: StudyFolder) -> dict[str, int]:
-    """The grid as it stands, a legend, how runs were grouped, and what ended badly; returns the number of runs in each state."""
+    """The grid as it stands, a legend, how runs were grouped, how the running ones come along, and what ended badly; returns the
+    number of runs in each state."""
     from rich.table import Table
 
     from .study.grouping import environment_of, grouping
+    from .study.remaining import standing
 
     entries = list(folder.planned())
     states = {run.fingerprint: state_of(run) for _, run in entries}
     counts = {state: list(states.values()).count(state) for state in STATES if state in states.values()}
     console = _console()
-    console.print(_grid(Table(box=None, pad_edge=False), entries, states))
-    console.print("  ".join(f"{STATES[s][0]} {s}: {n}" for s, n in counts.items()), highlight=False)
+    console.print(_grid(Table(box=None, pad_edge=False), entries, states, console.encoding))
+    console.print("  ".join(f"{_mark(s, console.encoding)} {s}: {n}" for s, n in counts.items()), highlight=False)
     if grouped := grouping([environment_of(run) for _, run in entries]):
         console.print(grouped, highlight=False)
     for entry, run in entries:
+        if states[run.fingerprint] == "running" and (stands := standing(entry, run)):
+            rate = "" if stands["tokens_per_s"] is None else f", {stands['tokens_per_s']:,.0f} tokens/s"
+            said = f"step {stands['step']:,} of {stands['steps']:,}, loss {stands['loss']:.4g}{rate}"
+            print(f"{entry['cell']}/{entry['arm']}/{entry['seed']}: {said}")
         if states[run.fingerprint] in _WITHOUT_WEIGHTS:
             attempts = run.attempts()
             message = damage_of(run) or (attempts[-1].get("message", "") if attempts else "")

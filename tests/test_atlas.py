@@ -6,22 +6,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny import toy
 
 from gatelab import lab
 from gatelab.cli import _status
-from gatelab.config import BigramBackcopy, ModelConfig, ProbeConfig, Run, TrainConfig, override
+from gatelab.config import override
 from gatelab.lab.sources import Source, opened, sources_in
 from gatelab.record import Row
 from gatelab.store import Appender, StoreError, StudyFolder, read_json, write_json
 from gatelab.study.plan import make_plan
 from gatelab.study.study import Arm, Study
 
-TOY = Run(
-    model=ModelConfig(d_model=16, n_layers=1, n_heads=2, mlp="relu"),
-    data=BigramBackcopy(vocab_size=16),
-    train=TrainConfig(tokens=16, batch_size=2, seq_len=8),
-    probe=ProbeConfig(times=1, sequences=1, eval_sequences=1),
-)
+TOY = toy()
 ARMS = (Arm("none", {}, "no gate"), Arm("gated", {"model.gate": "paper/g1-headwise"}, "a <b>gate</b>"))
 LARGER = {"model.d_model": 32}
 
@@ -139,6 +135,16 @@ def test_one_study_keeps_its_own_page_and_has_an_atlas_where_it_is_asked_for(tmp
     assert report(capsys, tmp_path / "one", "--out", tmp_path / "x.html")[1] == str(tmp_path / "x.html")
 
 
+def test_a_pack_and_a_study_are_read_from_within_their_own_folder(tmp_path, capsys, monkeypatch):
+    lab.pack(study(tmp_path / "one", "one").path, tmp_path / "one" / "folder.parquet")
+    monkeypatch.chdir(tmp_path / "one")
+    for words in (["folder.parquet"], [".", "--out", "all.html"]):
+        assert report(capsys, *words)[0] == 0
+    for name in ("study.json", "runs"):
+        (tmp_path / "one" / name).rename(tmp_path / name)
+    assert report(capsys, ".")[:2] == (0, "atlas.html")
+
+
 def test_a_folder_without_a_study_is_refused_by_name(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     status, out, err = report(capsys, tmp_path / "empty")
@@ -159,7 +165,7 @@ def test_a_study_that_is_named_twice_is_refused(results, capsys):
 def test_an_out_that_cannot_be_written_is_said_before_anything_is_read(results, capsys):
     for out, why in ((results, "is a folder"), (results / "no" / "where.html", "its folder does not exist")):
         status, _, err = report(capsys, results, "--out", out)
-        assert status == 1 and why in err and "reading" not in err
+        assert status == 2 and why in err and "reading" not in err
 
 
 def test_an_archive_beside_its_folder_is_the_same_study_and_left_out(tmp_path, capsys):
@@ -250,7 +256,7 @@ def test_an_archive_that_this_disk_cannot_hold_is_left_out_and_the_others_read(t
 def test_a_page_is_not_written_over_its_own_numbers(tmp_path, capsys):
     study(tmp_path / "one", "one")
     status, _, err = report(capsys, tmp_path / "one", "--out", tmp_path / "all.csv")
-    assert status == 1 and "its numbers are written" in err and not (tmp_path / "all.csv").exists()
+    assert status == 2 and "its numbers are written" in err and not (tmp_path / "all.csv").exists()
 
 
 def test_a_refused_comparison_is_flagged_once(tmp_path):

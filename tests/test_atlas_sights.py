@@ -4,13 +4,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tiny import toy
 
 from gatelab import lab
 from gatelab.analysis.atlas import Atlas, taken_from
 from gatelab.analysis.confirmed import Anomaly, Held
+from gatelab.analysis.registration import Claim, Verdict
 from gatelab.analysis.sights import setting
-from gatelab.analysis.stages import Claim, Verdict
-from gatelab.config import BigramBackcopy, ModelConfig, ProbeConfig, Run, TrainConfig, canonical, override
+from gatelab.config import canonical, override
 from gatelab.lab.atlas import read_atlas
 from gatelab.lab.sources import sources_in
 from gatelab.record import Row
@@ -21,12 +22,7 @@ from gatelab.store import Appender, StudyFolder, write_json
 from gatelab.study.plan import make_plan
 from gatelab.study.study import Arm, Study
 
-TOY = Run(
-    model=ModelConfig(d_model=16, n_layers=1, n_heads=2, mlp="relu"),
-    data=BigramBackcopy(vocab_size=16),
-    train=TrainConfig(tokens=64, batch_size=2, seq_len=8),
-    probe=ProbeConfig(times=1, sequences=1, eval_sequences=1),
-)
+TOY = toy(tokens=64)
 GATED = {"model.gate": "paper/g1-headwise"}
 CLAIM = Claim("sink-stays", "toy", "gated", "first_token_mass", 0, 0.01, 0.01)
 ANOMALY = Anomaly("toy", "gated", [Held(Verdict(CLAIM, 5, 0.01, 0.01, "confirmed"), None, None)], [], {})

@@ -6,15 +6,13 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
+from command import gatelab as called
 
-from gatelab.cli import _status
 from gatelab.cli.base import refusing
 from gatelab.config import ConfigError
 from gatelab.store import StudyFolder, read_json, write_json
@@ -52,10 +50,7 @@ class Said:
 
 
 def gatelab(*words: object) -> Said:
-    out, err = StringIO(), StringIO()
-    with redirect_stdout(out), redirect_stderr(err):
-        status = _status([str(w) for w in words])
-    return Said(status, out.getvalue(), err.getvalue())
+    return Said(*called(*words))
 
 
 @pytest.fixture(scope="module")

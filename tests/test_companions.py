@@ -1,5 +1,6 @@
 """What other studies say of the causes of what one confirmed: planted rows of `tasks-causes` and `tasks-rates`, and none."""
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -11,9 +12,10 @@ from gatelab import lab
 from gatelab.analysis.atlas import Atlas
 from gatelab.analysis.atlas_views import Views, stated
 from gatelab.analysis.confirmed import Anomaly, Held
-from gatelab.analysis.sights import settings
-from gatelab.analysis.stages import EFFECT, Claim, Verdict
+from gatelab.analysis.registration import EFFECT, Claim, Verdict
+from gatelab.analysis.sights import setting, settings
 from gatelab.cli import app
+from gatelab.config import canonical
 from gatelab.lab import reporting
 from gatelab.lab.atlas import read_atlas
 from gatelab.lab.companions import EXPLAINED_BY, among, beside, explained, planned_settings
@@ -154,8 +156,13 @@ def test_a_companion_without_a_finished_run_waits_too(tmp_path):
 
 
 def test_every_companion_is_a_built_in_study_that_has_runs_of_the_one_it_explains():
+    # The words with which the stored folder of that study was run.
+    stored = {"gates-on-tasks": {"train.batch_size": [32], "train.tokens": [12_288_000]}}
     for name, companions in EXPLAINED_BY.items():
-        own = {*planned_settings(name).values()}
+        made = (
+            load_study(name).changed({"cell": ["easy cite*"], **stored[name]}) if name in stored else load_study(name)
+        )
+        own = {setting(canonical(p.run)) for p in make_plan(made).runs}
         for companion in companions:
             assert companion in built_in() and own & {*planned_settings(companion).values()}
     assert planned_settings("a study of somebody") == {}
@@ -236,3 +243,54 @@ def test_a_page_says_which_cannot_be_read_and_so_does_stderr(confirmed, monkeypa
     assert said.err.splitlines() == [f"{confirmed.path}: {why}"]
     page = text(Path(said.out.strip()).read_text(encoding="utf-8"))
     assert page.count(f"W{why[1:]}.") == 1
+
+
+def explained_on_a_terminal(folder: StudyFolder | Path, capsys, *more: str) -> tuple[str, str]:
+    path = folder if isinstance(folder, Path) else folder.path
+    assert app(["find", str(path), "--explain", CELL, "--arm", GATE, *more]) in (0, None)
+    found = capsys.readouterr()
+    return found.out, found.err
+
+
+def test_find_says_what_the_studies_beside_it_decided_in_the_place_of_what_it_has_no_rows_of(confirmed, capsys):
+    said, notes = explained_on_a_terminal(confirmed, capsys)
+    own, _, beside_it = said.partition(
+        "\ntasks-causes, runs of the same configuration: encoder select, sdpa-headwise\n"
+    )
+    assert "small-start" not in own and "supported  small-start of val_loss" in beside_it
+    assert "refuted    own-rate of val_loss" in said.partition("\ntasks-rates, runs of the same configuration: ")[2]
+    lacking = said.partition("not run, or nothing to decide by")[2]
+    assert "shut-scores" in lacking, "what nobody has rows of is still asked for"
+    assert all(f"  {name}:" not in lacking for name in ("small-start", "first-layers", "last-layers", "own-rate"))
+    assert "model.init" not in said and notes == ""
+
+
+def test_in_json_a_card_names_the_study_whose_runs_it_is_of(confirmed, capsys):
+    said, _ = explained_on_a_terminal(confirmed, capsys, "--json")
+    cards = [json.loads(line) for line in said.splitlines()]
+    of = {
+        c["study"]: c
+        for c in cards
+        if (c["hypothesis"], c["reading"]) in (("small-start", "val_loss"), ("own-rate", "val_loss"))
+    }
+    assert {name: c["verdict"] for name, c in of.items()} == {"tasks-causes": "supported", "tasks-rates": "refuted"}
+    assert {c["study"] for c in cards} == {"", "tasks-causes", "tasks-rates"}
+
+
+def test_find_names_what_was_planned_for_its_causes_and_not_run(tmp_path, capsys):
+    alone = folder(tmp_path / NAME, NAME, CELL, lambda *_: 0.0, seed=[0, 1])
+    said, notes = explained_on_a_terminal(alone, capsys)
+    assert "small-start" in said and "runs of the same configuration" not in said
+    assert notes.splitlines() == [
+        f"note: planned to test causes of this, and not run: gatelab run {name}"
+        for name in ("tasks-causes", "tasks-rates")
+    ]
+
+
+def test_packs_beside_a_pack_are_companions_too(confirmed, causes, tmp_path, capsys):
+    for there in (confirmed, causes):
+        (tmp_path / there.path.name).mkdir()
+        lab.pack(there.path, tmp_path / there.path.name / "folder.parquet")
+    said, notes = explained_on_a_terminal(tmp_path / NAME, capsys)
+    assert "supported  small-start of val_loss" in said.partition("\ntasks-causes, runs of the same configuration: ")[2]
+    assert notes == "note: planned to test causes of this, and not run: gatelab run tasks-rates\n"

@@ -8,23 +8,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny import toy
 
 from gatelab import lab
-from gatelab.analysis import stages
+from gatelab.analysis.registration import Claim, Registration
 from gatelab.cli import _status
-from gatelab.config import BigramBackcopy, ModelConfig, ProbeConfig, Run, TrainConfig, override
+from gatelab.config import override
 from gatelab.lab.declared import registration_of
 from gatelab.record import Row
 from gatelab.store import Appender, StoreError, StudyFolder, read_json, write_json
 from gatelab.study.plan import make_plan
 from gatelab.study.study import Arm, Study
 
-TOY = Run(
-    model=ModelConfig(d_model=16, n_layers=1, n_heads=2, mlp="relu"),
-    data=BigramBackcopy(vocab_size=16),
-    train=TrainConfig(tokens=16, batch_size=2, seq_len=8),
-    probe=ProbeConfig(times=1, sequences=1, eval_sequences=1),
-)
+TOY = toy()
 ARMS = (Arm("none", {}), Arm("gated", {"model.gate": "sdpa-headwise"}))
 
 
@@ -157,14 +153,14 @@ def test_claims_are_registered_before_their_runs_and_confirmed_after(finished, c
     assert status == 1 and "its runs have begun" in err
 
 
-def registered(folder: StudyFolder, *claims: stages.Claim, seeds=(5, 6, 7)) -> StudyFolder:
-    found = stages.Registration(list(claims), list(seeds), [0, 1, 2, 3, 4], 0.05, 0.10, [])
+def registered(folder: StudyFolder, *claims: Claim, seeds=(5, 6, 7)) -> StudyFolder:
+    found = Registration(list(claims), list(seeds), [0, 1, 2, 3, 4], 0.05, 0.10, [])
     write_json(folder.path / "confirmation.json", found.as_json())
     return folder
 
 
-SHUT = stages.Claim("gate-collapse", "shut", "gated", "gate_shut", 0, 0.001, 0.01)
-FLIP = stages.Claim("sign-flip", "d", "gated", "val_loss", 0, 0.001, 0.01)
+SHUT = Claim("gate-collapse", "shut", "gated", "gate_shut", 0, 0.001, 0.01)
+FLIP = Claim("sign-flip", "d", "gated", "val_loss", 0, 0.001, 0.01)
 
 
 def test_going_on_in_a_folder_adds_the_runs_that_the_claims_need_and_no_others(finished):
@@ -213,7 +209,7 @@ def test_a_confirmation_may_be_the_work_of_another_version_of_the_code(finished,
 
 
 def test_variances_are_not_shrunk_towards_those_of_another_version(finished):
-    lab.go_on(registered(finished, stages.Claim("effect", "a", "gated", "val_loss", -1, 0.001, 0.01)))
+    lab.go_on(registered(finished, Claim("effect", "a", "gated", "val_loss", -1, 0.001, 0.01)))
     kept = registration_of(finished)
     write_json(
         finished.path / "confirmation.json", replace(kept, priors=[("gated", "val_loss", 40.0, 1e-12)]).as_json()
@@ -372,7 +368,7 @@ def test_a_claim_that_was_turned_round_after_its_runs_is_refused(with_claims, ca
 
 
 def test_a_run_without_rows_gave_no_nan(finished, capsys):
-    lab.go_on(registered(finished, stages.Claim("effect", "a", "gated", "val_loss", -1, 0.001, 0.01)))
+    lab.go_on(registered(finished, Claim("effect", "a", "gated", "val_loss", -1, 0.001, 0.01)))
     fill(finished, {"a": -1.0}, first=5)
     finished.find("a/gated/6").rows_path.unlink()
     status, out, _ = find(capsys, finished.path, "--confirm")
@@ -564,7 +560,7 @@ def test_claims_are_chosen_by_rule_cell_and_arm_before_their_runs(finished, caps
         (["--arm", "x*"], "--arm x*: no claim of it; expected some of gated"),
     ):
         status, _, err = find(capsys, finished.path, "--register", *words)
-        assert status == 1 and says in err
+        assert status == 2 and says in err
     for words in (["--cell", "a"], ["--arm", "gated"], ["--explain", "a", "--cell", "a"]):
         assert find(capsys, finished.path, *words)[0] == 2
 

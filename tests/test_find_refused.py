@@ -8,22 +8,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny import toy
 
 from gatelab import lab
 from gatelab.analysis.refusals import UNKNOWN
 from gatelab.cli import _status
-from gatelab.config import BigramBackcopy, ModelConfig, ProbeConfig, Run, TrainConfig, override
+from gatelab.config import override
 from gatelab.record import Row
 from gatelab.store import Appender, StudyFolder, write_json
 from gatelab.study.plan import make_plan
 from gatelab.study.study import Arm, Study
 
-TOY = Run(
-    model=ModelConfig(d_model=16, n_layers=1, n_heads=2, mlp="relu"),
-    data=BigramBackcopy(vocab_size=16),
-    train=TrainConfig(tokens=16, batch_size=2, seq_len=8),
-    probe=ProbeConfig(times=1, sequences=1, eval_sequences=1),
-)
+TOY = toy()
 ARMS = (Arm("none", {}), Arm("gated", {"model.gate": "sdpa-headwise"}), Arm("late", {"model.gate": "value-headwise"}))
 LONG = Arm("late", {"model.gate": "value-headwise", "train.tokens": 32})
 EFFECTS = {"none": 0.0, "gated": -0.1, "late": -0.2}

@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny import toy
 
 from gatelab import lab
 from gatelab.cli.base import said
-from gatelab.config import BigramBackcopy, ConfigError, Execution, ModelConfig, ProbeConfig, Run, TrainConfig, canonical
+from gatelab.config import ConfigError, Execution, ModelConfig, Run, TrainConfig, canonical
 from gatelab.config.objective import Continuation
 from gatelab.lab.looking import _at_length
 from gatelab.record import Row
@@ -16,12 +17,7 @@ from gatelab.store import Appender, RunFolder, StoreError, StudyFolder, write_js
 from gatelab.study.plan import make_plan
 from gatelab.study.study import Arm, Study
 
-TOY = Run(
-    model=ModelConfig(d_model=16, n_layers=1, n_heads=2, mlp="relu"),
-    data=BigramBackcopy(vocab_size=16),
-    train=TrainConfig(tokens=16, batch_size=2, seq_len=8),
-    probe=ProbeConfig(times=1, sequences=1, eval_sequences=1),
-)
+TOY = toy()
 STUDY = Study(
     name="fake",
     question="?",

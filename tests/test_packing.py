@@ -8,12 +8,12 @@ from pathlib import Path
 
 import duckdb
 import pytest
+from tiny import toy
 
 from gatelab import lab
 from gatelab.analysis import packed
 from gatelab.analysis.archived import kept
 from gatelab.cli import _status
-from gatelab.config import BigramBackcopy, ModelConfig, ProbeConfig, Run, TrainConfig
 from gatelab.lab.sources import Source, opened, sources_in
 from gatelab.record import Item, Row
 from gatelab.store import Appender, StoreError, StudyFolder, query, read_json, write_json, write_lines
@@ -22,12 +22,7 @@ from gatelab.study.leftovers import clear_done
 from gatelab.study.plan import make_plan
 from gatelab.study.study import Arm, Study
 
-TOY = Run(
-    model=ModelConfig(d_model=16, n_layers=1, n_heads=2, mlp="relu"),
-    data=BigramBackcopy(vocab_size=16),
-    train=TrainConfig(tokens=64, batch_size=2, seq_len=8),
-    probe=ProbeConfig(times=1, sequences=1, eval_sequences=1),
-)
+TOY = toy(tokens=64)
 # No decimal of seven digits, one that single precision has not, a whole number that it has not, no numbers.
 VALUES = {"third": 1 / 3, "tenths": 0.95, "steps": 16_777_216.0, "lost": float("nan"), "high": float("-inf")}
 
@@ -304,6 +299,42 @@ def test_files_and_rows_without_end_are_refused(folder, tmp_path, monkeypatch):
         packed.read_pack(path)
 
 
+def test_runs_without_their_rows_are_not_packed_as_empty(folder, tmp_path, capsys):
+    runs = [run for _, run in folder.planned()]
+    out = tmp_path / "toy.parquet"
+    runs[0].rows_path.unlink()
+    assert _status(["pack", str(folder.path), "--out", str(out)]) == 1
+    assert f"{folder.path}: an ended run has no rows here; bring rows.jsonl" in capsys.readouterr().err
+    for run in runs[1:]:
+        run.rows_path.unlink()
+    assert _status(["pack", str(folder.path), "--out", str(out)]) == 1 and not out.exists()
+    assert f"{len(runs)} ended runs have no rows here" in capsys.readouterr().err
+
+
+def test_a_plan_that_find_would_refuse_is_not_packed(folder, tmp_path, capsys):
+    content = read_json(folder.path / "study.json")
+    del content["arms"]
+    write_json(folder.path / "study.json", content)
+    assert _status(["pack", str(folder.path), "--out", str(tmp_path / "toy.parquet")]) == 1
+    assert "study.json: arms missing; was it edited?" in capsys.readouterr().err
+    assert not (tmp_path / "toy.parquet").exists()
+
+
+def test_a_full_disk_is_said_as_everywhere(folder, tmp_path, capsys, monkeypatch):
+    class Full:
+        def execute(self, sql: str, *_: object) -> "Full":
+            if sql.startswith("COPY"):
+                raise duckdb.IOException('Async write failed for range [offset=17] {"x"}: No space left on device')
+            return self
+
+        def fetchone(self) -> tuple[bool]:
+            return (True,)
+
+    monkeypatch.setattr(StudyFolder, "connect", lambda _: Full())
+    assert _status(["pack", str(folder.path), "--out", str(tmp_path / "toy.parquet")]) == 1
+    assert capsys.readouterr().err.splitlines()[-1].startswith("gatelab: the disk is full; what was there is unharmed")
+
+
 def test_the_commands(folder, tmp_path, capsys):
     out = tmp_path / "toy.parquet"
     assert _status(["pack", str(folder.path), "--out", str(out)]) == 0
@@ -311,16 +342,16 @@ def test_the_commands(folder, tmp_path, capsys):
     assert _status(["unpack", str(out), "--out", str(tmp_path / "back")]) == 0
     assert _status(["status", str(tmp_path / "back")]) == 0
     capsys.readouterr()
-    for words, why in (
-        (["unpack", out, "--out", tmp_path / "back"], "holds something and is left alone"),
-        (["unpack", tmp_path / "none.parquet", "--out", tmp_path / "new"], "no such file"),
-        (["unpack", folder.path / "study.json", "--out", tmp_path / "new"], "is no pack"),
-        (["pack", folder.path, "--out", tmp_path / "toy.tar.xz"], "name a file that ends in .parquet"),
-        (["pack", folder.path, "--out", tmp_path / "none" / "a.parquet"], "in a folder that there is"),
-        (["pack", tmp_path / "missing", "--out", out], "no such folder or archive"),
-        (["pack", tmp_path, "--out", tmp_path / "all.parquet"], "studies; name one"),
+    for words, why, expected in (
+        (["unpack", out, "--out", tmp_path / "back"], "holds something and is left alone", 1),
+        (["unpack", tmp_path / "none.parquet", "--out", tmp_path / "new"], "no such file", 1),
+        (["unpack", folder.path / "study.json", "--out", tmp_path / "new"], "is no pack", 1),
+        (["pack", folder.path, "--out", tmp_path / "toy.tar.xz"], "name a file that ends in .parquet", 2),
+        (["pack", folder.path, "--out", tmp_path / "none" / "a.parquet"], "in a folder that there is", 2),
+        (["pack", tmp_path / "missing", "--out", out], "no such folder or archive", 1),
+        (["pack", tmp_path, "--out", tmp_path / "all.parquet"], "studies; name one", 1),
     ):
-        assert _status([str(word) for word in words]) == 1
+        assert _status([str(word) for word in words]) == expected
         assert why in capsys.readouterr().err
 
 

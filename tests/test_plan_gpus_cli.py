@@ -65,15 +65,15 @@ def test_of_several_numbers_those_that_cannot_be_are_told_and_the_others_shown(c
 def test_what_fits_with_recompute_alone_does_not_fit_and_says_so(capsys):
     words = ("--size", "70b", "--context", "16384", "--gpus", "32,64,128")
     _, out, _ = plan(capsys, *words)
-    assert "NO: with --recompute 64 GPUs would do, but the trainer does not compute blocks again yet" in out
+    assert "NO as it is; with --recompute 64 GPUs would do, and execution.recompute=layer trains so" in out
     _, out, _ = plan(capsys, *words, "--json")
     records = [json.loads(line) for line in out.splitlines()]
     assert [r["fits"] for r in records] == [False, False, True] and not any(r["recompute"] for r in records)
     _, out, _ = plan(capsys, *words, "--recompute")
     assert (
         "again: blocks are computed a second time" in out
-        and "which the trainer does not do yet" in out
-        and "NO:" not in out
+        and "execution.recompute=layer" in out
+        and "NO as it is" not in out
     )
 
 

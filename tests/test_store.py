@@ -136,6 +136,12 @@ def test_numbers_come_back_as_they_were(folder: StudyFolder, done: bool):
     assert [str(v) for v in found] == [str(v) for v in given]
 
 
+@pytest.mark.parametrize("sql", ["", " ", "-- nothing"])
+def test_a_query_that_asks_for_nothing_is_told(folder: StudyFolder, sql: str):
+    with pytest.raises(StoreError, match=f"query '{sql}': asks for nothing; write a SELECT"):
+        query(folder, sql)
+
+
 def test_every_line_is_json(folder: StudyFolder):
     run = run_with(folder, [row(math.nan), row(math.inf)])
     item = Item(run.fingerprint, 1, "needle", 0, None, math.nan, "a", "b", {"depth": 0.5})

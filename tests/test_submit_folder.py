@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from gatelab import lab
-from gatelab.analysis import stages
+from gatelab.analysis.registration import Claim, Registration
 from gatelab.cli import _status
 from gatelab.config import BigramBackcopy, ModelConfig, Run, TrainConfig
 from gatelab.store import StudyFolder, write_json
@@ -46,8 +46,8 @@ def test_what_is_left_is_handed_in(folder: StudyFolder, capsys: pytest.CaptureFi
 
 
 def test_so_is_a_registered_confirmation(folder: StudyFolder, capsys: pytest.CaptureFixture[str]):
-    claim = stages.Claim("effect", "toy", "headwise", "val_loss", -1, 0.001, 0.01)
-    found = stages.Registration([claim], [5, 6, 7], [0, 1], 0.05, 0.10, [])
+    claim = Claim("effect", "toy", "headwise", "val_loss", -1, 0.001, 0.01)
+    found = Registration([claim], [5, 6, 7], [0, 1], 0.05, 0.10, [])
     write_json(folder.path / "confirmation.json", found.as_json())
     assert _status(["submit", str(folder.path), "--to", "slurm", "--gpus", "1", "execution.processes=2"]) == 2
     assert len(folder.study()["plan"]) == 4

@@ -32,6 +32,7 @@ _TASKS, _PILOT, _TEXT, _TOY = "tasks-by-architecture", "gates-on-tasks", "gates-
 _PHASES, _KEY, _RATES, _WIDTHS = "backcopy-phases", "backcopy-key", "backcopy-rates", "backcopy-widths"
 _LARGE, _SMALLER = "1-layer-bos-lr0.008", "1-layer-bos-lr0.002"
 _EASY, _FRESH, _OWN = "gates-on-easy-tasks", "gates-on-easy-tasks-fresh", "tasks-rates"
+_CAUSES = "citing-causes"
 _TWO_RATES = ("easy cite 0.001", "easy cite 0.003")
 _TUNED = {"encoder select": "selection", "encoder identifier": "code", "experts track": "tracking"}
 # Of retrieval (`needle`) every arm's loss is at its floor: it is asked at length.
@@ -110,6 +111,14 @@ CLAIMS: tuple[Claim, ...] = (
               f"held-out loss of the answers, arm minus no gate, each at the better of 0.001 and 0.003: below −{NOTHING}",
               at_own_rate(arm, "none", _TWO_RATES), _FREE,
               ("both at 0.001, eight fresh seeds", elsewhere(_FRESH, effect("val_loss", arm, "nats"))))
+        for gate, arm in GATES.items()
+    ),
+    *(
+        Claim(f"gates help citation of one of two documents, each arm at its own best of three rates, by more than {NOTHING} nats"
+              f" ({gate})", PROPOSAL, _CAUSES,
+              f"held-out loss of the answers, arm minus no gate, each at its own best rate: below −{NOTHING}",
+              at_own_rate(arm, "none", [f"cite {rate:g}" for rate in (3e-4, 1e-3, 3e-3)]), _FREE,
+              ("both at 0.001", difference("val_loss", arm, "none", "nats", cell="cite 0.001")))
         for gate, arm in GATES.items()
     ),
     *(

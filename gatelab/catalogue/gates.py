@@ -123,7 +123,7 @@ def gate_detail(name: str) -> list[Record]:
     if name.partition("-")[0] not in SITES:
         slugs = [f"{site}-{grain}" for site, s in SITES.items() for grain in s.granularities]
         like = [preset for preset in PRESETS if name in preset]
-        hint = nearest(name, [r["name"] for r in entries] + slugs)
+        hint = nearest(name.lower(), [r["name"] for r in entries] + slugs)
         hint = f"; presets with it in their name: {', '.join(like)}" if like else hint
         raise ConfigError(
             [f"{name!r}: neither a preset, nor a gate such as sdpa-headwise, nor a word of `gatelab gates`{hint}"]

@@ -1,5 +1,5 @@
 """The command line: parsing only. Exit status 0: done; 1: something asked for could not be done; 2: usage, and whatever `run`,
-`submit`, `train` and `plan` refuse before anything starts; 130: Ctrl-C.
+`submit`, `train` and `plan` refuse before anything starts; 130: Ctrl-C; 143: SIGTERM, of `run` and `train`.
 
 A command is a function in one of the files here, whose docstring is its help. It imports what it needs when it runs, so
 that `--help` and `status` answer at once.
@@ -7,7 +7,9 @@ that `--help` and `status` answer at once.
 
 import errno
 import os
+import signal
 import sys
+from types import FrameType
 from typing import Any
 
 from cyclopts import App, CycloptsError
@@ -30,6 +32,7 @@ from . import (
     tasks,
     train,
 )
+from .base import refuse_empty
 
 app = App(
     name="gatelab",
@@ -51,10 +54,23 @@ _MOST_LINES = 20  # of one error; a grid can be wrong in thousands of cells
 
 def main() -> None:
     """The `gatelab` command."""
+    _open_streams()
     for stream in (sys.stdout, sys.stderr):
-        # A terminal that cannot show a mark gets a substitute, not an error.
+        # A terminal that cannot show a letter gets a substitute, not an error.
         stream.reconfigure(errors="replace")
-    status = _status(sys.argv[1:])
+    words, terms = sys.argv[1:], []
+    if words[:1] in (["run"], ["train"]):
+
+        def as_interrupt(number: int, _: FrameType | None) -> None:
+            terms.append(number)
+            if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # of a job in a script's background
+                raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)
+
+        signal.signal(signal.SIGTERM, as_interrupt)
+    status = _status(words)
+    if terms and status == 130:
+        status = 128 + terms[0]
     try:
         sys.stdout.flush()
     except OSError as error:
@@ -64,17 +80,27 @@ def main() -> None:
     sys.exit(status)
 
 
+def _open_streams() -> None:
+    """What was closed (`>&-`) leads nowhere, before a file of ours takes its number."""
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            nowhere = os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+            os.set_inheritable(nowhere, True)
+            setattr(sys, name, open(nowhere, "r" if name == "stdin" else "w", encoding="utf-8", closefd=False))  # noqa: SIM115
+
+
 def _status(words: list[str]) -> int:
     """Run one command; every mistake of a user ends as one message on stderr."""
     if not words:
         app.help_print([], console=_stderr())
         return 2
     try:
+        refuse_empty(words)
         result = app(words, exit_on_error=False, print_error=False)
     except CycloptsError as error:
         return _fail(2, str(error).strip() or type(error).__name__, "`gatelab --help` lists the commands")
     except KeyboardInterrupt:
-        saved = "; the runs were saved, the same command continues" if words[0] in ("run", "train") else ""
+        saved = "; what was trained is saved, the same command continues" if words[0] in ("run", "train") else ""
         return _fail(130, f"stopped{saved}")
     except BrokenPipeError:
         return 1  # the reader of our output has gone, as in `| head`

@@ -1,15 +1,18 @@
-"""What the commands share: `--json`, and how something is said."""
+"""What the commands share: kinds of options, and how something is said."""
 
 import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from math import isfinite
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 
 Json = Annotated[bool, Parameter(name="--json", negative="")]
+Flag = Annotated[bool, Parameter(negative="")]
+Words = Annotated[list[str] | None, Parameter(negative="", consume_multiple=True)]
 
 
 def tell(message: str) -> None:
@@ -22,6 +25,23 @@ def tell_data(cells: list[dict[str, Any]]) -> None:
     for cell in cells:
         if cell["base"]["data"]["kind"] == "text":
             tell(f"{cell['name']}: {cell['data']}")
+
+
+def refuse_empty(words: list[str]) -> None:
+    """A word without a letter is what a shell makes of a variable that was not set.
+
+    Raises:
+        ConfigError: naming the option that it would be the value of.
+    """
+    from ..config import ConfigError
+
+    for before, word in pairwise(["", *words]):
+        option, equals, value = word.partition("=")
+        if not word:
+            option = before if before.startswith("--") else "a word"
+        elif not (word.startswith("--") and equals and not value):
+            continue
+        raise ConfigError([f"{option} '': is empty; give it a value, or leave it out"])
 
 
 @contextmanager

@@ -6,13 +6,10 @@ from dataclasses import replace
 from functools import cache
 from math import inf
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-from cyclopts import Parameter
+from .base import Flag, Json, print_json, tell
 
-from .base import Json, print_json, tell
-
-Flag = Annotated[bool, Parameter(negative="")]
 _SHORTEST = 1024  # of the harness's RULER: its variable tracking is not made at 512
 _GENERATED = ("ruler", "niah_")  # how its names begin
 _ITEMS = 100  # of our own tasks, which have no end

@@ -2,9 +2,10 @@
 
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-from .base import Json, print_json, refusing, tell
+from .base import Json, print_json, tell
+from .plan_study import plan_study
 from .plan_tables import show
 
 if TYPE_CHECKING:
@@ -38,11 +39,12 @@ def plan(
     Parameters
     ----------
     study:
-        A built-in study or a Python file; none with --size.
+        A built-in study, a Python file, or a study's folder; none with --size.
     assignments:
         key=value words, as for `run`; with --size of the model: model.gate=sdpa-headwise
     pilot:
-        A finished study's folder: what this one could see, by the spread of its pairs in the cells and arms that both have.
+        A finished study's folder, or a pack of one: what this one could see, by the spread of its pairs in the cells and arms
+        that both have.
     size:
         A size of the ladder (gatelab sizes), or width x layers x heads x vocabulary, in the place of a study.
     gpus:
@@ -65,7 +67,7 @@ def plan(
     micro_batch:
         Sequences of a group a forward pass.
     recompute:
-        Whether each block is computed a second time in the backward pass, which the trainer does not do yet.
+        Whether each block is computed a second time in the backward pass, as execution.recompute=layer does.
     check:
         Lay the model out on a fake process group, and count what a GPU has; done where one number of GPUs is asked for.
     json_:
@@ -80,7 +82,7 @@ def plan(
                  "--micro-batch": micro_batch or None, "--recompute": recompute or None, "--check": check}  # fmt: skip
         if words := [word for word, value in given.items() if value is not None]:
             raise ConfigError([f"{', '.join(words)}: for a step on GPUs; say how many, as in --gpus 64"])
-        return _study(study, assignments, pilot, is_json=json_)
+        return plan_study(study, assignments, pilot, is_json=json_)
     if pilot is not None:
         raise ConfigError([f"--pilot {pilot} is of a study's effects, not of GPUs; leave out one of the two"])
     from ..train.planner import Layout
@@ -98,6 +100,10 @@ def _jobs(
     from ..config import ConfigError, parse_assignments
 
     if size is None:
+        if lab.is_folder(study):
+            raise ConfigError(
+                [f"--gpus: {study} is a study's folder, whose runs have their machines; name the study itself"]
+            )
         given = {"--tokens": tokens, "--context": context}
         if words := [word for word, value in given.items() if value is not None]:
             raise ConfigError(
@@ -144,8 +150,8 @@ def _gpus(
         show(name, plans)
         if numbers_again := _fit_again(plans, layout, device):
             print(
-                f"NO: with --recompute {', '.join(map(str, numbers_again))} GPUs would do, but the trainer does not compute blocks"
-                " again yet"
+                f"NO as it is; with --recompute {', '.join(map(str, numbers_again))} GPUs would do, and execution.recompute=layer"
+                " trains so"
             )
         for found in laid:
             word = "holds" if found.holds else f"DIFFERS: {'; '.join(found.differs[:3])}"
@@ -205,49 +211,3 @@ def _numbers(words: str) -> list[int]:
             f"--gpus {words}: expected a number up to {_MOST:,}, several joined by commas, or 8..1024, which doubles from 8"
         ]
     )
-
-
-def _study(study: str, assignments: tuple[str, ...], pilot: Path | None, *, is_json: bool) -> int:
-    from .. import lab
-    from ..analysis import say
-    from ..config import parse_assignments
-    from ..store import StudyFolder
-    from ..terminal import print_records
-
-    with refusing():
-        planned = lab.plan(study, parse_assignments(assignments))
-        seen, notes = ([], []) if pilot is None else lab.pilot(StudyFolder.open(pilot), planned)
-    if warning := lab.baseline_warning(planned):
-        tell(f"note: {warning}")
-    entries = planned.entries(Path("runs") / planned.study.name)
-    if is_json:
-        for note in notes:
-            tell(f"note: {note}")
-        print_json([*entries, *map(asdict, seen)])
-        return 0
-    print(f"{planned.study.name}: {planned.study.question}")
-    for cell, source in planned.sources.items():
-        arms = {e["arm"]: _plan_record(e) for e in entries if e["cell"] == cell}
-        print_records(list(arms.values()), f"\n{cell}: {source.description}")
-    total = sum(e["flops"] for e in entries)
-    print(
-        f"\n{len(entries)} runs ({len(planned.study.seed_values)} seeds each), {total / 1e12:.3g} TFLOP of training; "
-        "nothing was started"
-    )
-    if pilot is not None:
-        print("\n".join(["", *say.foreseen(seen, notes)]))
-    return 0
-
-
-def _plan_record(entry: dict[str, Any]) -> dict[str, Any]:
-    """A run's row of the plan; `over` are its parameters minus the baseline's, `MiB` what its training state takes."""
-    return {
-        "arm": entry["arm"],
-        "parameters": entry["n_parameters"],
-        "over": entry["remainder"],
-        "d_ff": entry["d_ff"],
-        "steps": entry["steps"],
-        "tokens": entry["tokens"],
-        "MiB": round(entry["state_bytes"] / 2**20, 1),
-        "GFLOP": round(entry["flops"] / 1e9),
-    }

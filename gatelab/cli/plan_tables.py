@@ -32,7 +32,9 @@ def show(name: str, plans: "list[StepPlan]") -> None:
     print_records([_memory_row(p) for p in plans], f"\nGiB of a GPU at its peak, of {d.memory / 2**30:.0f}")
     print("micro-batch: sequences of a group of tp GPUs in a forward pass")
     if any(p.recompute for p in plans):
-        print("again: blocks are computed a second time in the backward pass, which the trainer does not do yet")
+        print(
+            "again: blocks are computed a second time in the backward pass; a run is told so by execution.recompute=layer"
+        )
     print_records(
         [_sent_row(s) for s in spreads], "\nGB that a GPU sends in a step, by kind, and seconds of it by the plan"
     )

@@ -1,20 +1,16 @@
 """gatelab probe: a run, or anybody's checkpoint."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Literal
 
-from cyclopts import Parameter
-
-from .base import Json, print_json, said, tell
+from .base import Flag, Json, Words, print_json, said, tell
 
 if TYPE_CHECKING:
     from ..evals.changes import Effects
     from ..evals.checkpoint import Look
     from ..record import Row
-
-Words = Annotated[list[str] | None, Parameter(negative="", consume_multiple=True)]
-Flag = Annotated[bool, Parameter(negative="")]
 
 
 def probe(
@@ -75,10 +71,14 @@ def probe(
     from .. import lab
     from ..config import ConfigError
 
+    names = None if probes is None else [name.strip() for name in probes.split(",") if name.strip()]
+    if names == []:
+        raise ConfigError([f"--probes {probes!r}: names none; `gatelab probes` lists them, or leave it out"])
     if documents is not None and not intervene:
         raise ConfigError([f"--documents {documents} is for --intervene, which is not given; leave it out"])
     if out is not None and out.exists() and not out.is_dir():
         raise ConfigError([f"--out {out}: is a file; name a folder, which is made where there is none"])
+    _check_edits(intervene or ())
     if not lab.is_checkpoint(model):
         given = {
             "--text": text, "--sequences": sequences, "--at-once": at_once, "--probes": probes, "--dtype": dtype,
@@ -111,11 +111,29 @@ def probe(
             allow_pickle=allow_pickle,
             extension=None if extend is None else Extension(kind=extend, length=length),
         ),
-        names=None if probes is None else [name.strip() for name in probes.split(",") if name.strip()],
+        names=names,
         tell=tell if sys.stderr.isatty() else None,
         edits=None if not intervene else Edits(tuple(intervene), 16 if documents is None else documents),
     )
     return _finish(look, out, is_json=json_)
+
+
+def _check_edits(words: Sequence[str]) -> None:
+    """Whether these are edits, before a model is opened.
+
+    Raises:
+        ConfigError: one that is none.
+    """
+    if not words:
+        return
+    from ..config import ConfigError
+    from ..probes.interventions import parse
+
+    for word in words:
+        try:
+            parse(word)
+        except ValueError as error:
+            raise ConfigError([str(error)]) from None
 
 
 def _finish(look: "Look", out: Path | None, *, is_json: bool) -> int:

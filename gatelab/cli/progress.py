@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from .base import Json, print_json
+from .base import Json, print_json, tell
 
 
 def status(folder: Path, *, json_: Json = False) -> int:
@@ -13,18 +13,21 @@ def status(folder: Path, *, json_: Json = False) -> int:
     folder:
         The study's folder.
     json_:
-        One JSON record a run; of one that was begun also how many runs its process trained, and whether as one stack.
+        One JSON record a run; of one that was begun also how many runs its process trained, and whether as one stack; of one
+        that is running its step, loss and tokens a second.
     """
     from ..store import StudyFolder
     from ..study.grouping import environment_of
     from ..study.ledger import state_of
+    from ..study.remaining import standing
 
     there = StudyFolder.open(folder, is_light=True)
     if json_:
         print_json(
             [
                 {k: e[k] for k in ("cell", "arm", "seed", "fingerprint")}
-                | {"state": state_of(r)}
+                | {"state": (state := state_of(r))}
+                | ((standing(e, r) or {}) if state == "running" else {})
                 | {k: v for k, v in (environment_of(r) or {}).items() if k in ("runs_in_group", "stacked")}
                 for e, r in there.planned()
             ]
@@ -47,13 +50,18 @@ def logs(folder: Path, run_name: str) -> int:
         The run: the start of its fingerprint, or cell/arm/seed.
     """
     from ..store import StoreError, StudyFolder
+    from ..study.ledger import state_of
 
     there = StudyFolder.open(folder, is_light=True)
     there.refresh(lambda name: name == "log.txt")
-    path = there.find(run_name).path / "log.txt"
+    run = there.find(run_name)
+    path = run.path / "log.txt"
     if not path.exists():
         raise StoreError(f"{run_name}: has no log yet; it has not been started")
-    print(path.read_text(encoding="utf-8", errors="replace"), end="")
+    printed = path.read_text(encoding="utf-8", errors="replace")
+    print(printed, end="")
+    if not printed:
+        tell(f"{run_name}: printed nothing; it is {state_of(run)}")
     return 0
 
 

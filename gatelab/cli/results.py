@@ -9,12 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from .base import Json, print_json, tell
+from .base import Flag, Json, Words, print_json, tell
 
 if TYPE_CHECKING:
     from ..store import StudyFolder
-
-Words = Annotated[list[str] | None, Parameter(negative="", consume_multiple=True)]
 
 
 def find(
@@ -22,14 +20,14 @@ def find(
     *,
     all_: Annotated[bool, Parameter(name="--all", negative="")] = False,
     explain: str | None = None,
-    edit: Annotated[bool, Parameter(negative="")] = False,
-    register: Annotated[bool, Parameter(negative="")] = False,
+    edit: Flag = False,
+    register: Flag = False,
     rule: Words = None,
     cell: Words = None,
     arm: Words = None,
     seeds: str | None = None,
-    confirm: Annotated[bool, Parameter(negative="")] = False,
-    claims: Annotated[bool, Parameter(negative="")] = False,
+    confirm: Flag = False,
+    claims: Flag = False,
     json_: Json = False,
 ) -> int:
     """State a study's effects and anomalies, with intervals and q-values; register what was found, confirm or explain it.
@@ -37,11 +35,12 @@ def find(
     Parameters
     ----------
     folder:
-        The study's folder.
+        The study's folder, or a pack of one (.parquet) to be read.
     all_:
         The exploratory metrics too, and every test for anomalies; with --explain every test of every card.
     explain:
-        A cell: a verdict card for every registered explanation, and the commands that make the rows it lacks, each once.
+        A cell: a verdict card for every registered explanation, and the commands that make the rows it lacks, each once; with
+        what studies beside FOLDER say that were made for its causes.
     edit:
         With --explain: first make the rows of edits that are missing, of the cell's finished runs that lie here. What is there
         is not made again, and a machine without DuckDB makes them too.
@@ -66,7 +65,6 @@ def find(
     from .. import lab
     from ..analysis import say, say_causes
     from ..config import ConfigError, Run, parse_assignments, validate
-    from ..store import StudyFolder
 
     asked = [
         name
@@ -83,7 +81,7 @@ def find(
     if edit and explain is None:
         raise ConfigError(["--edit is for --explain, which is not given; name the cell, as in --explain CELL --edit"])
     if seeds is not None and not (register or edit):
-        raise ConfigError([f"--seeds {seeds} is for --register, which is not given; leave it out"])
+        raise ConfigError([f"--seeds {seeds} is for --register and --edit, neither of which is given; leave it out"])
     choose = {"rules": rule or [], "cells": cell or [], "arms": arm or []}
     for name, words in choose.items():
         if words and not (register or (name == "arms" and explain is not None)):
@@ -93,26 +91,33 @@ def find(
         from ..analysis.ledger_of_claims import judged, page
 
         return _tell(judged(folder), page, is_json=json_)
-    there = StudyFolder.open(folder)
     listed = seeds if seeds is None or ".." in seeds else f"[{seeds.strip('[]')}]"
-    words = [] if listed is None else parse_assignments([f"seed={listed}"])["seed"]
-    numbers = [validate(Run, {"seed": word}).seed for word in words] or None
-    if register:
-        return _register(there, numbers, choose, is_json=json_)
-    if confirm:
-        for note in lab.confirmation_notes(there):
-            tell(f"note: {note}")
-        return _tell(lab.confirm(there), say.confirmed, is_json=json_)
-    if edit:
-        n = lab.edit(there, explain, numbers, arms=choose["arms"], tell=tell)
-        tell(f"{n} runs were edited; the rows are in {there.path / lab.FILE}")
-        if find_spec("duckdb") is None:
-            tell("the cards need DuckDB, which this machine does not have: take that file to where the study is read")
-            return 0
-    if explain is not None:
-        cards = lab.explain(there, explain, choose["arms"])
-        return _tell(cards, lambda found: say_causes.explained(found, all_=all_), is_json=json_)
-    return _find(there, all_=all_, is_json=json_)
+    try:
+        words = [] if listed is None else parse_assignments([f"seed={listed}"])["seed"]
+        numbers = [validate(Run, {"seed": word}).seed for word in words] or None
+    except ConfigError as error:
+        raise ConfigError(
+            [f"--seeds {seeds}: {problem.partition(': ')[2]}" for problem in error.problems[:1]]
+        ) from None
+    with lab.reading(folder) as there:
+        if register:
+            return _register(there, numbers, choose, is_json=json_)
+        if confirm:
+            for note in lab.confirmation_notes(there):
+                tell(f"note: {note}")
+            return _tell(lab.confirm(there), say.confirmed, is_json=json_)
+        if edit:
+            n = lab.edit(there, explain, numbers, arms=choose["arms"], tell=tell)
+            tell(f"{n} runs were edited; the rows are in {there.path / lab.FILE}")
+            if find_spec("duckdb") is None:
+                tell(
+                    "the cards need DuckDB, which this machine does not have: take that file to where the study is read"
+                )
+                return 0
+        if explain is not None:
+            cards = lab.explain(there, explain, choose["arms"], tell=tell)
+            return _tell(cards, lambda found: say_causes.explained(found, all_=all_), is_json=json_)
+        return _find(there, all_=all_, is_json=json_)
 
 
 def _find(there: "StudyFolder", *, all_: bool, is_json: bool) -> int:

@@ -1,13 +1,10 @@
 """gatelab retrofit: a gate into a trained model."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-from cyclopts import Parameter
+from .base import Flag, Json, print_json, tell
 
-from .base import Json, print_json, tell
-
-Flag = Annotated[bool, Parameter(negative="")]
 # Paths of the configuration that options say.
 _OPTIONS = ("gate", "start", "start.kind")
 

@@ -26,7 +26,8 @@ def asked_own(
     """What asks our own tasks, when all that they need is there: as ids where a run was trained on them, else in words."""
     from .. import lab
     from ..evals.own_asking import prepare
-    from ..evals.own_tasks import evaluate_ids, evaluate_text, refuse_prompts
+    from ..evals.own_ids import evaluate_ids, refuse_prompts
+    from ..evals.own_words import evaluate_text
 
     prepared = prepare(asking)
     run = lab.task_run(model)

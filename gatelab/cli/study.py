@@ -3,11 +3,9 @@
 import shlex
 from contextlib import ExitStack
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-from cyclopts import Parameter
-
-from .base import Json, print_json, refusing, tell, tell_data
+from .base import Flag, Json, print_json, refusing, tell, tell_data
 
 if TYPE_CHECKING:
     from ..store import StudyFolder
@@ -43,6 +41,7 @@ def run(
     """
     from .. import lab
     from ..config import parse_assignments
+    from ..store import StoreError
     from ..study.drive import drive
     from ..terminal import LiveGrid, print_findings, print_status
 
@@ -81,7 +80,12 @@ def run(
             f"no page: this machine has no {', '.join(lacks)}; take {folder.address} to one that has, then `gatelab report` it"
         )
     analysis = None if lacks else lab.analyse(folder)
-    page = None if analysis is None else lab.report(folder, analysis, tell=tell)
+    page, refused = None, ""
+    if analysis is not None:
+        try:
+            page = lab.report(folder, analysis, tell=tell)
+        except StoreError as error:
+            refused = str(error)
     if json_:
         print_json([{"fingerprint": f, "state": s} for f, s in summary.states.items()])
         print_json([] if page is None else [{"page": str(page)}])
@@ -89,7 +93,10 @@ def run(
         print_status(folder)
         if analysis is not None:
             print_findings(analysis.findings, all_metrics=False)
+        if page is not None:
             print(f"\nthe page: {page}")
+    if refused:
+        tell(f"gatelab: {refused}")
     if summary.halted:
         tell(summary.halted)
     if summary.elsewhere:
@@ -98,7 +105,7 @@ def run(
         again = any(state not in ("done", "diverged", "damaged") for state in summary.states.values())
         retry = f", `gatelab retry {folder.address}` tries again" if again else ""
         tell(f"some runs did not finish; `gatelab status {folder.address}` says why{retry}")
-    return 0 if summary.is_complete else 1
+    return 0 if summary.is_complete and not refused else 1
 
 
 def submit(
@@ -117,7 +124,7 @@ def submit(
     qos: str | None = None,
     constraint: str | None = None,
     grace: float = 30.0,
-    dry_run: Annotated[bool, Parameter(negative="")] = False,
+    dry_run: Flag = False,
     json_: Json = False,
 ) -> int:
     """Hand a study in to a batch system: an array of tasks that each take runs until their time is nearly up.

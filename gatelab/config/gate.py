@@ -200,16 +200,21 @@ class GateSpec(Config):
         site, *words = re.split(r"-(?=[A-Za-z])", slug)
         if site not in SITES:
             is_spelled = any(w in words for w in _WORDS["granularity"])  # then it is no slip of a preset's name
-            hint = nearest(site, [*SITES, "none"]) or ("" if is_spelled else nearest(slug, list(PRESETS)))
+            hint = _respelled(slug) or nearest(site, [*SITES, "none"])
+            hint = hint or ("" if is_spelled else nearest(slug, list(PRESETS)))
             raise ValueError(
                 f"gate {slug!r}: no site {site!r}; expected one of {', '.join(SITES)}, or a preset of `gatelab gates`{hint}"
             )
         given: dict[str, Any] = {"site": site}
+        said: dict[str, str] = {}
         for word in words:
             axis, value = _axis(slug, word)
-            if axis in given:
-                raise ValueError(f"gate {slug!r}: {given[axis]!r} and {word!r} are both a {axis}; keep one")
-            given[axis] = value
+            if axis in said:
+                came = (
+                    f"{word!r} came twice" if said[axis] == word else f"{said[axis]!r} and {word!r} are both its {axis}"
+                )
+                raise ValueError(f"gate {slug!r}: {came}; keep one")
+            given[axis], said[axis] = value, word
         if "granularity" not in given:
             choices = " or ".join(f"{site}-{g}" for g in SITES[site].granularities)
             raise ValueError(f"gate {slug!r}: say the granularity, {choices}")
@@ -245,6 +250,17 @@ class GateSpec(Config):
     @model_serializer
     def _to_slug(self) -> str:
         return self.slug
+
+
+def _respelled(slug: str) -> str:
+    """`; did you mean …?` where a slug was written with capitals or underlines, or nothing."""
+    for text in (slug.lower(), slug.lower().replace("_", "-", 1), slug.lower().replace("_", "-")):
+        if text != slug and text.partition("-")[0] in SITES:
+            try:
+                return f"; did you mean {GateSpec.parse(text).slug!r}?"
+            except ValueError:
+                continue
+    return ""
 
 
 def _axis(slug: str, word: str) -> tuple[str, Any]:

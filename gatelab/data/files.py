@@ -159,7 +159,9 @@ def _nearest(path: Path) -> str:
     while not folder.is_dir() and folder != folder.parent:
         wanted, folder = folder, folder.parent
     try:
-        close = difflib.get_close_matches(wanted.name, os.listdir(folder), n=1)
+        near = difflib.get_close_matches(wanted.name, os.listdir(folder), n=3)
+        # An ending in common makes no two names alike.
+        close = [name for name in near if difflib.get_close_matches(wanted.stem, [Path(name).stem])]
     except OSError:
         close = []
     return f"; did you mean {str(folder / close[0])!r}?" if close else f"; {str(folder)!r} has no {wanted.name!r}"

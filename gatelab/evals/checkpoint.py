@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..config.base import nearest
+from ..config.base import ConfigError, nearest
 from ..config.run import ProbeConfig
 from ..data import DataError
 from ..data.documents import NotText, documents
@@ -44,11 +44,11 @@ class Reading:
 
     def __post_init__(self) -> None:
         if self.length is not None and self.length < 2:
-            raise ValueError(f"--length {self.length}: attention takes two tokens at least; take more")
+            raise ConfigError([f"--length {self.length}: attention takes two tokens at least; take more"])
         if self.sequences is not None and self.sequences < 1:
-            raise ValueError(f"--sequences {self.sequences}: expected one at least")
+            raise ConfigError([f"--sequences {self.sequences}: expected one at least"])
         if self.at_once < 0 or self.at_once == 1:
-            raise ValueError(f"--at-once {self.at_once}: expected two tokens at least, or 0 for whole sequences")
+            raise ConfigError([f"--at-once {self.at_once}: expected two tokens at least, or 0 for whole sequences"])
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Edits:
 
     def __post_init__(self) -> None:
         if self.documents < 1:
-            raise ValueError(f"--documents {self.documents}: expected one at least")
+            raise ConfigError([f"--documents {self.documents}: expected one at least"])
 
 
 def look(
@@ -107,7 +107,7 @@ def look(
     names = None if names is None else list(dict.fromkeys(names))
     for name in names or ():
         if name not in PROBES:
-            raise ValueError(f"--probes {name}: expected {', '.join(PROBES)}{nearest(name, list(PROBES))}")
+            raise ConfigError([f"--probes {name}: expected {', '.join(PROBES)}{nearest(name, list(PROBES))}"])
     if parsed:
         loading = loading.model_copy(update={"head": True})
     checkpoint = open_external(source, loading)
@@ -303,8 +303,8 @@ def sequences_of(checkpoint: Checkpoint, reading: Reading, *, at_most: int | Non
     if len(ids) < body:
         if length is not None:
             raise DataError(
-                f"--length {length}: {reading.text!r} has {len(ids)} tokens; take at most {len(ids) + n_ends}, or a longer "
-                f"text"
+                f"--length {length}: {reading.text!r} has {len(ids)} tokens{f' and the tokenizer adds {n_ends}' * (n_ends > 0)};"
+                f" take at most {len(ids) + n_ends}, or a longer text"
             )
         body = len(ids)
     starts = range(0, min(len(ids) // body, n) * body, body)

@@ -39,8 +39,12 @@ def reader_of(model: Model, objective: Objective | None = None) -> Reader:
     there; what is asked before that is asked of an encoder that reads up to it. Logits are computed in float32.
 
     Raises:
-        ValueError: when it reads, tokens that are none of its ids, or more than it has positions for.
+        ValueError: what is no model of Gatelab; when it reads, tokens that are none of its ids, or more than it has positions for.
     """
+    if not isinstance(model, Model):
+        raise ValueError(
+            f"model is a {type(model).__name__}: expected a model of Gatelab, as build_model(config) makes it"
+        )
     cut = Continuation() if objective is None else objective
     is_both = isinstance(model, EncoderDecoder)
     device, dtype = model.head.weight.device, torch.promote_types(model.head.weight.dtype, torch.float32)
@@ -99,8 +103,10 @@ def ask(reader: Reader, task: Task, knobs: Knobs, n_items: int) -> list[Answer]:
     """Items 0 … n_items − 1, of a model that sees one way.
 
     Raises:
-        TaskError: for the knobs. ValueError: as the reader does.
+        TaskError: for the knobs, or no item. ValueError: as the reader does.
     """
+    if n_items < 1:
+        raise TaskError(f"n_items={n_items}: ask at least one")
     return ask_items(reader, [task.item(knobs, index) for index in range(n_items)])
 
 

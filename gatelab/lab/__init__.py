@@ -10,8 +10,9 @@ from ..study.study import load_study
 from .analysing import Analysis, analyse, outcomes
 from .atlas import atlas
 from .checkpoints import export, import_checkpoint, is_checkpoint, relayout, retrofit, run_seed, stored_model, task_run
+from .companions import explain
 from .declared import CONFIRMATION, FDR, SCREEN
-from .explaining import edit, explain
+from .explaining import edit
 from .finding import confirm, confirmation, confirmation_notes, confirming, hunt, out_of_reach, register, screened
 from .foreseeing import foresight, pilot
 from .looking import final_rows, find_run, flat, intervene, look_at_run, probe, probe_checkpoint, write_look
@@ -27,12 +28,14 @@ from .running import (
     execution_in,
     go_on,
     is_folder,
+    not_planned,
     open_executor,
     refuse_address,
     run,
     submit,
     submit_folder,
 )
+from .sources import reading
 
 __all__ = [
     "CONFIRMATION",
@@ -71,6 +74,7 @@ __all__ = [
     "load_study",
     "look_at_run",
     "look_for_anomalies",
+    "not_planned",
     "open_executor",
     "out_of_reach",
     "outcomes",
@@ -79,6 +83,7 @@ __all__ = [
     "plan",
     "probe",
     "probe_checkpoint",
+    "reading",
     "recommend",
     "refuse_address",
     "register",

@@ -13,13 +13,15 @@ from ..analysis.atlas import Atlas, Sheet, shared, taken_from
 from ..analysis.ledger_of_claims import CLAIMS, Entry, judged
 from ..analysis.packed import SUFFIX
 from ..analysis.planned import Open, still_open
+from ..config import ConfigError
 from ..report.atlas import write_atlas
-from ..store import StoreError
+from ..store import StoreError, read_json
 from .companions import among
 from .sheet import sheet
 from .sources import Source, opened, sources_in
 
 FILE = "atlas.html"
+DATA = "data.json"  # beside studies' folders: what files of text hold
 _SECTION = re.compile(r'<section id="([a-z]+)"')
 
 
@@ -31,6 +33,7 @@ def atlas(
     is named, or here where there are several.
 
     Raises:
+        ConfigError: a page that cannot be there.
         StoreError: nothing to read, or a study named twice, as `sources_in` says; none that can be read.
     """
     sources = sources_in(paths)
@@ -42,7 +45,7 @@ def atlas(
     if page.is_dir() or not page.parent.is_dir() or page.suffix == ".csv":
         missing = "its folder does not exist" if not page.parent.is_dir() else "its numbers are written there"
         what = "is a folder" if page.is_dir() else missing
-        raise StoreError(f"--out {page}: {what}; name a file in a folder that there is, as in {FILE}")
+        raise ConfigError([f"--out {page}: {what}; name a file in a folder that there is, as in {FILE}"])
     made, refused = read_atlas(sources, page, tell)
     if not made:
         raise StoreError(f"{refused[0][0]}: {refused[0][1]}")
@@ -53,10 +56,12 @@ def atlas(
         refused.append(("the ledger of claims", str(error)))
     home = _home(paths)
     stored: dict[str, dict] = {}
+    unlike: dict[str, set] = {}
     for s in made:
-        stored.setdefault(s.name, {}).update(s.plan)
+        stored.setdefault(s.name, {}).update({key: n for key, n in s.plan.items() if key[0] not in s.otherwise})
+        unlike.setdefault(s.name, set()).update(key for key in s.plan if key[0] in s.otherwise)
     begun = [Open(s.name, s.question, s.n_open, len(s.plan), s.again) for s in made if s.n_open]
-    never = [] if home is None else still_open(home, stored)
+    never = [] if home is None else still_open(home, stored, unlike)
     return write_atlas(page, Atlas(_told_apart(made), refused, claims, [*begun, *never]))
 
 
@@ -79,7 +84,7 @@ def read_atlas(
                     raise StoreError(f"{source.path}: has the runs of {whole[0][1]}, which is here already")
                 tell(f"reading {source.path}")
                 flags = [f"{n} of its runs are those of {earlier}" for _, earlier, n, _ in twins]
-                made = sheet(folder, letter, flags, _pages(source, page.parent))
+                made = sheet(folder, letter, flags, _pages(source, page.parent), _names(source))
                 sheets.append(replace(made, again=_again(source)))
                 plans.append((name, plan))
                 read[letter] = source
@@ -116,9 +121,8 @@ def _letter(i: int) -> str:
 
 def _pages(source: Source, beside: Path) -> dict[str, str]:
     """The study's own page and each of its sections, and a text about it, as links from where the atlas lies."""
-    there = {"page": source.home / "report.html", "text": source.home.with_suffix(".md")}
-    if not source.home.name:
-        there.pop("text")
+    home = Path(os.path.abspath(source.home))  # `.` has no name
+    there = {"page": home / "report.html"} | ({"text": home.with_suffix(".md")} if home.name else {})
     found = {
         word: quote(Path(os.path.relpath(path.resolve(), beside.resolve())).as_posix())
         for word, path in there.items()
@@ -128,6 +132,21 @@ def _pages(source: Source, beside: Path) -> dict[str, str]:
         named = _SECTION.findall(there["page"].read_text(encoding="utf-8", errors="replace"))
         found |= {f"#{name}": f"{found['page']}#{name}" for name in named}
     return found
+
+
+def _names(source: Source) -> dict[str, str]:
+    """{a file of text: what it is in words} by what lies beside the study's folder, for studies whose runs do not say it.
+
+    Raises:
+        StoreError: a file that says something else.
+    """
+    path = source.home.absolute().parent / DATA
+    said = read_json(path) if path.is_file() else {}
+    if not isinstance(said, dict) or not all(isinstance(words, str) for words in said.values()):
+        raise StoreError(
+            f'{path}: expected the names of files with what they hold in words, as in {{"a.bin": "old prose"}}'
+        )
+    return said
 
 
 def _claims(paths: Sequence[str | Path]) -> list[Entry] | None:

@@ -7,25 +7,28 @@ its cells and arms are called. It is looked for in the folder beside the study's
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..analysis.anomalies.evidence import Comparison
 from ..analysis.atlas import Sheet
+from ..analysis.causes import Card
 from ..analysis.confirmed import Anomaly, Companion
 from ..analysis.looked import with_rows
 from ..analysis.sights import setting, settings, sights
 from ..config import canonical
 from ..store import StoreError, StudyFolder
+from ..store.study import ALONE
 from ..study.plan import make_plan
 from ..study.study import built_in, load_study
-from .explaining import cards_of
+from .explaining import cards_of, own_cards
 from .finding import screened
-from .sources import Source, opened
+from .sources import Source, opened, reading
 
 # A study -> those that were made to test causes of what it confirms.
 EXPLAINED_BY: dict[str, tuple[str, ...]] = {
     "backcopy-phases": ("backcopy-causes", "backcopy-rates"),
+    "gates-on-tasks": ("citing-causes",),
     "tasks-by-architecture": ("tasks-causes", "tasks-rates"),
 }
 
@@ -33,21 +36,85 @@ Settings = Mapping[Comparison, str]
 _DECIDED = ("supported", "refuted")
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A cell and gate with the readings whose causes are asked for; `own` (hypothesis, reading) of its study's cards with rows."""
+
+    cell: str
+    arm: str
+    readings: list[str]
+    own: frozenset[tuple[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What companions say of what was asked, and which of them have planned its runs and made none."""
+
+    elsewhere: list[Companion] = field(default_factory=list)
+    waiting: list[str] = field(default_factory=list)
+
+
+def explain(
+    folder: StudyFolder, cell: str, arms: Sequence[str] = (), *, tell: Callable[[str], None] = lambda _: None
+) -> list[Card]:
+    """The verdict cards of a cell, of these gates alone where any are named: the study's own, and behind them those of the studies
+    beside it that were made for its causes, which stand in the place of its own without rows. `tell` is told what cannot be read,
+    and what waits for its runs.
+
+    Raises:
+        StoreError: no such cell or gated arm; as `hunt` does.
+    """
+    made = own_cards(folder, cell, arms)
+    own, study = made(()), folder.study()
+    if study["name"] not in EXPLAINED_BY:
+        return own
+    asked = [
+        Asked(
+            cell, arm, list(dict.fromkeys(c.reading for c in of if c.reading)),
+            frozenset((c.hypothesis, c.reading) for c in with_rows(of)),
+        )
+        for arm in dict.fromkeys(c.arm for c in own) if (of := [c for c in own if c.arm == arm])
+    ]  # fmt: skip
+    with ExitStack() as stack:
+        there, unread = _beside(folder, stack)
+        told, more = _told(study["name"], study["baseline"], settings(folder), asked, there)
+    for why in (*unread, *more):
+        tell(f"note: {why}")
+    for name in dict.fromkeys(name for t in told for name in t.waiting):
+        tell(f"note: planned to test causes of this, and not run: gatelab run {name}")
+    others = [
+        (a.arm, replace(card, study=of.study))
+        for a, t in zip(asked, told, strict=True)
+        for of in t.elsewhere
+        for card in of.cards
+    ]
+    if not others:
+        return own
+    return [*made({(arm, c.hypothesis, c.reading) for arm, c in others}), *(card for _, card in others)]
+
+
 def beside(folder: StudyFolder, found: Sequence[Anomaly]) -> tuple[list[Anomaly], list[str]]:
-    """The anomalies with what the companions say whose folders lie where the study's does, under their names; and a sentence for
-    each of these that cannot be read."""
-    study, home = folder.study(), folder.path.parent
+    """The anomalies with what the companions say whose folders or packs lie where the study's does, under their names; and a
+    sentence for each of these that cannot be read."""
+    study = folder.study()
     if study["name"] not in EXPLAINED_BY or not found:
         return list(found), []
-    there, unread = {}, []
-    for name in EXPLAINED_BY[study["name"]]:
-        if (home / name / "study.json").is_file():
+    with ExitStack() as stack:
+        there, unread = _beside(folder, stack)
+        told, more = explained(study["name"], study["baseline"], settings(folder), found, there)
+    return told, [*unread, *more]
+
+
+def _beside(folder: StudyFolder, stack: ExitStack) -> tuple[dict[str, StudyFolder], list[str]]:
+    """The companions in the folder beside the study's, open until the stack is left; and why some cannot be read."""
+    there, unread, home = {}, [], folder.home.parent
+    for name in EXPLAINED_BY[folder.study()["name"]]:
+        if (home / name / "study.json").is_file() or (home / name / ALONE).is_file():
             try:
-                there[name] = StudyFolder.open(home / name)
+                there[name] = stack.enter_context(reading(home / name))
             except StoreError as error:
                 unread.append(_unread(name, error, home))
-    told, more = explained(study["name"], study["baseline"], settings(folder), found, there)
-    return told, [*unread, *more]
+    return there, unread
 
 
 def among(
@@ -83,9 +150,10 @@ def _in_atlas(s: Sheet, at: Mapping[str, Source], tell: Callable[[str], None]) -
     return replace(s, flags=[*s.flags, *unread], views=replace(s.views, **shown))
 
 
-def _unread(name: str, error: StoreError, home: Path | None) -> str:
-    """`home` is the folder that the companion lies in, which a page does not name."""
-    why = str(error) if home is None else str(error).replace(f"{home}{os.sep}", "")
+def _unread(name: str, error: StoreError, home: Path | None, folder: StudyFolder | None = None) -> str:
+    """`home` is the folder that the companion lies in, which a page does not name; nor that of an archive's copy."""
+    why = str(error) if folder is None else str(error).replace(str(folder.path), folder.address)
+    why = why if home is None else why.replace(f"{home}{os.sep}", "")
     return f"what {name} says of causes is left out, since it cannot be read: {why}"
 
 
@@ -95,18 +163,31 @@ def explained(
     """The anomalies of the study of this name with what its companions say; of those that are not `there`, or have no finished runs
     of these settings, the names of the ones that have planned them. A companion that cannot be read says nothing, and has a
     sentence that says so."""
-    out, unread = [replace(a, elsewhere=[], waiting=[]) for a in found], []
+    asked = [
+        Asked(a.cell, a.arm, [h.claim.reading for h in a.held], frozenset((c.hypothesis, c.reading) for c in a.causes))
+        for a in found
+    ]
+    told, unread = _told(name, baseline, own, asked, there)
+    return [replace(a, elsewhere=t.elsewhere, waiting=t.waiting) for a, t in zip(found, told, strict=True)], unread
+
+
+def _told(
+    name: str, baseline: str, own: Settings, asked: Sequence[Asked], there: Mapping[str, StudyFolder]
+) -> tuple[list[Told], list[str]]:
+    """As `explained`, of what is asked."""
+    out, unread = [Told() for _ in asked], []
     for companion in EXPLAINED_BY.get(name, ()):
         folder = there.get(companion)
         try:
             theirs = {} if folder is None else settings(folder)  # of what has begun
             theirs |= {where: what for where, what in planned_settings(companion).items() if where not in theirs}
-            at = [_same(own, (a.cell, baseline), (a.cell, a.arm), theirs) for a in out]
-            said = {} if folder is None else _said(folder, out, at, baseline)
+            at = [_same(own, (a.cell, baseline), (a.cell, a.arm), theirs) for a in asked]
+            said = {} if folder is None else _said(folder, asked, at, baseline)
         except StoreError as error:
-            unread.append(_unread(companion, error, None if folder is None else folder.path.parent))
+            unread.append(_unread(companion, error, None if folder is None else folder.home.parent, folder))
             continue
-        out = [_with(a, companion, where, said) for a, where in zip(out, at, strict=True)]
+        for a, t, where in zip(asked, out, at, strict=True):
+            _add(t, a, companion, where, said)
     return out, unread
 
 
@@ -137,19 +218,15 @@ def _same(own: Settings, base: Comparison, gate: Comparison, theirs: Settings) -
 
 
 def _said(
-    folder: StudyFolder, found: Sequence[Anomaly], at: Sequence[Comparison | None], baseline: str
+    folder: StudyFolder, asked: Sequence[Asked], at: Sequence[Comparison | None], baseline: str
 ) -> dict[Comparison, Companion]:
     """{(cell, arm) there: its cards that have rows}, on what the claims here are about; `baseline` is its name here."""
     if not any(at):
         return {}
     gathered = screened(folder)
-    here = {where: a.arm for a, where in zip(found, at, strict=True) if where is not None and gathered.runs.get(where)}
-    claims = [
-        replace(h.claim, cell=where[0], arm=where[1])
-        for a, where in zip(found, at, strict=True) if where in here
-        for h in a.held
-    ]  # fmt: skip
-    cards = with_rows(cards_of(folder, gathered, [*here], claims))
+    here = {where: a.arm for a, where in zip(asked, at, strict=True) if where is not None and gathered.runs.get(where)}
+    readings = {where: a.readings for a, where in zip(asked, at, strict=True) if where in here}
+    cards = with_rows(cards_of(folder, gathered, [*here], readings))
     study, theirs = folder.study()["name"], gathered.evidence.baseline
     runs = {(c, a, seed) for (c, a), of in gathered.runs.items() if any(c == cell for cell, _ in here) for seed in of}
     seen = sights(folder, runs)
@@ -161,17 +238,17 @@ def _said(
     return out
 
 
-def _with(a: Anomaly, name: str, where: Comparison | None, said: Mapping[Comparison, Companion]) -> Anomaly:
+def _add(told: Told, a: Asked, name: str, where: Comparison | None, said: Mapping[Comparison, Companion]) -> None:
     """Beside what the study's own cards say: what is decided, and what they have no rows of."""
     if where is None:
-        return a
+        return
     companion = said.get(where)
-    own, readings = {(c.hypothesis, c.reading) for c in a.causes}, {h.claim.reading for h in a.held}
     cards = [] if companion is None else [
         c for c in companion.cards
-        if (c.reading in readings and ((c.hypothesis, c.reading) not in own or c.verdict in _DECIDED))
+        if (c.reading in a.readings and ((c.hypothesis, c.reading) not in a.own or c.verdict in _DECIDED))
         or (not c.reading and c.verdict in _DECIDED)
     ]  # fmt: skip
-    if not cards:
-        return a if companion is not None else replace(a, waiting=[*a.waiting, name])
-    return replace(a, elsewhere=[*a.elsewhere, replace(companion, cards=cards)])
+    if cards:
+        told.elsewhere.append(replace(companion, cards=cards))
+    elif companion is None:
+        told.waiting.append(name)

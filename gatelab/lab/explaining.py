@@ -1,8 +1,9 @@
 """The causes of an anomaly: edits of finished runs, and the verdict cards that their rows and the study's give."""
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 from math import isfinite
 from pathlib import Path
@@ -15,7 +16,7 @@ from ..analysis.cause_tests import FILE
 from ..analysis.causes import LOSS, MASS, Card, Ledger, cards
 from ..analysis.hypotheses import HYPOTHESES, edits_of
 from ..analysis.onsets import courses
-from ..analysis.stages import Claim
+from ..analysis.registration import Claim
 from ..analysis.to_run import Recipe, recipe_of, together
 from ..config import nearest
 from ..record import Row
@@ -26,12 +27,16 @@ from .declared import registration_of
 from .finding import hunt, screened
 from .looking import intervene
 from .reproducing import words_of
+from .sources import refuse_archive
+
+Question = tuple[str, str, str]  # arm, hypothesis, reading
 
 
-def explain(folder: StudyFolder, cell: str, arms: Sequence[str] = ()) -> list[Card]:
-    """A verdict card a hypothesis and gate of a cell, of these arms alone where any are named, from the rows there are; those that
-    explain a reading on the held-out loss, on the first-token mass, and on what a registered claim (where nothing is registered,
-    an anomaly) of that gate is about.
+def own_cards(folder: StudyFolder, cell: str, arms: Sequence[str] = ()) -> Callable[[Collection[Question]], list[Card]]:
+    """What makes a verdict card a hypothesis and gate of a cell, of these arms alone where any are named, from the rows there are;
+    those that explain a reading on the held-out loss, on the first-token mass, and on what a registered claim (where nothing is
+    registered, an anomaly) of that gate is about. It is given the questions that others answer, which have no card where the study
+    has no rows of them.
 
     Raises:
         StoreError: no such cell or gated arm; as `hunt` does.
@@ -40,9 +45,9 @@ def explain(folder: StudyFolder, cell: str, arms: Sequence[str] = ()) -> list[Ca
     _check_arms(study, arms)
     gathered = screened(folder)
     kept = registration_of(folder)
-    claims = hunt(folder, gathered).screened.anomalies if kept is None else kept.claims
+    readings = readings_of(hunt(folder, gathered).screened.anomalies if kept is None else kept.claims)
     of = [(cell, arm) for arm in gathered.evidence.arms if arm in arms or not arms]
-    return cards_of(folder, gathered, of, claims, recipe=_recipe(study, of), only=arms)
+    return partial(cards_of, folder, gathered, of, readings, recipe=_recipe(study, of), only=arms)
 
 
 def edit(
@@ -66,6 +71,7 @@ def edit(
             "--edit: the intervals of edits need SciPy, which this machine does not have; install it, or take the runs' folders"
             " with their weights to one that has it"
         )
+    refuse_archive(folder, "--edit")
     folder.refresh(lambda name: name == WEIGHTS)
     study = _check_cell(folder, cell)
     _check_arms(study, arms)
@@ -155,17 +161,27 @@ def _recipe(study: dict[str, Any], of: Sequence[Comparison]) -> Recipe:
     return recipe
 
 
+def readings_of(claims: Iterable[Claim | Alarm]) -> dict[Comparison, list[str]]:
+    """What the claims of a cell and arm are about."""
+    out: dict[Comparison, list[str]] = {}
+    for claim in claims:
+        out.setdefault((claim.cell, claim.arm), []).append(claim.reading)
+    return out
+
+
 def cards_of(
     folder: StudyFolder,
     gathered: Gathered,
     of: Sequence[Comparison],
-    claims: Iterable[Claim | Alarm],
+    readings: Mapping[Comparison, Iterable[str]],
+    answered: Collection[Question] = (),
     *,
     recipe: Recipe | None = None,
     only: Sequence[str] = (),
 ) -> list[Card]:
-    """The cards of these cells' gated arms, hypothesis by hypothesis, on the readings of their claims besides loss and sink; with
-    the recipe, and the arms that are asked for, for the commands that they print."""
+    """The cards of these cells' gated arms, hypothesis by hypothesis, on their readings besides loss and sink, without
+    those of `answered` questions that have no rows; with the recipe, and the arms that are asked for, for the commands that they
+    print."""
     evidence, cells = gathered.evidence, list(dict.fromkeys(cell for cell, _ in of))
     # Of a study at an address weights are fetched by the edits alone.
     unstored = {
@@ -176,12 +192,12 @@ def cards_of(
         evidence, gathered.factors, gathered.runs, gathered.models, gathered.bases, edits_in(folder.path / FILE),
         folder.address, folder.study()["name"], courses(folder, cells), recipe=recipe, only=only, unstored=unstored,
     )  # fmt: skip
-    asked = {where: [LOSS, MASS] for where in of}
-    for claim in claims:
-        asked.get((claim.cell, claim.arm), []).append(claim.reading)
     return together(ledger, [
-        card for (cell, arm), readings in asked.items()
-        for card in cards(ledger, HYPOTHESES, cell, arm, list(dict.fromkeys(readings)))
+        card for cell, arm in of
+        for card in cards(
+            ledger, HYPOTHESES, cell, arm, list(dict.fromkeys([LOSS, MASS, *readings.get((cell, arm), ())]))
+        )
+        if card.verdict != "not run" or (arm, card.hypothesis, card.reading) not in answered
     ])  # fmt: skip
 
 

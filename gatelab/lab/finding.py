@@ -8,11 +8,14 @@ from ..analysis.anomalies import RULES, Evidence
 from ..analysis.anomalies.gather import Gathered, gather
 from ..analysis.hunt import Hunt
 from ..analysis.hunt import hunt as hunted
+from ..analysis.registration import Claim, Registration, Verdict, declaration, departures
+from ..config import ConfigError
 from ..store import StoreError, StudyFolder, read_json, write_json
 from ..study.fresh import with_sources
 from ..study.ledger import state_of
 from .analysing import outcomes
 from .declared import CONFIRMATION, FDR, SCREEN, registration_of
+from .sources import refuse_archive
 
 
 def screened(folder: StudyFolder, found: list[Outcome] | None = None) -> Gathered:
@@ -35,17 +38,25 @@ def hunt(folder: StudyFolder, gathered: Gathered | None = None) -> Hunt:
         StoreError: as `screened` does.
     """
     gathered = gathered or screened(folder)
+    return hunted(gathered, RULES, fdr=FDR, notes=departed(folder))
+
+
+def departed(folder: StudyFolder) -> list[str]:
+    """Where the screen of today is another than was declared with the plan.
+
+    Raises:
+        StoreError: a declaration that cannot be read.
+    """
     declared, study = folder.path / SCREEN, folder.study()
+    if not declared.exists():
+        return []
     kept = registration_of(folder)
     if kept is not None:
         study["seeds"] = [s for s in study["seeds"] if s not in kept.seeds]
-    now, notes = stages.declaration(RULES, study, FDR), []
-    if declared.exists():
-        there = read_json(declared)
-        if not isinstance(there, dict) or any(type(there.get(k, [])) is not type(v) for k, v in now.items()):
-            raise StoreError(f"{declared}: is not what was declared with the plan; was it edited?")
-        notes = stages.departures(there, now)
-    return hunted(gathered, RULES, fdr=FDR, notes=notes)
+    there, now = read_json(declared), declaration(RULES, study, FDR)
+    if not isinstance(there, dict) or any(type(there.get(k, [])) is not type(v) for k, v in now.items()):
+        raise StoreError(f"{declared}: is not what was declared with the plan; was it edited?")
+    return departures(there, now)
 
 
 def register(
@@ -54,13 +65,15 @@ def register(
     *,
     choose: dict[str, list[str]] | None = None,
     gathered: Gathered | None = None,
-) -> stages.Registration:
+) -> Registration:
     """Write down what the screen found, to be confirmed on fresh seeds (five more unless given), before they are run; of all
     claims those that `choose` (rules, cells, arms; see `stages.chosen`), of claims with one test one.
 
     Raises:
+        ConfigError: a word of `choose` that no claim has.
         StoreError: nothing found; a seed that was in the screen; a confirmation whose runs have begun; as `hunt` does.
     """
+    refuse_archive(folder, "--register")
     there = registration_of(folder)
     if there is not None and any(e["seed"] in there.seeds and state_of(r) != "planned" for e, r in folder.planned()):
         raise StoreError(
@@ -75,6 +88,8 @@ def register(
         registration = stages.register(gathered.evidence, claims, fresh, fdr=FDR)
         needs = stages.comparisons_needed(registration, gathered.evidence, RULES)
         registration = replace(registration, needs=needs, equal=equal)
+    except ConfigError:
+        raise
     except ValueError as error:
         raise StoreError(f"{folder.address}: {error}") from None
     write_json(folder.path / CONFIRMATION, registration.as_json())
@@ -82,7 +97,7 @@ def register(
     return registration
 
 
-def confirm(folder: StudyFolder, found: list[Outcome] | None = None) -> list[stages.Verdict]:
+def confirm(folder: StudyFolder, found: list[Outcome] | None = None) -> list[Verdict]:
     """The verdict on every registered claim, once all runs of its seeds have ended; `found` are the study's outcomes.
 
     Raises:
@@ -93,7 +108,7 @@ def confirm(folder: StudyFolder, found: list[Outcome] | None = None) -> list[sta
 
 def confirm_with(
     folder: StudyFolder, found: list[Outcome] | None = None, before: Gathered | None = None
-) -> tuple[list[stages.Verdict], Evidence]:
+) -> tuple[list[Verdict], Evidence]:
     """The same and the evidence of the fresh seeds, of what the screen gathered `before`, where it has been.
 
     Raises:
@@ -133,7 +148,7 @@ def confirming(folder: StudyFolder) -> str:
     return f"gatelab run {shlex.quote(folder.address)}"
 
 
-def confirmation(folder: StudyFolder, registration: stages.Registration) -> list[tuple[str, str]]:
+def confirmation(folder: StudyFolder, registration: Registration) -> list[tuple[str, str]]:
     """(cell, arm) that a confirmation needs runs of: the claims', the baseline, the cells that a rule compares them with, and
     what their runs start from."""
     needs = registration.needs or stages.comparisons_needed(registration, screened(folder).evidence, RULES)
@@ -141,7 +156,7 @@ def confirmation(folder: StudyFolder, registration: stages.Registration) -> list
 
 
 def out_of_reach(
-    folder: StudyFolder, registration: stages.Registration, gathered: Gathered | None = None
-) -> list[tuple[stages.Claim, int]]:
+    folder: StudyFolder, registration: Registration, gathered: Gathered | None = None
+) -> list[tuple[Claim, int]]:
     """The claims that the registered seeds cannot confirm whatever they show, each with how many could."""
     return stages.out_of_reach(registration, (gathered or screened(folder)).evidence)

@@ -11,6 +11,7 @@ from ..analysis.hunt import READINGS
 from ..analysis.lost_runs import lost_runs
 from ..store import StoreError, StudyFolder
 from ..study.plan import Plan
+from .declared import FDR
 from .finding import screened
 
 
@@ -26,7 +27,7 @@ def foresight(
     gathered = gathered or screened(folder)
     readings = [r for r in READINGS if r in gathered.primary] or READINGS
     evidence, notes = _without_lost(folder, gathered.evidence)
-    return foresee(evidence, readings, n_claims=n_claims), notes
+    return foresee(evidence, readings, n_claims=n_claims, fdr=FDR), notes
 
 
 def pilot(folder: StudyFolder, plan: Plan) -> tuple[list[Foresight], list[str]]:
@@ -47,7 +48,7 @@ def pilot(folder: StudyFolder, plan: Plan) -> tuple[list[Foresight], list[str]]:
     evidence, lost = _without_lost(folder, replace(evidence, arms=arms, cells=cells))
     readings = [r for r in READINGS if r in study.primary] or READINGS
     seeds = sorted({*SEEDS, max(2, len(study.seed_values))})
-    found = foresee(evidence, readings, seeds=seeds, n_cells=len(study.cells), n_arms=len(gates))
+    found = foresee(evidence, readings, seeds=seeds, n_cells=len(study.cells), n_arms=len(gates), fdr=FDR)
     return found, [*notes, *lost]
 
 

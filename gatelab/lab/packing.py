@@ -1,5 +1,6 @@
 """A study's results as they are stored: one Parquet file, which analysis/packed.py describes and reads."""
 
+import errno
 import json
 import os
 import re
@@ -13,7 +14,9 @@ from typing import Any
 
 from .. import SCHEMA, __version__
 from ..analysis import packed
+from ..analysis.anomalies.gather import checked
 from ..analysis.packed import FACTS, FILES, RUN_FILES, STUDY_FILES, SUFFIX, VERSION, read_pack
+from ..config import ConfigError
 from ..record import COORDINATES, Row
 from ..store import RunFolder, StoreError, StudyFolder, quoted, read_json
 from ..study.ledger import FINISHED, state_of
@@ -43,13 +46,16 @@ def pack(
     are in its plan alone. No path of this machine is in it; `tell` is told what was left out.
 
     Raises:
-        StoreError: no study, several, or none that can be read; a file that cannot be written; no run that has ended.
+        ConfigError: a name or a folder that a pack cannot have.
+        StoreError: no study, several, or none that can be read; a file that cannot be written; no run that has ended, one without
+            its rows.
+        OSError: a disk that is full.
     """
     out = Path(out)
     if out.suffix != SUFFIX or out.is_dir() or not out.parent.is_dir():
-        raise StoreError(f"--out {out}: name a file that ends in {SUFFIX}, in a folder that there is")
+        raise ConfigError([f"--out {out}: name a file that ends in {SUFFIX}, in a folder that there is"])
     if looks not in LOOKS:
-        raise StoreError(f"looks={looks!r}: expected one of {', '.join(LOOKS)}")
+        raise ConfigError([f"looks={looks!r}: expected one of {', '.join(LOOKS)}"])
     found = sources_in([source])
     if len(found) != 1:
         raise StoreError(f"{source}: holds {len(found)} studies; name one")
@@ -85,11 +91,14 @@ def _said(source: Source, looks: str) -> str:
 
 
 def _pack(folder: StudyFolder, out: Path, looks: str, said_looks: str, tell: Callable[[str], None]) -> None:
-    study = folder.study()
+    study = checked(folder)
     runs = {run.fingerprint: run for _, run in folder.planned()}
     ended = {name: run for name, run in runs.items() if state_of(run) in FINISHED}
     if not ended:
         raise StoreError(f"{folder.address}: no run has ended; there is nothing to store yet")
+    if without := sum(not (run.rows_path.exists() and run.rows_path.stat().st_size) for run in ended.values()):
+        which = f"{without} ended runs have" if without > 1 else "an ended run has"
+        raise StoreError(f"{folder.address}: {which} no rows here; bring rows.jsonl from where they were trained")
     if n := len(runs) - len(ended):
         damaged = sum((run.path / "done.json").exists() for name, run in runs.items() if name not in ended)
         tell(
@@ -176,6 +185,8 @@ def _write(folder: StudyFolder, out: Path, ended: list[str], is_kept: str, said:
             ({_FORMAT}, KV_METADATA {{{metadata}}})""")
         os.replace(temporary, out)
     except duckdb.Error as error:
+        if "No space left" in str(error):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(out)) from None
         why = str(error).partition("\n")[0]
         raise StoreError(f"--out {out}: cannot be written ({why})") from None
     finally:

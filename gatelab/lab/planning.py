@@ -7,14 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..analysis import stages
 from ..analysis.anomalies import RULES
+from ..analysis.registration import declaration
 from ..bench.plan import size
 from ..config import Change, ConfigError, Run, canonical, fingerprint, override, validate
 from ..models.sizes import count_parameters, match_d_ff
 from ..objects import address_of
 from ..store import RunFolder, StoreError, StudyFolder, read_json, read_stored, write_json
-from ..study.ledger import check_place
+from ..study.place import check_place
 from ..study.plan import Plan, make_plan
 from ..study.study import Arm, Study, load_study
 from ..train.planner import Job
@@ -65,9 +65,9 @@ def single(assignments: dict[str, list[Any]], config: Path | None = None) -> Stu
         raise ConfigError([f"{path}: one run takes one value; for a grid write a study file" for path in many])
     base = Run() if config is None else _run_in(config)
     study = Study(
-        name="train", question="One run.", cells={"": base}, arms=(Arm("", {}),), seeds=(base.seed,), match=None
+        name="train", question="One run.", cells={"run": base}, arms=(Arm("run", {}),), seeds=(base.seed,), match=None
     ).changed(assignments)
-    run_config = study.cells[""]
+    run_config = study.cells["run"]
     gate = run_config.model.model_dump()["gate"]
     return replace(study, cells={run_config.data.kind: run_config}, arms=(Arm(gate, {}),))
 
@@ -82,7 +82,8 @@ def _run_in(path: Path) -> Run:
         there.objects.download(name, path)
     content = read_json(path)
     if not isinstance(content, dict):
-        raise ConfigError([f"--config {path}: holds a {type(content).__name__}; expected a run.json"])
+        held = "null" if content is None else f"a {type(content).__name__}"
+        raise ConfigError([f"--config {path}: holds {held}; expected a run.json"])
     return validate(Run, read_stored(path)["run"] if "run" in content else content)
 
 
@@ -185,7 +186,7 @@ def _written(
     _refuse_no_source(out, [f for f in missing if f not in copied])
     folder = StudyFolder.create(out, content)
     if is_new:
-        write_json(folder.path / SCREEN, stages.declaration(RULES, content, FDR))
+        write_json(folder.path / SCREEN, declaration(RULES, content, FDR))
     for source in copied:
         shutil.copytree(beside / source, folder.run(source).path)
     with ThreadPoolExecutor(16) as pool:  # of thousands of small files the disk takes many at once

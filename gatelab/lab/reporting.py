@@ -1,5 +1,6 @@
 """The page of a study, and what it shows of anomalies."""
 
+import errno
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -20,8 +21,8 @@ from ..study.ledger import DAMAGED, state_of
 from .analysing import Analysis
 from .companions import beside
 from .declared import registration_of
-from .explaining import cards_of, edits_in
-from .finding import confirm_with, hunt, screened
+from .explaining import cards_of, edits_in, readings_of
+from .finding import confirm_with, departed, hunt, screened
 from .recommending import try_recommend
 from .reproducing import again
 
@@ -30,7 +31,11 @@ _MOST_NAMED = 10  # damaged runs in a note
 
 def report(folder: StudyFolder, analysis: Analysis, *, tell: Callable[[str], None] = lambda _: None) -> Path:
     """Write the page and its CSV files; returns the page's path. What is left out since it cannot be read, a study beside this one
-    that was made for its causes, is named there, and `tell` is told."""
+    that was made for its causes, is named there, and `tell` is told.
+
+    Raises:
+        StoreError: a folder that cannot be written; a file that was edited.
+    """
     states = {r.fingerprint: state_of(r) for _, r in folder.planned()}
     done = {(e["cell"], e["arm"], e["seed"]) for e, r in folder.planned() if states[r.fingerprint] == "done"}
     looked = look_for_anomalies(folder, analysis.outcomes)
@@ -38,22 +43,43 @@ def report(folder: StudyFolder, analysis: Analysis, *, tell: Callable[[str], Non
     unread = [] if looked is None else looked.unread
     for why in unread:
         tell(f"{folder.path}: {why}")
+    unscreened = _unscreened(folder)
+    for why in unscreened:
+        tell(why)
     advice = try_recommend(folder, analysis, looked)
     registration = registration_of(folder)
     kept = () if registration is None else registration.seeds
-    return write_report(
-        folder,
-        analysis.findings,
-        shares=[asdict(s) for s in analysis.shares],
-        pairing=[asdict(g) for g in analysis.pairing],
-        tasks=task_study(folder, done),
-        looked=looked,
-        advice=advice,
-        varied=None if looked is None else varied(looked.hunt),
-        note=" ".join(filter(None, (_damaged(folder, states), _refused(analysis.refusals), _sentences(unread)))),
-        state=lambda run: states[run.fingerprint],
-        beside=seeds_files(analysis.outcomes, folder.study()["metrics"], kept),
-    )
+    notes = (_damaged(folder, states), _refused(analysis.refusals), _sentences([*unscreened, *unread]))
+    try:
+        return write_report(
+            folder,
+            analysis.findings,
+            shares=[asdict(s) for s in analysis.shares],
+            pairing=[asdict(g) for g in analysis.pairing],
+            tasks=task_study(folder, done),
+            looked=looked,
+            advice=advice,
+            varied=None if looked is None else varied(looked.hunt),
+            note=" ".join(filter(None, notes)),
+            state=lambda run: states[run.fingerprint],
+            beside=seeds_files(analysis.outcomes, folder.study()["metrics"], kept),
+        )
+    except OSError as error:
+        if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise
+        raise StoreError(
+            f"{folder.path}: its page cannot be written there ({error.strerror}); copy the folder to where it can be, and"
+            " `gatelab report` the copy"
+        ) from None
+
+
+def _unscreened(folder: StudyFolder) -> list[str]:
+    """Why there are no anomalies, where what the plan declared of them cannot be read."""
+    try:
+        departed(folder)
+    except StoreError as error:
+        return [f"no anomalies were looked for: {error}"]
+    return []
 
 
 def _damaged(folder: StudyFolder, states: dict[str, str]) -> str:
@@ -103,7 +129,7 @@ def look_for_anomalies(folder: StudyFolder, read: list[Outcome] | None = None) -
     odd |= {cell for (cell, _), seeds in gathered.runs.items() if edited.intersection(seeds.values())}
     of = [(cell, arm) for cell in gathered.evidence.cells if cell in odd for arm in gathered.evidence.arms]
     claims = found.screened.anomalies if registration is None else registration.claims
-    explained = cards_of(folder, gathered, of, claims) if edited else []
+    explained = cards_of(folder, gathered, of, readings_of(claims)) if edited else []
     return Looked(found, registration, verdicts, with_rows(explained), fresh)
 
 
@@ -117,7 +143,8 @@ def with_anomalies(folder: StudyFolder, looked: Looked) -> Looked:
     seen = seen_in(folder, {a.cell for a in found[:MOST_CARDS]})
     try:
         of = [(a.cell, a.arm) for a in found[:MOST_CARDS]]
-        causes = with_rows(cards_of(folder, gathered, of, (h.claim for a in found for h in a.held)))
+        claims = readings_of(h.claim for a in found for h in a.held)
+        causes = with_rows(cards_of(folder, gathered, of, claims))
     except StoreError:
         causes = []  # `gatelab find --explain` says which line is wrong
     told, unread = beside(folder, [

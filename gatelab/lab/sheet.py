@@ -1,16 +1,19 @@
 """A study as a sheet of the atlas: its comparisons, where they lie, what was confirmed and is drawn, what is to be flagged."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+from ..analysis.arithmetic import beside_baseline
 from ..analysis.atlas import Place, Sheet, arm_name, place
 from ..analysis.atlas_views import RATE, Views, along, by_length, courses, ladders, stated
 from ..analysis.looked import Looked
 from ..analysis.phases import phases
+from ..analysis.planned import otherwise
 from ..analysis.recommend import Advice
 from ..analysis.refusals import UNKNOWN
+from ..analysis.registration import EFFECT
 from ..analysis.sights import settings, sights
-from ..analysis.stages import EFFECT
 from ..analysis.varied import varied
 from ..store import RunFolder, StoreError, StudyFolder
 from ..study.ledger import FINISHED, state_of
@@ -23,8 +26,10 @@ from .reporting import look_for_anomalies, with_anomalies
 Planned = list[tuple[dict[str, Any], RunFolder, str]]  # a plan's entry, its folder, its state
 
 
-def sheet(folder: StudyFolder, letter: str, flags: list[str], pages: dict[str, str]) -> Sheet:
-    """Of a study; `flags` and `pages` are what its surroundings say.
+def sheet(
+    folder: StudyFolder, letter: str, flags: list[str], pages: dict[str, str], names: Mapping[str, str] | None = None
+) -> Sheet:
+    """Of a study; `flags`, `pages` and `names` {file: what text it is} are what its surroundings say.
 
     Raises:
         StoreError: a study that was edited, or rows that cannot be read.
@@ -48,7 +53,7 @@ def sheet(folder: StudyFolder, letter: str, flags: list[str], pages: dict[str, s
         arms=arms,
         labels={arms[a["name"]]: a.get("label", a["name"]) for a in own},
         controls={arms[a["name"]] for a in own if a["control"]},
-        places=_places(study, planned, advice),
+        places=_places(study, planned, advice, names or {}),
         runs=_finished(planned, kept),
         advice=advice,
         registered=[] if registration is None else registration.claims,
@@ -58,6 +63,8 @@ def sheet(folder: StudyFolder, letter: str, flags: list[str], pages: dict[str, s
         views=_views(folder, analysis, looked, planned, kept, advice),
         plan={(entry["cell"], entry["arm"], entry["seed"]): entry["steps"] for entry, *_ in planned},
         n_open=sum(state not in FINISHED for *_, state in planned),
+        otherwise=otherwise(study),
+        arithmetic={arms[n]: x for n, x in beside_baseline(study["plan"], study["baseline"]).items() if n in arms},
     )
 
 
@@ -77,13 +84,15 @@ def _arms(study: dict[str, Any], planned: Planned) -> dict[str, str]:
     return {name: word if words.count(word) == 1 else f"{word} ({name})" for name, word in named.items()}
 
 
-def _places(study: dict[str, Any], planned: Planned, advice: Advice | str) -> dict[str, Place]:
+def _places(
+    study: dict[str, Any], planned: Planned, advice: Advice | str, names: Mapping[str, str]
+) -> dict[str, Place]:
     bases = {c["name"]: c.get("base", {}) for c in study["cells"]}
     sizes = {entry["cell"]: entry["n_parameters"] for entry, *_ in planned if entry["arm"] == study["baseline"]}
     cells = {c: c for c in bases}
     if not isinstance(advice, str):
         cells = {s.name: next(iter(s.cells.values())) for s in advice.at_best.settings}
-    return {name: place(bases[cell], sizes.get(cell, 0)) for name, cell in cells.items()}
+    return {name: place(bases[cell], sizes.get(cell, 0), names) for name, cell in cells.items()}
 
 
 def _finished(planned: Planned, kept: list[int]) -> dict[tuple[str, str], frozenset[str]]:

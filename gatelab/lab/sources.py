@@ -93,14 +93,51 @@ def opened(source: Source) -> Iterator[StudyFolder]:
         return
     with TemporaryDirectory(prefix="gatelab-study-") as place:
         try:
-            yield StudyFolder.open(
-                (_unpacked if source.path.suffix == packed.SUFFIX else _unarchived)(source.path, Path(place))
-            )
+            made = (_unpacked if source.path.suffix == packed.SUFFIX else _unarchived)(source.path, Path(place))
+            folder = StudyFolder.open(made)
+            folder.archive = source.path
+            yield folder
         except StoreError as error:
             text = str(error)
             for folder in [*(s.parent for s in Path(place).glob("**/study.json")), Path(place)]:
                 text = text.replace(str(folder), str(source.path))
             raise StoreError(text) from None
+
+
+@contextmanager
+def reading(path: str | Path) -> Iterator[StudyFolder]:
+    """The one study at a path, to be read: a study's folder or address, a pack or an archive of one, or a folder that holds one of
+    these.
+
+    Raises:
+        StoreError: no study, several of them, or one that cannot be read.
+    """
+    if address_of(path) is not None or not Path(path).exists() or (Path(path) / "study.json").exists():
+        yield StudyFolder.open(path)
+        return
+    found = sources_in([path])
+    if len(found) > 1:
+        some = ", ".join(str(s.path) for s in found[:3]) + (", …" if len(found) > 3 else "")
+        raise StoreError(f"{path}: holds {len(found)} studies; name one of them ({some})")
+    with opened(found[0]) as folder:
+        yield folder
+
+
+def refuse_archive(folder: StudyFolder, option: str) -> None:
+    """What is written into a study's folder is not written into a copy that is only read.
+
+    Raises:
+        StoreError: of one that was read from a pack or an archive.
+    """
+    if folder.archive is None:
+        return
+    made = f"runs/{folder.study()['name']}"
+    how = (
+        f"`gatelab unpack {folder.archive} --out {made}` makes a folder of it"
+        if folder.archive.suffix == packed.SUFFIX
+        else f"unpack it, as in `tar xf {folder.archive} -C runs`"
+    )
+    raise StoreError(f"{option}: {folder.archive} is read and not written; {how}; name that")
 
 
 def _unpacked(pack: Path, place: Path) -> Path:

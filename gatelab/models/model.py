@@ -78,8 +78,8 @@ class Model(nn.Module, ABC):
         """The normed hidden state that a stack makes of tokens, [B, T, D]; registers are added and taken off here.
 
         Raises:
-            ValueError: tokens without a batch axis, or with kinds of another shape; more tokens than learned positions; registers
-                together with document numbers.
+            ValueError: tokens without a batch axis, beyond the vocabulary (on a CPU), or with kinds of another shape; more tokens
+                than learned positions; registers together with document numbers.
         """
         c, cache = self.config, given.cache
         types_BT = given.token_types_BT
@@ -149,7 +149,14 @@ class Model(nn.Module, ABC):
         return getattr(self, _prefix(stack) + name)
 
     def _embed(self, stack: Stack, tokens_BT: Tensor, start: int, token_types_BT: Tensor | None) -> Tensor:
-        x_BTD, end = lookup(self.embedding.weight, tokens_BT), start + tokens_BT.shape[1]
+        try:
+            x_BTD, end = lookup(self.embedding.weight, tokens_BT), start + tokens_BT.shape[1]
+        except IndexError:  # raised on a CPU alone, where nobody compiled it; a GPU is not made to wait
+            n_ids = self.config.vocab_size
+            raise ValueError(
+                f"tokens from {int(tokens_BT.min())} to {int(tokens_BT.max())}: expected ids from 0 to {n_ids - 1}, as "
+                f"vocab_size={n_ids}; build the model with a larger one, or take its own tokenizer"
+            ) from None
         table = self._of(stack, "position_embedding")
         if table is not None:
             if end > self.config.max_seq_len:

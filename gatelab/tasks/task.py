@@ -6,6 +6,7 @@ next? The definition of a task makes one item in pure Python; its sampler makes 
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from numbers import Integral, Real
 from typing import Any, Literal
 
 import numpy as np
@@ -123,6 +124,12 @@ class Task:
         Raises:
             TaskError: a knob that this task does not have, or whose value it does not take.
         """
+        for name in ("length", "distractors", "hardness", "seed"):
+            self._check_whole(name, getattr(knobs, name), is_optional=name in ("distractors", "hardness"))
+        if knobs.depth is not None and not isinstance(knobs.depth, Real):
+            raise TaskError(f"{self.name}: depth={knobs.depth!r}: expected a number from 0 to 1, or None")
+        if knobs.split not in ("eval", "train"):
+            raise TaskError(f"{self.name}: split={knobs.split!r}: expected 'eval' or 'train'")
         hardness = self.default_hardness if knobs.hardness is None else knobs.hardness
         if hardness not in self.levels:
             raise TaskError(
@@ -143,8 +150,9 @@ class Task:
         """Item `index`, from 0: the same for every model.
 
         Raises:
-            TaskError: for the knobs, and where the length has no room for the item.
+            TaskError: for the knobs, a number below 0, and where the length has no room for the item.
         """
+        self._check_whole("item", index, least=0)
         return self.define(self.resolved(knobs), index)
 
     def batch(self, knobs: Knobs, first: int, n: int) -> TaskBatch:
@@ -153,4 +161,13 @@ class Task:
         Raises:
             TaskError: as `item` does.
         """
+        self._check_whole("first", first, least=0)
+        self._check_whole("n", n, least=0)
         return self.sample(self.resolved(knobs), first, n)
+
+    def _check_whole(self, word: str, value: Any, *, least: int | None = None, is_optional: bool = False) -> None:
+        if is_optional and value is None:
+            return
+        if isinstance(value, bool) or not isinstance(value, Integral) or (least is not None and value < least):
+            bound = "" if least is None else f" from {least}"
+            raise TaskError(f"{self.name}: {word}={value!r}: expected a whole number{bound}{' or None' * is_optional}")

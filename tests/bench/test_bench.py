@@ -256,6 +256,28 @@ def test_runs_that_begin_otherwise_than_alone_have_no_ratio(monkeypatch: pytest.
     assert (together.median_ms, together.ratio, alone.ratio) == (None, None, 1.0)
 
 
+def test_steps_are_timed_as_studies_take_them_and_the_first_stands_to_be_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+    from gatelab.bench import train
+    from gatelab.train import loop
+
+    ahead: list[int] = []
+    judged_step, take = train.first_step, train._Steps.take
+
+    def look(group: Any, *args: Any) -> Any:
+        ahead.append(group.ahead)
+        return judged_step(group, *args)
+
+    def taken(steps: Any, n: int) -> None:
+        take(steps, n)
+        ahead.append(steps._steps.gi_frame.f_locals["group"].ahead)
+
+    monkeypatch.setitem(loop.AHEAD, "cpu", 1)
+    monkeypatch.setattr(train, "first_step", look)
+    monkeypatch.setattr(train._Steps, "take", taken)
+    (row,) = benchmark("train", plan("train", "cpu", SMALL_RUNS), lambda _: None).rows
+    assert row.contract == "holds" and ahead[0] == 0 and set(ahead[1:]) == {1}
+
+
 def test_a_run_of_many_whose_gradient_alone_is_wrong_has_no_ratio(monkeypatch: pytest.MonkeyPatch) -> None:
     from gatelab.train import stack
 

@@ -97,7 +97,15 @@ def test_the_inverse_gives_the_logit_at_which_a_gate_has_its_starting_value(name
         ("spda-headwise", "did you mean 'sdpa'?"),
         ("sdpa-headwize", "did you mean 'headwise'?"),
         ("sdpa-headwise-elementwise", "keep one"),
-        ("sdpa-headwise-bias-bias", "keep one"),
+        ("sdpa-headwise-bias-bias", "'bias' came twice; keep one"),
+        ("sdpa-headwise-silu-tanh", "'silu' and 'tanh' are both its activation; keep one"),
+        (
+            "sdpa_headwise",
+            "a preset of `gatelab gates`; did you mean 'sdpa-headwise'?",
+        ),
+        ("SDPA-headwise", "did you mean 'sdpa-headwise'?"),
+        ("Value_elementwise_two_sigmoid", "no site 'Value_elementwise_two_sigmoid'"),
+        ("Value_elementwise-two_sigmoid", "did you mean 'value-elementwise-two_sigmoid'?"),
     ],
 )
 def test_an_impossible_gate_is_refused_in_one_sentence(slug: str, says: str):

@@ -74,6 +74,8 @@ def test_binary_file_is_refused_with_what_is_allowed(tmp_path):
 def test_missing_path_names_the_nearest_that_exists(tmp_path):
     (tmp_path / "book.txt").write_text("x")
     assert f"did you mean {str(tmp_path / 'book.txt')!r}" in refused(tmp_path / "bok.txt")
+    (tmp_path / "bin.txt").touch()
+    assert "did you mean" not in refused(tmp_path / "none.txt")  # their ending alone is alike
     assert f"{str(tmp_path)!r} has no 'qqq'" in refused(tmp_path / "qqq" / "deep.txt")
 
 

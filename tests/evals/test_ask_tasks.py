@@ -258,6 +258,10 @@ def test_what_a_model_cannot_read_is_refused():
         ask(reader_of(both), open_task("needle"), Knobs(length=256), 1)
     with pytest.raises(TaskError):
         ask(reader_of(model()), open_task("cite"), Knobs(length=20), 1)
+    with pytest.raises(TaskError, match="n_items=-1: ask at least one"):
+        ask(reader_of(model()), open_task("needle"), knobs("needle"), -1)
+    with pytest.raises(ValueError, match="model is a NoneType: expected a model of Gatelab"):
+        reader_of(None)
     with pytest.raises(ValueError, match="no answers"):
         rows_of([], open_task("needle"), knobs("needle"), run="r", step=0)
 

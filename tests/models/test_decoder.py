@@ -175,6 +175,14 @@ def test_registers_are_seen_and_leave_the_shape_as_it_is() -> None:
     torch.testing.assert_close(model(ids_BT), plain(torch.cat([five_BT, ids_BT], dim=1))[:, 1:])
 
 
+@pytest.mark.parametrize("arch", ["decoder", "encoder", "encoder-decoder"])
+def test_ids_beyond_the_vocabulary_are_told(arch: str) -> None:
+    model, n_texts = build_model(tiny.model(arch=arch)), 1 + (arch == "encoder-decoder")
+    for text, ends in (([3, 17], "3 to 17"), ([-1, 4], "-1 to 4")):
+        with pytest.raises(ValueError, match=f"tokens from {ends}: expected ids from 0 to 16, as vocab_size=17"):
+            model(*[torch.tensor([text])] * n_texts)
+
+
 def test_a_window_is_left_out_of_every_second_layer() -> None:
     model = build_model(tiny.model(n_layers=4, window=3, global_every=2))
     assert [block.attention.window for block in model.blocks] == [3, None, 3, None]

@@ -252,6 +252,33 @@ def test_every_id_but_a_mark_has_a_word_of_its_own():
         word(1)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"length": "x"}, "length='x': expected a whole number"),
+        ({"length": 64.0}, r"length=64\.0: expected a whole number"),
+        ({"hardness": "x"}, "hardness='x': expected a whole number or None"),
+        ({"distractors": 1.5}, r"distractors=1\.5: expected a whole number or None"),
+        ({"seed": None}, "seed=None: expected a whole number"),
+        ({"depth": "0.5"}, r"depth='0\.5': expected a number from 0 to 1, or None"),
+        ({"split": "test"}, "split='test': expected 'eval' or 'train'"),
+    ],
+)
+def test_a_knob_of_another_type_is_told(changes: dict, message: str):
+    with pytest.raises(TaskError, match=f"^needle: {message}"):
+        open_task("needle").item(Knobs(**{"length": 64} | changes), 0)
+
+
+def test_items_are_counted_from_0():
+    task = open_task("needle")
+    with pytest.raises(TaskError, match=r"^needle: item=-1: expected a whole number from 0"):
+        task.item(Knobs(length=64), -1)
+    with pytest.raises(TaskError, match=r"^needle: first=-1: expected a whole number from 0"):
+        task.batch(Knobs(length=64), -1, 2)
+    with pytest.raises(TaskError, match=r"^needle: n=-2: expected a whole number from 0"):
+        task.batch(Knobs(length=64), 0, -2)
+
+
 def test_items_are_the_same_on_every_machine():
     item = open_task("track").item(Knobs(length=16, hardness=1, distractors=0), 0)
     assert (item.tokens, item.answer) == PINNED

@@ -23,6 +23,8 @@ from ..short import NO_ROWS, short_rows
 from .evidence import Evidence
 from .readings import FINAL, READINGS, UNSTABLE
 
+LOOKS = ("probe", "ask")  # of a configuration
+
 
 @dataclass(frozen=True)
 class Gathered:
@@ -99,7 +101,7 @@ def gather(
     for entry, run, state in runs:
         if state == "done":
             done.setdefault((entry["cell"], entry["arm"]), {})[entry["seed"]] = run.fingerprint
-    data = {c["name"]: {**bases[c["name"]], "data": c.get("data", "")} for c in study["cells"]}
+    data = {c["name"]: {**_setting(bases[c["name"]]), "data": c.get("data", "")} for c in study["cells"]}
     primary = [m["name"] for m in study["metrics"] if m["primary"]]
     factors, brought = by_architecture(dict(varying(data)), {c: base.get("model") or {} for c, base in bases.items()})
     return Gathered(evidence, primary, factors, bases, done, models, refusal, brought)
@@ -206,6 +208,11 @@ def _longer(runs: list[Run], bases: Mapping[str, Mapping[str, Any]]) -> dict[str
             if here > there:
                 out[entry["cell"]] = source["cell"]
     return out
+
+
+def _setting(base: Mapping[str, Any]) -> dict[str, Any]:
+    """A cell's configuration without when and how its runs are looked at, which is no factor of an effect."""
+    return {key: value for key, value in base.items() if key not in LOOKS}
 
 
 def varying(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:

@@ -54,10 +54,15 @@ def check_family(title: str, family: object, *, has_own_code: bool, loading: Loa
 
     if family in CONFIG_MAPPING or (has_own_code and loading.trust_remote_code):
         return
+    if family == "gatelab":
+        raise ValueError(
+            f"{title}: is an export of Gatelab, whose code `gatelab probe` and `gatelab eval` run with --trust-remote-code; for "
+            "anything else take the run or the model folder that it was made of"
+        )
     if has_own_code:
         raise ValueError(
-            f"{title}: a model of type {family!r} needs code of its own, which is run only with --trust-remote-code; read "
-            "that code first"
+            f"{title}: a model of type {family!r} needs code of its own, which is run only with --trust-remote-code, by `gatelab "
+            "probe` and `gatelab eval` alone; read that code first"
         )
     raise ValueError(
         f"{title}: a model of type {family!r} is not known; a checkpoint of a family that the installed transformers has is needed"

@@ -137,9 +137,10 @@ def _unused(model: nn.Module, names: Iterable[str]) -> tuple[str, ...]:
 
 
 def first_line(error: Exception) -> str:
-    """What an error says first."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    """What an error says first, with the line that a colon announces."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    n_said = next((i for i, line in enumerate(lines, start=1) if not line.endswith(":")), len(lines))
+    return " ".join(lines[:n_said]) or type(error).__name__
 
 
 @contextmanager

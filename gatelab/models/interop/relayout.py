@@ -18,6 +18,7 @@ from ..layouts.checks import known
 from .attention import OUTPUTS, attention_prefixes, layer_number, shapes_below
 from .destination import copy_companions, destination, write_json
 from .shards import weight_files
+from .shipped import in_layout, is_shipped
 from .tensors import Origin, Tensors, of_files
 from .tensors import write as write_file
 
@@ -52,7 +53,8 @@ class _Layer:
 
 
 def relayout(source: str | Path, out: str | Path, layout: str, *, from_layout: str | None = None) -> Relaid:
-    """The checkpoint in a folder (config.json, safetensors) with its attention layers in another layout.
+    """The checkpoint in a folder (config.json, safetensors) with its attention layers in another layout; of our own
+    `GatelabForCausalLM` the layout is `gatelab`, whose names it then gets.
 
     Args:
         layout, from_layout: slugs of `LAYOUTS`; from_layout None: as config and shapes say.
@@ -66,9 +68,15 @@ def relayout(source: str | Path, out: str | Path, layout: str, *, from_layout: s
     if from_layout is not None:
         known(from_layout)
     tensors = of_files(str(folder), weight_files(str(folder), folder))
+    is_ours = is_shipped(config)
+    if is_ours:
+        try:
+            config, tensors = in_layout(config, tensors)
+        except ValueError as error:
+            raise ValueError(f"{folder}: {error}") from None
     layers = _layers(str(folder), config, tensors, from_layout)
     slugs = {layer.layout.slug for layer in layers}
-    if slugs == {target.slug}:
+    if slugs == {target.slug} and not is_ours:
         raise ValueError(f"{folder}: is in layout {target.slug} already; copy it, or name another layout")
     with destination(Path(out), folder) as draft:
         try:

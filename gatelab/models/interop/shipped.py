@@ -2,14 +2,18 @@
 is shipped beside the weights and run with trust_remote_code; and what that file does not compute, refused by its field.
 """
 
+from dataclasses import replace
 from typing import Any
 
-from ...config import ModelConfig, Softmax
+from ...config import GateSpec, ModelConfig, Softmax, validate
 from ...config.rope import rotary_dim
+from ..layouts import geometry_of
 from .folder import Stored
 from .positions import layer_types
-from .tensors import Origin, Plan
+from .tensors import Origin, Plan, Tensors
 
+_GATE = ".gates.sdpa."
+_OF_THE_CODE = ("architectures", "auto_map", "model_type", "gate_activation", "gate_bias")
 FILES = ("configuration_gatelab.py", "modeling_gatelab.py")
 # Fields with the values that the shipped code computes.
 _COMPUTED: dict[str, tuple[Any, ...]] = {
@@ -93,7 +97,40 @@ def shipped_name(ours: str) -> str:
     """What the shipped code calls one of our parameters."""
     if ours.startswith("head."):
         return f"lm_{ours}"
-    return "model." + ours.replace(".gates.sdpa.", ".")
+    return "model." + ours.replace(_GATE, ".")
+
+
+def is_shipped(config: dict[str, Any]) -> bool:
+    """Whether a config.json is one of these."""
+    return config.get("model_type") == "gatelab"
+
+
+def in_layout(config: dict[str, Any], tensors: Tensors) -> tuple[dict[str, Any], Tensors]:
+    """Such a checkpoint in the words and the names of layout `gatelab`, of which the shipped code reads neither: so its config no
+    longer names that code.
+
+    Raises:
+        ValueError: a width, or a gate, that its config does not say; heads that do not see the first key.
+    """
+    if any(hidden := config.get("first_hidden_from") or []):
+        raise ValueError(
+            f"first_hidden_from={hidden}: no layout says which heads do not see the first key; keep this checkpoint's own"
+        )
+    grain, n_turning = config.get("gate"), 2 * len(config.get("rope_frequencies") or [])
+    plain = {
+        "site": "sdpa",
+        "activation": config.get("gate_activation", "sigmoid"),
+        "bias": config.get("gate_bias", False),
+    }
+    own = {name: value for name, value in config.items() if name not in _OF_THE_CODE} | {
+        "gate": "none" if grain is None else validate(GateSpec, plain | {"granularity": grain}).slug,
+        "partial_rotary_factor": n_turning / geometry_of(config).head_dim,
+    }
+    theirs = {name.replace(".g_proj.", f"{_GATE}g_proj."): name for name in tensors.shapes}
+    shapes, dtypes = ({ours: held[name] for ours, name in theirs.items()} for held in (tensors.shapes, tensors.dtypes))
+    return own, replace(
+        tensors, shapes=shapes, dtypes=dtypes, read=lambda ours: tensors.read(theirs[ours]), read_part=None
+    )
 
 
 def _frequencies(c: ModelConfig) -> list[float]:

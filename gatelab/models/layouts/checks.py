@@ -6,7 +6,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-from ...config.base import nearest
+from ...config.base import ConfigError, nearest
 from .canonical import Geometry
 from .layout import Layout
 from .table import LAYOUTS
@@ -16,8 +16,8 @@ def known(layout: Layout | str) -> Layout:
     if isinstance(layout, Layout):
         return layout
     if layout not in LAYOUTS:
-        raise ValueError(
-            f"layout {layout!r}: expected one of {', '.join(LAYOUTS)}{nearest(str(layout), list(LAYOUTS))}"
+        raise ConfigError(
+            [f"layout {layout!r}: expected one of {', '.join(LAYOUTS)}{nearest(str(layout), list(LAYOUTS))}"]
         )
     return LAYOUTS[layout]
 
