@@ -74,7 +74,7 @@ def warmed(trained: Trained, device: str) -> tuple[Group, ModelConfig, Iterator[
     """The group, its model and its steps, of which `WARM_STEPS` were taken and have ended."""
     torch.set_num_threads(1)
     group, model = begun(trained, device)
-    steps = train(group)
+    steps = train(group, ())  # as a study takes them
     for _ in range(WARM_STEPS):
         next(steps)
     wait(group.device)

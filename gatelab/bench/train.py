@@ -200,7 +200,7 @@ class _Steps:
             }
             self._until.check()
             group = _group(self._plan, self._arm)
-            self._steps = train(group)
+            self._steps = train(group, {1})  # a step that is looked at, and others as a study takes them
             step = next(self._steps)
             broken = [
                 (i, v)

@@ -14,8 +14,8 @@ from .block import Block, Pass
 
 
 def through_twice(block: Block, x_BTD: Tensor, given: Pass) -> Tensor:
-    """What `block(x_BTD, given)` returns and appends, without a cache. Nothing in a block is random, so no generator's state is
-    kept."""
+    """What `block(x_BTD, given)` returns and appends, without a cache. Generators' states are kept
+    where weights of attention are dropped: nothing else in a block is random."""
     skip_queries = None if given.watch is None else given.watch.skip_queries
 
     def compute(
@@ -31,7 +31,7 @@ def through_twice(block: Block, x_BTD: Tensor, given: Pass) -> Tensor:
 
     out_BTD, *told = checkpoint(
         compute, x_BTD, given.segment_ids_BT, given.context_BSD, given.bias_BHTS,
-        use_reentrant=False, preserve_rng_state=False,
+        use_reentrant=False, preserve_rng_state=any(getattr(m, "dropout", 0.0) for m in block.modules()),
     )  # fmt: skip
     if block.has_router:
         counts_X, probability_X, z, *told = told

@@ -18,7 +18,7 @@ from ..config.output_map import OUTPUT_MAPS, OutputMap
 from ..config.rope import RopeScaling, Unscaled
 from ..ops.gated_attention import choose
 from .attend import Weighing, attended, mapped
-from .attention_checks import check_call, check_kinds, check_source, check_weighing, check_widths, kv_heads_and_width
+from .attention_checks import check_call, check_kinds, check_source, check_weighing, kv_heads_and_width
 from .cache import Cache, Keys
 from .gate import Gate
 from .hiding import HIDES, Sight, hidden_first, hidden_heads, sight, sight_in_cache, sight_of_context
@@ -30,6 +30,7 @@ from .rope import Rope
 from .softmax import LearnedNormaliser
 from .tap import Tap
 from .watch import Watch
+from .widths import check_widths
 
 __all__ = ["HIDES", "GatedAttention"]
 
@@ -60,9 +61,9 @@ class GatedAttention(Projections):
     The input is the pre-normed hidden state, which the gates read too (arXiv 2505.06708, section 2.2).
 
     Raises:
-        ValueError: for an impossible gate, heads that do not divide, an unknown word, rope on odd channels, a gate on the
-            log-sum-exp together with an output map, a first key hidden from heads that are not there or beside a gate on the
-            scores, dropout or capped logits together with an `impl` that has none.
+        ValueError: for an impossible gate, heads that do not divide, an unknown word, a width or epsilon that is no number
+            above 0, rope on odd channels, a gate on the log-sum-exp together with an output map, a first key hidden from heads
+            that are not there or beside a gate on the scores, dropout or capped logits together with an `impl` that has none.
     """
 
     def __init__(
@@ -100,13 +101,16 @@ class GatedAttention(Projections):
             max_seq_len=max_seq_len,
         )
         n_kv_heads, head_dim = kv_heads_and_width(d_model, n_heads, n_kv_heads, head_dim)
-        check_kinds(qk_norm=qk_norm, output_map=output_map, softmax=softmax, rope_scaling=rope_scaling)
+        check_kinds(
+            qk_norm=qk_norm, norm_eps=norm_eps, output_map=output_map, softmax=softmax, rope_scaling=rope_scaling
+        )
         specs = tuple(GateSpec.parse(g) if isinstance(g, str) else g for g in parse_gates(gate))
         # Whether it is causal or crosses is said at each call; here only what holds for all of them.
         check_gates(specs, is_causal=True, is_cross=False, output_map=output_map)
         self.normaliser = softmax or Softmax()
-        check_weighing(dropout, softcap, impl)
         choose(impl, self.normaliser)  # refuses a name that does not exist, or does not serve the normaliser
+        hides_first = len(first_hidden_from) > 0
+        check_weighing(dropout, softcap, impl, normaliser=self.normaliser, gates=specs, hides_first=hides_first)
         self.normaliser.check(n_heads, n_kv_heads)
         self.n_heads, self.n_kv_heads, self.head_dim, self.layer, self.impl = n_heads, n_kv_heads, head_dim, layer, impl
         self.window, self.eps, self.is_packed = window, norm_eps, False
@@ -165,9 +169,9 @@ class GatedAttention(Projections):
 
         Raises:
             ValueError: segment_ids_BT together with a cache, a context or a hidden first key; is_token_BS together with a
-                cache in self-attention; positions_BT without rotary positions, past their table (`Rope.rows`) or with a cache that
-                turns keys by their place in it; cross-attention without a context; a sequence past the rotary table or the
-                cache; a gate that this call has no source for.
+                cache in self-attention, or there on a CPU with padding between a row's tokens; positions_BT without rotary
+                positions, past their table (`Rope.rows`) or with a cache that turns keys by their place in it; cross-attention
+                without a context; a sequence past the rotary table or the cache; a gate that this call has no source for.
         """
         is_cross = is_cross or context_BSD is not None
         check_call(
@@ -224,8 +228,8 @@ class GatedAttention(Projections):
     def hides(self, n_keys: int, end: int, is_token_BS: Tensor | None = None) -> Tensor | None:
         """What is added to the logits of the last `n_keys` keys before position `end`, [1, S, H] in float32, so that the first
         key of a sequence is hidden from the heads that are not to see it (of rows with padding [B, S, H]); None where nothing
-        is."""
-        if self.hidden_H is None or n_keys < end:
+        is. `is_token_BS` is of all positions before `end`."""
+        if self.hidden_H is None or (n_keys < end and is_token_BS is None):
             return None
         return hidden_first(self.hidden_H, n_keys, is_token_BS)
 
@@ -253,6 +257,8 @@ class GatedAttention(Projections):
             return seen
         if self.hidden_H.is_meta and not x_BTD.is_meta:
             self.hidden_H = hidden_heads(self.n_heads, self.first_hidden_from, x_BTD.device)
+        if cache is not None and cache.padding is not None:
+            is_token_BS = cache.padding.is_token_BS[:, : start + n]
         return seen._replace(first_BSH=self.hides(n_keys, start + n, is_token_BS))
 
     def _inside(self, gate: Gate | None) -> Gate | None:

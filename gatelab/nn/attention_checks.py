@@ -1,9 +1,12 @@
 """What the attention layer refuses: arguments that it cannot be built from, and calls that it cannot serve."""
 
+import math
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..config.gate import GateSpec
@@ -11,20 +14,10 @@ from ..config.normaliser import Normaliser
 from ..config.output_map import OUTPUT_MAPS
 from ..config.rope import Scaling
 from ..ops.gated_attention import OPERATORS
+from ..ops.gated_attention.scoring import check_softcap
 from .cache import Cache
 
 _QK_NORMS = (False, True, "rms", "rms-no-gain", "rms-all-heads")
-
-
-def check_widths(**widths: int | None) -> None:
-    """Refuses one below 1.
-
-    Raises:
-        ValueError: naming it.
-    """
-    for name, value in widths.items():
-        if value is not None and value < 1:
-            raise ValueError(f"{name}={value}: take a number from 1")
 
 
 def kv_heads_and_width(d_model: int, n_heads: int, n_kv_heads: int | None, head_dim: int | None) -> tuple[int, int]:
@@ -44,12 +37,14 @@ def kv_heads_and_width(d_model: int, n_heads: int, n_kv_heads: int | None, head_
     return n_kv_heads, head_dim or d_model // n_heads
 
 
-def check_kinds(*, qk_norm: Any, output_map: Any, softmax: Any, rope_scaling: Any) -> None:
-    """Refuses words and values that are none of those there are.
+def check_kinds(*, qk_norm: Any, norm_eps: Any, output_map: Any, softmax: Any, rope_scaling: Any) -> None:
+    """Refuses words and values that are none of those there are, and an epsilon that would make zeros of whatever is normed.
 
     Raises:
         ValueError: naming what there is.
     """
+    if not isinstance(norm_eps, Real) or not 0 < norm_eps < math.inf:
+        raise ValueError(f"norm_eps={norm_eps!r}: take a finite number above 0, such as 1e-6")
     if qk_norm not in _QK_NORMS:
         raise ValueError(f"qk_norm={qk_norm!r}: expected False, True, 'rms', 'rms-no-gain' or 'rms-all-heads'")
     if output_map not in OUTPUT_MAPS:
@@ -60,7 +55,15 @@ def check_kinds(*, qk_norm: Any, output_map: Any, softmax: Any, rope_scaling: An
         raise ValueError(f"rope_scaling={rope_scaling!r}: give a value of gatelab.config.rope, as in YaRN(factor=4, …)")
 
 
-def check_weighing(dropout: float, softcap: float | None, impl: str) -> None:
+def check_weighing(
+    dropout: float,
+    softcap: float | None,
+    impl: str,
+    *,
+    normaliser: Normaliser,
+    gates: Sequence[GateSpec],
+    hides_first: bool,
+) -> None:
     """Refuses what is no share or no bound, or an implementation that drops no weights or caps no logits.
 
     Raises:
@@ -70,10 +73,12 @@ def check_weighing(dropout: float, softcap: float | None, impl: str) -> None:
         raise ValueError(f"dropout={dropout}: expected the share of weights that are dropped, from 0 and below 1")
     if dropout and impl in OPERATORS:
         raise ValueError(f"impl={impl!r} drops no weights, and dropout={dropout} came; take sdpa, reference or auto")
-    if softcap is not None and not softcap > 0:
+    reads_lse = any(g.site == "scores" or (g.site == "sdpa" and g.source == "lse") for g in gates)
+    if dropout and impl == "sdpa" and (reads_lse or normaliser.has_slot or hides_first):
         raise ValueError(
-            f"softcap={softcap}: expected the bound of the logits, a number above 0 as Gemma 2's 50.0, or None"
+            f"impl='sdpa' reads the log-sum-exp or gates the scores here, and dropout={dropout} came; take reference, or auto"
         )
+    check_softcap(softcap)
     if softcap is not None and (impl == "sdpa" or impl in OPERATORS):
         raise ValueError(f"impl={impl!r} caps no logits, and softcap={softcap} came; take reference or auto")
 
@@ -97,6 +102,8 @@ def check_call(
         ValueError: saying what came and what to do.
     """
     _check_hidden_states(d_model, x_BTD=x_BTD, context_BSD=context_BSD)
+    if cache is not None and not isinstance(cache, Cache):
+        raise ValueError(f"cache={cache!r:.60}: expected a cache, such as KVCache(n_layers=…, batch=…, …), or None")
     if segment_ids_BT is not None:
         _check_documents(
             segment_ids_BT, x_BTD.shape[:2], has_other=cache is not None or is_cross, hides_first=hides_first
@@ -105,7 +112,10 @@ def check_call(
         _check_positions(positions_BT, x_BTD.shape[:2], cache, is_cross=is_cross, has_positions=has_positions)
     if is_token_BS is not None:
         _check_padding(
-            is_token_BS, x_BTD if not is_cross else context_BSD, has_cache=cache is not None and not is_cross
+            is_token_BS,
+            x_BTD if not is_cross else context_BSD,
+            has_cache=cache is not None and not is_cross,
+            counts=not is_cross,
         )
 
 
@@ -123,6 +133,10 @@ def check_source(gate: GateSpec | None, *, is_cross: bool, has_keys: bool) -> No
 
 def _check_hidden_states(d_model: int, **hidden: Tensor | None) -> None:
     for name, given in hidden.items():
+        if given is not None and not isinstance(given, Tensor):
+            raise ValueError(
+                f"{name} is a {type(given).__name__}: expected a tensor, [batch, tokens, d_model={d_model}]"
+            )
         if given is not None and (given.dim() != 3 or given.shape[2] != d_model):
             raise ValueError(f"{name} of shape {tuple(given.shape)}: expected [batch, tokens, d_model={d_model}]")
         if given is not None and not given.is_floating_point():
@@ -163,8 +177,9 @@ def _check_positions(
         raise ValueError(f"positions_BT of type {positions_BT.dtype}: expected whole numbers from 0, torch.int64")
 
 
-def _check_padding(is_token_BS: Tensor, looked_at_BSD: Tensor | None, *, has_cache: bool) -> None:
-    """`looked_at_BSD`: None where it was read before and kept."""
+def _check_padding(is_token_BS: Tensor, looked_at_BSD: Tensor | None, *, has_cache: bool, counts: bool) -> None:
+    """`looked_at_BSD`: None where it was read before and kept; `counts`: whether it matters how far apart tokens stand. Compiled
+    code and GPUs wait for no value."""
     if has_cache:
         raise ValueError(
             "is_token_BS does not go together with a cache in self-attention, which has its own: cache.padding = "
@@ -183,4 +198,10 @@ def _check_padding(is_token_BS: Tensor, looked_at_BSD: Tensor | None, *, has_cac
         raise ValueError(
             f"is_token_BS of type {is_token_BS.dtype}: expected torch.bool, True for a token and False for padding, as in "
             "attention_mask.bool()"
+        )
+    is_read = type(is_token_BS) is Tensor and is_token_BS.device.type == "cpu" and not torch.compiler.is_compiling()
+    if counts and is_read and ((F.pad(is_token_BS.int(), (1, 0)).diff(dim=1) > 0).sum(dim=1) > 1).any():
+        raise ValueError(
+            "is_token_BS has padding between a row's tokens, where a window and forgetting would count it: put padding before or "
+            "after them"
         )

@@ -12,6 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .widths import check_widths
+
 
 class Keys(NamedTuple):
     """What queries look at: keys and values [B, S, G, K], and a score gate's logits [B, S, H] where there is one."""
@@ -52,12 +54,16 @@ class Cache(ABC):
     for this text, and whose they are: they are not looked at again while it is decoded. `turns_late`: RoPE turns keys after
     they are looked up, by their place among what `append` returns. `has_first`: whether the text's first token was not
     dropped in every layer. `padding`: the slots before a row's first token, None without. `stored`: the layers that have
-    appended since.
+    appended since, `n_stored` tokens each.
+
+    Raises:
+        ValueError: when made, for a number of sequences, layers, tokens, heads or channels that is no whole number from 1.
     """
 
     turns_late = False
 
     def __init__(self, batch: int, heads: tuple[int, int], n_score_heads: int, dtype: torch.dtype):
+        check_widths(batch=batch, n_kv_heads=heads[0], head_dim=heads[1])
         self.batch, self.heads, self.n_score_heads, self.dtype = batch, heads, n_score_heads, dtype
         self.context: dict[int, Keys] = {}
         self.context_tokens: dict[int, Tensor] = {}
@@ -66,6 +72,7 @@ class Cache(ABC):
         self.length, self.has_first = 0, True
         # Copies of a cache must not share it.
         self.stored: tuple[int, ...] = ()
+        self.n_stored = 0
 
     @property
     @abstractmethod
@@ -77,22 +84,39 @@ class Cache(ABC):
         """Store the new tokens of one layer; returns all that they may look at, themselves last.
 
         Raises:
-            ValueError: when they do not fit, are of another number of sequences, other heads or another type, belong to a
-                layer that the cache does not have or that has stored its tokens, or have score logits and the cache no room
-                for them.
+            ValueError: when they do not fit, are of another number of sequences, other heads or another type, are not as many as
+                the layer before stored, belong to a layer that the cache does not have or that has stored its tokens, or have
+                score logits and the cache no room for them.
         """
 
     @abstractmethod
     def advance(self, n_tokens: int) -> None:
         """Count the tokens that all layers have stored; 0 takes back those of a pass that failed or was only timed, so that the
-        same call may be made again."""
+        same call may be made again.
+
+        Raises:
+            ValueError: for another number than the layers have stored, which would be looked at as keys of zeros.
+        """
 
     def keep_context(self, layer: int, keys: Keys, is_token_BS: Tensor | None = None) -> Keys:
         """Keep what a cross-attention layer made of its context, and which of it are tokens; returns the former."""
         self.context[layer] = keys
+        self.context_tokens.pop(layer, None)  # of a context before this one
         if is_token_BS is not None:
             self.context_tokens[layer] = is_token_BS
         return keys
+
+    def _note(self, layer: int, new: Keys) -> None:
+        """Remember that a layer has stored its new tokens."""
+        self.stored, self.n_stored = (*self.stored, layer), new.k_BSGK.shape[1]
+
+    def _check_count(self, n_tokens: int) -> None:
+        n_stored = self.n_stored if self.stored else 0
+        if n_tokens not in (0, n_stored):
+            raise ValueError(
+                f"advance({n_tokens}) where the layers have stored {n_stored} tokens since the last: call it after the last layer "
+                "with as many, as in cache.advance(x_BTD.shape[1]), or with 0 to take them back"
+            )
 
     def _check(self, layer: int, n_layers: int, new: Keys) -> None:
         if layer >= n_layers:
@@ -116,6 +140,11 @@ class Cache(ABC):
                 f"layer {layer} has stored the tokens from position {self.length} already: give each layer its number with "
                 "layer=, and call cache.advance(n_tokens) after the last layer, or cache.advance(0) after a pass that failed, "
                 "which takes back what it stored"
+            )
+        if self.stored and new.k_BSGK.shape[1] != self.n_stored:
+            raise ValueError(
+                f"layer {layer} stores {new.k_BSGK.shape[1]} tokens and layer {self.stored[-1]} stored {self.n_stored}: run all "
+                "layers over the same tokens, then cache.advance(n_tokens)"
             )
         if new.score_logits_BSH is not None and new.score_logits_BSH.shape[2] != self.n_score_heads:
             raise ValueError(
@@ -147,6 +176,7 @@ class KVCache(Cache):
         device: torch.device | str = "cpu",
     ):
         super().__init__(batch, (n_kv_heads, head_dim), n_score_heads, dtype)
+        check_widths(n_layers=n_layers, max_seq_len=max_seq_len)
         shape = (n_layers, batch, max_seq_len, n_kv_heads, head_dim)
         self.k_LBSGK = torch.zeros(shape, dtype=dtype, device=device)
         self.v_LBSGK = torch.zeros(shape, dtype=dtype, device=device)
@@ -164,7 +194,7 @@ class KVCache(Cache):
         self._check(layer, len(self._layers), new)
         n_new, end = new.k_BSGK.shape[1], self.length + new.k_BSGK.shape[1]
         self._check_room(end, self.k_LBSGK.shape[2])
-        self.stored += (layer,)
+        self._note(layer, new)
         so_far: list[Tensor | None] = []
         for store_BSGK, value in zip(self._layers[layer], new, strict=True):
             if value is not None:
@@ -174,4 +204,5 @@ class KVCache(Cache):
 
     def advance(self, n_tokens: int) -> None:
         """Count the tokens that all layers have stored, or take them back with 0, as of `Cache.advance`."""
+        self._check_count(n_tokens)
         self.length, self.stored = self.length + n_tokens, ()

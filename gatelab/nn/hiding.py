@@ -86,8 +86,9 @@ def hidden_heads(n_heads: int, first_hidden_from: tuple[int, ...], device: torch
 
 
 def hidden_first(hidden_H: Tensor, n_keys: int, is_token_BS: Tensor | None = None) -> Tensor:
-    """`hidden_H` at the first key, or at each row's first token, and 0 elsewhere: [1 or B, S, H]."""
+    """`hidden_H` at the first key, or at each row's first token, and 0 elsewhere: [1 or B, S, H]; of the last `n_keys` where
+    `is_token_BS` is of more."""
     if is_token_BS is None:
         return F.pad(hidden_H[None, None], (0, 0, 0, n_keys - 1))
     is_first_BS = is_token_BS & (is_token_BS.cumsum(dim=1) == 1)
-    return is_first_BS[..., None] * hidden_H
+    return is_first_BS[:, -n_keys:, None] * hidden_H

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .cache import Cache, Keys
+from .widths import check_widths
 
 
 class SlidingCache(Cache):
@@ -35,6 +36,7 @@ class SlidingCache(Cache):
         device: torch.device | str = "cpu",
     ):
         super().__init__(batch, (n_kv_heads, head_dim), n_score_heads, dtype)
+        check_widths(n_layers=len(windows), max_seq_len=max_seq_len)
         self.max_seq_len = max_seq_len
         lasts = [max_seq_len if w is None else min(w - 1, max_seq_len) for w in windows]
         rooms = [min(max_seq_len, _room(last)) for last in lasts]
@@ -52,11 +54,12 @@ class SlidingCache(Cache):
         """Store the new tokens of one layer; returns the window before them, and them. Errors as of `Cache.append`."""
         self._check(layer, len(self._layers), new)
         self._check_room(self.length + new.k_BSGK.shape[1], self.max_seq_len)
-        self.stored += (layer,)
+        self._note(layer, new)
         return self._layers[layer].append(new)
 
     def advance(self, n_tokens: int) -> None:
         """Count the tokens that all layers have stored, or take them back with 0, as of `Cache.advance`."""
+        self._check_count(n_tokens)
         _settle([self._layers[layer] for layer in self.stored], n_tokens)
         self.length, self.stored = self.length + n_tokens, ()
 
@@ -90,6 +93,7 @@ class StreamingCache(Cache):
                 f"first={first}, last={last}: take 0 or more of the first tokens, and 1 or more of the last"
             )
         super().__init__(batch, (n_kv_heads, head_dim), n_score_heads, dtype)
+        check_widths(n_layers=n_layers)
         self.most, self._first = first + last - 1, first
         room = first + _room(last - 1)
         self._layers = [
@@ -105,12 +109,13 @@ class StreamingCache(Cache):
     def append(self, layer: int, new: Keys) -> Keys:
         """Store the new tokens of one layer; returns what was kept before them, and them. Errors as of `Cache.append`."""
         self._check(layer, len(self._layers), new)
-        self.stored += (layer,)
+        self._note(layer, new)
         return self._layers[layer].append(new)
 
     def advance(self, n_tokens: int) -> None:
         """Count the tokens that stay, or take them back with 0, as of `Cache.advance`; what they push out is dropped by the
         next `append`."""
+        self._check_count(n_tokens)
         _settle([self._layers[layer] for layer in self.stored], n_tokens)
         self.has_first = self.has_first and (self._first > 0 or self.length + n_tokens <= self.most)
         self.length, self.stored = min(self.length + n_tokens, self.most), ()

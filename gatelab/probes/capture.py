@@ -8,7 +8,8 @@ Hooks on taps; nothing is kept but a few numbers a sequence, and no T×T matrix 
 a training step may be watched.
 """
 
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -104,9 +105,14 @@ def capture(
         domains: names of the domains that `Recorder.domain_BT` numbers.
 
     Raises:
-        ValueError: an unknown probe, a compiled model (it would ignore the hooks), a model without gated attention,
-            `massive` of a model without residual taps; in the block, a layer that was compiled before and ignores them.
+        ValueError: an unknown probe, a name in the place of a list, what is no module, a compiled model (it would ignore the
+            hooks), heads that are shared among processes, a model without gated attention, `massive` of a model without residual
+            taps; in the block, a layer that was compiled before and ignores them.
     """
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model is a {type(model).__name__}: expected a module that holds GatedAttention layers")
+    if isinstance(names, str):
+        raise ValueError(f"probes {names!r}: give a list of their names, as in capture(model, [{names!r}])")
     for name in names or ():
         if name not in PROBES:
             raise ValueError(f"no probe {name!r}: expected {', '.join(PROBES)}{nearest(name, list(PROBES))}")
@@ -117,6 +123,7 @@ def capture(
     layers = [m for m in model.modules() if isinstance(m, GatedAttention)]
     if not layers:
         raise ValueError(f"{type(model).__name__} holds no GatedAttention layer, so there is nothing to probe")
+    refuse_shared(layers)
     taps = [m.tap_residual for m in model.modules() if isinstance(getattr(m, "tap_residual", None), nn.Module)]
     if names is None:
         names = [name for name in PROBES if taps or name != "massive"]
@@ -138,6 +145,20 @@ def capture(
     finally:
         for handle in handles:
             handle.remove()
+
+
+def refuse_shared(layers: Iterable[nn.Module]) -> None:
+    """Refuses layers of which a process has some heads, which would be numbered from 0 on each.
+
+    Raises:
+        ValueError: heads that are shared among processes.
+    """
+    sharing = sys.modules.get("gatelab.train.shard.tensor")  # which nobody waits for who shares nothing
+    if sharing is not None and any(isinstance(layer, sharing.PartOfLayer) for layer in layers):
+        raise ValueError(
+            "the heads of this model are shared among processes (shard_heads, tensor parallelism), and each would count its own "
+            "from 0; probe a model of one process, with the weights that the training saves"
+        )
 
 
 def _is_compiled(module: nn.Module) -> bool:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ..nn.attention import GatedAttention
 from ..nn.watch import Watch
-from .capture import _is_compiled
+from .capture import _is_compiled, refuse_shared
 
 
 class Seen:
@@ -58,7 +58,7 @@ def watching(model: nn.Module, *, skip_queries: int = 1) -> Iterator[Seen]:
 
     Raises:
         ValueError: a compiled model (compile it inside of the block, as what is compiled ignores later hooks), a model
-            without gated attention, `skip_queries` below 1.
+            without gated attention, heads that are shared among processes, `skip_queries` below 1.
     """
     if any(_is_compiled(m) for m in model.modules()):
         raise ValueError(
@@ -68,6 +68,7 @@ def watching(model: nn.Module, *, skip_queries: int = 1) -> Iterator[Seen]:
     layers = [m for m in model.modules() if isinstance(m, GatedAttention)]
     if not layers:
         raise ValueError(f"{type(model).__name__} holds no GatedAttention layer, so there is nothing to watch")
+    refuse_shared(layers)
     if skip_queries < 1:
         raise ValueError(f"skip_queries={skip_queries}: the first query sees the first token alone; take 1 or more")
     seen = Seen(skip_queries)

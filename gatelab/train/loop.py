@@ -44,7 +44,8 @@ def train(group: Group | Run, rests: Container[int] | None = None) -> Iterator[S
     Args:
         rests: the steps after which the group has to stand where their `Step` says, since weights are looked at or saved
             there; None: all. Of others the numbers may come when the next step is under way, on a GPU (`group.ahead`), and
-            `group.rest()` asks that there be none. What a diverged run is given meanwhile changes nothing of it.
+            `group.rest()` asks that there be none. What a diverged run is given meanwhile changes nothing of it. When the loop
+            is left early, what is under way ends, counts, and is told by no `Step`.
 
     Raises:
         RuntimeError: for a group of which steps are under way.
@@ -70,21 +71,34 @@ def train(group: Group | Run, rests: Container[int] | None = None) -> Iterator[S
                 # Before any numbers are read: on a GPU the next batch is made while this step computes.
                 training.fetch(begun)
             continue
-        numbers = under_way.popleft()
-        group.step += 1
-        values, first_mass = numbers.read([m.alive for m in group.members])
-        losses, norms, diverged = [], [], []
-        for m, (loss, norm) in zip(group.members, values, strict=True):
-            loss, norm = (loss, norm) if m.alive else (math.nan, math.nan)
-            diverged.append(m.alive and not (math.isfinite(loss) and math.isfinite(norm)))
-            m.alive = m.alive and not diverged[-1]
-            m.losses.append(loss)
-            losses.append(loss)
-            norms.append(norm)
-        # Where no run is left, what is under way changes nothing, and is forgotten.
-        group.ahead = len(under_way) if any(m.alive for m in group.members) else 0
-        tokens = group.step * group.run.train.tokens_per_step
-        yield Step(group.step, tokens, numbers.rates, losses, norms, diverged, first_mass)
+        taken = _taken_in(group, under_way)
+        try:
+            yield taken
+        except GeneratorExit:
+            # Who leaves early finds a group that stands.
+            while under_way and group.ahead:
+                _taken_in(group, under_way)
+            group.is_asked = False
+            raise
+
+
+def _taken_in(group: Group, under_way: "deque[_Numbers]") -> Step:
+    """The first of the steps that are under way, when it has ended: the group and its runs know its numbers."""
+    numbers = under_way.popleft()
+    group.step += 1
+    values, first_mass = numbers.read([m.alive for m in group.members])
+    losses, norms, diverged = [], [], []
+    for m, (loss, norm) in zip(group.members, values, strict=True):
+        loss, norm = (loss, norm) if m.alive else (math.nan, math.nan)
+        diverged.append(m.alive and not (math.isfinite(loss) and math.isfinite(norm)))
+        m.alive = m.alive and not diverged[-1]
+        m.losses.append(loss)
+        losses.append(loss)
+        norms.append(norm)
+    # Where no run is left, what is under way changes nothing, and is forgotten.
+    group.ahead = len(under_way) if any(m.alive for m in group.members) else 0
+    tokens = group.step * group.run.train.tokens_per_step
+    return Step(group.step, tokens, numbers.rates, losses, norms, diverged, first_mass)
 
 
 class _Numbers:

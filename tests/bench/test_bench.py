@@ -256,7 +256,9 @@ def test_runs_that_begin_otherwise_than_alone_have_no_ratio(monkeypatch: pytest.
     assert (together.median_ms, together.ratio, alone.ratio) == (None, None, 1.0)
 
 
-def test_steps_are_timed_as_studies_take_them_and_the_first_stands_to_be_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_steps_are_timed_as_studies_take_them_and_the_first_stands_to_be_judged(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     from gatelab.bench import train
     from gatelab.train import loop
 

@@ -278,10 +278,16 @@ def test_a_copied_and_an_unpickled_layer_compute_the_same(options: dict[str, obj
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"n_heads": 0}, "n_heads=0: take a number from 1"),
-        ({"n_kv_heads": -2}, "n_kv_heads=-2: take a number from 1"),
-        ({"window": 0}, "window=0: take a number from 1"),
-        ({"max_seq_len": 0}, "max_seq_len=0: take a number from 1"),
+        ({"n_heads": 0}, "n_heads=0: take a whole number from 1"),
+        ({"n_kv_heads": -2}, "n_kv_heads=-2: take a whole number from 1"),
+        ({"window": 0}, "window=0: take a whole number from 1"),
+        ({"max_seq_len": 0}, "max_seq_len=0: take a whole number from 1"),
+        ({"d_model": "16"}, "d_model='16': take a whole number from 1"),
+        ({"d_model": 16.0}, r"d_model=16\.0: take a whole number from 1"),
+        ({"norm_eps": math.nan}, "norm_eps=nan: take a finite number above 0, such as 1e-6"),
+        ({"norm_eps": math.inf}, "norm_eps=inf: take a finite number above 0"),
+        ({"norm_eps": -5.0}, r"norm_eps=-5\.0: take a finite number above 0"),
+        ({"norm_eps": "x"}, "norm_eps='x': take a finite number above 0"),
         (
             {"softmax": "sink-logit"},
             r"softmax='sink-logit': give a value of gatelab.config, as in softmax=SinkLogit\(\)",
@@ -317,6 +323,12 @@ def test_shapes_that_do_not_fit_are_told() -> None:
         attention(x_BTD, cache=new_cache(head_dim=8))
     with pytest.raises(ValueError, match="layer 1 of a cache for 1 layers"):
         layer(layer=1)(x_BTD, cache=new_cache())
+    with pytest.raises(ValueError, match=r"x_BTD is a list: expected a tensor, \[batch, tokens, d_model=16\]"):
+        attention(x_BTD.tolist())
+    with pytest.raises(ValueError, match="x_BTD is a ndarray: expected a tensor"):
+        attention(x_BTD.numpy())
+    with pytest.raises(ValueError, match=r"cache=3: expected a cache, such as KVCache"):
+        attention(x_BTD, cache=3)
     for named in ({"x_BTD": x_BTD.long()}, {"x_BTD": x_BTD, "context_BSD": x_BTD.int()}):
         with pytest.raises(ValueError, match=r"BT?S?D of type torch.int\d+: expected hidden states in a floating type"):
             attention(**named)

@@ -1,6 +1,7 @@
 """Attention dropout: in training each key's weight is 0 or what it was over 1 − p, and whoever cannot do it says so."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -150,10 +151,21 @@ def test_who_serves_it() -> None:
             served(impl)
         with pytest.raises(ValueError, match=rf"impl='{impl}' drops no weights, and dropout=0.3 came; take sdpa, ref"):
             layer(impl=impl)
-    with pytest.raises(
-        ValueError, match=r"impl='sdpa' reads the log-sum-exp .* dropout=0.3 came; take reference, or auto"
-    ):
-        layer(impl="sdpa", softmax=SinkLogit())(torch.randn(1, T, D, dtype=torch.float64))
+    given, came = drawn(), {"score_gate": GateSpec.parse("scores-headwise"), "score_logits_BSH": torch.zeros(1, T, H)}
+    refused: tuple[Callable[[], object], ...] = (
+        lambda: gated_attention(**given, **came, dropout=P, impl="sdpa"),
+        lambda: layer(impl="sdpa", softmax=SinkLogit()),
+        lambda: layer("scores-headwise", impl="sdpa"),
+        lambda: layer("sdpa-headwise-lse", impl="sdpa"),
+        lambda: layer(impl="sdpa", first_hidden_from=(0,)),
+    )
+    for make in refused:
+        with pytest.raises(
+            ValueError, match=r"impl='sdpa' reads the log-sum-exp .* dropout=0.3 came; take reference, or auto"
+        ):
+            make()
+    for gate in ("sdpa-elementwise", "value-headwise"):
+        layer(gate, impl="sdpa")(torch.randn(1, T, D, dtype=torch.float64))
     for share in (1.0, -0.1, 2):
         with pytest.raises(
             ValueError, match=rf"dropout={share}: expected the share of weights that are dropped, from 0"

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -170,6 +171,78 @@ def test_tokens_are_stored_once_in_a_layer(cache: Cache) -> None:
         each.advance(1)
         attention(x_BTD[:, 1:], cache=each)
     assert cache.stored == branch.stored == (0,)
+
+
+@pytest.mark.parametrize("window", [None, 4])
+@pytest.mark.parametrize("pieces", [[9], [6, 1, 1, 1], [2, 3, 4]], ids=str)
+def test_the_first_token_after_padding_is_hidden(pieces: list[int], window: int | None) -> None:
+    attention, x_BTD = layer(None, first_hidden_from=(0, 3), window=window), hidden(9)
+    n_padding_B = torch.tensor([0, 4])
+    made = {"max_seq_len": 12, **SHAPE}
+    cache = KVCache(n_layers=1, **made) if window is None else SlidingCache(windows=[window], **made)
+    cache.padding = Padding(n_padding_B, 12, torch.float64)
+    found = []
+    with torch.no_grad():
+        for piece_BTD in x_BTD.split(pieces, dim=1):
+            found.append(attention(piece_BTD, cache=cache))
+            cache.advance(piece_BTD.shape[1])
+        for b, n in enumerate(n_padding_B.tolist()):
+            alone = attention(x_BTD[b : b + 1, n:])[0]
+            torch.testing.assert_close(torch.cat(found, dim=1)[b, n:], alone, rtol=1e-9, atol=1e-10)
+
+
+def test_a_context_without_padding_forgets_the_padding_of_the_one_before() -> None:
+    attention, x_BTD, is_token_BS = layer(None, rope_theta=None), hidden(2), torch.ones(B, 5, dtype=torch.bool)
+    is_token_BS[1, 2:] = False
+    cache, context_BSD = KVCache(n_layers=1, max_seq_len=4, **SHAPE), hidden(5)
+    with torch.no_grad():
+        attention(x_BTD, context_BSD=hidden(5), is_token_BS=is_token_BS, cache=cache)
+        cache.context.clear()
+        found = attention(x_BTD, context_BSD=context_BSD, cache=cache)
+        torch.testing.assert_close(found, attention(x_BTD, context_BSD=context_BSD))
+
+
+@pytest.mark.parametrize("cache", caches(), ids=lambda c: type(c).__name__)
+@torch.no_grad()
+def test_what_was_not_stored_is_not_counted(cache: Cache) -> None:
+    """Such tokens would be looked at as keys of zeros."""
+    attention, x_BTD = layer(None), hidden(2)
+
+    def refuses(n_tokens: int, n_stored: int) -> None:
+        with pytest.raises(ValueError, match=rf"^advance\({n_tokens}\) where the layers have stored {n_stored} tokens"):
+            cache.advance(n_tokens)
+
+    refuses(1, 0)
+    attention(x_BTD, cache=cache)
+    for n_tokens in (3, 1, -3):
+        refuses(n_tokens, 2)
+    assert cache.stored == (0,) and cache.length == 0
+    cache.advance(2)
+    refuses(2, 0)
+    assert cache.length == 2
+
+
+@torch.no_grad()
+def test_layers_store_the_same_tokens() -> None:
+    cache = KVCache(n_layers=2, max_seq_len=6, **SHAPE)
+    layer(None)(hidden(2), cache=cache)
+    with pytest.raises(ValueError, match="layer 1 stores 3 tokens and layer 0 stored 2: run all layers over the same"):
+        layer(None, layer=1)(hidden(3), cache=cache)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: KVCache(n_layers=-1, max_seq_len=6, **SHAPE), "n_layers=-1"),
+        (lambda: KVCache(n_layers=1, max_seq_len=6.0, **SHAPE), r"max_seq_len=6\.0"),
+        (lambda: KVCache(n_layers=1, max_seq_len=6, **SHAPE | {"head_dim": 0}), "head_dim=0"),
+        (lambda: SlidingCache(windows=[], max_seq_len=6, **SHAPE), "n_layers=0"),
+        (lambda: StreamingCache(first=1, last=2, n_layers=1, **SHAPE | {"batch": "2"}), "batch='2'"),
+    ],
+)
+def test_a_cache_is_made_of_whole_numbers(make: Callable[[], Cache], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}: take a whole number from 1$"):
+        make()
 
 
 @torch.no_grad()

@@ -215,6 +215,22 @@ def test_what_does_not_fit_is_told() -> None:
         attention(numbers(1, T + 1, D), is_token_BS=torch.ones(1, T + 1, dtype=torch.bool))
 
 
+@pytest.mark.parametrize("hole", [(3, 4), (1, 2), (2, 6)])
+def test_padding_between_tokens_is_told(hole: tuple[int, int]) -> None:
+    """A window would count it."""
+    is_token_BS = tokens(((0, 7), (0, 7)))
+    is_token_BS[1, slice(*hole)] = False
+    attention, x_BTD = layer(None, window=3), numbers(2, T, D)
+    for is_causal in (True, False):
+        with pytest.raises(ValueError, match=r"is_token_BS has padding between a row's tokens, where .*: put padding"):
+            attention(x_BTD, is_token_BS=is_token_BS, is_causal=is_causal)
+    # Nobody counts the tokens of a context.
+    crossing, context_BSD = layer(None, rope_theta=None), numbers(2, T, D)
+    found = crossing(x_BTD, context_BSD=context_BSD, is_token_BS=is_token_BS)[1:]
+    seen_BSD = context_BSD[1:, is_token_BS[1]]
+    torch.testing.assert_close(found, crossing(x_BTD[1:], context_BSD=seen_BSD))
+
+
 def test_probes_and_edits_refuse_padding() -> None:
     attention, x_BTD, is_token_BS = layer("sdpa-headwise"), numbers(1, T, D), tokens(((2, 7),))
     with (

@@ -127,6 +127,15 @@ def test_an_unknown_probe_is_refused() -> None:
         capture(planting.model(), ["sink"]).__enter__()
 
 
+def test_one_name_is_no_list_and_a_configuration_no_module() -> None:
+    with pytest.raises(
+        ValueError, match=r"probes 'sinks': give a list of their names, as in capture\(model, \['sinks'\]"
+    ):
+        capture(planting.model(), "sinks").__enter__()
+    with pytest.raises(ValueError, match="model is a NoneType: expected a module that holds GatedAttention"):
+        capture(None, ["sinks"]).__enter__()
+
+
 def test_a_model_without_gated_attention_is_refused() -> None:
     with pytest.raises(ValueError, match="Linear holds no GatedAttention layer"), capture(nn.Linear(2, 2)):
         pass

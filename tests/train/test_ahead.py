@@ -128,6 +128,25 @@ def test_a_group_of_which_steps_are_under_way_is_not_trained_from_elsewhere(ahea
         pass
 
 
+@pytest.mark.parametrize("model", [None, IN_TURN], ids=["stack", "in turn"])
+@pytest.mark.parametrize("wild", [(), (1,), (0, 1)], ids=["calm", "diverging", "all diverging"])
+def test_a_loop_that_is_left_early_leaves_a_group_that_stands(
+    model: dict[str, Any] | None, wild: tuple[int, ...], ahead: int
+) -> None:
+    group, expected = Group(runs_of(2, wild, model)), Group(runs_of(2, wild, model))
+    for _ in train(group, ()):
+        group.rest()
+        break
+    assert group.ahead == 0 and group.step >= 1
+    for step in train(expected):
+        if step.step == group.step:
+            break
+    assert_same(group, expected)
+    assert repr([m.losses for m in group.members]) == repr([m.losses for m in expected.members])
+    assert told(list(train(group, ()))) == told(list(train(expected)))
+    assert_same(group, expected)
+
+
 def planned(at: Path, run: Run) -> RunFolder:
     """A run's folder, as a plan leaves it; a stream has no digest."""
     run = resolve(run)

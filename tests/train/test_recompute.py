@@ -83,6 +83,20 @@ def test_compiled_it_trains_as_without(case: str) -> None:
         assert a == pytest.approx(b, rel=1e-4)
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_what_is_dropped_the_first_time_is_dropped_the_second(dropout: float) -> None:
+    found, tokens_BT = [], torch.arange(16).view(2, 8) % 17
+    for recompute in ("none", "layer"):
+        model = build_model(tiny.model(gate="sdpa-headwise"), seed=0).train()
+        model.recompute = recompute
+        for block in model.blocks:
+            block.attention.dropout = dropout
+        torch.manual_seed(3)
+        out_BTV = model(tokens_BT)
+        found.append([out_BTV, *torch.autograd.grad(out_BTV.square().sum(), list(model.parameters()))])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
 def test_it_is_no_part_of_a_runs_name() -> None:
     (run,) = {group.run for group in (Group(stack(1)), Group(stack(1), AGAIN))}
     assert fingerprint(run, "") and "recompute" not in str(run.model_dump())

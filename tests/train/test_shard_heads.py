@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+from collections import defaultdict
+from collections.abc import Iterator
 from copy import deepcopy
 from typing import Any
 
@@ -13,6 +15,9 @@ from torch import Tensor, nn
 
 from gatelab import GatedAttention, HeadParallel, shard_heads
 from gatelab.config.normaliser import Differential, KeyBias, SinkLogit
+from gatelab.probes.capture import capture
+from gatelab.probes.interventions import intervened, parse
+from gatelab.probes.watching import watching
 
 D, TOKENS = 16, 11
 CASES: dict[str, dict[str, Any]] = {
@@ -131,6 +136,39 @@ def compose(name: str) -> None:
         torch.testing.assert_close(seen(model), expected, atol=1e-5, rtol=1e-5)
 
 
+def clip(*, n_data: int = 1) -> None:
+    """Norms over all parameters, of whatever meshes they are, and AdamW over a group a mesh; with FSDP2 where there are several
+    data ranks, which all have the same tokens here."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor import DTensor
+    from torch.nn.utils import clip_grad_norm_, clip_grads_with_norm_, get_total_norm
+
+    mesh, one = init_device_mesh("cpu", (n_data, 2), mesh_dim_names=("dp", "tp")), model_of(**CASES["one-kv-head"])
+    theirs = shard_heads(deepcopy(one), mesh["tp"])
+    for module in (theirs[1], theirs[2], theirs) if n_data > 1 else ():
+        fully_shard(module, mesh=mesh["dp"])
+    by_mesh = defaultdict(list)
+    for p in theirs.parameters():
+        by_mesh[getattr(p, "device_mesh", None)].append(p)
+    assert len(by_mesh) == 2
+    optimizer = torch.optim.AdamW([{"params": group} for group in by_mesh.values()], lr=1e-2, fused=True)
+    plain = torch.optim.AdamW(one.parameters(), lr=1e-2)
+    for _ in range(2):
+        for model in (theirs, one):
+            model.zero_grad()
+            model(torch.arange(2 * 7).view(2, 7) % TOKENS).square().sum().backward()
+        norms = [get_total_norm([p.grad for p in group]) for group in by_mesh.values()]
+        norm = torch.stack([n.full_tensor() if isinstance(n, DTensor) else n for n in norms]).norm()
+        for group in by_mesh.values():
+            clip_grads_with_norm_(group, 1.0, norm)
+        torch.testing.assert_close(norm, clip_grad_norm_(one.parameters(), 1.0))
+        optimizer.step()
+        plain.step()
+    for p, q in zip(theirs.parameters(), one.parameters(), strict=True):
+        torch.testing.assert_close(whole(p.detach()), q.detach(), atol=1e-5, rtol=1e-5)
+
+
 def refuse_more() -> None:
     from torch.distributed.device_mesh import init_device_mesh
 
@@ -143,6 +181,19 @@ def refuse_more() -> None:
         with pytest.raises(ValueError) as error:
             shard_heads(model, of)
         assert words in str(error.value), error.value
+    model = shard_heads(model_of(), mesh["tp"])
+    with pytest.raises(TypeError, match="cannot pickle"):
+        deepcopy(model)
+
+
+def name_the_hidden_state() -> None:
+    from torch.distributed.device_mesh import init_device_mesh
+
+    torch.manual_seed(0)
+    layer, x_BTD = GatedAttention(d_model=D, n_heads=4), torch.randn(2, 5, D)
+    expected_BTD = layer(x_BTD=x_BTD)
+    shard_heads(layer, init_device_mesh("cpu", (2,), mesh_dim_names=("tp",)))
+    torch.testing.assert_close(layer(x_BTD=x_BTD), expected_BTD, atol=1e-5, rtol=1e-5)
 
 
 def live() -> None:
@@ -153,10 +204,15 @@ def live() -> None:
         compose("one-kv-head")
         compose("norms")
         return
+    if sys.argv[1:] == ["clipped"]:
+        clip(n_data=2)
+        return
     for name, attention in CASES.items():
         compare(name, attention)
     compare("a plan of torch's", CASES["one-kv-head"], as_style=True)
     refuse_more()
+    name_the_hidden_state()
+    clip()
 
 
 def test_a_model_of_theirs_computes_on_two_processes_as_on_one() -> None:
@@ -168,6 +224,45 @@ def test_a_model_of_theirs_computes_on_two_processes_as_on_one() -> None:
 def test_torch_shards_and_compiles_such_a_model_further() -> None:
     environ = os.environ | paths() | {"OMP_NUM_THREADS": "1"}
     subprocess.run([sys.executable, "-W", "ignore", __file__, "composed"], env=environ, check=True, timeout=300)
+
+
+@pytest.mark.slow
+def test_norms_are_of_all_parameters_where_torch_shards_a_model_further() -> None:
+    environ = os.environ | paths() | {"OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, "-W", "ignore", __file__, "clipped"], env=environ, check=True, timeout=300)
+
+
+@pytest.fixture
+def as_second_of_two() -> Iterator[Any]:
+    """The mesh of a process that is the second of two, and whose exchanges exchange nothing."""
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+
+    dist.init_process_group("fake", rank=1, world_size=2)
+    try:
+        yield init_device_mesh("cpu", (2,), mesh_dim_names=("tp",))
+    finally:
+        dist.destroy_process_group()
+
+
+def test_a_layer_that_gets_its_values_later_hides_the_first_key_from_the_heads_that_are_its_own(
+    as_second_of_two: Any,
+) -> None:
+    with torch.device("meta"):
+        layer = GatedAttention(d_model=D, n_heads=4, first_hidden_from=(0, 3))
+    shard_heads(layer, as_second_of_two, src_data_rank=None)
+    assert layer.to_empty(device="cpu").hidden_H.tolist() == [0.0, -1000.0]
+
+
+def test_probes_and_edits_refuse_heads_that_are_shared(as_second_of_two: Any) -> None:
+    model = shard_heads(model_of(gate="sdpa-headwise"), as_second_of_two, src_data_rank=None)
+    for watch in (
+        lambda: capture(model, ["sinks"]),
+        lambda: watching(model),
+        lambda: intervened(model, parse("zero-value@first")),
+    ):
+        with pytest.raises(ValueError, match=r"the heads of this model are shared among processes"), watch():
+            pass
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -189,4 +284,4 @@ def test_heads_that_ranks_cannot_share_are_refused_and_nothing_is_changed(name: 
 
 
 if __name__ == "__main__":
-    as_ranks(live, 2)
+    as_ranks(live, 4 if sys.argv[1:] == ["clipped"] else 2)

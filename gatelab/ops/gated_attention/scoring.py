@@ -5,6 +5,7 @@ Notable: a gate on the scores is one number a key. It scales the key's weight (`
 """
 
 from dataclasses import dataclass, replace
+from numbers import Real
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,8 @@ from torch import Tensor
 from ...config.gate import GateSpec
 from ...config.normaliser import Heads, Normaliser
 from ..gate_apply import gate_scores
+
+_LEAST_CAP, _MOST_CAP = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
 
 
 @dataclass(frozen=True)
@@ -101,10 +104,7 @@ def scoring(
         raise ValueError("form forget sums over the tokens between a key and a later query: it needs is_causal=True")
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout={dropout}: expected the share of weights that are dropped, from 0 and below 1")
-    if softcap is not None and not softcap > 0:
-        raise ValueError(
-            f"softcap={softcap}: expected the bound of the logits, a number above 0 as Gemma 2's 50.0, or None"
-        )
+    check_softcap(softcap)
     normaliser.check(H, G)
     if heads is None:
         heads = Heads(H, G, K)
@@ -132,6 +132,21 @@ def scoring(
         dropout,
         softcap,
     )
+
+
+def check_softcap(softcap: float | None) -> None:
+    """Refuses what is no bound, or one that float32 does not hold, by which logits would become not-a-numbers.
+
+    Raises:
+        ValueError: naming it.
+    """
+    if softcap is None:
+        return
+    if not isinstance(softcap, Real) or isinstance(softcap, bool) or not _LEAST_CAP <= softcap <= _MOST_CAP:
+        raise ValueError(
+            f"softcap={softcap!r}: expected the bound of the logits, a number above 0 that float32 holds as Gemma 2's 50.0, or "
+            "None"
+        )
 
 
 def visible(

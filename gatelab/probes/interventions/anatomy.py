@@ -13,6 +13,7 @@ from torch import nn
 
 from ...models.model import Model
 from ...nn.attention import GatedAttention
+from ..capture import refuse_shared
 
 
 @dataclass(frozen=True)
@@ -42,11 +43,13 @@ def anatomy(model: nn.Module) -> Anatomy:
     """Look a model over.
 
     Raises:
-        ValueError: a compiled model, one with two stacks, one in which nothing can be edited.
+        ValueError: a compiled model, heads that are shared among processes, a model with two stacks, one in which nothing can be
+            edited.
     """
     if any(hasattr(m, "_orig_mod") or getattr(m, "_compiled_call_impl", None) is not None for m in model.modules()):
         raise ValueError("this model is compiled and would ignore the edits; give and run the module that was compiled")
     own = [m for m in model.modules() if isinstance(m, GatedAttention)]
+    refuse_shared(own)
     if own:
         return _own(model, own)
     if not hasattr(model, "config") or not hasattr(model, "base_model"):

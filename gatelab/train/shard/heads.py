@@ -1,7 +1,7 @@
 """Attention of anyone's model shared out head by head: `tensor`'s layers alone, on a mesh of the user's; weights are DTensors.
 
-Notable: gradients are whole when a backward pass ends, so that whatever takes DTensors serves: torch's optimisers, its norm of
-gradients, its checkpoints, and `fully_shard` on another axis of the mesh. The layer computes with what lies on its rank.
+Notable: gradients are whole when a backward pass ends, so that whatever takes DTensors of one mesh serves: torch's optimisers, its
+norm of gradients, its checkpoints, and `fully_shard` on another axis of the mesh. The layer computes with what lies on its rank.
 """
 
 from collections.abc import Callable
@@ -26,7 +26,9 @@ def shard_heads(model: nn.Module, mesh: DeviceMesh, *, src_data_rank: int | None
     A rank then has some query heads, the kv heads that they read and both's gates, in `q_proj`, `k_proj`, `v_proj`, `o_proj`
     and `gates` under the names they had. Kv heads that are fewer than ranks lie whole on each, and so does what is of no head:
     gates that are averaged over heads, norms of one head. Parameters are DTensors of the mesh. The layer takes and returns what it
-    did, plain tensors that are whole and equal on all ranks; a cache of it needs the rank's own `n_kv_heads`.
+    did, plain tensors that are whole and equal on all ranks; a cache of it needs the rank's own `n_kv_heads`. With dropout, ranks
+    of equal seeds drop the same places of their own heads: where nothing outside of attention is drawn, give each a seed of its
+    own, `torch.manual_seed(seed + mesh.get_local_rank())`.
 
     Call it on every rank, before the optimiser is made, before `fully_shard` and before compilation.
 

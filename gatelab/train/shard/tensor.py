@@ -68,7 +68,7 @@ class PartOfLayer(nn.Module):
     group: ProcessGroup
     computes: bool
 
-    def forward(self, x: Tensor, *rest: Any, **named: Any) -> Tensor:
+    def forward(self, x_BTD: Tensor, *rest: Any, **named: Any) -> Tensor:
         """As the layer's own; the hidden state, a context and a relative bias enter it."""
         for name in ("context_BSD", "bias_BHTS"):
             if named.get(name) is not None:
@@ -78,7 +78,7 @@ class PartOfLayer(nn.Module):
             named["bias_BHTS"] = named["bias_BHTS"][:, first : first + self.n_heads]
         self.computes = True
         try:
-            part = super().forward(enter(x, self.group), *rest, **named)
+            part = super().forward(enter(x_BTD, self.group), *rest, **named)
         finally:
             self.computes = False
         return leave(part, self.group)
@@ -118,7 +118,9 @@ class _Attention:
                 if letter in self.heads:
                     self._hold(layer.sink, name, letter)
         if layer.hidden_H is not None:
-            layer.hidden_H = layer.hidden_H[self.heads["H"]]
+            own = self.heads["H"]
+            layer.hidden_H = layer.hidden_H[own]
+            layer.first_hidden_from = tuple(h - own.start for h in layer.first_hidden_from if own.start <= h < own.stop)
         layer.n_heads, layer.n_kv_heads = self._count("H"), self._count("G")
         layer.heads = Heads(layer.n_heads, layer.n_kv_heads, K, layer.layer, layer.heads.max_seq_len)
         if layer.sink is not None:
