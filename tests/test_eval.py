@@ -47,7 +47,7 @@ def run(place: Path) -> Iterator[Path]:
             train=TrainConfig(tokens=128 * 4, batch_size=2, seq_len=128),
             probe=ProbeConfig(times=1, sequences=1, eval_sequences=1),
         )
-        study = Study(name="one", question="?", cells={"": base}, arms=(Arm("gated", {}),), seeds=(0,), match=None)
+        study = Study(name="one", question="?", cells={"text": base}, arms=(Arm("gated", {}),), seeds=(0,), match=None)
         folder, _ = lab.run(study, place / "study")
         ((_, found),) = folder.planned()
         yield found.path
