@@ -13,11 +13,12 @@ from typing import Any
 
 from ..config import ConfigError, Run, canonical, validate
 from ..store import StudyFolder
+from .anomalies.gather import LOOKS
 from .confirmed import Course, seen_in
 from .digest import digest, table
 from .tasks import Key
 
-_NOT_THE_SETTING = ("seed", "probe", "ask")  # of a run
+_NOT_THE_SETTING = ("seed", *LOOKS)  # of a run
 _CURVES = ("val_loss", "first_token_mass")  # of the table of curves; the others are courses
 
 

@@ -19,10 +19,10 @@ and `training-length` of gatelab/analysis/hypotheses.py.
 
 from gatelab import Arm, Run, Study, override
 from gatelab.studies.gates_on_tasks import recipe
+from gatelab.studies.tasks_causes import ARMS
 
 FRESH = tuple(range(13, 21))
 LOOKS, STEPS = 10, 3000
-GATE = "sdpa-headwise"
 RATES = (3e-4, 1e-3, 3e-3)
 _THERE = recipe(tasks=("cite",), sizes={}, easy=RATES).cells
 
@@ -40,40 +40,13 @@ study = Study(
     about={f"cite {lr:g}": f"The task cite of two documents, AdamW at {lr:g}, {LOOKS} looks." for lr in RATES}
     | {"longer cite 0.001": f"The same at 0.001 with twice the tokens, {LOOKS} looks."},
     arms=(
-        Arm("none", {"model.gate": "none"}, "no gate"),
-        Arm(
-            "scaled",
-            {"model.gate": "none", "model.init": "scaled"},
-            "no gate; what writes to the residual stream begins at 0.35",
-            control=True,
-        ),
-        Arm(
-            "static",
-            {"model.gate": "sdpa-headwise-static"},
-            "headwise gate from 0.5 that is the same for every token",
-            control=True,
-        ),
-        Arm("sdpa-headwise", {"model.gate": GATE}, "G1, headwise, in every layer"),
+        *ARMS[:4],
         Arm("sdpa-elementwise", {"model.gate": "sdpa-elementwise"}, "G1, elementwise, in every layer"),
-        Arm(
-            "first-half",
-            {"model.gate": GATE, "model.gate_layers": (0, 1)},
-            "G1, headwise, in the first two layers of four alone",
-            control=True,
-        ),
-        Arm(
-            "last-half",
-            {"model.gate": GATE, "model.gate_layers": (2, 3)},
-            "G1, headwise, in the last two layers of four alone",
-            control=True,
-        ),
-        Arm("open", {"model.gate": f"{GATE}-bias-around=0.95"}, "G1, headwise, begun at 0.95"),
+        *ARMS[4:],
     ),
-    only={
-        "cite 0.0003": ("scaled", "sdpa-headwise", "sdpa-elementwise"),
-        "cite 0.003": ("scaled", "sdpa-headwise", "sdpa-elementwise"),
-        "longer cite 0.001": ("scaled", "sdpa-headwise", "sdpa-elementwise"),
-    },
+    only=dict.fromkeys(
+        ("cite 0.0003", "cite 0.003", "longer cite 0.001"), ("scaled", "sdpa-headwise", "sdpa-elementwise")
+    ),
     seeds=FRESH,
     match_unit=8,
     primary=("val_loss", "task_accuracy@1x"),

@@ -23,6 +23,37 @@ FRESH = tuple(range(18, 24))  # the screen has 0 to 4, its confirmation 5 to 12,
 LOOKS = 10  # in 6,000 steps; items are asked at the same steps
 GATE = "sdpa-headwise"
 
+# What each asks is said above; of four layers.
+ARMS = (
+    Arm("none", {"model.gate": "none"}, "no gate"),
+    Arm(
+        "scaled",
+        {"model.gate": "none", "model.init": "scaled"},
+        "no gate; what writes to the residual stream begins at 0.35",
+        control=True,
+    ),
+    Arm(
+        "static",
+        {"model.gate": "sdpa-headwise-static"},
+        "headwise gate from 0.5 that is the same for every token",
+        control=True,
+    ),
+    Arm("sdpa-headwise", {"model.gate": GATE}, "G1, headwise, in every layer"),
+    Arm(
+        "first-half",
+        {"model.gate": GATE, "model.gate_layers": (0, 1)},
+        "G1, headwise, in the first two layers of four alone",
+        control=True,
+    ),
+    Arm(
+        "last-half",
+        {"model.gate": GATE, "model.gate_layers": (2, 3)},
+        "G1, headwise, in the last two layers of four alone",
+        control=True,
+    ),
+    Arm("open", {"model.gate": f"{GATE}-bias-around=0.95"}, "G1, headwise, begun at 0.95"),
+)
+
 study = Study(
     name="tasks-causes",
     question="Where a headwise gate after attention lowers the loss of a task, is it that attention begins with half its output, "
@@ -36,35 +67,7 @@ study = Study(
     about={
         f"{where} {task}": f"The task {task}, {where}, 1m, AdamW at 0.001, {LOOKS} looks." for where, task in SETTINGS
     },
-    arms=(
-        Arm("none", {"model.gate": "none"}, "no gate"),
-        Arm(
-            "scaled",
-            {"model.gate": "none", "model.init": "scaled"},
-            "no gate; what writes to the residual stream begins at 0.35",
-            control=True,
-        ),
-        Arm(
-            "static",
-            {"model.gate": "sdpa-headwise-static"},
-            "headwise gate from 0.5 that is the same for every token",
-            control=True,
-        ),
-        Arm("sdpa-headwise", {"model.gate": GATE}, "G1, headwise, in every layer"),
-        Arm(
-            "first-half",
-            {"model.gate": GATE, "model.gate_layers": (0, 1)},
-            "G1, headwise, in the first two layers of four alone",
-            control=True,
-        ),
-        Arm(
-            "last-half",
-            {"model.gate": GATE, "model.gate_layers": (2, 3)},
-            "G1, headwise, in the last two layers of four alone",
-            control=True,
-        ),
-        Arm("open", {"model.gate": f"{GATE}-bias-around=0.95"}, "G1, headwise, begun at 0.95"),
-    ),
+    arms=ARMS,
     seeds=FRESH,
     match_unit=8,
     primary=("val_loss", "task_accuracy@1x"),
