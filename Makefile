@@ -49,5 +49,5 @@ clean:
 	touch .venv/installed $@
 
 .venv/installed-slow: .venv/installed-test
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,eval,ray,object]' 'moto[server,s3]==5.2.5'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,eval,ray,object]' 'moto[server,s3]'
 	touch $@
