@@ -60,6 +60,9 @@ BLOCKS = {
     "contexts-350m": Block(_gates(*_THREE, size="1024x24x8x50304", tokens=32_768, context=4096, gib=38.5), turn_s=1.3),
     "contexts-moe": Block(_gates(*_THREE, size="moe-480m", tokens=16_384, context=4096, gib=19), turn_s=1.0),
     "attention-33m": Block((Trained(**_33M), Trained(**_33M, attention="auto"))),
+    "recompute-350m": Block(tuple(
+        Trained("1024x24x8x50304", 32_768, gib, recompute=how) for how, gib in (("none", 38.5), ("layer", 20))
+    ), rounds=4),
     "packed-33m": Block(tuple(
         Trained(**_33M, gate=gate, packed=is_packed) for gate in _THREE[:2] for is_packed in (True, False)
     )),

@@ -14,10 +14,12 @@ import torch
 from warm_processes import Bounds, Facts, Process, one_at_a_time
 
 from gatelab.bench.benchmark import device_name, pick_device
+from gatelab.bench.held_training import Unstacked
 from gatelab.bench.plan import TrainPlan
-from gatelab.bench.train import _Arm, _arm, _group, _peer, _runs
+from gatelab.bench.train import _Arm, _arm, _peer, _runs
 from gatelab.config.base import ConfigError, validate
 from gatelab.config.model import ModelConfig
+from gatelab.config.run import Recompute
 from gatelab.record import Step
 from gatelab.train.cost import model_flops_per_token
 from gatelab.train.group import Group
@@ -40,12 +42,17 @@ class Trained:
     packed: bool = True
     runs: int = 1
     is_captured: bool = True
+    recompute: Recompute = "none"
 
     @property
     def name(self) -> str:
         """What no other configuration of a block is called."""
         parts = [self.size, *([f"{self.runs} runs"] if self.runs > 1 else []), f"{self.context}", f"{self.tokens}"]
-        flags = (("apart", not self.packed), ("compiled only", not self.is_captured))
+        flags = (
+            ("apart", not self.packed),
+            ("compiled only", not self.is_captured),
+            ("recomputed", self.recompute == "layer"),
+        )
         return " ".join([*parts, self.gate, self.attention, *(word for word, is_so in flags if is_so)])
 
 
@@ -67,7 +74,9 @@ def planned(trained: Trained, device: str) -> tuple[TrainPlan, _Arm]:
 def begun(trained: Trained, device: str) -> tuple[Group, ModelConfig]:
     """The group that trains a configuration, and its model."""
     plan, arm = planned(trained, device)
-    return _group(plan, arm), arm.model
+    runs, execution = _runs(plan, arm)
+    group = Group if trained.is_captured else Unstacked
+    return group(runs, execution.model_copy(update={"recompute": trained.recompute})), arm.model
 
 
 def warmed(trained: Trained, device: str) -> tuple[Group, ModelConfig, Iterator[Step]]:
