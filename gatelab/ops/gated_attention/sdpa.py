@@ -105,6 +105,10 @@ def _attend(
             power = 2.0 ** round(math.log2(scale))
             q_BTHK, scale = q_BTHK * (scale / power), power
         key_BSH = bias_BSH.detach() if needs_sums else bias_BSH
+        if is_forget:
+            # Counted from a query in the middle: the two sums that a dot product takes from each other are then shorter, and
+            # so is what it rounds. Nothing depends on where they are counted from.
+            key_BSH = key_BSH - key_BSH[:, S - 1 - T // 2 : S - T // 2].detach()
         own_BTH = key_BSH[:, S - T :] if is_forget else torch.zeros_like(key_BSH[:, :1])
         q_BTHK, k_BSGK, v_BSGK = _with_bias(q_BTHK, k_BSGK, v_BSGK, -own_BTH / scale, key_BSH / scale)
     q_BHTK, k_BGSK, v_BGSK = (aligned(t).transpose(1, 2) for t in (q_BTHK, k_BSGK, v_BSGK))
