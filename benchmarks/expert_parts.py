@@ -1,6 +1,7 @@
 """Of a block with experts that two GPUs share, what each part takes; and, without a GPU, what each part does.
 
     torchrun --standalone --nproc-per-node 2 benchmarks/expert_parts.py --context 4096 --sequences 8 --out parts.json
+    python benchmarks/expert_parts.py --played --context 4096 --sequences 8 --out played.json
     python benchmarks/expert_parts.py --count
 
 Timed are one block and its parts, forward and backward, as they are written and compiled, with random tokens and routers as they
@@ -8,6 +9,7 @@ begin: milliseconds by the device's clock, the kernels' own time (the rest of it
 waited. Counted, on one process that plays two, are the operations that torch calls; the bytes a token that they read and write,
 but for products' and for what does not grow with tokens; those that are kept for the backward pass, and sent; the waits; and how
 uneven the ranks' rows are. On a CPU the times mean nothing, and norms are counted apart, which are one kernel on a GPU.
+With `--played` one GPU plays both ranks of the trainer's whole step, all but the wire (`expert_step`), and of the parts.
 """
 
 import argparse
@@ -21,6 +23,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import expert_step
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -303,8 +306,19 @@ def timed(args: argparse.Namespace, part: Part, device: torch.device) -> dict[st
     return found
 
 
+def times_of(args: argparse.Namespace, device: torch.device, *, tells: bool) -> dict[str, dict[str, float]]:
+    """Of each part, between this rank and the other."""
+    found = {}
+    for name, part in parts_of(args, make_mesh(ParallelConfig(ep=2), 2, device, 300.0), device).items():
+        found[name] = timed(args, part, device)
+        if tells:
+            words = "  ".join(f"{k} {v:.3f}" for k, v in found[name].items())
+            print(f"{name:42} {words}", flush=True)
+    return found
+
+
 def main() -> None:
-    """Counts, or times of two ranks."""
+    """Counts, or times of two ranks, or of one that plays both."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--size", default="moe-480m")
     parser.add_argument("--context", type=int, default=4096)
@@ -312,31 +326,52 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--device", default="cuda", choices=["cpu", "cuda"])
     parser.add_argument("--count", action="store_true", help="on one process, without a GPU")
+    parser.add_argument("--played", action="store_true", help="whole steps too, on one process that plays two")
+    parser.add_argument("--arms", default="captured,blocks,ep,ep busier", help="with --played: of these and whole")
+    parser.add_argument("--no-parts", action="store_true", help="with --played: whole steps only")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     if SIZES[args.size].model.moe is None:
         parser.error(f"--size {args.size} has no experts; take one that has, such as moe-480m")
+    arms = tuple(args.arms.split(","))
+    if unknown := [name for name in arms if name not in expert_step.ARMS]:
+        parser.error(f"--arms {unknown[0]}: take some of {', '.join(expert_step.ARMS)}, joined by commas")
+    if args.count and args.played:
+        parser.error("--count and --played are two questions; take one of them")
     torch.manual_seed(0)
+    device, is_writer = torch.device(args.device), True
+    about = {"size": args.size, "torch": torch.__version__}
     if args.count:
-        found, is_writer = count(args) | {"busier rank": loads(args)}, True
+        found = {"parts": count(args) | {"busier rank": loads(args)}}
+        dist.destroy_process_group()
+    elif args.played:
+        model, peer = SIZES[args.size].model.model_copy(update={"max_seq_len": args.context}), expert_step.Peer()
+        about |= {"context": args.context, "sequences": args.sequences, "device": expert_step.device_name(device.type)}
+        with expert_step.played(peer):
+            asked = expert_step.Asked(model, args.context, args.sequences, device, args.rounds, arms)
+            found = expert_step.measured(asked, peer)
+            if not args.no_parts:
+                write(args.out, about | found)
+                peer.is_busier = False
+                found["parts"] = times_of(args, device, tells=True)
     else:
-        device = torch.device(args.device)
         ranks = join(device, 300.0)
         if ranks.world != 2:
             parser.error(
-                f"{ranks.world} process(es): torchrun --standalone --nproc-per-node 2 starts the two that share experts"
+                f"{ranks.world} process(es): torchrun --standalone --nproc-per-node 2 starts the two that share experts; "
+                "--played needs but one"
             )
-        mesh, found, is_writer = make_mesh(ParallelConfig(ep=2), 2, device, 300.0), {}, ranks.is_writer
-        for name, part in parts_of(args, mesh, device).items():
-            found[name] = timed(args, part, device)
-            if is_writer:
-                words = "  ".join(f"{k} {v:.3f}" for k, v in found[name].items())
-                print(f"{name:42} {words}", flush=True)
-    if is_writer and args.out is not None:
-        args.out.write_text(
-            json.dumps({"size": args.size, "torch": torch.__version__, "parts": found}, indent=1) + "\n"
-        )
-    dist.destroy_process_group()
+        is_writer = ranks.is_writer
+        found = {"parts": times_of(args, device, tells=is_writer)}
+        dist.destroy_process_group()
+    if is_writer:
+        write(args.out, about | found)
+
+
+def write(out: Path | None, found: dict[str, object]) -> None:
+    """What there is so far."""
+    if out is not None:
+        out.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":
