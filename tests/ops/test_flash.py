@@ -311,7 +311,12 @@ def test_auto_is_the_own_kernels_where_they_were_faster(monkeypatch: pytest.Monk
     def chosen(head_dim: int, n: int, **changes: object) -> str:
         return choose("auto", Softmax(), a_call(head_dim=head_dim, n_queries=n, n_keys=n, **changes))
 
-    assert chosen(64, 512) == chosen(32, 2048) == chosen(32, 300, is_causal=False) == "short"
+    def gated(n: int, gate: str) -> str:
+        return chosen(64, n, gate=GateSpec.parse(gate))
+
+    assert gated(512, "sdpa-headwise") == chosen(32, 2048) == chosen(32, 300, is_causal=False) == "short"
+    assert gated(256, "sdpa-elementwise") == chosen(64, 256, gate=None) == "short"
+    assert gated(513, "sdpa-headwise") == gated(257, "sdpa-elementwise") == chosen(64, 257, gate=None) == "flash-lean"
     assert chosen(64, 513) == chosen(32, 2049) == chosen(128, 64) == chosen(48, 64) == "flash-lean"
     assert chosen(64, 512, window=8) == chosen(32, 64, extras=("mask_BTS",)) == "sdpa"
     assert choose("auto", Softmax(), a_call(head_dim=64, n_queries=1, n_keys=64)) == "sdpa"
