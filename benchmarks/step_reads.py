@@ -50,7 +50,8 @@ class Rests:
 
 
 def ms_a_step(steps: Iterator[Step], group: Group, *, seconds: float, host_ms: float) -> float:
-    """Of a turn, which ends with nothing under way on the device."""
+    """Of a turn, which begins and ends with nothing under way on the device: so many steps are computed as are given."""
+    wait(group.device)
     start, n = time.perf_counter(), 0
     while n < _LEAST_STEPS or time.perf_counter() - start < seconds:
         next(steps)
