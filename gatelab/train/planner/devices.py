@@ -1,26 +1,42 @@
-"""What a GPU does in a second, as measured or as published, and the three constants that measured steps have set.
+"""What a GPU does in a second, as measured or as published, and the constants that measured steps and their profiles have set.
 
 Notable: the rates of a product, a copy and attention on H100 and H200 are measurements of this project; an A100's are what its
 maker states times an H100's share of what its maker states. Links are the makers' numbers, so that what they give is the least
-that communication can take; steps of three meshes of two GPUs were timed (`measured`).
+that communication can take; steps of three meshes of two GPUs were timed (`measured`). What meshes with experts add was measured
+on one GPU that plays both ranks ("played" below: `benchmarks/expert_parts.py --played`, `moe-480m`, 12 layers, 8 sequences of 4,096
+tokens, one H200, torch 2.11.0+cu130, code of 9d3cc8a; benchmarks/results/expert_parts_h200_2026-11.json).
 """
 
 from dataclasses import dataclass
 from math import log2
 
-# Set by three of the measured steps (`measured` says which): the share of a large product's rate that layers' products reach, that
-# of grouped products of whole tiles, and how often a byte that is kept for the backward pass is moved in a step.
-PRODUCTS, EXPERTS, MOVED = 0.945, 0.49, 4.2
+# Set by two of the measured steps (`measured` says which): the share of a large product's rate that layers' products reach, and
+# how often a byte that is kept for the backward pass is moved in a step.
+PRODUCTS, MOVED = 0.945, 4.2
+# Of whole tiles the share of a large product's rate that grouped products reach, by an expert's channels, from two profiles.
+# 1,408: 34.2 ms of kernels (played, `captured`). 168: of 17.7 ms of products those that are not planned for layers, head and
+# router (`moe-80m`, H100; benchmarks/results/training_h100_2026-11.md).
+EXPERTS: dict[int, float] = {168: 0.52, 1408: 0.757}
+# The same of a router's products, which are float32: 2.65 ms of kernels (played, `captured`), whose tiles are of 32 experts by
+# their names.
+ROUTER, ROUTER_TILE = 0.037, 32
 # By count: the row of a token and a choice is gathered, put back, weighted and summed, and so are its gradients.
 MOVED_PAIRS = 11
-# By count (benchmarks/expert_parts.py), on meshes. Where experts are shared out each of those rows is put into the order of experts
-# and back where it came to, and so is its gradient, 8 moves; and routers, which are not compiled, read a token's channels in
-# float32: so many bytes a channel to make them, to round their gradient and to add it.
-MOVED_ON_THE_WAY, ROUTED = 8, 18
-# Seconds that a GPU stands still when a host has waited for it, taken as what a host needs to launch a layer's forward pass: a
-# third of what 4 layers more took of a compiled step that was not captured (H200, from 8.17 ms of 4 small layers to 11.83 of 8;
-# benchmarks/results/training_h200_2026-11.md). What a wait itself takes was not timed.
-WAIT = 0.3e-3
+# On meshes, by kernels' time at a copy's rate. Where experts are shared out, moves of each of those rows beside what blocks of
+# whole experts do: 8.1 ms (played, `ep` over `blocks`, less 3.0 of copies that stand for the wire). By count 8 are its way into
+# the order of experts and back, and its gradient's; the others are gathers and sums that are not compiled into one. And around
+# a router, which is not compiled, bytes a channel of a token: 3.0 ms (played, `blocks` over `captured`); by count 18 are its
+# float32.
+MOVED_ON_THE_WAY, ROUTED = 22, 32
+# How many rows the busier of two ranks has for each that it would have were all alike: twice its share of 0.58 (played, `ep
+# busier`, routers as they begin, on random tokens; trained ones were not measured). Of more ranks the busiest has no less.
+UNEVEN = 1.17
+# Seconds a layer with experts that a GPU stands still where kernels are launched one by one: 7.8 ms a step, 1.8 of a captured
+# one (played, `blocks` and `captured`).
+LAUNCHED = 0.5e-3
+# Seconds that a GPU stands still when a host has waited for it: 3.3 ms more in a step of 12 waits (played, `ep` over `blocks`;
+# `ep busier` 3.6). One rank that is late for another was not measured.
+WAIT = 0.28e-3
 # Channels of an expert that a grouped product takes at a time; a part of it costs as much as the whole.
 TILE = 128
 
@@ -83,3 +99,10 @@ def attention_seconds(flops: float, device: Device, *, head_dim: int, length: in
     forward, backward = ((1 - share) * a + share * b for a, b in zip(table[2**low], table[2 ** (low + 1)], strict=True))
     one = flops / 3 / device.attention / 1e12
     return one / forward, 2.5 * one / backward
+
+
+def experts_rate(channels: int) -> float:
+    """The share of a large product's rate that grouped products of whole tiles reach; between the measured ones by logarithm."""
+    (few, low), (many, high) = sorted(EXPERTS.items())
+    at = log2(min(max(channels, few), many) / few) / log2(many / few)
+    return (1 - at) * low + at * high

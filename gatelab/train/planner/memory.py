@@ -4,11 +4,12 @@ Notable: states are exact, and so are gathered weights; activations are `train.c
 compiled code does not keep: float32 copies of what gates multiply, which are computed again, the output before a gate that is
 recovered from the one after it (`flash-lean`), the experts' outputs in float32, and, where steps are not captured, as on meshes,
 SiLU of a SwiGLU's gate, computed again (compiled blocks keep three tensors of the FFN's width, counted on CPUs; captured steps
-held no less than four, `measured`). Where tensor ranks exchange within compiled blocks, what a block keeps is what it read and
-the sums that it received, two or three tensors of the model's width, and all else is computed again in the backward pass (torch
-2.11 on H200s, by a record of every allocation; on CPUs torch 2.13 keeps the rest too, and plans of such meshes are too low by
-it). Left out: the allocator's waste, workspaces,
-NCCL's buffers and the driver's share.
+held no less than four, `measured`). There routers, which are not compiled, keep what they read in float32, and where experts are
+shared out the busier rank has more rows (benchmarks/results/expert_parts_h200_2026-11.json). Where tensor ranks exchange within
+compiled blocks, what a block keeps is what it read and the sums that it received, two or three tensors of the model's width, and
+all else is computed again in the backward pass (torch 2.11 on H200s, by a record of every allocation; on CPUs torch 2.13 keeps
+the rest too, and plans of such meshes are too low by it). Left out: the allocator's waste, workspaces, NCCL's buffers and the
+driver's share.
 """
 
 from dataclasses import dataclass
@@ -20,10 +21,13 @@ from ...config.model import ModelConfig
 from ...config.objective import Objective
 from ...config.run import default_objective
 from ..cost import training_bytes
+from .devices import UNEVEN
 from .mesh import Mesh, numel, of_rank, parts
 
 # Bytes of logits that are there at a time (`gatelab.ops.linear_cross_entropy`).
 LOGITS = 512 * 2**20
+# Tensors of an expert's channels that eager torch keeps of a row, as `train.cost` counts them.
+CHANNELS = {"swiglu": 4, "clamped_swiglu": 7}
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,11 @@ def memory(
     kept, recomputed = activations(of_rank(model, mesh.tp), context, objective, is_captured=mesh.gpus == 1)
     if mesh.tp > 1 and model.moe is None:
         kept = recomputed + _received(model, context, objective)
+    if mesh.ep > 1:
+        # Of all layers, and where each is computed again of one.
+        rank = of_rank(model, mesh.tp)
+        more, n_layers = _more_rows(rank, context, objective), sum(map(model.depth, model.architecture.stacks))
+        kept, recomputed = kept + more, recomputed + more // n_layers
     held = 4 * n if n_parts > 1 or mesh.is_sharded else 0
     forward = Memory(
         weights=4 * n,
@@ -95,11 +104,27 @@ def activations(model: ModelConfig, context: int, objective: Objective | None, *
             block = sum((length + model.registers) * _gate_bytes(model, g) for g, length in gates)
             if model.moe is not None:
                 block -= (n + model.registers) * 2 * model.moe.top_k * model.d_model
+                if not is_captured:
+                    block += (n + model.registers) * (4 * model.d_model - 2 * _recomputed_silu(model))
             elif model.mlp == "swiglu" and not is_captured:
                 block -= (n + model.registers) * 2 * model.d_ff
             blocks.append(block)
         more, largest = more + sum(blocks), max(largest, max(blocks), key=abs)
     return bare.activations + more, bare.recomputed + largest
+
+
+def _recomputed_silu(model: ModelConfig) -> int:
+    """Numbers of a token's pairs that compiled code computes again."""
+    moe = model.moe
+    return moe.top_k * moe.d_expert if moe.activation.kind == "swiglu" else 0
+
+
+def _more_rows(model: ModelConfig, context: int, objective: Objective | None) -> int:
+    """Bytes of one sequence's rows, as experts read them and of their channels, that the busier rank keeps beyond an even share."""
+    moe, read = model.moe, lengths(model, context, objective)
+    vectors = sum(model.depth(s) * (n + model.registers) for s, n in zip(model.architecture.stacks, read, strict=True))
+    a_token = moe.top_k * (model.d_model + CHANNELS[moe.activation.kind] * moe.d_expert) - _recomputed_silu(model)
+    return int((UNEVEN - 1) * 2 * vectors * a_token)
 
 
 def _received(model: ModelConfig, context: int, objective: Objective | None) -> int:
