@@ -190,6 +190,10 @@ CLAIMS: tuple[Claim, ...] = (
         )
         for gate in GATES
     ),
+    Claim(f"{_SPARSE} (headwise, in a short run)", PAPER, "text-start-masked", "share of scores below 0.1: more than half",
+          level("gate_below", "g1-headwise", cells=("prose normal",)), MOST,
+          ("documents not kept apart, of two versions of the code (of text-rates)",
+           elsewhere("text-rates", level("gate_below", "g1-headwise", cells=("prose lr0.001",))))),
     Claim("elementwise scores are sparser than headwise ones", PAPER, _TOY, "mean score, elementwise minus headwise: below 0",
           difference("gate_mean", ELEMENTWISE, HEADWISE), _BELOW,
           ("seeds that keep the sink with the elementwise gate", difference("gate_mean", ELEMENTWISE, HEADWISE, keeping=True))),

@@ -82,6 +82,7 @@ _FIRST = tuple((f"{n}-layer-bos-lr0.002", f"{n}-layer-plain-lr0.002") for n in (
 _LOST = "of the seeds with an ungated sink, those without one: more than half"
 _KEPT = "of the seeds with an ungated sink, those with one: more than half"
 _POINT = "1-layer-bos-lr0.002"
+_SHORT, _BEGUN = "text-start-masked", ("prose normal",)
 _SINK_LOGIT = (
     "sink logit (of backcopy-causes)",
     elsewhere("backcopy-causes", difference("val_loss", "sink-logit", "none", "nats", cell=_POINT)),
@@ -117,6 +118,15 @@ CLAIMS: tuple[Claim, ...] = (
           Region(high=-NOTHING), _SINK_LOGIT),
     Claim(f"{_LOSS} (elementwise)", PAPER, "gates-on-text", _LOWER, effect("val_loss", "g1-elementwise", "nats"),
           Region(high=-NOTHING), ("sink logit", effect("val_loss", "sink-logit", "nats"))),
+    Claim(f"{_LOSS} (headwise, text, in a short run)", PAPER, _SHORT, _LOWER,
+          effect("val_loss", "g1-headwise", "nats", cells=_BEGUN), Region(high=-NOTHING),
+          ("both begun at a quarter, documents not kept apart (of text-start)",
+           elsewhere("text-start", effect("val_loss", "g1-headwise", "nats")))),
+    Claim("a gate after attention lowers massive activations (headwise, text, in a short run)", PAPER, _SHORT,
+          "largest activation, mean over layers, arm minus no gate: below 0",
+          effect("massive_max", "g1-headwise", cells=_BEGUN), Region(high=0.0),
+          ("both begun at a quarter, documents not kept apart (of text-start)",
+           elsewhere("text-start", effect("massive_max", "g1-headwise")))),
     *(
         Claim(f"{_LOSS} ({gate})", PAPER, "gates-on-tasks", _LOWER, effect("val_loss", arm, "nats", where=[LOSS]),
               Region(high=-NOTHING), ("sink logit", effect("val_loss", SINK_LOGIT, "nats", where=[LOSS])))

@@ -3,7 +3,8 @@
 The setting is one in which sinks were seen to form within 600M tokens: heads of 128 channels, no q/k-norm, a BOS token
 at position 0 of every sequence, of which a quarter hold the end of a document. Attention stays within a document
 (`data.document_mask`), here and in the studies that take up this setting; the rows of `docs/results/` are older and of sequences
-in which it did not (`data.document_mask=false`), other runs than these. Give it a corpus of your own, and say what it is:
+in which it did not (`data.document_mask=false`), other runs than these, but for
+`text-start-masked`. Give it a corpus of your own, and say what it is:
 
     gatelab run sinks-on-text data.paths=a.bin.xz,b.bin.xz data.val_paths=val.bin data.about='old English prose'
 """
