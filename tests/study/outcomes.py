@@ -9,11 +9,14 @@ import os
 import platform
 import shutil
 import subprocess
+from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from gatelab.study.code import code_hash
 
 RECORD = Path(__file__).parents[2] / "benchmarks" / "results" / "conformance_2026-11.json"
 ASKED = "GATELAB_CONFORMANCE"
@@ -26,7 +29,8 @@ def row_of(test: str) -> str:
 
 
 def read_record() -> dict[str, Any]:
-    """`cells` by test and place: passed, failed, or why it was skipped; `versions` of what they ran on."""
+    """`cells` by test and place: passed, failed, or why it was skipped; `versions` of what they ran on, the day and the package's
+    digest of the last cell that was written."""
     return json.loads(RECORD.read_text(encoding="utf-8"))
 
 
@@ -44,6 +48,7 @@ def note(item: pytest.Item, report: pytest.TestReport) -> None:
     cells = {row: record["cells"][row] for row in names if row in record["cells"]}
     record["cells"] = {row: {p: cell[p] for p in _PLACES if p in cell} for row, cell in cells.items()}
     record["versions"] = _versions()
+    record["date"], record["code"] = date.today().isoformat(), code_hash()
     RECORD.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
