@@ -6,6 +6,7 @@ the files by `gatelab find docs/results --claims`. What gates are said to be goo
 `claims_of_use.py`.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -259,6 +260,16 @@ those of the runs of `gatelab run sinkless-seeds`, whose folder is not kept. Lin
 seeds 0 to 4 of all cells; what eight fresh seeds of eight cells say, `conflict` among them, is on that page. Other files are of the
 commands that their pages name.
 """.splitlines()
+_VERDICTS = ("supported", "refuted", "undecided")
+_SUMMARY = (
+    "Counts of lines by claim, without its arm, setting and bound, those with a decided line first. Lines of one claim can share",
+    "runs: they are no votes. Each line stands below with its bound, number and interval.",
+    "",
+    "| claim | source | supported | refuted | undecided |",
+    "|---|---|---|---|---|",
+)
+# What a claim's words end at: its arm or cell in brackets, a bound, a condition.
+_ARM, _BOUND = re.compile(r" \([^()]*\)$"), re.compile(r"[,:] | by more than | where each arm ")
 _COLUMNS = (
     "| claim | source | the number, and where it should lie | measured | control | at this scale |",
     "|---|---|---|---|---|---|",
@@ -267,9 +278,11 @@ _COLUMNS = (
 
 def page(entries: Sequence[Entry]) -> Iterator[str]:
     """The ledger as Markdown, a line each, what is decided first."""
-    counts = ", ".join(f"{sum(e.verdict == v for e in entries)} {v}" for v in ("supported", "refuted", "undecided"))
+    counts = ", ".join(f"{sum(e.verdict == v for e in entries)} {v}" for v in _VERDICTS)
     not_run = sum(not e.is_run for e in entries)
     yield "# Claims, and what the results here say to them"
+    yield ""
+    yield from _summary(entries)
     yield ""
     yield from _HEAD
     yield ""
@@ -277,6 +290,20 @@ def page(entries: Sequence[Entry]) -> Iterator[str]:
     for title, decided in (("Decided", True), ("Undecided", False)):
         yield from ("", f"## {title}", "", *_COLUMNS)
         yield from (_row(e) for e in entries if (e.verdict != "undecided") is decided)
+
+
+def _summary(entries: Sequence[Entry]) -> Iterator[str]:
+    groups: dict[str, list[Entry]] = {}
+    name = ""
+    for e in entries:
+        # "… and" goes on with the claim above it.
+        name = name if e.claim.startswith("…") else _BOUND.split(_ARM.sub("", e.claim))[0]
+        groups.setdefault(name, []).append(e)
+    yield from _SUMMARY
+    for name, lines in sorted(groups.items(), key=lambda g: all(e.verdict == "undecided" for e in g[1])):
+        sources = "; ".join(dict.fromkeys(e.source for e in lines))
+        numbers = [sum(e.verdict == v for e in lines) for v in _VERDICTS]
+        yield f"| {name} | {sources} | {' | '.join(str(n) if n else '' for n in numbers)} |"
 
 
 def _row(e: Entry) -> str:

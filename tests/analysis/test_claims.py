@@ -16,7 +16,7 @@ from gatelab.analysis.claim_tests import (
     over_share,
     share_with_sink,
 )
-from gatelab.analysis.ledger_of_claims import CLAIMS, judged, page
+from gatelab.analysis.ledger_of_claims import CLAIMS, Entry, judged, page
 from gatelab.analysis.room import LOSS, MOVED, Room, accurate, has_room, solved
 from gatelab.analysis.stated_tests import cost, excess, quotient, stated, unread
 from gatelab.cli import _status
@@ -195,6 +195,34 @@ def test_a_claim_without_rows_says_what_would_make_them(tmp_path):
         judged(tmp_path, claims)
     (tmp_path / "later" / "effects.csv").write_text(EFFECTS, encoding="utf-8")
     assert judged(tmp_path, claims)[0].is_run
+
+
+def test_a_claim_has_one_row_of_counts_without_its_arm_setting_and_bound():
+    said = (
+        ("gates help citation, by more than 0.01 nats (headwise)", "undecided"),
+        ("gates help citation by more than 0.01 nats where each arm has its own rate (encoder, headwise)", "refuted"),
+        ("gates help most after attention (G1): by more than 0.01 nats more than before", "undecided"),
+        ("a sink can be cut out, for at most 0.02 nats", "supported"),
+        ("… and for at most 0.02 nats beside the model as it was", "refuted"),
+        ("gates help citation (elementwise)", "refuted"),
+    )
+    entries = [Entry(words, f"source {i % 2}", "p", "", "", "", verdict) for i, (words, verdict) in enumerate(said)]
+    lines = list(page(entries))
+    first = lines.index("|---|---|---|---|---|") + 1
+    assert lines[first : first + 4] == [
+        "| gates help citation | source 0; source 1 |  | 2 | 1 |",
+        "| a sink can be cut out | source 1; source 0 | 1 | 1 |  |",
+        "| gates help most after attention (G1) | source 0 |  |  | 1 |",
+        "",
+    ]
+
+
+def test_every_line_is_counted_in_one_row():
+    stored = (RESULTS / "claims.md").read_text(encoding="utf-8").splitlines()
+    first = stored.index("|---|---|---|---|---|") + 1
+    rows = [line.split("|")[1:-1] for line in stored[first : stored.index("", first)]]
+    assert len({row[0] for row in rows}) == len(rows) <= 45
+    assert sum(int(n) for row in rows for n in row[2:] if n.strip()) == len(CLAIMS)
 
 
 def test_what_is_left_unread_is_the_most_that_costs_little(folder):
