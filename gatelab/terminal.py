@@ -31,6 +31,7 @@ _PLAIN = {"·": ".", "▶": ">", "✓": "+", "≁": "~", "✗": "x", "‖": "="}
 _WITHOUT_WEIGHTS = ("failed", "oom", "timeout", "lost", "disk-full", "damaged")
 _WORD = 30  # letters of a word that a column does not break
 _NO_EDGE = 1000
+_NO_DIFFERENCE = ("equivalent", "unclear", "untestable")  # verdicts
 _LINE_S = 10.0  # between two lines of progress where there is no terminal
 
 
@@ -172,14 +173,22 @@ def print_status(folder: StudyFolder) -> dict[str, int]:
     return counts
 
 
-def print_findings(findings: "list[Finding]", *, all_metrics: bool) -> None:
-    """One sentence a primary effect; the exploratory ones too when asked. What power has to say of several stands below them."""
+def print_findings(findings: "list[Finding]", *, all_metrics: bool, most: int | None = None) -> None:
+    """One sentence a primary effect; the exploratory ones too when asked. What power has to say of several stands below them. Where
+    more than `most` name no difference, those are counted."""
     from rich.console import Console
 
     from .analysis.say_power import in_common
 
     console = Console(soft_wrap=True)
     shown = [f for f in findings if f.primary or all_metrics]
+    counted = [f for f in shown if f.verdict in _NO_DIFFERENCE]
+    if most is not None and len(counted) > most:
+        n = len(shown)
+        shown = [f for f in shown if f.verdict not in _NO_DIFFERENCE]
+        each = [f"{k} {v}" for v in _NO_DIFFERENCE if (k := sum(f.verdict == v for f in counted))]
+        named = f"\neffects: {n - len(counted)} of {n} are named; of the others {', '.join(each)} (--all has each in a sentence)"
+        console.print(named, highlight=False, markup=False)
     for cell in dict.fromkeys(f.cell for f in shown):
         console.print(f"\n{cell}", style="bold", highlight=False, markup=False)
         here = [f for f in shown if f.cell == cell]

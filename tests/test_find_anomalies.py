@@ -107,6 +107,8 @@ def test_find_names_planted_anomalies_with_their_q(finished, capsys):
     for rule in ("sign-flip            d:", "worse-than-none      d:", "gate-collapse        shut:"):
         assert rule in out
     assert "5 of 5 runs with gated have a layer whose gate is shut nearly everywhere (q = 0.0" in out
+    assert out.index("anomalies (3 of ") < out.index("the held-out loss") < out.index("\nover cells")
+    assert "(untested)" not in out and "\nthe other tests" in find(capsys, finished.path, "--all")[1]
 
 
 def test_find_as_json_gives_effects_then_anomalies(finished, capsys):

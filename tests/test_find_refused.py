@@ -129,7 +129,11 @@ def test_a_study_whose_runs_name_no_version_is_analysed_and_says_so_once(tmp_pat
 def test_versions_are_told_where_no_anomalies_are_looked_for(tmp_path, capsys):
     folder = made(tmp_path / "out", arms=ARMS[1:], environment=lambda e: env())
     status, out, err = said(capsys, "find", folder.path)
-    assert status == 0 and "late " in out and "no anomalies were looked for" in err and err.count(UNKNOWN) == 1
+    why = "no anomalies were looked for: "
+    assert status == 0 and "late " in out and err.startswith(why) and err.count(UNKNOWN) == 1
+    page = lab.report(folder, lab.analyse(folder)).read_text(encoding="utf-8").partition("Verdicts</h2>")[0]
+    assert "No anomalies were looked for: anomalies are what a gate does against none, and its baseline gated has" in page
+    assert str(folder.path) not in page.partition("<body")[2]
 
 
 def test_two_versions_of_torch_in_a_comparison_are_flagged(tmp_path):

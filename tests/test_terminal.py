@@ -119,6 +119,11 @@ def test_secondary_findings_are_called_exploratory(capsys):
     assert capsys.readouterr().out.split("\n")[1:3] == ["toy", "  unclear     [b]It[/b] may be."]
     print_findings([finding, other], all_metrics=True)
     assert "  higher      (exploratory) [b]It[/b] may be." in capsys.readouterr().out
+    print_findings([finding] * 3 + [other], all_metrics=True, most=2)
+    out = capsys.readouterr().out
+    assert "effects: 1 of 4 are named; of the others 3 unclear (--all" in out and out.count("may be.") == 1
+    print_findings([finding] * 3, all_metrics=False, most=3)
+    assert capsys.readouterr().out.count("may be.") == 3
 
 
 @pytest.mark.parametrize(

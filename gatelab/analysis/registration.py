@@ -125,6 +125,17 @@ def declaration(rules: Sequence[Rule], study: dict[str, Any], fdr: float) -> dic
     }
 
 
+def ranges(seeds: Sequence[int]) -> str:
+    """`0, 1` of seeds; of three or more that follow one another `516..527`."""
+    spans: list[list[int]] = []
+    for seed in sorted(seeds):
+        if spans and seed == spans[-1][-1] + 1:
+            spans[-1].append(seed)
+        else:
+            spans.append([seed])
+    return ", ".join(f"{s[0]}..{s[-1]}" if len(s) > 2 else ", ".join(map(str, s)) for s in spans)
+
+
 def departures(declared: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """What is looked at now and was not declared before the runs: a sentence each."""
     out = []
@@ -134,10 +145,10 @@ def departures(declared: dict[str, Any], now: dict[str, Any]) -> list[str]:
     for key in ("baseline", "fdr"):
         if declared.get(key) != now[key]:
             out.append(f"not as declared before the runs: {key} is {now[key]}, was {declared.get(key)}")
-    added = [str(s) for s in now["seeds"] if s not in declared.get("seeds", now["seeds"])]
+    added = [s for s in now["seeds"] if s not in declared.get("seeds", now["seeds"])]
     if added:
         out.append(
-            f"seeds {', '.join(added)} were not declared before the runs: where they were added after a look, the share of"
+            f"seeds {ranges(added)} were not declared before the runs: where they were added after a look, the share of"
             " false discoveries is larger than it says; confirm on fresh ones"
         )
     return out

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from math import isfinite
 
+from .anomalies.alarm import Alarm
 from .architecture import NAME as ARCHITECTURE
 from .foresight import Foresight
 from .heterogeneity import Dependence
@@ -12,29 +13,41 @@ from .registration import Claim, Registration, Verdict
 from .verdicts import SILENT_UNITS, as_p, compact
 
 
-def hunted(hunt: Hunt, *, all_: bool = False) -> Iterator[str]:
-    """The anomalies with their q, then what holds over cells; with `all_` every test."""
-    tested = [a for a in hunt.screened.alarms if isfinite(a.p)]
-    untested = [a for a in hunt.screened.alarms if not isfinite(a.p)]
+def hunted(hunt: Hunt) -> Iterator[str]:
+    """What to know before reading, the anomalies with their q, and which rules could not be tested."""
+    n_tests = sum(isfinite(a.p) for a in hunt.screened.alarms)
     fdr = f"{hunt.screened.fdr:.0%}"
-    yield ""
-    yield f"anomalies ({len(hunt.screened.anomalies)} of {len(tested)} tests at a false-discovery rate of {fdr})"
+    yield f"anomalies ({len(hunt.screened.anomalies)} of {n_tests} tests at a false-discovery rate of {fdr})"
     for note in hunt.notes:
         yield f"  note: {note}"
     for a in hunt.screened.anomalies:
         yield f"  {a.rule:<20} {a.sentence} ({as_p('q', a.q)}, {as_p('p', a.p)}, {a.n_pairs} seeds{_left_out(a.notes)})"
     if not hunt.screened.anomalies:
         yield "  none seen; that is not proof of absence: `gatelab plan STUDY --pilot DIR` says what more seeds could see"
-    if untested:
-        few = sorted({a.rule for a in untested})
-        yield f"  not tested for want of seeds or spread: {', '.join(few)} ({len(untested)} tests; --all lists them)"
+    if few := not_tested(hunt.screened.alarms, "--all lists them"):
+        yield f"  {few}"
+
+
+def rest(hunt: Hunt, *, all_: bool = False) -> Iterator[str]:
+    """With `all_` every test that names no anomaly; what holds over cells, with `all_` every such test too."""
     if all_:
-        for a in sorted(tested, key=lambda a: a.p):
+        untested = [a for a in hunt.screened.alarms if not isfinite(a.p)]
+        yield ""
+        yield "the other tests"
+        for a in sorted((a for a in hunt.screened.alarms if isfinite(a.p)), key=lambda a: a.p):
             if a.verdict != "anomaly":
                 yield f"  {'(no) ' + a.rule:<25} {a.sentence} ({as_p('q', a.q)}, {as_p('p', a.p)})"
         for a in untested:
             yield f"  {'(untested) ' + a.rule:<25} {a.sentence}"
     yield from _over_cells(hunt, all_=all_)
+
+
+def not_tested(alarms: Iterable[Alarm], where: str) -> str:
+    """Which rules could not be tested, how often, and `where` each test is told; empty where all were."""
+    untested = [a for a in alarms if not isfinite(a.p)]
+    few = ", ".join(sorted({a.rule for a in untested}))
+    n = f"{len(untested)} test{'s' * (len(untested) != 1)}"
+    return f"not tested for want of seeds or spread: {few} ({n}; {where})" if untested else ""
 
 
 def _over_cells(hunt: Hunt, *, all_: bool) -> Iterator[str]:
@@ -54,12 +67,18 @@ def _over_cells(hunt: Hunt, *, all_: bool) -> Iterator[str]:
     if any(d.factor == ARCHITECTURE for d in depending):
         yield f"  the architecture stands for what varies with it alone: {', '.join(hunt.gathered.brought)}"
     yield from map(_depending, depending)
-    for s in hunt.spreads:
-        if all_ or s.q <= fdr:
+    if all_:
+        for s in hunt.spreads:
             yield (
                 f"  {s.cell}: with {s.arm} the {s.reading} spreads {s.ratio:.3g} times as much over {s.over}"
                 f" ({s.low:.3g} to {s.high:.3g}, {as_p('q', s.q)})"
             )
+        return
+    named = [s for s in hunt.spreads if s.q <= fdr]
+    for arm, reading, over in dict.fromkeys((s.arm, s.reading, s.over) for s in named):
+        own = [s for s in named if (s.arm, s.reading, s.over) == (arm, reading, over)]
+        each = ", ".join(f"{s.cell} {s.ratio:.3g}" for s in own)
+        yield f"  with {arm} the {reading} spreads so many times as much over {over} (q up to {fdr:g}): {each}"
 
 
 def _depending(d: Dependence) -> str:

@@ -7,12 +7,13 @@ from .causes import Card, Decision
 from .to_run import is_command
 
 _ORDER = ("supported", "refuted", "undecided")
+_FIRST = ("", "val_loss", "first_token_mass")  # readings of the cards on the loss and on sinks
 
 
 def explained(cards: Iterable[Card], *, all_: bool = False) -> Iterator[str]:
-    """The cards of the arms, those that are decided first, with their tests that say a number (in a line with it where one test is
-    all that a card rests on); of the others what they lack, with the commands under their numbers. With `all_` every test of
-    every card with its commands."""
+    """The cards of the arms, those on the loss and on sinks first, of these the decided, with their tests that say a number (in a
+    line with it where one test is all that a card rests on), those on the parts of a reading in a line; of the others what they
+    lack, with the commands under their numbers. With `all_` every test of every card with its commands."""
     cards = list(cards)
     if all_:
         yield from _in_full(cards)
@@ -21,7 +22,8 @@ def explained(cards: Iterable[Card], *, all_: bool = False) -> Iterator[str]:
     for study, cell, arm in dict.fromkeys((c.study, c.cell, c.arm) for c in cards):
         own = [c for c in cards if (c.study, c.cell, c.arm) == (study, cell, arm)]
         yield _titled(study, cell, arm)
-        for card in sorted((c for c in own if _has_numbers(c)), key=lambda c: _ORDER.index(c.verdict)):
+        numbered = [c for c in own if _has_numbers(c)]
+        for card in sorted((c for c in numbered if not _is_part(c)), key=_rank):
             told = [d for d in card.decisions if _is_said(d)]
             if len(told) == 1 and told[0].verdict == card.verdict:
                 of = f" of {card.reading}" if card.reading else ""
@@ -31,13 +33,37 @@ def explained(cards: Iterable[Card], *, all_: bool = False) -> Iterator[str]:
             yield _headed(card)
             for d in told:
                 yield f"    {_tested(d)}{_numbered(d, commands)}"
-        if not any(map(_has_numbers, own)):
+        yield from _parts([c for c in numbered if _is_part(c)])
+        if not numbered:
             yield "  nothing is decided"
     yield from _lacking(cards, commands)
     if commands:
         yield "\nwhat makes these rows (--all: every test with what makes its own)"
     for i, words in enumerate(commands.values(), 1):
         yield f"  [{i}] {max(words, key=len)}"
+
+
+def _rank(card: Card) -> tuple[bool, int]:
+    return card.reading not in _FIRST, _ORDER.index(card.verdict)
+
+
+def _is_part(card: Card) -> bool:
+    """Whether it is of a part of a reading, such as an octave of positions."""
+    return ":" in card.reading
+
+
+def _parts(cards: Sequence[Card]) -> Iterator[str]:
+    """The verdicts on the parts of each reading in a line."""
+    of: dict[str, dict[str, dict[str, list[str]]]] = {}  # {reading: {hypothesis: {verdict: parts}}}
+    for card in sorted(cards, key=_rank):
+        reading, _, part = card.reading.partition(":")
+        of.setdefault(reading, {}).setdefault(card.hypothesis, {}).setdefault(card.verdict, []).append(part)
+    for reading, hypotheses in of.items():
+        said = []
+        for name, verdicts in hypotheses.items():
+            each = [f"{verdict} ({', '.join(parts)})" for verdict, parts in verdicts.items()]
+            said.append(f"{name} {', '.join(each)}")
+        yield f"  {reading}, part by part (--all has the numbers): {'; '.join(said)}"
 
 
 def _in_full(cards: Sequence[Card]) -> Iterator[str]:

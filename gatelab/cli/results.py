@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from ..store import StudyFolder
 
 
+_MOST_SENTENCES = 12  # of effects that name no difference; more are counted
+
+
 def find(
     folder: Path,
     *,
@@ -37,7 +40,8 @@ def find(
     folder:
         The study's folder, or a pack of one (.parquet) to be read.
     all_:
-        The exploratory metrics too, and every test for anomalies; with --explain every test of every card.
+        The exploratory metrics, every effect in a sentence and every test for anomalies too; with --explain every test of every
+        card.
     explain:
         A cell: a verdict card for every registered explanation, and the commands that make the rows it lacks, each once; with
         what studies beside FOLDER say that were made for its causes.
@@ -135,22 +139,22 @@ def _find(there: "StudyFolder", *, all_: bool, is_json: bool) -> int:
     except StoreError as error:
         # The effects stand without them.
         hunt, refused = None, str(error)
+    if hunt is None:
+        tell(f"no anomalies were looked for: {refused}")
     if is_json:
         print_json([asdict(f) for f in findings if f.primary or all_])
         if hunt is not None:
             print_json([asdict(a) for a in (hunt.screened.alarms if all_ else hunt.screened.anomalies)])
             print_json([asdict(x) for x in (*hunt.pooled, *hunt.dependences, *hunt.spreads)] if all_ else [])
     else:
-        print_findings(findings, all_metrics=all_)
-    if hunt is None:
-        tell(f"no anomalies were looked for: {refused}")
-        for note in analysis.refusals.notes:
+        if hunt is not None:
+            print("\n".join(say.hunted(hunt)), flush=True)
+        print_findings(findings, all_metrics=all_, most=None if all_ else _MOST_SENTENCES)
+        if hunt is not None:
+            print("\n".join(say.rest(hunt, all_=all_)))
+    if hunt is None or is_json:
+        for note in analysis.refusals.notes if hunt is None else hunt.notes:
             tell(f"note: {note}")
-    elif is_json:
-        for note in hunt.notes:
-            tell(f"note: {note}")
-    else:
-        print("\n".join(say.hunted(hunt, all_=all_)))
     return 0
 
 

@@ -22,7 +22,7 @@ from .analysing import Analysis
 from .companions import beside
 from .declared import registration_of
 from .explaining import cards_of, edits_in, readings_of
-from .finding import confirm_with, departed, hunt, screened
+from .finding import confirm_with, hunt, screened
 from .recommending import try_recommend
 from .reproducing import again
 
@@ -43,13 +43,18 @@ def report(folder: StudyFolder, analysis: Analysis, *, tell: Callable[[str], Non
     unread = [] if looked is None else looked.unread
     for why in unread:
         tell(f"{folder.path}: {why}")
-    unscreened = _unscreened(folder)
+    unscreened = [] if looked is not None else _unscreened(folder, analysis.outcomes)
     for why in unscreened:
         tell(why)
     advice = try_recommend(folder, analysis, looked)
     registration = registration_of(folder)
     kept = () if registration is None else registration.seeds
-    notes = (_damaged(folder, states), _refused(analysis.refusals), _sentences([*unscreened, *unread]))
+    notes = (
+        _sentences(unscreened),
+        _damaged(folder, states),
+        _refused(analysis.refusals),
+        _sentences(unread),
+    )
     try:
         return write_report(
             folder,
@@ -73,12 +78,12 @@ def report(folder: StudyFolder, analysis: Analysis, *, tell: Callable[[str], Non
         ) from None
 
 
-def _unscreened(folder: StudyFolder) -> list[str]:
-    """Why there are no anomalies, where what the plan declared of them cannot be read."""
+def _unscreened(folder: StudyFolder, read: list[Outcome]) -> list[str]:
+    """Why there are no anomalies: the study has no control or no gate, or what its plan declared of them cannot be read."""
     try:
-        departed(folder)
+        hunt(folder, screened(folder, read))
     except StoreError as error:
-        return [f"no anomalies were looked for: {error}"]
+        return [f"no anomalies were looked for: {str(error).removeprefix(f'{folder.path}: ')}"]
     return []
 
 

@@ -30,6 +30,8 @@ _FAR = 3.0  # half-widths from which the colour is full
 
 def anomalies_section(book: Book, looked: "Looked") -> Html:
     """What a gate should not do, and whether it did."""
+    from ..analysis.say import not_tested
+
     hunt = looked.hunt
     tested = sorted((a for a in hunt.screened.alarms if isfinite(a.p)), key=lambda a: (a.p, a.rule, a.cell, a.arm))
     lead = (
@@ -41,6 +43,8 @@ def anomalies_section(book: Book, looked: "Looked") -> Html:
     notes = tag("div", tag("ul", [tag("li", n) for n in hunt.notes]), class_="notice") if hunt.notes else None
     named = hunt.screened.anomalies
     none = tag("p", "No anomaly was seen, which is no proof that there is none.", class_="about")
+    few = not_tested(hunt.screened.alarms, "anomalies.csv has each")
+    untested = tag("p", f"{few[:1].upper()}{few[1:]}.", class_="about") if few else None
     rest = [a for a in tested if a.verdict != "anomaly"]
     words = f"the {min(len(rest), MOST_TESTS)} next of {len(rest)} tests that name none (anomalies.csv has all)"
     fold = tag("details", tag("summary", words), _alarms(book, rest[:MOST_TESTS], "other tests")) if rest else None
@@ -48,7 +52,7 @@ def anomalies_section(book: Book, looked: "Looked") -> Html:
     carded = {(a.cell, a.arm) for a in looked.confirmed[:MOST_CARDS]}
     return section(
         "anomalies", "Anomalies", tag("p", lead), notes,
-        _alarms(book, named, "anomalies") if named else none, fold,
+        _alarms(book, named, "anomalies") if named else none, untested, fold,
         _stages(book, looked), anomaly_cards(book, looked.confirmed), _atlas(book),
         _causes(book, [c for c in looked.cards if (c.cell, c.arm) not in carded]),
     )  # fmt: skip
@@ -70,12 +74,14 @@ def _alarms(book: Book, alarms: "Sequence[Alarm]", name: str) -> Html:
 
 def _stages(book: Book, looked: "Looked") -> Html | None:
     """The registered claims, with their verdicts where there are any."""
+    from ..analysis.registration import ranges
+
     registration = looked.registration
     if registration is None:
         return None
-    seeds = ", ".join(map(str, registration.seeds))
+    seeds = ranges(registration.seeds)
     lead = (
-        f"What the screen named (seeds {', '.join(map(str, registration.screened_seeds))}) was written down before any run of seeds"
+        f"What the screen named (seeds {ranges(registration.screened_seeds)}) was written down before any run of seeds"
         f" {seeds}, which alone decide: each claim's own test, one-sided in the direction that was seen, by Holm at"
         f" {registration.alpha:.0%} over all {len(registration.claims)}."
     )

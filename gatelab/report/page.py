@@ -156,7 +156,7 @@ def _body(
         tag("p", study["question"], class_="question"),
         claims.facts(book),
         claims.missing(book),
-        tag("p", note) if note else None,
+        tag("div", tag("p", note), class_="notice") if note else None,
         contents({name: word for name, (word, _) in parts.items()}),
     )
     more = [

@@ -6,7 +6,7 @@ import pytest
 from simulated import evidence
 from test_causes import MODELS, RUNS, card, ledger
 
-from gatelab.analysis.causes import cards
+from gatelab.analysis.causes import Card, Decision, cards
 from gatelab.analysis.hypotheses import HYPOTHESES
 from gatelab.analysis.say_causes import explained
 from gatelab.analysis.to_run import Recipe, recipe_of, run, seeds_more, span
@@ -145,6 +145,17 @@ def test_cards_say_what_is_decided_first_and_every_command_once() -> None:
     commands = [x.partition("] ")[2].partition("    #")[0] for x in lines if x.startswith("  [")]
     assert len(commands) == len(set(commands)) and text.count("--explain c0 --edit") <= len(commands)
     assert len(lines) < 45 < 150 < len("\n".join(explained(found, all_=True)).splitlines())
+
+
+def test_the_loss_and_sinks_stand_first_and_parts_of_a_reading_in_a_line() -> None:
+    def of(reading: str, verdict: str) -> Card:
+        told = Decision("data", "cells", "depends on it", verdict, "+1", reading=reading, estimate=1.0, n=3)
+        return Card("c0", "gated", "data-domain", "it depends", verdict, [told], reading=reading)
+
+    told = [("new_places:from 7", "supported"), ("value_drain", "supported"), ("new_places:from 15", "refuted")]
+    lines = list(explained([of(*x) for x in (*told, ("val_loss", "undecided"))]))
+    assert [x.split()[0] for x in lines[1:]] == ["undecided", "supported", "new_places,"]
+    assert lines[-1].endswith("data-domain supported (from 7), refuted (from 15)")
 
 
 def test_seeds_are_written_as_they_are_read() -> None:

@@ -9,7 +9,7 @@ from simulated import evidence, pairs
 
 from gatelab.analysis.anomalies.screen import Screened
 from gatelab.analysis.hunt import Hunt
-from gatelab.analysis.say import hunted
+from gatelab.analysis.say import rest
 from gatelab.analysis.varied import CELLS, varied
 
 DEPTHS = {"a": 1, "b": 1, "c": 2, "d": 2, "e": 4, "f": 4}
@@ -99,7 +99,7 @@ def test_cells_in_which_most_runs_are_lost_are_said_and_are_in_no_row():
     assert next(s for s in found.spreads if s.over == "seeds").together.n_pairs == 20
     few = evidence({"val_loss": {c: cells[c] for c in "de"}}, lost={("e", "none"): "none 5 of 5"})
     assert varied(hunt(few, {})).rows[0].reason == "1 of 1 cells have two pairs, in 1 others most runs are lost"
-    lines = list(hunted(hunt(e, {"optim.lr": dict(zip("abcde", (1.0, 2, 4, 8, 16), strict=True))}), all_=True))
+    lines = list(rest(hunt(e, {"optim.lr": dict(zip("abcde", (1.0, 2, 4, 8, 16), strict=True))}), all_=True))
     (said,) = (line for line in lines if "not in what follows" in line)
     assert said.endswith("e: none 5 of 5") and any("4 cells" in line for line in lines)
     assert any("a doubling, on a line p = " in line for line in lines)

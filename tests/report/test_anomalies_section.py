@@ -57,6 +57,7 @@ def test_the_screen_is_told_with_its_q_and_what_was_left_out(study):
         "of 3 seeds whose baseline has a <sink>, 3 keep it" in page.text and "seed 2 of headwise diverged" in page.text
     )
     assert "arm late was not declared" in page.text and "nothing odd" in page.text and "too few" not in page.text
+    assert "Not tested for want of seeds or spread: new-bias (1 test; anomalies.csv has each)." in page.text
     csv = (study.folder.path / "anomalies.csv").read_text(encoding="utf-8").splitlines()
     assert len(csv) == 4 and csv[0].startswith("rule,cell,arm")
     assert "anomalies" in [a.get("id") for tag, a in page.elements if tag == "section"]
