@@ -81,6 +81,7 @@ def ladders(settings: Iterable[Setting], findings: Sequence[Finding], outcomes: 
                 for s in held
                 for rate, cell in s.cells.items()
                 for f in losses.get(cell, ())
+                if s.has(f.arm)
             ],
             of_seeds,
         )

@@ -19,10 +19,16 @@ _ASKED = {use.metric for use in USES}
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """`cells` {learning rate: cell}, in order of the rate; of a cell that stands alone its one rate, or nan."""
+    """`cells` {learning rate: cell}, in order of the rate; of a cell that stands alone its one rate, or nan. `arms` are those that
+    stand in it, the baseline among them, where others stand elsewhere; None: all."""
 
     name: str
     cells: dict[float, str]
+    arms: frozenset[str] | None = None
+
+    def has(self, arm: str) -> bool:
+        """Whether the arm stands in it."""
+        return self.arms is None or arm in self.arms
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,23 +80,23 @@ def at_best(
     outcomes: Iterable[Outcome], found: Sequence[Setting], *, baseline: str, refused: Collection[tuple[str, str]] = ()
 ) -> AtBest:
     """Every arm of every setting at its best rate, and what the largest rate costs it over the baseline's best. A rate at which a
-    run of the arm is not done is no candidate; comparisons (cell, arm) that are `refused` are left out. Where arms are not all
-    planned at the same rates, each rate stands alone: the best of three beside the only one would be no comparison."""
+    run of the arm is not done is no candidate; comparisons (cell, arm) that are `refused` are left out. An arm that is not
+    planned at every rate stands alone at each of its own: the best of three beside the only one would be no comparison."""
     outcomes = list(outcomes)
     planned: dict[str, set[str]] = {}
     for o in outcomes:
         planned.setdefault(o.cell, set()).add(o.arm)
-    split = [setting for setting in found if len(_comparable(setting, planned)) > 1]
-    found = [part for setting in found for part in _comparable(setting, planned)]
+    parts = {setting.name: _comparable(setting, planned, baseline) for setting in found}
+    found = [part for of in parts.values() for part in of]
     held: dict[tuple[str, str], list[Outcome]] = {}
     for o in outcomes:
         if (o.cell, o.arm) not in refused:
             held.setdefault((o.cell, o.arm), []).append(o)
     arms = dict.fromkeys(arm for _, arm in held)
     out, best = [], {}
-    notes = [f"{s.name}: its rates stand alone, as not every arm is planned at each" for s in split]
+    notes = [_alone(name, of) for name, of in parts.items() if len(of) > 1]
     for setting in found:
-        for arm in arms:
+        for arm in filter(setting.has, arms):
             there = [cell for cell in setting.cells.values() if (cell, arm) in held]
             means = {cell: _mean_loss(held[cell, arm]) for cell in there}
             judged = {cell: mean for cell, mean in means.items() if mean is not None}
@@ -110,7 +116,7 @@ def at_best(
                 notes.append(
                     f"{arm} in {setting.name}: the best of the rates without {left}, where not all its runs are done"
                 )
-        out += _costs(setting, held, best.get((setting.name, baseline)), arms)
+        out += _costs(setting, held, best.get((setting.name, baseline)), filter(setting.has, arms))
     lost: dict[tuple[str, str, str], list[int]] = {}
     for o in out:
         if o.status == "diverged" or (o.status == "done" and not o.usable):
@@ -118,12 +124,30 @@ def at_best(
     return AtBest(list(found), out, best, lost, [*notes, *_losses(lost)])
 
 
-def _comparable(setting: Setting, planned: Mapping[str, set[str]]) -> list[Setting]:
-    """The setting where its cells have the same arms, else each cell by itself."""
-    arms = [planned[cell] for cell in setting.cells.values() if cell in planned]
-    if all(of == arms[0] for of in arms):
+def _comparable(setting: Setting, planned: Mapping[str, set[str]], baseline: str) -> list[Setting]:
+    """The setting of the arms that are planned in each of its cells; where there are others, each cell that has some by itself, of
+    these and the baseline. Where no gate is planned in each, every cell by itself."""
+    arms = {cell: planned[cell] for cell in setting.cells.values() if cell in planned}
+    everywhere = frozenset.intersection(*map(frozenset, arms.values())) if arms else frozenset()
+    if all(of == everywhere for of in arms.values()):
         return [setting]
-    return [Setting(cell, {rate: cell}) for rate, cell in setting.cells.items()]
+    alone = [Setting(cell, {rate: cell}) for rate, cell in setting.cells.items()]
+    if baseline not in everywhere or len(everywhere) == 1:
+        return alone
+    others = [
+        replace(s, arms=frozenset(rest | {baseline})) for s in alone if (rest := arms.get(s.name, set()) - everywhere)
+    ]
+    return [replace(setting, arms=everywhere), *others]
+
+
+def _alone(name: str, parts: Sequence[Setting]) -> str:
+    """What stands at its own rate where not every arm is planned at each."""
+    if parts[0].name != name:
+        return f"{name}: its rates stand alone, as no gate is planned at each"
+    others = sorted({arm for part in parts[1:] for arm in part.arms or ()} - (parts[0].arms or frozenset()))
+    return (
+        f"{name}: {', '.join(others)} stand{'s' * (len(others) == 1)} alone at each rate, as not planned at all of them"
+    )
 
 
 def _losses(lost: Mapping[tuple[str, str, str], Sequence[int]]) -> list[str]:

@@ -179,13 +179,13 @@ def _elsewhere(
 ) -> list[Against]:
     """Where an arm backfires at a learning rate that is not its best."""
     uses = {t.use for t in told}
-    setting_of = {cell: s.name for s in found.settings for cell in s.cells.values()}
+    at_their_best = {(cell, arm) for (_, arm), cell in found.best.items()}
     out = []
     for use in (u for u in USES if u in uses):
         for f in findings:
             if f.metric != use.metric or f.n_pairs < SEEDS_NEEDED or (f.cell, f.arm) in refused:
                 continue
-            is_best = found.best.get((setting_of[f.cell], f.arm)) == f.cell
+            is_best = (f.cell, f.arm) in at_their_best
             if use.is_asked(bases[f.cell]) and not is_best and f.verdict == ("higher" if use.better < 0 else "lower"):
                 out.append(Against(use, f.arm, f.verdict, f.cell, is_confirmed=False))
     return out

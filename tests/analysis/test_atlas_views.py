@@ -1,5 +1,7 @@
 """What the atlas draws: axes turned, settings as ladders of rates, the runs that have curves, rows at more than one length."""
 
+from dataclasses import replace
+
 import pytest
 
 from gatelab.analysis.atlas_views import along, by_length, courses, ladders, stated
@@ -58,6 +60,8 @@ def test_settings_of_three_rates_are_ladders_and_those_of_two_are_not():
         ("a1", (0.1, "a")), ("a2", (0.2, "a")), ("a4", (0.4, "a")), ("b1", (0.1, "b")),
     ]  # fmt: skip
     assert d.across.levels == (0.1, 0.2, 0.8) and [p.at for p in d.points] == [(0.8, "d")]
+    (none,) = ladders([replace(settings[0], arms=frozenset({"none", "static"}))], found)
+    assert none.points == []  # of arms that do not stand in the setting
 
 
 def folder_of(path, rows_of: dict[tuple[str, str, int], list[tuple]]) -> StudyFolder:

@@ -118,6 +118,27 @@ def test_an_arm_of_one_rate_is_not_held_to_a_baseline_of_three():
     assert at["toy lr0.001", "gate"] - at["toy lr0.001", "none"] == pytest.approx(0.1)
 
 
+def test_arms_of_every_rate_are_joined_and_one_of_a_single_rate_stands_alone_beside_the_baseline():
+    static = {"static": {"toy lr0.001": 3.1, "other": 1.2}}
+    found = at_best(outcomes(LOSSES | static), settings(CELLS, RATES), baseline="none")
+    joined, alone, other = found.settings
+    assert (joined.name, joined.arms, list(joined.cells)) == ("toy", {"none", "gate"}, [1e-3, 4e-3, 16e-3])
+    assert (alone.name, alone.arms, other.arms) == ("toy lr0.001", {"none", "static"}, None)
+    assert {key: cell for key, cell in found.best.items() if key[0] != "other"} == {
+        ("toy", "none"): "toy lr0.004", ("toy", "gate"): "toy lr0.001",
+        ("toy lr0.001", "none"): "toy lr0.001", ("toy lr0.001", "static"): "toy lr0.001",
+    }  # fmt: skip
+    assert {(o.cell, o.arm) for o in found.outcomes if o.metric == "rate_cost"} == {("toy", "none"), ("toy", "gate")}
+    assert found.notes == ["toy: static stands alone at each rate, as not planned at all of them"]
+
+
+def test_where_no_gate_is_planned_at_every_rate_the_rates_stand_alone():
+    losses = LOSSES | {"gate": {"toy lr0.001": 1.5, "toy lr0.004": 1.9}, "static": {"toy lr0.016": 3.1}}
+    found = at_best(outcomes(losses), settings(CELLS[:3], RATES), baseline="none")
+    assert [s.name for s in found.settings] == CELLS[:3]
+    assert found.notes == ["toy: its rates stand alone, as no gate is planned at each"]
+
+
 def test_where_the_baseline_is_best_at_the_largest_rate_nothing_larger_was_run():
     losses = {arm: {"toy lr0.001": 2.0, "toy lr0.004": 1.0} for arm in ("none", "gate")}
     found = at_best(outcomes(losses), settings(CELLS[:2], RATES), baseline="none")
