@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from math import log
 from typing import Any
 
 from ..config.gate import GateSpec, parse_gates
@@ -15,14 +16,19 @@ from .two_states import State, depending_states, mark, state_of
 
 # Values that a start is suggested at, the first two that the activation takes.
 _STARTS = (0.5, 0.95, 0.75, 0.25)
+_AT_ZERO = {
+    "sigmoid": 0.5, "ns_sigmoid": 0.75, "two_sigmoid": 1.0, "silu": 0.0, "identity": 0.0, "softplus": log(2), "tanh": 0.0,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Start:
-    """One gate without the value at which it starts, with all else of its model; that value, None where none is stated."""
+    """One gate without the value at which it starts and the bias to start from, with all else of its model; that value, and
+    whether it is stated: random weights of mean zero start around the activation of zero. None: neither."""
 
     gate: tuple[str, str]
     value: float | None
+    is_stated: bool
     spec: GateSpec
     layers: GateLayers = "all"
 
@@ -47,16 +53,23 @@ def started(model: Mapping[str, Any]) -> Start | None:
     if len(slugs) != 1:
         return None
     spec = GateSpec.parse(slugs[0])
-    is_around = spec.around is not None
-    value = spec.around if is_around else spec.init
-    plain = spec.model_copy(update={"init": "random", "around": None}).slug
+    is_stated = spec.start_logit is not None
+    is_around = spec.around is not None or (not is_stated and spec.has_projection)
+    value = spec.init if spec.around is None else spec.around
+    plain = spec.model_copy(update={"bias": False, "init": "random", "around": None}).slug
     rest, layers = besides(model, "gate"), model.get("gate_layers", "all")
     return Start(
         (f"{plain} {'around' if is_around else 'init'}", str(rest)),
-        None if value == "random" else float(value),
+        _around_zero(spec) if value == "random" else float(value),
+        is_stated,
         spec,
         layers if isinstance(layers, str) else tuple(layers),
     )
+
+
+def _around_zero(spec: GateSpec) -> float | None:
+    """The activation of a logit of zero: untrained logits are zero, or of mean zero; None where they have the log-sum-exp."""
+    return None if spec.source == "lse" else _AT_ZERO.get(spec.activation)
 
 
 def cells_by(key: str, word: Callable[[Mapping[str, Any]], str], what: str) -> Test:
@@ -97,7 +110,7 @@ def arms_by_start(what: str) -> Test:
         found, state = _asked(ledger, "the gate's initial value", "arms that differ in it", what)
         own, evidence = started(ledger.models.get((cell, arm), {})), ledger.evidence
         alike = {a: started(m) for (c, a), m in ledger.models.items() if c == cell and (c, a) not in evidence.refused}
-        starts = {a: s.value for a, s in alike.items() if s and own and s.value is not None and s.gate == own.gate}
+        starts = _values(own, arm, alike)
         if len(set(starts.values())) < 2:
             return _other_starts(found, own, starts)
         said = ", ".join(f"{a} {starts[a]:g}" for a in sorted(starts, key=lambda a: starts[a]))
@@ -120,6 +133,16 @@ def arms_by_start(what: str) -> Test:
         return depending(found, dependence, len(groups), _scale(ledger, cell, len(seeds)))
 
     return Test(test)
+
+
+def _values(own: Start | None, arm: str, alike: Mapping[str, Start | None]) -> dict[str, float]:
+    """{arm: value} of the starts of one gate; of those that state none the gate's own, or the first, where none states it."""
+    same = {a: s for a, s in alike.items() if own and s and s.value is not None and s.gate == own.gate}
+    starts = {a: s.value for a, s in same.items() if s.is_stated}
+    for a in sorted(same, key=lambda a: a != arm):
+        if same[a].value not in starts.values():
+            starts[a] = same[a].value
+    return {a: starts[a] for a in same if a in starts}
 
 
 def _asked(ledger: Ledger, test: str, manipulates: str, what: str) -> tuple[Decision, State | None]:

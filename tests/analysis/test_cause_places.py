@@ -3,13 +3,15 @@
 from dataclasses import replace
 
 import pytest
+import torch
 from simulated import METRICS, evidence, outcomes
 from test_causes import MODELS, RUNS, card, ledger, of
 
 from gatelab import Arm
 from gatelab.analysis.anomalies import Evidence
+from gatelab.analysis.dependence_tests import started as start_of
 from gatelab.analysis.hypotheses import HYPOTHESES, edits_of
-from gatelab.config import ModelConfig, Run, canonical, override
+from gatelab.config import ACTIVATIONS, ModelConfig, Run, canonical, override
 from gatelab.probes.interventions import parse
 
 DEEP = {"n_layers": 6, "gate": "sdpa-headwise"}
@@ -142,13 +144,27 @@ def test_the_effect_depends_on_the_value_at_which_the_gate_starts() -> None:
     assert flat.verdict == "refuted" and "nats a doubling" in flat.numbers
 
 
+def test_random_weights_start_around_the_activation_of_zero() -> None:
+    losses = {"open": ({"gate": "sdpa-headwise-bias-around=0.95"}, (3.5, 3.61, 3.71))}
+    losses["zero"] = ({"gate": "sdpa-headwise-bias-init=0.1"}, (9.0, 9.5, 9.1))  # no random weights
+    found = card("initial-value", trained(losses, DEEP | {"gate": "sdpa-headwise"})).decisions[0]
+    assert found.verdict == "supported" and found.test == "the gate's initial value: gated 0.5, open 0.95"
+    for name, known in ACTIVATIONS.items():
+        start = start_of({"gate": f"sdpa-headwise-{name}".replace("-sigmoid", "")})
+        assert start.value == pytest.approx(float(known.apply(torch.zeros(())))) and not start.is_stated
+    static, stated = (start_of({"gate": f"sdpa-headwise-static{x}"}) for x in ("", "-init=0.95"))
+    assert static.value == 0.5 and static.gate == stated.gate and stated.is_stated
+    assert start_of({"gate": "sdpa-headwise-lse"}).value is None
+
+
 def test_two_starts_are_suggested_that_the_gate_can_have() -> None:
-    for gate, values in (("sdpa-headwise", {0.5, 0.95}), ("sdpa-elementwise-ns_sigmoid", {0.95, 0.75})):
+    own = ("sdpa-headwise", {0.95}), ("sdpa-elementwise-ns_sigmoid", {0.95})  # there at 0.5, and at 0.75
+    for gate, values in (*own, ("sdpa-headwise-silu", {0.5, 0.95}), ("sdpa-headwise-bias-init=0.1", {0.5, 0.95})):
         found = card("initial-value", trained({}, DEEP | {"gate": gate})).decisions[0]
         assert found.verdict == "not run"
         arms = [eval(w, {"Arm": Arm}) for w in found.arms if w.startswith("Arm(")]
         models = [override(Run(model=ModelConfig()), arm.changes).model for arm in arms]
-        assert {m.gate[0].around for m in models} == values
+        assert {m.gate[0].init if m.gate[0].around is None else m.gate[0].around for m in models} == values
     own = DEEP | {"gate": "sdpa-headwise-bias-around=0.5"}
     assert not [w for w in card("initial-value", trained({}, own)).decisions[0].arms if "0.5'" in w]
 
@@ -159,7 +175,7 @@ def test_starts_are_suggested_for_the_layers_that_have_the_gate(layers) -> None:
     arms = [eval(w, {"Arm": Arm}) for w in found.arms if w.startswith("Arm(")]
     models = [override(Run(model=ModelConfig(n_layers=6)), arm.changes).model for arm in arms]
     stated = layers if isinstance(layers, str) else tuple(layers)
-    assert [m.gate_layers for m in models] == [stated, stated]
+    assert [m.gate_layers for m in models] == [stated]
 
 
 def test_configurations_as_they_are_stored_are_recognised() -> None:
