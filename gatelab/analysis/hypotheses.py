@@ -4,6 +4,9 @@ explains. What may be true where another is false is an entry of its own, since 
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ..config import Tasks, validate
+from ..data import check_lengths, open_source
+from ..tasks import TASKS
 from .cause_tests import arm_where, edit, excess, where_sinks
 from .causes import LOSS, MASS, Hypothesis
 from .dependence_tests import arms_by_start, at, cells_by
@@ -27,9 +30,25 @@ def _around(key: str) -> Callable[[Mapping[str, Any]], str]:
 
 
 def _other_data(base: Mapping[str, Any]) -> str:
-    """The word for other data of the kind that a cell has."""
-    words = {"bigram-backcopy": "data.process_seed=[0,1]", "tasks": "data.names=[TASK,ANOTHER]"}
-    return words.get(at(base, "data.kind"), "data.paths=OTHER_TEXTS")
+    """The word for other data of the kind that a cell has: of tasks its own and a second that takes its knobs and its length; what
+    is to be filled in stands in capitals."""
+    kind = at(base, "data.kind")
+    if kind == "tasks":
+        own = list(at(base, "data.names"))
+        named = own[0] if len(own) == 1 else f"[{','.join(own)}]"
+        return f"data.names=[{named},{_second_task(base) or 'ANOTHER'}]"
+    return "data.process_seed=[0,1]" if kind == "bigram-backcopy" else "data.paths=OTHER_TEXTS"
+
+
+def _second_task(base: Mapping[str, Any]) -> str:
+    """The first task that the cell has not and that is made with its knobs at its length; empty where none is."""
+    for name in (name for name in TASKS if name not in at(base, "data.names")):
+        try:
+            check_lengths(open_source(validate(Tasks, {**base["data"], "names": (name,)})), at(base, "train.seq_len"))
+        except ValueError:
+            continue
+        return name
+    return ""
 
 
 def _softmax(kind: str) -> Callable[[Mapping[str, Any]], bool]:

@@ -1,4 +1,5 @@
-"""The commands that make the rows which a test lacks; each can be given as it stands, where the study was run.
+"""The commands that make the rows which a test lacks; each can be given as it stands, where the study was run, but for a word in
+capitals, which it says to fill in.
 
 What a folder has may be of an older version of the code, beside whose runs new ones make no pair, and a plan of some of its cells
 would drop the others: so arms, other cells and other looks go into a folder of their own beside it, with the baseline, of the cell
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from .causes import Card, Decision, Ledger
 
 UNKNOWN = "FILE.py"  # where nothing tells which file defines a study
+_BLANK = re.compile(r"\b[A-Z][A-Z_]+\b")  # what nothing here knows
 _MOST_SEEDS = 5  # that a command names to begin with
 
 
@@ -93,9 +95,10 @@ def anew(ledger: "Ledger", cell: str, word: str, what: str, value: Any = None) -
     """The cell with a word, in a folder of its own, and the question asked again there, of its cell with this value. `what` names
     the folder: no two tests give one name, since the plan of the second would drop the runs of the first."""
     out = f"{ledger.folder.rstrip('/')}-{what}"
-    return [
-        f"{run(ledger, [cell], out, words=[word])} && {_ask(out, _cell_in(ledger, cell, word, value))}{_unsure(ledger)}"
-    ]
+    command = f"{run(ledger, [cell], out, words=[word])} && {_ask(out, _cell_in(ledger, cell, word, value))}"
+    unsure = _unsure(ledger)
+    blank = f"{';' if unsure else '    #'} fill in {blanks[0]}" if (blanks := _BLANK.findall(word)) else ""
+    return [f"{command}{unsure}{blank}"]
 
 
 def seeds_more(ledger: "Ledger", cells: Iterable[str]) -> list[str]:

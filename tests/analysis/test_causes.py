@@ -192,3 +192,21 @@ def test_a_bigram_cell_is_asked_for_another_process():
     base = {"data": {"kind": "bigram-backcopy"}}
     decision = card("data-domain", replace(ledger(), factors={}, bases={"c0": base, "c1": base})).decisions[0]
     assert "data.process_seed=[0,1]" in decision.to_do[0]
+
+
+def test_a_task_cell_is_asked_beside_a_second_task_that_its_knobs_fit():
+    def asked(**data):
+        base = {"data": {"kind": "tasks", **data}, "train": {"seq_len": 64}}
+        return card("data-domain", replace(ledger(), factors={}, bases={"c0": base, "c1": base})).decisions[0].to_do[0]
+
+    assert "'data.names=[cite,needle]'" in asked(names=["cite"]) and "#" not in asked(names=["cite"])
+    assert "--explain 'c0, data.names=cite'" in asked(names=["cite"])
+    assert "'data.names=[[needle,bracket],multikey]'" in asked(names=["needle", "bracket"])
+    assert "'data.names=[needle,multivalue]'" in asked(names=["needle"], hardness=8)  # multikey takes 4 at most
+    assert asked(names=["needle"], knobs={"needle": {"hardness": 2}}).endswith("# fill in ANOTHER")
+
+
+def test_other_texts_are_said_to_be_filled_in():
+    base = {"data": {"kind": "text", "paths": ["train.bin"]}}
+    decision = card("data-domain", replace(ledger(), factors={}, bases={"c0": base, "c1": base})).decisions[0]
+    assert "data.paths=OTHER_TEXTS" in decision.to_do[0] and decision.to_do[0].endswith("    # fill in OTHER_TEXTS")
