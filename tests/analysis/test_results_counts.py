@@ -1,5 +1,5 @@
-"""The front page of the results counts what was registered and confirmed as the files beside it do, a test once; what was seen
-again and not registered is what the pack has."""
+"""The front page of the results, and the page behind it, count what was registered and confirmed as the files do, a test once;
+what was seen again and not registered is what the pack has."""
 
 import csv
 import re
@@ -56,14 +56,16 @@ def test_the_registered_and_the_confirmed_are_those_of_the_files():
     once = [r for study, r in held if r["rule"] != GONE or (r["cell"], r["arm"]) not in again[study]]
     held_effects = sum(r["rule"] == EFFECT for r in once)
     n_tests = n - sum(map(len, again.values()))
-    page = " ".join((RESULTS / "README.md").read_text(encoding="utf-8").split())
-    said = re.search(
-        r"(\d+) of (\d+) registered claims .*?, (\d+) of (\d+) anomalies and (\d+) of (\d+) effects .*?(\d+) were registered",
-        page,
-    )
-    assert [int(x) for x in said.groups()] == [
+    counted = [
         len(once), n_tests, len(once) - held_effects, n_tests - len(effects), held_effects, len(effects), n
     ]  # fmt: skip
+    for name in ("README", "pages"):
+        page = " ".join((RESULTS / f"{name}.md").read_text(encoding="utf-8").split())
+        said = re.search(
+            r"(\d+) of (\d+) registered claims .*?, (\d+) of (\d+) anomalies and (\d+) of (\d+) effects .*?(\d+) were registered",
+            page,
+        )
+        assert [int(x) for x in said.groups()] == counted, name
 
 
 def by_pairs(cell: str, arm: str, *, fresh: bool) -> np.ndarray:
