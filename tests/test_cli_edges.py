@@ -117,6 +117,46 @@ def test_logs_of_a_run_that_printed_nothing_say_so(folder):
     assert gatelab("logs", folder.path, "toy/none/0") == (0, "", "toy/none/0: printed nothing; it is done\n")
 
 
+def test_a_log_is_followed_to_the_end_of_its_run(folder, monkeypatch):
+    _, run = next(folder.planned())
+    done = (run.path / "done.json").read_bytes()
+    (run.path / "done.json").unlink()
+    log, written = run.path / "log.txt", [b"one\ntw", b"o\nthr", b"ee \xc3", b"\xa9"]
+
+    def later(_seconds: float) -> None:
+        with log.open("ab") as file:
+            file.write(written.pop(0))
+        if not written:
+            (run.path / "done.json").write_bytes(done)
+
+    monkeypatch.setattr("gatelab.cli.progress.time.sleep", later)
+    assert gatelab("logs", folder.path, "toy/none/0", "-f") == (0, "one\ntwo\nthree é", "")
+    assert gatelab("logs", folder.path, "toy/none/0", "--follow") == (0, "one\ntwo\nthree é", "")
+
+
+def test_a_study_is_watched_until_nothing_is_left_to_do(folder, monkeypatch):
+    _, run = next(folder.planned())
+    done = (run.path / "done.json").read_bytes()
+    (run.path / "done.json").unlink()
+    slept = []
+
+    def later(seconds: float) -> None:
+        slept.append(seconds)
+        (run.path / "done.json").write_bytes(done)
+
+    monkeypatch.setattr("gatelab.cli.progress.time.sleep", later)
+    status, out, err = gatelab("status", folder.path, "--watch")
+    assert (status, err, len(slept)) == (0, "", 1)
+    assert "planned: 1" in out and "done: 6" in out and out.index("planned: 1") < out.index("done: 6")
+    status, _, err = gatelab("status", folder.path, "--watch", "--json")
+    assert status == 2 and "leave one of the two out" in err
+
+
+def test_a_benchmark_that_is_refused_makes_no_folder(tmp_path):
+    assert gatelab("bench", "train", "--steps", "-1", "--out", tmp_path / "new")[0] == 2
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_pack_is_no_study_to_go_on_with_and_the_way_is_said(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     lab.pack(folder.path, "a pack.parquet")

@@ -7,8 +7,10 @@ that `--help` and `status` answer at once.
 
 import errno
 import os
+import re
 import signal
 import sys
+from importlib import metadata
 from types import FrameType
 from typing import Any
 
@@ -98,12 +100,16 @@ def _status(words: list[str]) -> int:
         refuse_empty(words)
         result = app(words, exit_on_error=False, print_error=False)
     except CycloptsError as error:
-        return _fail(2, str(error).strip() or type(error).__name__, "`gatelab --help` lists the commands")
+        return _fail(2, str(error).strip() or type(error).__name__, _help_for(words[0]))
     except KeyboardInterrupt:
         saved = "; what was trained is saved, the same command continues" if words[0] in ("run", "train") else ""
         return _fail(130, f"stopped{saved}")
     except BrokenPipeError:
         return 1  # the reader of our output has gone, as in `| head`
+    except ModuleNotFoundError as error:
+        if (package := _package_of(error)) is None:
+            raise
+        return _fail(1, f"{error.name} is not installed here, and this needs it: pip install {package}")
     except (MemoryError, RuntimeError) as error:
         from ..study.worker import classify
 
@@ -121,6 +127,19 @@ def _status(words: list[str]) -> int:
 
         return _fail(2 if isinstance(error, ConfigError) else 1, str(error))
     return result if isinstance(result, int) else 0
+
+
+def _help_for(word: str) -> str:
+    if word in app and not word.startswith("-"):
+        return f"`gatelab {word} --help` says what it takes"
+    return "`gatelab --help` lists the commands"
+
+
+def _package_of(error: ModuleNotFoundError) -> str | None:
+    """The package of ours that an import did not find: a machine that trains alone need not have those that read."""
+    asked = (error.name or "").partition(".")[0].replace("_", "-")
+    needed = [re.split(r"[^\w.-]", line, maxsplit=1)[0] for line in metadata.requires("gatelab") or ()]
+    return next((name for name in needed if name in (asked, f"{asked}-python")), None)
 
 
 def _fail(status: int, *lines: str) -> int:

@@ -184,6 +184,7 @@ def _carry_out(kind: str, given: dict[str, Any], common: Common) -> int:
 
     if common.out.exists() and not common.out.is_dir():
         raise ConfigError([f"--out {common.out}: is a file; name a folder, which is made where there is none"])
+    planned = plan(kind, pick_device(common.device), {**given, "seconds": common.seconds})
     try:  # before the time is spent
         common.out.mkdir(parents=True, exist_ok=True)
         (common.out / ".writable").touch()
@@ -192,7 +193,6 @@ def _carry_out(kind: str, given: dict[str, Any], common: Common) -> int:
         raise ConfigError(
             [f"--out {common.out}: cannot be written to ({error.strerror}); name another folder"]
         ) from None
-    planned = plan(kind, pick_device(common.device), {**given, "seconds": common.seconds})
     read_before(*places(kind, device_name(planned.device), utc_now(), common.out))
     found = benchmark(kind, planned, tell if sys.stderr.isatty() else _silent)
     if common.json_:

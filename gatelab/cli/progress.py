@@ -1,26 +1,40 @@
 """gatelab status, logs and retry: how the runs in a study's folder stand, and another try for those that failed."""
 
+import sys
+import time
 from pathlib import Path
+from typing import Annotated
 
-from .base import Json, print_json, tell
+from cyclopts import Parameter
+
+from .base import Flag, Json, print_json, tell
+
+_AGAIN_S = 3.0  # between two looks of --watch
+_LINE_S = 0.5  # and of --follow
+_GOING = ("planned", "running")
 
 
-def status(folder: Path, *, json_: Json = False) -> int:
+def status(folder: Path, *, watch: Flag = False, json_: Json = False) -> int:
     """Show how a study's runs stand.
 
     Parameters
     ----------
     folder:
         The study's folder.
+    watch:
+        Look again every few seconds, until no run is planned or running, or Ctrl-C.
     json_:
         One JSON record a run; of one that was begun also how many runs its process trained, and whether as one stack; of one
         that is running its step, loss and tokens a second.
     """
+    from ..config import ConfigError
     from ..store import StudyFolder
     from ..study.grouping import environment_of
     from ..study.ledger import state_of
     from ..study.remaining import standing
 
+    if watch and json_:
+        raise ConfigError(["--watch draws for a person, and --json is for a program; leave one of the two out"])
     there = StudyFolder.open(folder, is_light=True)
     if json_:
         print_json(
@@ -35,11 +49,22 @@ def status(folder: Path, *, json_: Json = False) -> int:
         return 0
     from ..terminal import print_status
 
-    print_status(there)
-    return 0
+    if watch and sys.stdout.isatty():
+        print("\033[2J", end="")
+    while True:
+        if watch and sys.stdout.isatty():
+            print("\033[H\033[J", end="")
+        counts = print_status(there)
+        sys.stdout.flush()
+        if not (watch and any(counts.get(state) for state in _GOING)):
+            return 0
+        time.sleep(_AGAIN_S)
+        there = StudyFolder.open(folder, is_light=True)
 
 
-def logs(folder: Path, run_name: str) -> int:
+def logs(
+    folder: Path, run_name: str, *, follow: Annotated[bool, Parameter(name=["--follow", "-f"], negative="")] = False
+) -> int:
     """Print what a run's workers printed.
 
     Parameters
@@ -48,6 +73,8 @@ def logs(folder: Path, run_name: str) -> int:
         The study's folder.
     run_name:
         The run: the start of its fingerprint, or cell/arm/seed.
+    follow:
+        Go on printing as lines come, of a run that waits from its start, until it has ended or Ctrl-C.
     """
     from ..store import StoreError, StudyFolder
     from ..study.ledger import state_of
@@ -56,11 +83,22 @@ def logs(folder: Path, run_name: str) -> int:
     there.refresh(lambda name: name == "log.txt")
     run = there.find(run_name)
     path = run.path / "log.txt"
-    if not path.exists():
+    if not path.exists() and not follow:
         raise StoreError(f"{run_name}: has no log yet; it has not been started")
-    printed = path.read_text(encoding="utf-8", errors="replace")
-    print(printed, end="")
-    if not printed:
+    n_printed, is_going = 0, True
+    while is_going:
+        is_going = follow and state_of(run) in _GOING  # before the last look at what it printed
+        if path.exists():
+            with path.open("rb") as file:
+                file.seek(n_printed)
+                new = file.read()
+            whole = new[: new.rfind(b"\n") + 1] if is_going else new  # a line at a time, and no letter in two
+            print(whole.decode(errors="replace"), end="", flush=True)
+            n_printed += len(whole)
+        if is_going:
+            time.sleep(_LINE_S)
+            there.refresh(lambda name: name == "log.txt", is_due=False)
+    if not n_printed:
         tell(f"{run_name}: printed nothing; it is {state_of(run)}")
     return 0
 
