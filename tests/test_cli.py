@@ -1,5 +1,6 @@
 """The command line: a study from the first word to the page, and one clear message for whatever goes wrong."""
 
+import importlib
 import json
 import os
 import shutil
@@ -7,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -319,6 +321,10 @@ MISTAKES = {
     "run {study} --out {mess}/a train.batch_size=1000000000": "less than one step",
     "run {study} --out {mess}/a seed=-1": "seed=-1",
     "run {study} --out {mess}/a seed=0..-3": "runs backwards",
+    "run {study} --out {mess}/a seed=1-3": "write a range as 1..3, or a list as [1,3]",
+    "run {study} --out {mess}/a seed=1...3": "write a range as 1..3",
+    "run {study} --out {mess}/a cell=zz": "as in 'cell=toy*'",
+    "run {mess}/list.json": "is no Python file",
     "run {study} --out {mess}/a seed=0..99999999": "at most 10000",
     "run {study} --out {mess}/a seed=[1,1]": "there twice",
     "run {study} --out {mess}/a execution.slots=[1,2]": "no axis",
@@ -362,7 +368,8 @@ MISTAKES = {
     "train --config {mess}/none.json": "no such file",
     "train --config {mess}/cut.json": "not readable as JSON",
     "train --config {mess}/list.json": "holds a list",
-    "train --config {mess}/full": "Is a directory",
+    "train --config {mess}/full": "is a folder; name a run.json",
+    "train --config {finished}/study.json": "is a whole study's; name a run.json",
     "status {mess}/none": "no such folder",
     "status {mess}/full": "holds no study",
     "status {mess}/list.json": "holds no study",
@@ -370,6 +377,7 @@ MISTAKES = {
     "find {mess}/none": "no such folder",
     "retry {mess}/none": "no such folder",
     "logs {mess}/full x": "holds no study",
+    "logs {finished}": "`gatelab logs --help` says what it takes",
     "logs {finished} x": "names 0 runs",
     "logs {finished} toy/none/9": "such as toy/none/0",
     "diff x y": "no such folder",
@@ -535,6 +543,30 @@ def test_a_thousand_mistakes_are_not_a_thousand_lines(study):
 def process(*words: object, **options: Any) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "gatelab.cli", *map(str, words)]
     return subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=120, check=False, **options)
+
+
+def test_a_package_that_is_not_there_is_named(monkeypatch):
+    real = metadata.requires("gatelab")
+    names = {"duckdb": "duckdb", "vl_convert": "vl-convert-python", "lm_eval": "lm-eval"}
+    assert all(any(line.startswith(name) for line in real) for name in names.values())
+    for module, package in names.items():
+
+        def lacks(*_, module=module, **__):
+            raise ModuleNotFoundError(f"No module named {module!r}", name=module)
+
+        monkeypatch.setattr("gatelab.cli.app", lacks)
+        said = gatelab("find", "x")
+        assert (said.status, said.out) == (1, "")
+        assert said.err == f"gatelab: {module} is not installed here, and this needs it: pip install {package}\n"
+    with pytest.raises(ModuleNotFoundError):
+        monkeypatch.setattr("gatelab.cli.app", lambda *_, **__: importlib.import_module("gatelab.none"))
+        gatelab("find", "x")
+
+
+@pytest.mark.parametrize("module", ["gatelab", "gatelab.cli"])
+def test_the_package_is_run_as_the_command(module: str):
+    done = subprocess.run([sys.executable, "-m", module, "gates", "nope"], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 2 and done.stderr.startswith("gatelab: 'nope': neither a preset")
 
 
 def test_the_command_ends_with_its_status_and_no_traceback():

@@ -346,6 +346,8 @@ def test_the_commands(folder, tmp_path, capsys):
         (["unpack", out, "--out", tmp_path / "back"], "holds something and is left alone", 1),
         (["unpack", tmp_path / "none.parquet", "--out", tmp_path / "new"], "no such file", 1),
         (["unpack", folder.path / "study.json", "--out", tmp_path / "new"], "is no pack", 1),
+        (["unpack", folder.path, "--out", tmp_path / "new"], "is a folder; name a pack", 1),
+        (["pack", out, "--out", out, "--looks", "last"], "is the pack that is read, and could lose rows", 2),
         (["pack", folder.path, "--out", tmp_path / "toy.tar.xz"], "name a file that ends in .parquet", 2),
         (["pack", folder.path, "--out", tmp_path / "none" / "a.parquet"], "in a folder that there is", 2),
         (["pack", tmp_path / "missing", "--out", out], "no such folder or archive", 1),

@@ -145,7 +145,8 @@ def test_items_are_shown_with_answer_depth_and_floor(capsys: pytest.CaptureFixtu
         (["needle", "depth=2"], "needle: depth=2: expected 0 (the beginning) to 1 (the end)"),
         (["needle", "length=[8,16]"], "length: an item takes one value; ask once for each"),
         (["cite", "length=20"], "take a length of at least 68, or lower distractors"),
-        (["needle", "--items", "0"], "--items=0: expected 1 or more"),
+        (["needle", "--items", "0"], "--items=0: expected 1 to 10,000"),
+        (["needle", "--items", "99999999999"], "--items=99999999999: expected 1 to 10,000"),
         (["ruler/vvt"], "did you mean 'ruler/vt'?"),
         (["ruler"], "ruler is 13 tasks: ruler/niah_single_1, "),
         (

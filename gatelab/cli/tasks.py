@@ -5,6 +5,7 @@ from typing import Any
 from .base import Json, print_json
 
 _OWN = "gatelab/"
+_MOST_ITEMS = 10_000
 
 
 def tasks(name: str | None = None, /, *assignments: str, items: int = 3, json_: Json = False) -> int:
@@ -35,8 +36,8 @@ def tasks(name: str | None = None, /, *assignments: str, items: int = 3, json_: 
         else:
             _list(records, prompts, catalogue.measure_records())
         return 0
-    if items < 1:
-        raise ConfigError([f"--items={items}: expected 1 or more"])
+    if not 1 <= items <= _MOST_ITEMS:
+        raise ConfigError([f"--items={items}: expected 1 to {_MOST_ITEMS:,}"])
     from ..tasks import TASKS
 
     name, knobs = name.removeprefix(_OWN), {k: v[0] for k, v in given.items()}

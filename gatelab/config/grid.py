@@ -90,6 +90,8 @@ def _values(path: str, text: str) -> list[Any]:
         if high - low >= _MOST_VALUES:
             raise ConfigError([f"{path}={text}: {high - low + 1} values; a range has at most {_MOST_VALUES}"])
         return list(range(low, high + 1))
+    if path == "seed" and (span := re.fullmatch(r"(\d+)(?:-|:|\.{3,})(\d+)", text)):
+        raise ConfigError([f"{path}={text}: write a range as {span[1]}..{span[2]}, or a list as [{span[1]},{span[2]}]"])
     if text.startswith("[") and text.endswith("]"):
         inner = [w.strip() for w in _split(text[1:-1])]
         if not inner or "" in inner:
@@ -133,6 +135,9 @@ def override(config: Config, change: Change, path_prefix: str = "") -> Any:
     Raises:
         ConfigError: listing every mistake, unknown keys with the keys that exist and the nearest match.
     """
+    if not (isinstance(config, Config) and isinstance(change, dict)):
+        said = f"{type(config).__name__}, {type(change).__name__}"
+        raise ConfigError([f"override({said}): give a configuration, then values by key, as in {{'optim.lr': 1e-3}}"])
     change = _without_presets(config, change, path_prefix)
     if not change:
         return config

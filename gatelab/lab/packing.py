@@ -59,6 +59,8 @@ def pack(
     found = sources_in([source])
     if len(found) != 1:
         raise StoreError(f"{source}: holds {len(found)} studies; name one")
+    if looks != "all" and out.exists() and out.samefile(found[0].path):
+        raise ConfigError([f"--out {out}: is the pack that is read, and could lose rows; name another file"])
     with opened(found[0]) as folder:
         _pack(folder, out, looks, _said(found[0], looks), tell)
     return out
@@ -71,10 +73,15 @@ def unpack(path: str | Path, out: str | Path) -> StudyFolder:
         StoreError: a folder that holds something; what `packed.unpack` refuses.
     """
     path, out = Path(path), Path(out)
+    if path.is_dir():
+        raise StoreError(f"{path}: is a folder; name a pack, a file that `gatelab pack STUDY --out FILE{SUFFIX}` made")
     if not path.is_file():
         raise StoreError(f"{path}: no such file; `gatelab pack STUDY --out {path}` makes one")
     if path.suffix != SUFFIX:
-        raise StoreError(f"{path}: is no pack (…{SUFFIX}); of an archive `tar xf {path} -C {out}` makes a folder")
+        of_archive = f"; `tar xf {path} -C {out}` makes a folder of an archive" if ".tar" in path.name else ""
+        raise StoreError(
+            f"{path}: is no pack (…{SUFFIX}), which `gatelab pack STUDY --out FILE{SUFFIX}` makes{of_archive}"
+        )
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise StoreError(f"--out {out}: holds something and is left alone; name a new or empty folder")
     try:

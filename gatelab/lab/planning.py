@@ -80,10 +80,16 @@ def _run_in(path: Path) -> Run:
         there = StudyFolder.at(folder)
         path = there.path / name
         there.objects.download(name, path)
+    if path.is_dir():
+        raise ConfigError([f"--config {path}: is a folder; name a run.json, as in STUDY/runs/FINGERPRINT/run.json"])
     content = read_json(path)
     if not isinstance(content, dict):
         held = "null" if content is None else f"a {type(content).__name__}"
         raise ConfigError([f"--config {path}: holds {held}; expected a run.json"])
+    if "plan" in content:
+        raise ConfigError(
+            [f"--config {path}: is a whole study's; name a run.json, as in STUDY/runs/FINGERPRINT/run.json"]
+        )
     return validate(Run, read_stored(path)["run"] if "run" in content else content)
 
 

@@ -133,7 +133,7 @@ def check_source(gate: GateSpec | None, *, is_cross: bool, has_keys: bool) -> No
 
 def _check_hidden_states(d_model: int, **hidden: Tensor | None) -> None:
     for name, given in hidden.items():
-        if given is not None and not isinstance(given, Tensor):
+        if (given is not None or name == "x_BTD") and not isinstance(given, Tensor):
             raise ValueError(
                 f"{name} is a {type(given).__name__}: expected a tensor, [batch, tokens, d_model={d_model}]"
             )
@@ -188,6 +188,10 @@ def _check_padding(is_token_BS: Tensor, looked_at_BSD: Tensor | None, *, has_cac
     if looked_at_BSD is None:
         raise ValueError(
             "is_token_BS without a context_BSD: give both together, once; a cache keeps both, and later calls need neither"
+        )
+    if not isinstance(is_token_BS, Tensor):
+        raise ValueError(
+            f"is_token_BS is a {type(is_token_BS).__name__}: expected a tensor of torch.bool, {tuple(looked_at_BSD.shape[:2])}"
         )
     if is_token_BS.shape != looked_at_BSD.shape[:2]:
         raise ValueError(

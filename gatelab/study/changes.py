@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from math import prod
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from ..config import Change, ConfigError, Execution, Run, accepts, cross, keys, nearest, override, validate, vary
@@ -59,8 +60,9 @@ def changed(study: "Study", assignments: dict[str, list[Any]]) -> "Study":
 def _chosen(study: "Study", names: list[str]) -> dict[str, Any]:
     """The fields of a study that tell of its cells, of those that are named."""
     there = list(study.cells)
+    example = quote(f"cell={there[0][:3].rstrip()}*")
     problems = [
-        f"cell={name}: no such cell; expected some of {', '.join(there)}, as in cell={there[0][:3]}*{nearest(name, there)}"
+        f"cell={name}: no such cell; expected some of {', '.join(there)}, as in {example}{nearest(name, there)}"
         for name in names
         if not any(fnmatchcase(cell, name) for cell in there)
     ]

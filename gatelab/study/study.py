@@ -125,6 +125,8 @@ def load_study(name: str) -> Study:
         raise ConfigError(
             [f"{name}: holds no study (no study.json); name the folder that `gatelab run` wrote to, or a Python file"]
         )
+    if name not in known and path.suffix != ".py" and path.is_file():
+        raise ConfigError([f"{name}: is no Python file (….py); docs/guide.md shows a study file of thirty lines"])
     if name not in known and path.suffix != ".py":
         hint = nearest(name, list(known))
         raise ConfigError(

@@ -89,6 +89,11 @@ def test_an_override_changes_what_it_names_and_nothing_else():
     assert override(run, {}) is run
 
 
+def test_swapped_arguments_of_override_are_said():
+    with pytest.raises(ConfigError, match=r"override\(dict, Run\): give a configuration, then values by key"):
+        override({"optim.lr": 1.0}, Run())
+
+
 def test_the_order_of_changes_does_not_matter():
     change = {"model.softmax.init": 1.5, "model.softmax": "sink-logit", "model.n_heads": 3, "model.d_model": 36}
     backwards = dict(reversed(change.items()))

@@ -325,6 +325,10 @@ def test_shapes_that_do_not_fit_are_told() -> None:
         layer(layer=1)(x_BTD, cache=new_cache())
     with pytest.raises(ValueError, match=r"x_BTD is a list: expected a tensor, \[batch, tokens, d_model=16\]"):
         attention(x_BTD.tolist())
+    with pytest.raises(ValueError, match="x_BTD is a NoneType: expected a tensor"):
+        layer()(None)
+    with pytest.raises(ValueError, match=r"is_token_BS is a list: expected a tensor of torch.bool, \(1, 2\)"):
+        layer()(torch.randn(1, 2, D), is_token_BS=[[True, True]])
     with pytest.raises(ValueError, match="x_BTD is a ndarray: expected a tensor"):
         attention(x_BTD.numpy())
     with pytest.raises(ValueError, match=r"cache=3: expected a cache, such as KVCache"):
