@@ -15,6 +15,9 @@ from .stages import claims
 # What is pooled over cells and asked for what it depends on, and whose spread is compared.
 READINGS = ("val_loss", "first_token_mass", "massive_max", "value_drain")
 PARTS = {"mass_spread_heads": "heads", "mass_spread_layers": "layers", "massive_spread_layers": "layers"}
+# Of these the reading whose spread over heads or layers each one is.
+OF_PARTS = {"mass_spread_heads": "first-token mass", "mass_spread_layers": "first-token mass", "massive_spread_layers":
+            "largest activation"}  # fmt: skip
 
 
 @dataclass(frozen=True)

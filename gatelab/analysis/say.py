@@ -7,7 +7,7 @@ from .anomalies.alarm import Alarm
 from .architecture import NAME as ARCHITECTURE
 from .foresight import Foresight
 from .heterogeneity import Dependence
-from .hunt import Hunt
+from .hunt import OF_PARTS, Hunt
 from .lost import said
 from .registration import Claim, Registration, Verdict
 from .verdicts import SILENT_UNITS, as_p, compact
@@ -67,10 +67,12 @@ def _over_cells(hunt: Hunt, *, all_: bool) -> Iterator[str]:
     if any(d.factor == ARCHITECTURE for d in depending):
         yield f"  the architecture stands for what varies with it alone: {', '.join(hunt.gathered.brought)}"
     yield from map(_depending, depending)
+    readings = hunt.gathered.evidence.readings
+    words = {s.reading: OF_PARTS.get(s.reading) or readings[s.reading].label for s in hunt.spreads}
     if all_:
         for s in hunt.spreads:
             yield (
-                f"  {s.cell}: with {s.arm} the {s.reading} spreads {s.ratio:.3g} times as much over {s.over}"
+                f"  {s.cell}: with {s.arm} the {words[s.reading]} spreads {s.ratio:.3g} times as much over {s.over}"
                 f" ({s.low:.3g} to {s.high:.3g}, {as_p('q', s.q)})"
             )
         return
@@ -78,7 +80,7 @@ def _over_cells(hunt: Hunt, *, all_: bool) -> Iterator[str]:
     for arm, reading, over in dict.fromkeys((s.arm, s.reading, s.over) for s in named):
         own = [s for s in named if (s.arm, s.reading, s.over) == (arm, reading, over)]
         each = ", ".join(f"{s.cell} {s.ratio:.3g}" for s in own)
-        yield f"  with {arm} the {reading} spreads so many times as much over {over} (q up to {fdr:g}): {each}"
+        yield f"  with {arm} the {words[reading]} spreads so many times as much over {over} (q up to {fdr:g}): {each}"
 
 
 def _depending(d: Dependence) -> str:

@@ -25,8 +25,6 @@ _FACTORS = {
     "model.d_model": "width", "model.n_layers": "depth", "optim.lr": "learning rate", "data": "task or data",
     "data.names": "task", "train.tokens": "training length", "train.seq_len": "sequence length",
 }  # fmt: skip
-_PARTS = {"mass_spread_heads": "first-token mass", "mass_spread_layers": "first-token mass", "massive_spread_layers":
-          "largest activation"}  # fmt: skip
 
 
 def varied_section(book: Book, found: "Varied") -> Html:
@@ -165,7 +163,9 @@ def _is_open(s: "Spreading", fdr: float) -> bool:
 
 
 def _spread_row(s: "Spreading", found: "Varied", arm: Callable[[str], Html]) -> list:
-    of = _PARTS.get(s.reading) or found.words[s.reading][0]
+    from ..analysis.hunt import OF_PARTS
+
+    of = OF_PARTS.get(s.reading) or found.words[s.reading][0]
     if s.reason:
         return [arm(s.arm), s.over, of, tag("span", f"cannot be told: {s.reason}", class_="quiet"), *[NONE] * 5]
     together = (NONE, NONE) if s.together is None else (_ratio(s.together), probability(s.together.p))

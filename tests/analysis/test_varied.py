@@ -8,7 +8,7 @@ from scipy import stats
 from simulated import evidence, pairs
 
 from gatelab.analysis.anomalies.screen import Screened
-from gatelab.analysis.hunt import Hunt
+from gatelab.analysis.hunt import OF_PARTS, PARTS, Hunt
 from gatelab.analysis.say import rest
 from gatelab.analysis.varied import CELLS, varied
 
@@ -83,6 +83,9 @@ def test_spreads_are_over_seeds_of_losses_and_over_parts_where_runs_have_them():
     e = evidence({"val_loss": {c: (b, 5 * b + rng.normal(0, 0.1, 64)) for c, b in base.items()}})
     heads, layers, massive, seeds = varied(hunt(e, {})).spreads
     assert heads.reason == "no run has two heads to compare" and layers.over == massive.over == "layers"
+    said = [line for line in rest(hunt(e, {})) if "spreads" in line]
+    assert len(said) == 1 and "the held-out loss spreads so many times as much over seeds" in said[0]
+    assert {*OF_PARTS} == {*PARTS}  # a part is told by the reading that it is a spread of
     assert seeds.n_cells == 2 and seeds.together.ratio == pytest.approx(5, rel=0.1) and seeds.named == ["a", "b"]
     few = varied(hunt(evidence({"val_loss": {"a": ([1.0, 2, 4], [1.5, 2, 3])}}), {})).spreads
     assert few[-1].reason == "3 pairs a cell, and 4 are needed"
