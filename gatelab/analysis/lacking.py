@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from ..record import Metric
 from .paired import Outcomes
 
-_MANY = 6  # comparisons that a note names
+_MANY = 6  # arms with their cells that a note names
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +51,14 @@ def lacks(
 
 
 def notes(found: Iterable[Lack]) -> list[str]:
-    """A sentence that names them, each side once."""
+    """A sentence that names them, each side that lacks the same in several cells once."""
     holes: dict[tuple[str, str], dict[str, None]] = {}
     for lack in found:
         for side in lack.sides:
             holes.setdefault((lack.cell, side), {})[lack.metric.name] = None
-    said = [f"{', '.join(names)} of {side} in {cell}" for (cell, side), names in holes.items()]
+    cells: dict[tuple[str, str], list[str]] = {}
+    for (cell, side), names in holes.items():
+        cells.setdefault((", ".join(names), side), []).append(cell)
+    said = [f"{names} of {side} in {', '.join(where)}" for (names, side), where in cells.items()]
     more = f"; and {len(said) - _MANY} more" if len(said) > _MANY else ""
     return [f"untestable: no finished run has {'; '.join(said[:_MANY])}{more}"] if said else []

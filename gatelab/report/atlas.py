@@ -13,9 +13,10 @@ from .. import __version__
 from ..config.architecture import ARCHITECTURES
 from ..store import write_text
 from .arithmetic import times
-from .atlas_book import linked
-from .atlas_cards import anchors, anomalies
+from .atlas_book import anchors, linked
+from .atlas_cards import anomalies
 from .atlas_effects import confirmed_effects
+from .atlas_flags import flags
 from .atlas_guide import guide
 from .atlas_map import MAP_CSS, coverage, maps
 from .atlas_phases import phases_of, rates_of
@@ -61,7 +62,7 @@ def _body(atlas: "Atlas", charts: Charts, csv_name: str) -> Html:
         "anomalies": ("Anomalies", anomalies(atlas, charts)),
         **({} if atlas.claims is None else {"claims": ("Claims", _claims(atlas))}),
         "studies": ("Studies", _studies(atlas)),
-        "flags": ("Refused and flagged", _flags(atlas)),
+        "flags": ("Refused and flagged", flags(atlas)),
     }
     header = tag(
         "header",
@@ -145,37 +146,6 @@ def _studies(atlas: "Atlas") -> Html:
     return section(
         "studies", "What was run", table, tag("h3", "Where"), coverage(atlas), tag("p", unseen) if unseen else None
     )
-
-
-def _flags(atlas: "Atlas") -> Html:
-    refused = [tag("li", tag("b", what), f": left out, {why}") for what, why in atlas.refused]
-    flagged = [tag("li", tag("b", f"{s.letter} {s.name}"), f": {flag}") for s in atlas.sheets for flag in s.flags]
-    flagged += [tag("li", tag("b", "Counted once"), f": {text}") for text in _twice(atlas)]
-    flagged += [tag("li", tag("b", "Versions"), f": {text}") for text in version_flags(atlas)]
-    if not refused and not flagged:
-        return section("flags", "Refused and flagged", tag("p", "Nothing was refused, and nothing is to be flagged."))
-    lead = tag("p", "What is named here enters no number, or is to be read with it in mind.")
-    return section("flags", "Refused and flagged", lead, tag("ul", refused, flagged))
-
-
-def _twice(atlas: "Atlas") -> list[str]:
-    """Which comparisons the recommendations take from one study alone, since another has the very same runs."""
-    held: dict[str, list[str]] = {}
-    for (setting, name), letter in atlas.repeated.items():
-        held.setdefault(letter, []).append(f"{name} in {setting}")
-    return [f"{', '.join(names)}: the runs are among those of {letter}, which counts" for letter, names in held.items()]
-
-
-def version_flags(atlas: "Atlas") -> list[str]:
-    """That studies are of several versions of the code, or do not say; they stand side by side in any case."""
-    silent_ = [s.letter for s in atlas.sheets if not s.versions]
-    named = sorted({v for s in atlas.sheets for v in s.versions})
-    out = [f"the runs were made by {len(named)} versions of the code ({', '.join(named)})"] if len(named) > 1 else []
-    if silent_:
-        out.append(f"the runs of {', '.join(silent_)} do not say which commit made them")
-    if out:
-        out.append("no number is averaged over studies, so each stands for its own version")
-    return out
 
 
 def atlas_csv(atlas: "Atlas") -> str:

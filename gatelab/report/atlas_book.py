@@ -12,7 +12,7 @@ from .measured import Measured
 from .page import arms_of
 
 if TYPE_CHECKING:
-    from ..analysis.atlas import Sheet
+    from ..analysis.atlas import Atlas, Sheet
 
 
 def book_of(s: "Sheet", charts: Charts) -> Book:
@@ -41,3 +41,13 @@ def way(s: "Sheet", section: str, words: str) -> Html | None:
 def colours(book: Book) -> Html:
     """The arms of a study with their colours, as a line."""
     return tag("p", [[book.arm(name), " "] for name in book.arms.labels], class_="about colours")
+
+
+def anchors(atlas: "Atlas") -> dict[tuple[str, str, str], str]:
+    """{(study's letter, cell, arm as the study names it): the card's anchor}."""
+    return {
+        (s.letter, a.cell, a.arm): f"anomaly-{s.letter}{i}"
+        for s in atlas.sheets
+        if s.views is not None
+        for i, a in enumerate(s.views.anomalies, start=1)
+    }

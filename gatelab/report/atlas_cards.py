@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from .anomaly_cards import short_card
-from .atlas_book import book_of, colours, linked, way
+from .atlas_book import anchors, book_of, colours, linked, way
 from .atlas_guide import registered
 from .atlas_sights import scale, sights_of
 from .document import Charts
@@ -12,16 +12,6 @@ from .parts import section
 
 if TYPE_CHECKING:
     from ..analysis.atlas import Atlas, Sheet
-
-
-def anchors(atlas: "Atlas") -> dict[tuple[str, str, str], str]:
-    """{(study's letter, cell, arm as the study names it): the card's anchor}."""
-    return {
-        (s.letter, a.cell, a.arm): f"anomaly-{s.letter}{i}"
-        for s in atlas.sheets
-        if s.views is not None
-        for i, a in enumerate(s.views.anomalies, start=1)
-    }
 
 
 def anomalies(atlas: "Atlas", charts: Charts) -> Html:

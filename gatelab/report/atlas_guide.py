@@ -4,6 +4,8 @@ what was planned and not run."""
 from typing import TYPE_CHECKING, Any
 
 from .atlas_effects import effects_of
+from .atlas_flags import by_kind, own
+from .atlas_harms import harms
 from .atlas_map import sizes
 from .atlas_meanings import meanings
 from .atlas_open import not_run
@@ -28,12 +30,12 @@ def guide(atlas: "Atlas") -> Html:
     words = Words(atlas)
     run = [("studies", text) for text in (_what(atlas), _thin(atlas, words)) if text]
     found = [
+        *[("anomalies", text) for text in (harms(atlas, words), _anomalies(atlas)) if text],
         *([("confirmed", _effects(atlas, words))] if effects_of(atlas) else []),
         *[("which", _use(a, words)) for a in atlas.answers],
         *[("phases", text) for text in _sinks(atlas, words)],
         *[("rates", text) for text in (_rates(atlas),) if text],
         *[("lengths", text) for text in (_further(atlas),) if text],
-        ("anomalies", _anomalies(atlas)),
         *([("claims", _claims(atlas))] if atlas.claims is not None else []),
         *([("flags", _flags(atlas))] if atlas.refused or any(s.flags for s in atlas.sheets) else []),
     ]
@@ -272,9 +274,11 @@ def _blank(atlas: "Atlas") -> str:
 
 
 def _flags(atlas: "Atlas") -> str:
-    n, m = len(atlas.refused), sum(len(s.flags) for s in atlas.sheets)
+    """How many sources are refused, and of how many studies what is to be read with care, by kind."""
+    n, m = len(atlas.refused), sum(bool(s.flags) for s in atlas.sheets)
+    kinds = [f"{kind[:1].lower()}{kind[1:]} ({len(of)})" for kind, of in by_kind(own(atlas)).items()]
     said = [
         f"{n} source{'s' * (n != 1)} refused" if n else "",
-        f"{m} thing{'s' * (m != 1)} to be read with care" if m else "",
+        f"{m} stud{'ies have' if m != 1 else 'y has'} something to be read with care: {', '.join(kinds)}" if m else "",
     ]
-    return f"{', '.join(x for x in said if x)}."
+    return f"{'; '.join(x for x in said if x)}."

@@ -35,7 +35,11 @@ def emergence(atlas: "Atlas", charts: Charts) -> Html:
         book = book_of(s, charts)
         drawn = [_cell(book, s, cell["name"]) for cell in book.cells]
         if any(drawn):
-            out += [tag("h3", linked(s, section="mass")), colours(book), [part for part in drawn if part]]
+            shown = [part for part in drawn if part]
+            n = f"{len(shown)} cell{'s' * (len(shown) != 1)}"
+            summary = tag("summary", tag("b", f"{s.letter} {s.name}"), f": sink, drain and loss by step in {n}")
+            there = tag("p", "On its own page: ", linked(s, section="mass"), class_="about")
+            out.append(tag("details", summary, there, colours(book), shown, class_="print"))
         else:
             n = s.views.n_looks
             looks = f"{n} look{'s' * (n != 1)} a run at the sink" if n else "the sink was not looked at"
@@ -61,7 +65,9 @@ def _cell(book: "Book", s: "Sheet", cell: str) -> Html | None:
             about = f"Line: {drawn}. From the first look to the last (step {found[0].median[-1][0]:,.0f}): {said}."
             alt_text = f"{title} over training in {cell}. {about}"
             figures.append(book.charts.place(bands(found, book.arms, unit, alt_text), title, about))
-    return tag("div", tag("h4", cell), tag("div", figures, class_="row")) if figures else None
+    return (
+        tag("div", tag("h4", f"{cell} ({s.letter} {s.name})"), tag("div", figures, class_="row")) if figures else None
+    )
 
 
 def _band(s: "Sheet", cell: str, arm: str, reading: str) -> Band | None:

@@ -22,11 +22,11 @@ def varies(atlas: "Atlas", charts: Charts) -> Html:
         return section("varies", TITLE, none)
     rows = []
     for s, of in found:
-        summary = tag("summary", tag("b", f"{s.letter} {s.name}"), f": {headline(of)}")
+        name = f"{s.letter} {s.name}"
+        summary = tag("summary", tag("b", name), f": {headline(of)}")
         there = tag("p", "On its own page: ", linked(s, section="varies"), class_="about")
-        rows.append(
-            tag("details", summary, there, tables(of, book_of(s, charts).arm, f"{s.letter} {s.name}"), class_="print")
-        )
+        told = tables(of, book_of(s, charts).arm, name, behind=f" ({name})")
+        rows.append(tag("details", summary, there, told, class_="print"))
     untold = [word for word in ASKED if all(word in of.fixed for _, of in found)]
     words = f"In no study here do the cells differ in {' or '.join(untold)} so that it could be told." if untold else ""
     each = "A study each, for its cells share seeds; nothing is pooled over studies."

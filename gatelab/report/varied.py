@@ -43,12 +43,12 @@ def lead() -> str:
     )
 
 
-def tables(found: "Varied", arm: Callable[[str], Html], name: str) -> list[Html]:
-    """Of a study: effects by factor, reading by reading, then spreads; `arm` words an arm."""
+def tables(found: "Varied", arm: Callable[[str], Html], name: str, *, behind: str = "") -> list[Html]:
+    """Of a study: effects by factor, reading by reading, then spreads; `arm` words an arm, `behind` stands behind each heading."""
     readings = list(dict.fromkeys(r.reading for r in found.rows))
     if not readings:
         return [tag("p", "No reading has a pair yet.", class_="about")]
-    out = [part for reading in readings for part in _effects(found, reading, arm, name)]
+    out = [part for reading in readings for part in _effects(found, reading, arm, name, behind)]
     if found.lost:
         out.append(tag("p", f"Not in any of these tests: {found.lost}.", class_="about"))
     notes = [f"{word}: {why}" for word, why in found.fixed.items()]
@@ -57,7 +57,7 @@ def tables(found: "Varied", arm: Callable[[str], Html], name: str) -> list[Html]
     if found.brought:
         words = f"The architecture stands for what varies with it alone: {', '.join(found.brought)}."
         out.append(tag("p", words, class_="about"))
-    return [*out, _spreads(found, arm, name)]
+    return [*out, _spreads(found, arm, name, behind)]
 
 
 def headline(found: "Varied") -> str:
@@ -74,7 +74,7 @@ def _named(n: int, fdr: float) -> str:
     return f"{n or 'none'} with q up to {fdr:g}"
 
 
-def _effects(found: "Varied", reading: str, arm: Callable[[str], Html], name: str) -> list[Html]:
+def _effects(found: "Varied", reading: str, arm: Callable[[str], Html], name: str, behind: str) -> list[Html]:
     """Of a reading: the rows that stand open, and the others behind a line with their number."""
     rows = [r for r in found.rows if r.reading == reading]
     label, unit = found.words[reading]
@@ -88,7 +88,7 @@ def _effects(found: "Varied", reading: str, arm: Callable[[str], Html], name: st
     out = []
     if shown:
         table = tabulated(columns, [_row(r, arm) for r in shown], numeric={3, 4}, name=f"{label} by factor, {name}")
-        out.append(tag("div", tag("h4", title[:1].upper() + title[1:]), table))
+        out.append(tag("div", tag("h4", title[:1].upper() + title[1:], behind), table))
     if rest:
         more = tabulated(
             columns, [_row(r, arm) for r in rest], numeric={3, 4}, name=f"more on {label} by factor, {name}"
@@ -132,19 +132,21 @@ def _at(at: "At | None") -> str:
     return f"{decimal(at.effect, digits)}{interval}: {at.where}"
 
 
-def _spreads(found: "Varied", arm: Callable[[str], Html], name: str) -> Html:
+def _spreads(found: "Varied", arm: Callable[[str], Html], name: str, behind: str) -> Html:
     """Whose spread a gate changes."""
     words = (
         "Does the gate change the spread and not the mean? The arm's standard deviation over the baseline's, with its 95% interval:"
         " over seeds (the larger p of two tests), over heads and layers of a run; q over all of these."
     )
     if not found.spreads:
-        return tag("div", tag("h4", "Spread"), tag("p", f"{words} No reading has pairs for it.", class_="about"))
+        return tag(
+            "div", tag("h4", "Spread", behind), tag("p", f"{words} No reading has pairs for it.", class_="about")
+        )
     shown = [s for s in found.spreads if _is_open(s, found.fdr)]
     rest = [s for s in found.spreads if not _is_open(s, found.fdr)]
     columns = ["gate", "over", "of", "cells", "smallest ratio", "largest ratio", "over all cells", "p, all cells",
                f"cells with q up to {found.fdr:g}"]  # fmt: skip
-    out = [tag("h4", "Spread"), tag("p", words, class_="about")]
+    out = [tag("h4", "Spread", behind), tag("p", words, class_="about")]
     if shown:
         out.append(
             tabulated(columns, [_spread_row(s, found, arm) for s in shown], numeric={3, 7}, name=f"spreads, {name}")

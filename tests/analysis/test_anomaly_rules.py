@@ -344,7 +344,11 @@ def test_a_reading_that_half_of_the_cells_lack_is_flagged_and_not_pooled():
     rng = np.random.default_rng(0)
     have = {"val_loss": {f"c{i}": pairs(rng, 5, -3) for i in range(5)}, "value_drain": {}}
     have["massive_max"] = {f"d{i}": pairs(rng, 5, -3) for i in range(5)}
+    have["massive_ratio"] = have["massive_max"]
     found = screen(evidence(have), RULES)
+    assert any(
+        f.startswith("massive_max, massive_ratio are missing in 5 of 10 cells (c0, c1, c2 …)") for f in found.flags
+    )
     assert any(
         f.startswith("val_loss is missing in 5 of 10 cells (d0, d1, d2 …)") and "nothing is pooled" in f
         for f in found.flags

@@ -9,6 +9,7 @@ from tried_for_skew import with_flips, with_hall, with_johnson
 
 from gatelab.analysis.anomalies import RULES, screen
 from gatelab.analysis.anomalies.skew import skew_notices, skewness
+from gatelab.report.atlas_flags import LEANING, by_kind
 
 
 def study(rng, n, noises, **settings):
@@ -36,6 +37,9 @@ def test_a_screen_says_to_which_side_differences_lean_and_where_most():
     )
     assert "in the mean of the 4 cells of gated; -" in flag and "the most of 2 cells and arms" in flag
     assert "t says worse too often, on fresh seeds too" in flag
+    assert list(by_kind([("A one", flag)])) == [LEANING] and by_kind([("", flag)])[LEANING][""][0].endswith(
+        "a few gain)"
+    )
     (turned,) = skew_notices(study(np.random.default_rng(1), 256, [skewed(-1)]))
     assert "few seeds lose far more" in turned and "t says better too often" in turned and "in c0 of gated)" in turned
 

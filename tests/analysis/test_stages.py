@@ -10,7 +10,7 @@ from stored_noise import skewed
 
 from gatelab.analysis import Outcome, effects
 from gatelab.analysis.anomalies import READINGS, RULES, Evidence, screen
-from gatelab.analysis.registration import Claim, Registration, declaration, departures
+from gatelab.analysis.registration import Claim, Registration, declaration, departures, ranges
 from gatelab.analysis.stages import claims, confirm, distinct, effects_seen, register
 
 LOSS = {"val_loss": READINGS["val_loss"].metric}
@@ -235,6 +235,7 @@ def test_what_was_not_declared_before_the_runs_is_said():
     assert departures(before, before) == []
     more = departures(before, {**before, "seeds": [0, 1, 2]})
     assert len(more) == 1 and more[0].startswith("seeds 1, 2 were not declared before the runs")
+    assert ranges([*range(512, 528), 3, 5, 6]) == "3, 5, 6, 512..527"
     study["metrics"][1]["primary"] = True
     assert departures(before, declaration(RULES, study, 0.05)) == [
         "not declared before the runs: rule gain-vanishes",

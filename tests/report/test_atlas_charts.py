@@ -133,6 +133,12 @@ def test_a_card_has_both_numbers_neighbours_causes_and_a_command(page):
         assert words in page.text, words
 
 
+def test_a_confirmed_harm_stands_before_what_gates_are_good_for_with_its_number_and_card(page):
+    said = page.text.partition("What it says")[2]
+    assert "What gates do harm, confirmed on fresh seeds, how much with its 95% interval:the task or the loss is" in said
+    assert "0.031 nats (0.020 to 0.042)" in said.partition("For a lower")[0]
+
+
 def test_learning_rates_have_a_chart_a_setting_and_the_lowest_rate_of_each_arm(page):
     # The third setting has two rates.
     found = charts(page, "Held-out loss by learning rate")
@@ -150,6 +156,7 @@ def test_curves_over_training_are_medians_of_all_looks_and_what_has_none_says_so
     assert [v["arm"] for v in own] == ["none", "headwise", "elementwise", "sink-logit"]
     assert all(v["x"] == [0, 100, 200, 300, 400] and v["low"] <= v["y"] <= v["high"] for v in own)
     assert len(charts(page, "Held-out loss over training in")) == 2
+    assert "B quickstart: sink, drain and loss by step in 2 cells" in page.text and "stdlib (B quickstart)" in page.text
     assert "A grid: no curve stored, 1 look a run at the sink" in page.text
     assert "C planted: no curve stored, the sink was not looked at" in page.text
 

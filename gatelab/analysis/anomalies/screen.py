@@ -90,7 +90,8 @@ def _judged(alarms: list[Alarm], fdr: float) -> list[Alarm]:
 
 
 def _holes(evidence: Evidence, rules: Sequence[Rule]) -> Iterator[str]:
-    """Readings that some cells have and others lack: the rules then speak of the cells that have them alone."""
+    """Readings that some cells have and others lack, a line a set of cells: the rules then speak of the others alone."""
+    holes: dict[tuple[str, ...], list[str]] = {}
     paired = {family: rule.is_paired for rule in rules for family in rule.reads}
     for family, is_paired in paired.items():
         for name in evidence.family(family):
@@ -103,8 +104,11 @@ def _holes(evidence: Evidence, rules: Sequence[Rule]) -> Iterator[str]:
             ]
             lacks = [c for c in evidence.cells if c not in has]
             if has and lacks:
-                some = ", ".join(lacks[:3]) + (" …" if len(lacks) > 3 else "")
-                yield (
-                    f"{name} is missing in {len(lacks)} of {len(evidence.cells)} cells ({some}); what is said of it speaks"
-                    f" of the others alone{', and nothing is pooled' if len(has) <= len(lacks) else ''}"
-                )
+                holes.setdefault(tuple(lacks), []).append(name)
+    for lacks, names in holes.items():
+        n, some = len(evidence.cells), ", ".join(lacks[:3]) + (" …" if len(lacks) > 3 else "")
+        are, them = ("is", "it") if len(names) == 1 else ("are", "them")
+        yield (
+            f"{', '.join(names)} {are} missing in {len(lacks)} of {n} cells ({some}); what is said of {them} speaks of the others"
+            f" alone{', and nothing is pooled' if n <= 2 * len(lacks) else ''}"
+        )
