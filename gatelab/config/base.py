@@ -22,7 +22,16 @@ class ConfigError(ValueError):
         super().__init__("\n".join(problems))
 
 
-class Config(BaseModel):
+class _Told(type(BaseModel)):
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        """A configuration built directly; what pydantic refuses is told as `validate` tells it."""
+        try:
+            return super().__call__(*args, **kwargs)
+        except ValidationError as error:
+            raise ConfigError(explain(error)) from None
+
+
+class Config(BaseModel, metaclass=_Told):
     """Base of all configurations: immutable values compared by content."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)

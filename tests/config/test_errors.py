@@ -77,13 +77,17 @@ def test_a_word_that_is_not_close_to_anything_gets_no_guess():
 
 
 def test_a_configuration_built_in_python_is_explained_in_the_same_words():
-    with pytest.raises(ValidationError) as caught:
+    with pytest.raises(ConfigError) as caught:
         ModelConfig(d_modle=3, n_layers="many")
-    said = explain(caught.value)
-    assert [s.partition(";")[0] for s in said] == [
+    assert [s.partition(";")[0] for s in caught.value.problems] == [
         "ModelConfig: n_layers='many': input should be a valid integer, unable to parse string as an integer",
         "ModelConfig: d_modle: no such key",
     ]
+    with pytest.raises(ConfigError, match=r"ModelConfig: n_layer: no such key; .*; did you mean 'n_layers'"):
+        ModelConfig(n_layer=1)
+    with pytest.raises(ValidationError) as of_pydantic:
+        ModelConfig.model_validate({"d_modle": 3})
+    assert explain(of_pydantic.value)[0].startswith("ModelConfig: d_modle: no such key")
 
 
 def test_a_config_error_is_a_value_error_that_prints_its_problems():

@@ -205,7 +205,7 @@ def test_a_scaling_that_cannot_be_is_refused(value: Any, says: str):
 
 
 def test_a_scaling_built_in_python_says_what_is_missing():
-    with pytest.raises(ValidationError, match="linear without factor"):
+    with pytest.raises(ConfigError, match="linear without factor"):
         LinearScaling()
     with pytest.raises(ValidationError, match="required"):
         YaRN.model_validate("yarn")

@@ -10,9 +10,8 @@ from itertools import combinations, product
 from typing import Any
 
 import numpy as np
-from pydantic import ValidationError
 
-from gatelab.config import ACTIVATIONS, SITES, SOURCES, GateSpec
+from gatelab.config import ACTIVATIONS, SITES, SOURCES, ConfigError, GateSpec
 
 AXES: dict[str, tuple[Any, ...]] = {
     "site": tuple(SITES),
@@ -41,9 +40,9 @@ def attempts() -> tuple[tuple[dict[str, Any], GateSpec | str], ...]:
 def _attempt(fields: dict[str, Any]) -> GateSpec | str:
     try:
         return GateSpec(**fields)
-    except ValidationError as error:
-        (problem,) = error.errors()
-        return str(problem["ctx"]["error"])
+    except ConfigError as error:
+        (problem,) = error.problems
+        return problem.removeprefix("GateSpec: ")
 
 
 @cache
