@@ -8,7 +8,8 @@ import difflib
 import runpy
 import sys
 import traceback
-from contextlib import redirect_stdout
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -138,7 +139,7 @@ def load_study(name: str) -> Study:
         raise ConfigError([f"{name}: no such file" + (f"; did you mean {path.parent / close[0]}?" if close else "")])
     try:
         # What a study file prints is for people; stdout may be for a program that reads records.
-        with redirect_stdout(sys.stderr):
+        with redirect_stdout(sys.stderr), _neighbours(path.parent, is_ours=name in known):
             found = runpy.run_path(str(path)).get("study")
     except SyntaxError as error:
         where = f", line {error.lineno}" if error.lineno else ""
@@ -150,6 +151,27 @@ def load_study(name: str) -> Study:
     if not isinstance(found, Study):
         raise ConfigError([f"{path}: defines no `study = Study(...)`; docs/guide.md shows one of thirty lines"])
     return found
+
+
+@contextmanager
+def _neighbours(folder: Path, *, is_ours: bool) -> Iterator[None]:
+    """Let a study file import the modules beside it, as `python study.py` does; afterwards the path is as it was, and another
+    folder may have modules of these names."""
+    if is_ours:
+        yield
+        return
+    path, loaded, there = [*sys.path], {*sys.modules}, folder.resolve()
+    sys.path.insert(0, str(there))
+    try:
+        yield
+    finally:
+        sys.path[:] = path
+        # Of those that came from there, and of no environment that may lie there too: torch cannot be loaded twice.
+        for name in {*sys.modules} - loaded:
+            of = getattr(sys.modules[name], "__file__", None)
+            inside = len(name.split(".")) + (Path(of).name == "__init__.py" if of else 0)
+            if of and not name.startswith("gatelab.") and Path(of).parents[inside - 1 : inside] == (there,):
+                del sys.modules[name]
 
 
 def _said(error: BaseException) -> list[str]:

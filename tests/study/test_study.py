@@ -1,5 +1,6 @@
 """Study: what words on the command line change in it, and what a study file may get wrong."""
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -240,6 +241,37 @@ def test_a_study_file_that_fails_is_answered_with_its_line(tmp_path: Path, code:
         load_study(str(path))
     (problem,) = caught.value.problems
     assert str(path) in problem and says in problem
+
+
+def test_a_study_file_imports_the_modules_beside_it(tmp_path: Path, monkeypatch):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "beside_it.py").write_text(f"name = {folder!r}")
+        (tmp_path / folder / "mine.py").write_text(
+            "import beside_it\n" + GOOD.replace('name="mine"', "name=beside_it.name")
+        )
+    monkeypatch.chdir(tmp_path)
+    path = [*sys.path]
+    assert [load_study(name).name for name in ("a/mine.py", str(tmp_path / "b/mine.py"))] == ["a", "b"]
+    (tmp_path / "a" / "mine.py").write_text("import beside_it\nimport nowhere_at_all")
+    with pytest.raises(ConfigError, match="line 2: ModuleNotFoundError: No module named 'nowhere_at_all'"):
+        load_study("a/mine.py")
+    assert sys.path == path and "beside_it" not in sys.modules
+
+
+def test_what_a_study_file_loads_from_an_environment_beside_it_stays_loaded(tmp_path: Path, monkeypatch):
+    packages = tmp_path / ".venv" / "lib" / "site-packages"
+    for folder, text in ((packages / "once_only", ""), (tmp_path / "own_parts", "")):
+        folder.mkdir(parents=True)
+        (folder / "__init__.py").write_text(text)
+        (folder / "inner.py").write_text(text)
+    (tmp_path / "mine.py").write_text("import once_only.inner\nimport own_parts.inner\n" + GOOD)
+    monkeypatch.syspath_prepend(packages)
+    load_study(str(tmp_path / "mine.py"))
+    assert {"once_only", "once_only.inner"} <= {*sys.modules}
+    assert not {"own_parts", "own_parts.inner"} & {*sys.modules}
+    for name in ("once_only", "once_only.inner"):
+        monkeypatch.delitem(sys.modules, name)
 
 
 def test_a_study_file_in_another_encoding_is_refused(tmp_path: Path):
