@@ -133,6 +133,13 @@ def test_one_study_keeps_its_own_page_and_has_an_atlas_where_it_is_asked_for(tmp
     assert "Which arm for which use" in page_of(tmp_path / "one" / "report.html")
     assert (tmp_path / "one" / "recommendations.csv").is_file()
     assert report(capsys, tmp_path / "one", "--out", tmp_path / "x.html")[1] == str(tmp_path / "x.html")
+    own = tmp_path / "one" / "report.html"
+    assert report(capsys, tmp_path / "one", "--out", own)[:2] == (0, str(own))
+    page = page_of(own)
+    study(tmp_path / "two", "two", effect=0.3)
+    status, _, err = report(capsys, tmp_path / "one", tmp_path / "two", "--out", own)
+    assert status == 2 and f"--out {own}: is the page of its study, not an atlas; name another file" in err
+    assert "Which arm for which use" in page and page_of(own) == page
 
 
 def test_a_pack_and_a_study_are_read_from_within_their_own_folder(tmp_path, capsys, monkeypatch):

@@ -323,6 +323,8 @@ MISTAKES = {
     "run {study} --out {mess}/a seed=0..-3": "runs backwards",
     "run {study} --out {mess}/a seed=1-3": "write a range as 1..3, or a list as [1,3]",
     "run {study} --out {mess}/a seed=1...3": "write a range as 1..3",
+    "run {study} --out {mess}/a seed=0,1": "seed=0,1: write a list as [0,1], or a range as 0..1",
+    "run {study} --out {mess}/a seed=(0,2,3)": "seed=(0,2,3): write a list as [0,2,3]",
     "run {study} --out {mess}/a cell=zz": "as in 'cell=toy*'",
     "run {mess}/list.json": "is no Python file",
     "run {study} --out {mess}/a seed=0..99999999": "at most 10000",
@@ -446,6 +448,7 @@ def test_a_damaged_study_is_named_and_left_as_it_is(says: str, copy: Path, study
 OF_A_RUN: dict[str, tuple[Callable[[Path], object], str]] = {
     "done.json: not readable": (lambda run: half(run / "done.json"), "done.json"),
     "run.json: not readable": (lambda run: half(run / "run.json"), ""),
+    "run.json: is missing": (lambda run: (run / "run.json").unlink(), ""),
     "rows.jsonl: has": (lambda run: half(run / "rows.jsonl"), "done.json"),
 }
 

@@ -17,8 +17,9 @@ from command import gatelab
 from tiny import toy
 
 from gatelab import lab
+from gatelab.evals.checkpoint import Look
 from gatelab.record import Row
-from gatelab.store import Appender, StudyFolder, files, read_json, write_json
+from gatelab.store import Appender, StoreError, StudyFolder, files, read_json, write_json
 from gatelab.study.ledger import claim
 from gatelab.study.plan import make_plan
 from gatelab.study.study import Arm, Study
@@ -111,6 +112,14 @@ def test_status_tells_how_a_running_run_comes_along(folder):
     assert (record["state"], record["step"], record["loss"], record["tokens_per_s"]) == ("running", 30, 2.5, rate)
 
 
+def test_runs_that_another_process_is_at_are_no_failure(folder):
+    _, run = next(folder.planned())
+    (run.path / "done.json").unlink()
+    claim(run, "somebody", driver=os.getpid())
+    status, _, err = gatelab("run", folder.path)
+    assert status == 1 and "1 runs are being carried out by another process" in err and "did not finish" not in err
+
+
 def test_logs_of_a_run_that_printed_nothing_say_so(folder):
     _, run = next(folder.planned())
     (run.path / "log.txt").touch()
@@ -169,6 +178,28 @@ def test_a_pack_is_no_study_to_go_on_with_and_the_way_is_said(folder, tmp_path, 
     for command in ("run", "plan"):
         status, _, err = gatelab(command, "empty")
         assert status == 2 and "empty: holds no study (no study.json)" in err and "quickstart" not in err
+
+
+def test_a_run_without_its_configuration_is_left_out_of_a_pack_and_that_is_said(folder, tmp_path):
+    _, run = next(folder.planned())
+    (run.path / "run.json").unlink()
+    assert f"{run.path / 'run.json'}: is missing; `gatelab run` of the study" in gatelab("status", folder.path)[1]
+    status, _, err = gatelab("pack", folder.path, "--out", tmp_path / "x.parquet")
+    assert status == 0 and "1 of 6 runs have not ended or are damaged (1): they are in the plan alone" in err
+
+
+def test_an_out_that_cannot_be_written_is_told_to_be_another(folder, tmp_path):
+    made = tmp_path / "x.parquet"
+    assert gatelab("pack", folder.path, "--out", made)[0] == 0
+    for words in (
+        ("pack", folder.path, "--out", "/proc/x.parquet"),
+        ("unpack", made, "--out", "/proc/x"),
+        ("report", folder.path, "--out", "/proc/x.html"),
+    ):
+        status, _, err = gatelab(*words)
+        assert status == 1 and "--out /proc/x" in err and "; give another --out\n" in err, err
+    with pytest.raises(StoreError, match=r"^--out /proc/x: cannot be written \(.*\); give another --out$"):
+        lab.write_look(Look("a", "b", [], (), [], []), "/proc/x")
 
 
 def test_the_plan_of_a_folder_is_what_run_would_do_there(folder):

@@ -69,3 +69,20 @@ def test_run_tells_what_its_cells_of_text_read(text, tmp_path):
     said = gatelab("run", study, *words, "--out", tmp_path / "out")
     assert said.status == 0, said
     assert "toy: 2.3 kB of text, " in said.err and "1 files left out that are not UTF-8 text" in said.err
+
+
+def test_a_run_whose_texts_lie_elsewhere_is_probed_where_it_was_made(tmp_path, monkeypatch):
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("All texts of this run. " * 400)
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path)
+    said = gatelab("train", "data=text", "data.paths=texts", *SMALL, "train.tokens=96", "--out", "out")
+    assert said.status == 0, said
+    (run,) = (tmp_path / "out" / "runs").iterdir()
+    assert gatelab("probe", run).status == 0
+    monkeypatch.chdir(tmp_path / "other")
+    said = gatelab("probe", os.path.relpath(run))
+    assert said.status == 1 and "'texts': no such file or folder" in said.err, said.err
+    assert (
+        f"count from where it was made: give this command there, with the run's folder as {run.resolve()}\n" in said.err
+    )

@@ -201,7 +201,7 @@ def report(folder: Path, *more: Path, out: Path | None = None) -> int:
         Further ones of the atlas.
     out:
         The atlas, atlas.html in the one FOLDER unless stated, and in the current one where there are several; with --out one
-        study has an atlas too.
+        study has an atlas too, but for its own report.html, which is its page.
     """
     # What modules and a thousand runs hold is in no cycle, and looking for cycles in it took an eighth of the time.
     gc.disable()
@@ -209,6 +209,8 @@ def report(folder: Path, *more: Path, out: Path | None = None) -> int:
         from .. import lab
         from ..store import StudyFolder
 
+        if out is not None and not more and out.resolve() == (folder / "report.html").resolve():
+            out = None  # the study's own page
         if not (more or out is not None or (folder.exists() and not (folder / "study.json").exists())):
             there = StudyFolder.open(folder)
             print(lab.report(there, lab.analyse(there), tell=tell))

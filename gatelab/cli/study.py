@@ -43,6 +43,7 @@ def run(
     from ..config import parse_assignments
     from ..store import StoreError
     from ..study.drive import drive
+    from ..study.ledger import DAMAGED, FINISHED
     from ..terminal import LiveGrid, print_findings, print_status
 
     with ExitStack() as stack:
@@ -101,8 +102,9 @@ def run(
         tell(summary.halted)
     if summary.elsewhere:
         tell(f"{len(summary.elsewhere)} runs are being carried out by another process; run again for the whole page")
-    if not summary.is_complete:
-        again = any(state not in ("done", "diverged", "damaged") for state in summary.states.values())
+    left = [s for f, s in summary.states.items() if f not in summary.elsewhere and s not in FINISHED]
+    if left:
+        again = any(state != DAMAGED for state in left)
         retry = f", `gatelab retry {folder.address}` tries again" if again else ""
         tell(f"some runs did not finish; `gatelab status {folder.address}` says why{retry}")
     return 0 if summary.is_complete and not refused else 1

@@ -92,6 +92,11 @@ def _values(path: str, text: str) -> list[Any]:
         return list(range(low, high + 1))
     if path == "seed" and (span := re.fullmatch(r"(\d+)(?:-|:|\.{3,})(\d+)", text)):
         raise ConfigError([f"{path}={text}: write a range as {span[1]}..{span[2]}, or a list as [{span[1]},{span[2]}]"])
+    if path == "seed" and re.fullmatch(r"\(?\d+(,\d+)+,?\)?", text):
+        seeds = text.strip("(),").split(",")
+        is_range = [*map(int, seeds)] == [*range(int(seeds[0]), int(seeds[-1]) + 1)]
+        span = f", or a range as {seeds[0]}..{seeds[-1]}" if is_range else ""
+        raise ConfigError([f"{path}={text}: write a list as [{','.join(seeds)}]{span}"])
     if text.startswith("[") and text.endswith("]"):
         inner = [w.strip() for w in _split(text[1:-1])]
         if not inner or "" in inner:

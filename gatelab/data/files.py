@@ -86,6 +86,11 @@ def _under(name: str) -> Iterator[File]:
         yield from _inside(name, path)
     elif path.is_file():
         yield File(path, _kind(path), named=True)
+    elif not path.exists() and any(c in name for c in "*?["):
+        raise DataError(
+            f"{name!r}: no such file or folder, and patterns are not expanded here; name the folder, or the files joined by "
+            "commas, as in data.paths=a.txt,b.txt"
+        )
     elif path.exists():
         raise DataError(f"{name!r} is neither a file nor a folder")
     else:

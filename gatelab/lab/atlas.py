@@ -1,5 +1,6 @@
 """The atlas: several studies, from their folders or archives, on one page."""
 
+import errno
 import os
 import re
 import shlex
@@ -34,7 +35,8 @@ def atlas(
 
     Raises:
         ConfigError: a page that cannot be there.
-        StoreError: nothing to read, or a study named twice, as `sources_in` says; none that can be read.
+        StoreError: nothing to read, or a study named twice, as `sources_in` says; none that can be read; a page that cannot be
+            written.
     """
     sources = sources_in(paths)
     page = (
@@ -46,6 +48,8 @@ def atlas(
         missing = "its folder does not exist" if not page.parent.is_dir() else "its numbers are written there"
         what = "is a folder" if page.is_dir() else missing
         raise ConfigError([f"--out {page}: {what}; name a file in a folder that there is, as in {FILE}"])
+    if page.name == "report.html" and (page.parent / "study.json").exists():
+        raise ConfigError([f"--out {page}: is the page of its study, not an atlas; name another file, as in {FILE}"])
     made, refused = read_atlas(sources, page, tell)
     if not made:
         raise StoreError(f"{refused[0][0]}: {refused[0][1]}")
@@ -62,7 +66,12 @@ def atlas(
         unlike.setdefault(s.name, set()).update(key for key in s.plan if key[0] in s.otherwise)
     begun = [Open(s.name, s.question, s.n_open, len(s.plan), s.again) for s in made if s.n_open]
     never = [] if home is None else still_open(home, stored, unlike)
-    return write_atlas(page, Atlas(_told_apart(made), refused, claims, [*begun, *never]))
+    try:
+        return write_atlas(page, Atlas(_told_apart(made), refused, claims, [*begun, *never]))
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise StoreError(f"--out {page}: cannot be written ({error.strerror or error}); give another --out") from None
 
 
 def read_atlas(

@@ -1,12 +1,13 @@
 """Look at one model: a run's configuration and rows, probes and interventions on its weights, a checkpoint of anybody's."""
 
+import errno
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config import Change, Run, override, validate
 from ..config.gate_layers import shown
-from ..data import check_lengths
+from ..data import DataError, check_lengths
 from ..record import Row
 from ..store import RunFolder, StoreError, StudyFolder, query
 
@@ -94,14 +95,23 @@ def probe_checkpoint(
 
 
 def write_look(look: "Look", out: str | Path) -> Path:
-    """Write the page of a look at a checkpoint, its rows beside it; returns the page's path."""
+    """Write the page of a look at a checkpoint, its rows beside it; returns the page's path.
+
+    Raises:
+        StoreError: a folder that cannot be written.
+    """
     from ..report.checkpoint import Seen, write_checkpoint_page
 
     missing = [(u.module, u.class_name, u.why) for u in look.unobserved]
     effects = [] if look.effects is None else look.effects.rows(look.name)
     seen = Seen(look.name, look.description, look.facts, look.rows, missing, look.notes, look.tokens, effects)
-    Path(out).mkdir(parents=True, exist_ok=True)
-    return write_checkpoint_page(Path(out) / "probe.html", seen)
+    try:
+        Path(out).mkdir(parents=True, exist_ok=True)
+        return write_checkpoint_page(Path(out) / "probe.html", seen)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise StoreError(f"--out {out}: cannot be written ({error.strerror or error}); give another --out") from None
 
 
 def find_run(path: str | Path) -> RunFolder:
@@ -177,7 +187,19 @@ def _trained(path: str | Path, length: int | None) -> "tuple[RunFolder, Member, 
     run_config = validate(Run, folder.config())
     if length is not None:
         run_config = _at_length(run_config, length)
-    member = Group([run_config]).members[0]
+    try:
+        member = Group([run_config]).members[0]
+    except DataError as error:
+        data = run_config.data
+        named = (*data.paths, *data.val_paths, data.tokenizer) if data.kind == "text" else ()
+        if "no such file" not in str(error) or not any(
+            repr(name) in str(error) and not Path(name).expanduser().is_absolute() for name in named
+        ):
+            raise
+        raise DataError(
+            f"{error}; relative paths of a run's data count from where it was made: give this command there, with the run's "
+            f"folder as {Path(path).resolve()}"
+        ) from None
     check_lengths(member.source, run_config.train.seq_len)
     return folder, member, load_weights(member.model, folder.path / "weights.safetensors")
 

@@ -87,7 +87,7 @@ def unpack(path: str | Path, out: str | Path) -> StudyFolder:
     try:
         return StudyFolder.open(packed.unpack(path, out))
     except OSError as error:
-        raise StoreError(f"--out {out}: cannot be written ({error.strerror or error})") from None
+        raise StoreError(f"--out {out}: cannot be written ({error.strerror or error}); give another --out") from None
 
 
 def _said(source: Source, looks: str) -> str:
@@ -195,7 +195,7 @@ def _write(folder: StudyFolder, out: Path, ended: list[str], is_kept: str, said:
         if "No space left" in str(error):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(out)) from None
         why = str(error).partition("\n")[0]
-        raise StoreError(f"--out {out}: cannot be written ({why})") from None
+        raise StoreError(f"--out {out}: cannot be written ({why}); give another --out") from None
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)

@@ -64,7 +64,7 @@ class RunFolder:
             return None
 
     def check_config(self) -> None:
-        """Whether run.json, if it is there, is whole; read once as long as it stays as it is.
+        """Whether run.json is whole, if it is there, as it must be of a finished run; read once as long as it stays as it is.
 
         Raises:
             StoreError, DamagedError: as `config`.
@@ -73,6 +73,10 @@ class RunFolder:
         if stamp != self._checked:
             self.config()
             self._checked = stamp
+        if stamp is None and self.done() is not None:
+            raise DamagedError(
+                f"{self.path / 'run.json'}: is missing; `gatelab run` of the study, not of its folder, writes it again"
+            )
 
     def done(self) -> dict[str, Any] | None:
         """What done.json says (`status`: done or diverged, steps, seconds), or None.

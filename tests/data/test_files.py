@@ -79,6 +79,15 @@ def test_missing_path_names_the_nearest_that_exists(tmp_path):
     assert f"{str(tmp_path)!r} has no 'qqq'" in refused(tmp_path / "qqq" / "deep.txt")
 
 
+def test_a_pattern_is_answered_with_how_files_are_listed(tmp_path):
+    (tmp_path / "book.txt").write_text("x")
+    assert "patterns are not expanded here; name the folder, or the files joined by commas" in refused(
+        tmp_path / "*.txt"
+    )
+    (tmp_path / "[a].txt").write_text("y")
+    assert read(tmp_path / "[a].txt")
+
+
 def test_nothing_to_read_says_why(tmp_path):
     (tmp_path / "empty").mkdir()
     assert "holds no files" in refused(tmp_path / "empty")
