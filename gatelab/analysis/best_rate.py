@@ -58,8 +58,13 @@ def settings(cells: Sequence[str], rates: Mapping[str, tuple[str, float]]) -> li
             out.append(Setting(_name(ordered), ordered))
         else:
             out += [Setting(cell, {rate: cell}) for rate, held in by_rate.items() for cell in held]
-    names = [s.name for s in out]
-    return [s if names.count(s.name) == 1 else replace(s, name=_range(s.cells)) for s in out]
+    return _told_apart(out)
+
+
+def _told_apart(found: Sequence[Setting]) -> list[Setting]:
+    """The settings, those of one name by their cells."""
+    names = [s.name for s in found]
+    return [s if names.count(s.name) == 1 else replace(s, name=_range(s.cells)) for s in found]
 
 
 def _name(cells: Mapping[float, str]) -> str:
@@ -87,7 +92,7 @@ def at_best(
     for o in outcomes:
         planned.setdefault(o.cell, set()).add(o.arm)
     parts = {setting.name: _comparable(setting, planned, baseline) for setting in found}
-    found = [part for of in parts.values() for part in of]
+    found = _told_apart([part for of in parts.values() for part in of])
     held: dict[tuple[str, str], list[Outcome]] = {}
     for o in outcomes:
         if (o.cell, o.arm) not in refused:

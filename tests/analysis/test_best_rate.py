@@ -132,6 +132,16 @@ def test_arms_of_every_rate_are_joined_and_one_of_a_single_rate_stands_alone_bes
     assert found.notes == ["toy: static stands alone at each rate, as not planned at all of them"]
 
 
+def test_a_cell_that_stands_alone_has_not_the_name_of_the_joined_ones():
+    found = settings(["toy", "toy lr0.004"], {"toy": ("kind", 1e-3), "toy lr0.004": ("kind", 4e-3)})
+    losses = {arm: {"toy": 2.0, "toy lr0.004": 1.0} for arm in ("none", "gate")} | {"static": {"toy": 3.0}}
+    best = at_best(outcomes(losses), found, baseline="none")
+    assert [s.name for s in best.settings] == ["toy to toy lr0.004", "toy"]
+    assert best.best["toy to toy lr0.004", "none"] == "toy lr0.004" and best.best["toy", "none"] == "toy"
+    read = [(o.cell, o.arm, o.seed) for o in best.outcomes if o.metric == "val_loss"]
+    assert len(read) == len(set(read))
+
+
 def test_where_no_gate_is_planned_at_every_rate_the_rates_stand_alone():
     losses = LOSSES | {"gate": {"toy lr0.001": 1.5, "toy lr0.004": 1.9}, "static": {"toy lr0.016": 3.1}}
     found = at_best(outcomes(losses), settings(CELLS[:3], RATES), baseline="none")
