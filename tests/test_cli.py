@@ -561,9 +561,10 @@ def test_a_package_that_is_not_there_is_named(monkeypatch):
         said = gatelab("find", "x")
         assert (said.status, said.out) == (1, "")
         assert said.err == f"gatelab: {module} is not installed here, and this needs it: pip install {package}\n"
-    with pytest.raises(ModuleNotFoundError):
-        monkeypatch.setattr("gatelab.cli.app", lambda *_, **__: importlib.import_module("gatelab.none"))
-        gatelab("find", "x")
+    for of_one_that_is_there in ("gatelab.none", "duckdb.none"):
+        monkeypatch.setattr("gatelab.cli.app", lambda *_, name=of_one_that_is_there, **__: importlib.import_module(name))
+        with pytest.raises(ModuleNotFoundError):
+            gatelab("find", "x")
 
 
 @pytest.mark.parametrize("module", ["gatelab", "gatelab.cli"])

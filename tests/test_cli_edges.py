@@ -143,6 +143,21 @@ def test_a_log_is_followed_to_the_end_of_its_run(folder, monkeypatch):
     assert gatelab("logs", folder.path, "toy/none/0", "--follow") == (0, "one\ntwo\nthree é", "")
 
 
+def test_a_log_that_another_takes_the_place_of_is_followed_from_its_start(folder, monkeypatch):
+    _, run = next(folder.planned())
+    done = (run.path / "done.json").read_bytes()
+    (run.path / "done.json").unlink()
+    (run.path / "log.txt").write_bytes(b"of the first attempt\n")
+
+    def later(_seconds: float) -> None:
+        (run.path / "log.txt").write_bytes(b"of another\n")
+        (run.path / "done.json").write_bytes(done)
+
+    monkeypatch.setattr("gatelab.cli.progress.time.sleep", later)
+    said = gatelab("logs", folder.path, "toy/none/0", "-f")
+    assert said == (0, "of the first attempt\nof another\n", "")
+
+
 def test_a_study_is_watched_until_nothing_is_left_to_do(folder, monkeypatch):
     _, run = next(folder.planned())
     done = (run.path / "done.json").read_bytes()

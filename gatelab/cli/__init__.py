@@ -136,8 +136,11 @@ def _help_for(word: str) -> str:
 
 
 def _package_of(error: ModuleNotFoundError) -> str | None:
-    """The package of ours that an import did not find: a machine that trains alone need not have those that read."""
-    asked = (error.name or "").partition(".")[0].replace("_", "-")
+    """The package of ours that an import did not find: a machine that trains alone need not have those that read. None of a
+    module that a package which is there has not, as of another version."""
+    if "." in (error.name or ""):
+        return None
+    asked = (error.name or "").replace("_", "-")
     needed = [re.split(r"[^\w.-]", line, maxsplit=1)[0] for line in metadata.requires("gatelab") or ()]
     return next((name for name in needed if name in (asked, f"{asked}-python")), None)
 

@@ -1,5 +1,6 @@
 """gatelab status, logs and retry: how the runs in a study's folder stand, and another try for those that failed."""
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -90,6 +91,8 @@ def logs(
         is_going = follow and state_of(run) in _GOING  # before the last look at what it printed
         if path.exists():
             with path.open("rb") as file:
+                if n_printed > file.seek(0, os.SEEK_END):  # another file in its place
+                    n_printed = 0
                 file.seek(n_printed)
                 new = file.read()
             whole = new[: new.rfind(b"\n") + 1] if is_going else new  # a line at a time, and no letter in two
