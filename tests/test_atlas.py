@@ -125,6 +125,10 @@ def test_several_folders_need_no_parent_and_out_names_the_page(results, tmp_path
     page = page_of(Path("all.html"))
     assert [page.index(f"<b>{letter}</b>") for letter in "AB"] and ">alpha<" in page and ">more<" in page
     assert report(capsys, "more", results / "alpha")[1] == "atlas.html"
+    # A folder of studies has no page of its own by this name.
+    monkeypatch.chdir(tmp_path / "more")
+    study(Path("of/one"), "one")
+    assert report(capsys, "of", "--out", "of/report.html")[:2] == (0, "of/report.html")
 
 
 def test_one_study_keeps_its_own_page_and_has_an_atlas_where_it_is_asked_for(tmp_path, capsys):

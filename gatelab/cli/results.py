@@ -209,8 +209,9 @@ def report(folder: Path, *more: Path, out: Path | None = None) -> int:
         from .. import lab
         from ..store import StudyFolder
 
-        if out is not None and not more and out.resolve() == (folder / "report.html").resolve():
-            out = None  # the study's own page
+        own = folder / "report.html" if (folder / "study.json").exists() and not more else None
+        if out is not None and own is not None and out.resolve() == own.resolve():
+            out = None
         if not (more or out is not None or (folder.exists() and not (folder / "study.json").exists())):
             there = StudyFolder.open(folder)
             print(lab.report(there, lab.analyse(there), tell=tell))
