@@ -13,7 +13,8 @@ LAYERS = (
     "store", "study", "analysis", "report", "catalogue", "bench", "lab", "terminal", "cli",
 )  # fmt: skip
 # Studies are what a user writes: they name anything, and nothing names them.
-FILES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py" and p.parent.name != "studies")
+ABOVE = (PACKAGE / "__init__.py", PACKAGE / "__main__.py")
+FILES = sorted(p for p in PACKAGE.rglob("*.py") if p not in ABOVE and p.parent.name != "studies")
 LIGHT = (
     "config", "record", "tasks", "data", "store", "study.study", "study.plan", "study.metrics", "study.git",
     "study.ledger", "study.executor", "study.local", "study.drive", "study.worker", "study.carry_out",

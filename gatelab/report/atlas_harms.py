@@ -43,9 +43,9 @@ def _found(atlas: "Atlas") -> list[tuple[str, str, str, str, str]]:
     names, out = anchors(atlas), []
     for rule in _HARMS:
         for s in (s for s in atlas.sheets if s.views is not None):
-            # A claim that is the test of another is told with that one.
-            claims = [v.claim for v in once(s.verdicts)]
             for a in s.views.anomalies:
+                # A claim that is the test of another is told with that one.
+                claims = [v.claim for v in once(h.verdict for h in a.held)]
                 for h in (h for h in a.held if h.claim.rule == rule and h.claim in claims):
                     to = names[s.letter, a.cell, a.arm]
                     out.append((RULES[rule], s.arms.get(a.arm, a.arm), f"{s.letter} {a.cell}", to, sized(h.fresh)))

@@ -11,10 +11,13 @@ from typing import Any
 import evaluate as hf_evaluate
 from lm_eval.tasks import TaskManager
 
-from ...catalogue import prompt_tasks
 from ...config import ConfigError, nearest
 from ...data import DataError
 from ...tasks import TASKS
+from ...tasks.cited import CITATIONS
+from ...tasks.meetings import SUMMARIES
+from ...tasks.middle import MIDDLE
+from ...tasks.ruler import RULER
 from . import definitions
 from .benchmarks import BENCHMARKS
 from .brought import check_labels, task_of, wrong_row
@@ -198,7 +201,7 @@ def _check_names(asking: Asking, manager: TaskManager) -> None:
     every = sorted(manager.task_index)
     where = "the harness" if asking.data_dir is None else f"what can be read offline from {asking.data_dir}"
     allowed = "" if asking.data_dir is None else f"; there are {', '.join(definitions.BENCHMARKS)} and their parts"
-    ours = {name: f"; of ours write gatelab/{name}" for name in (*TASKS, *prompt_tasks())}
+    ours = {name: f"; of ours write gatelab/{name}" for name in (*TASKS, *RULER, *MIDDLE, *SUMMARIES, *CITATIONS)}
     raise ConfigError(
         [f"--tasks {name}: is not in {where}{ours.get(name) or nearest(name, every) or allowed}" for name in unknown]
     )
