@@ -562,7 +562,9 @@ def test_a_package_that_is_not_there_is_named(monkeypatch):
         assert (said.status, said.out) == (1, "")
         assert said.err == f"gatelab: {module} is not installed here, and this needs it: pip install {package}\n"
     for of_one_that_is_there in ("gatelab.none", "duckdb.none"):
-        monkeypatch.setattr("gatelab.cli.app", lambda *_, name=of_one_that_is_there, **__: importlib.import_module(name))
+        monkeypatch.setattr(
+            "gatelab.cli.app", lambda *_, name=of_one_that_is_there, **__: importlib.import_module(name)
+        )
         with pytest.raises(ModuleNotFoundError):
             gatelab("find", "x")
 

@@ -132,7 +132,9 @@ def test_versions_are_told_where_no_anomalies_are_looked_for(tmp_path, capsys):
     why = "no anomalies were looked for: "
     assert status == 0 and "late " in out and err.startswith(why) and err.count(UNKNOWN) == 1
     page = lab.report(folder, lab.analyse(folder)).read_text(encoding="utf-8").partition("Verdicts</h2>")[0]
-    assert "No anomalies were looked for: anomalies are what a gate does against none, and its baseline gated has" in page
+    assert (
+        "No anomalies were looked for: anomalies are what a gate does against none, and its baseline gated has" in page
+    )
     assert str(folder.path) not in page.partition("<body")[2]
 
 

@@ -135,7 +135,9 @@ def test_a_card_has_both_numbers_neighbours_causes_and_a_command(page):
 
 def test_a_confirmed_harm_stands_before_what_gates_are_good_for_with_its_number_and_card(page):
     said = page.text.partition("What it says")[2]
-    assert "What gates do harm, confirmed on fresh seeds, how much with its 95% interval:the task or the loss is" in said
+    assert (
+        "What gates do harm, confirmed on fresh seeds, how much with its 95% interval:the task or the loss is" in said
+    )
     assert "0.031 nats (0.020 to 0.042)" in said.partition("For a lower")[0]
 
 
