@@ -569,6 +569,20 @@ def test_a_package_that_is_not_there_is_named(monkeypatch):
             gatelab("find", "x")
 
 
+def test_where_nothing_says_what_the_package_needs_the_module_that_is_not_there_is_told_as_it_is(monkeypatch):
+    def nothing(name: str) -> None:
+        raise metadata.PackageNotFoundError(name)
+
+    def lacks(*_: object, **__: object) -> None:
+        raise ModuleNotFoundError("No module named 'duckdb'", name="duckdb")
+
+    monkeypatch.setattr(metadata, "requires", nothing)
+    monkeypatch.setattr("gatelab.cli.app", lacks)
+    with pytest.raises(ModuleNotFoundError, match="duckdb") as told:
+        gatelab("find", "x")
+    assert not isinstance(told.value, metadata.PackageNotFoundError) and told.value.__context__ is None
+
+
 @pytest.mark.parametrize("module", ["gatelab", "gatelab.cli"])
 def test_the_package_is_run_as_the_command(module: str):
     done = subprocess.run([sys.executable, "-m", module, "gates", "nope"], capture_output=True, text=True, timeout=100)

@@ -141,7 +141,11 @@ def _package_of(error: ModuleNotFoundError) -> str | None:
     if "." in (error.name or ""):
         return None
     asked = (error.name or "").replace("_", "-")
-    needed = [re.split(r"[^\w.-]", line, maxsplit=1)[0] for line in metadata.requires("gatelab") or ()]
+    try:
+        asks = metadata.requires("gatelab") or ()
+    except metadata.PackageNotFoundError:  # run from its folder, where nothing says what it needs
+        return None
+    needed = [re.split(r"[^\w.-]", line, maxsplit=1)[0] for line in asks]
     return next((name for name in needed if name in (asked, f"{asked}-python")), None)
 
 
