@@ -1,6 +1,5 @@
 """The atlas: several studies, from their folders or archives, on one page."""
 
-import errno
 import os
 import re
 import shlex
@@ -20,6 +19,7 @@ from ..store import StoreError, read_json
 from .companions import among
 from .sheet import sheet
 from .sources import Source, opened, sources_in
+from .writing import written_to
 
 FILE = "atlas.html"
 DATA = "data.json"  # beside studies' folders: what files of text hold
@@ -66,12 +66,8 @@ def atlas(
         unlike.setdefault(s.name, set()).update(key for key in s.plan if key[0] in s.otherwise)
     begun = [Open(s.name, s.question, s.n_open, len(s.plan), s.again) for s in made if s.n_open]
     never = [] if home is None else still_open(home, stored, unlike)
-    try:
+    with written_to(page):
         return write_atlas(page, Atlas(_told_apart(made), refused, claims, [*begun, *never]))
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise StoreError(f"--out {page}: cannot be written ({error.strerror or error}); give another --out") from None
 
 
 def read_atlas(

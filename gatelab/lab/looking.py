@@ -1,6 +1,5 @@
 """Look at one model: a run's configuration and rows, probes and interventions on its weights, a checkpoint of anybody's."""
 
-import errno
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from ..config.gate_layers import shown
 from ..data import DataError, check_lengths
 from ..record import Row
 from ..store import RunFolder, StoreError, StudyFolder, query
+from .writing import written_to
 
 if TYPE_CHECKING:
     from ..evals.changes import Effects
@@ -105,13 +105,9 @@ def write_look(look: "Look", out: str | Path) -> Path:
     missing = [(u.module, u.class_name, u.why) for u in look.unobserved]
     effects = [] if look.effects is None else look.effects.rows(look.name)
     seen = Seen(look.name, look.description, look.facts, look.rows, missing, look.notes, look.tokens, effects)
-    try:
+    with written_to(out):
         Path(out).mkdir(parents=True, exist_ok=True)
         return write_checkpoint_page(Path(out) / "probe.html", seen)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise StoreError(f"--out {out}: cannot be written ({error.strerror or error}); give another --out") from None
 
 
 def find_run(path: str | Path) -> RunFolder:

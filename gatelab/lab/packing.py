@@ -21,6 +21,7 @@ from ..record import COORDINATES, Row
 from ..store import RunFolder, StoreError, StudyFolder, quoted, read_json
 from ..study.ledger import FINISHED, state_of
 from .sources import Source, opened, sources_in
+from .writing import written_to
 
 # By layer and head a study's page and its cards draw these over training (analysis/digest.py, report/card_figures.py).
 _OF_LAYERS = ("gate_histogram", "gate_mean", "gate_below", "gate_above", "first_token_mass", "massive_max", "massive_ratio",
@@ -84,10 +85,8 @@ def unpack(path: str | Path, out: str | Path) -> StudyFolder:
         )
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise StoreError(f"--out {out}: holds something and is left alone; name a new or empty folder")
-    try:
+    with written_to(out):
         return StudyFolder.open(packed.unpack(path, out))
-    except OSError as error:
-        raise StoreError(f"--out {out}: cannot be written ({error.strerror or error}); give another --out") from None
 
 
 def _said(source: Source, looks: str) -> str:
