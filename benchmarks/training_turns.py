@@ -43,6 +43,8 @@ _THREE = ("none", "sdpa-headwise", "sdpa-elementwise")
 _33M = {"size": "512x8x4x16384", "tokens": 65_536, "gib": 12}
 _1B = {"size": "1b", "tokens": 16_384, "gib": 47}
 _128 = {"size": "128x4x4x4096", "context": 128, "tokens": 4096, "runs": 25, "attention": "auto", "gib": 5}
+_128_WIDE = {"size": "128x4x4x256", "context": 512, "tokens": 4096, "attention": "auto", "gib": 8}
+_256_WIDE = {"size": "256x4x4x4096", "context": 512, "tokens": 4096, "attention": "auto", "gib": 12}
 _64 = {"size": "64x4x2x256", "context": 512, "tokens": 4096, "attention": "auto", "gib": 4}
 _512 = {"size": "512x8x8x8192", "tokens": 8192, "attention": "auto", "gib": 9}
 # Room is what `results/training_*_2026-11.md` have as peaks, and a tenth. Three of `1b` with 16,384 tokens would want 141 GiB, more
@@ -75,9 +77,18 @@ BLOCKS = {
     "stack-64": Block((
         Trained(**_64), Trained(**_64, runs=64), Trained(**_64, is_captured=False),
     ), turn_s=1.0),
+    "stack-128": Block((
+        Trained(**_128_WIDE), Trained(**_128_WIDE, runs=64), Trained(**_128_WIDE, is_captured=False),
+    ), turn_s=1.0),
+    "stack-256": Block((
+        Trained(**_256_WIDE), Trained(**_256_WIDE, runs=32), Trained(**_256_WIDE, is_captured=False),
+    ), turn_s=1.0),
     "stack-512": Block((
         Trained(**_512), Trained(**_512, runs=4), Trained(**_512, is_captured=False),
     )),
+    # On a GPU of 80 GB, each alone or with one gate.
+    "headwise-124m": Block(_gates(*_THREE[:2], size="768x12x6x50304", tokens=65_536, gib=26.5), turn_s=1.4),
+    "alone-350m": Block(_gates("none", size="1024x24x8x50304", tokens=32_768, gib=38.5), turn_s=2.0),
     "tiny": Block(_gates(*_THREE[:2], size="16x1x2x64", context=16, tokens=64, attention="auto", gib=1), 2, 0.05),
 }  # fmt: skip
 DEFAULT = [name for name in BLOCKS if name.startswith("gates-") and name != "gates-moe-auto"]

@@ -55,10 +55,34 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
     if weight.dim() == 2:
         return F.linear(x, weight, bias)
-    x_MNI = x.reshape(len(weight), -1, x.shape[-1])
-    weight_MIO = weight.transpose(1, 2)
-    out_MNO = torch.bmm(x_MNI, weight_MIO) if bias is None else torch.baddbmm(bias[:, None], x_MNI, weight_MIO)
+    out_MNO = _StackedLinear.apply(x.reshape(len(weight), -1, x.shape[-1]), weight, bias)
     return out_MNO.view(*x.shape[:-1], -1)
+
+
+class _StackedLinear(torch.autograd.Function):
+    """x_m W_mᵀ + b_m of each model, [M, N, in] to [M, N, out].
+
+    Its own way back, since torch's of `bmm` gives the weights' gradient as a transposed [M, in, out], which one more pass over
+    memory would have to put in the order of the weights.
+    """
+
+    @staticmethod
+    def forward(ctx, x_MNI: Tensor, weight_MOI: Tensor, bias_MO: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x_MNI, weight_MOI)
+        weight_MIO = weight_MOI.transpose(1, 2)
+        if bias_MO is None:
+            return torch.bmm(x_MNI, weight_MIO)
+        return torch.baddbmm(bias_MO[:, None], x_MNI, weight_MIO)
+
+    @staticmethod
+    def backward(ctx, dout_MNO: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x_MNI, weight_MOI = ctx.saved_tensors
+        of_x, of_weight, of_bias = ctx.needs_input_grad
+        return (
+            torch.bmm(dout_MNO, weight_MOI) if of_x else None,
+            torch.bmm(dout_MNO.transpose(1, 2), x_MNI) if of_weight else None,
+            dout_MNO.sum(dim=1) if of_bias else None,
+        )
 
 
 def lookup(table: Tensor, ids_BT: Tensor) -> Tensor:
