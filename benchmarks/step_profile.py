@@ -43,6 +43,7 @@ _33M = {"size": "512x8x4x16384", "tokens": 65_536, "gib": 12}
 CASES = {
     "350m": (Trained(**_350M, tokens=32_768, gib=38.5), Trained(**_350M, tokens=65_536, gib=68.5)),
     # As many tokens in one run are the same work but for the weights.
+    "stack-128": (Trained("128x4x4x256", 4096, 8, context=512, attention="auto", runs=64),),
     "stack-512": (Trained(**_512, tokens=8192, runs=4), Trained(**_512, tokens=32_768)),
     "gates-33m": (Trained(**_33M), Trained(**_33M, gate="sdpa-elementwise")),
     "tiny": (

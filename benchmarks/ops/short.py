@@ -1,13 +1,14 @@
 """What attention's own Triton kernels with the gate inside cost: short sequences there and back, and a query against a cache.
 
-    python benchmarks/ops/short.py [--out FILE] [--rounds 9] [--others] [--device cpu]
+    python benchmarks/ops/short.py [--out FILE] [--rounds 9] [--parts contract,times,blocks,decode] [--device cpu]
 
 bfloat16 on a CUDA device; 32,768 tokens in all, causal, beside cuDNN without a gate and `flash` and `flash-lean` with one;
 decoding in one captured graph of as many layers as fit, each with a cache of its own, whose time is that of a layer and whose
-floor is the cache read once at the rate of a copy. First every case is judged by the numeric contract, then all ways of a
-shape take turns in every round. JSON lines go to the terminal and to --out, medians as Markdown tables to the terminal; it
-leaves with 1 where something failed. --others: other blocks and cuts than those of the tables too. --device cpu: the
-contract alone, of small shapes in Triton's interpreter.
+floor is the cache read once at the rate of a copy. Parts are done in the order in which they are named: `contract` judges many
+cases by the numeric contract; `times` judges every way of a shape on fewer sequences, and those that hold take turns in every
+round; `blocks` times other blocks than those of the tables; `decode` a query against a cache, with other cuts. JSON lines go
+to the terminal and to --out, medians as Markdown tables to the terminal; it leaves with 1 where something failed. --device cpu:
+the contract alone, of small shapes in Triton's interpreter.
 """
 
 import argparse
@@ -39,10 +40,13 @@ GATES = {"none": None, "headwise": GateSpec.parse("sdpa-headwise"), "elementwise
 N_TOKENS = 32768
 STOCK = "short, torch's way back"
 OTHERS = {
-    "forward": ((128, 64, 8, 3), (64, 64, 4, 3), (128, 128, 8, 2), (128, 64, 4, 2)),
-    "keys": ((64, 64, 4, 2), (64, 32, 4, 3), (128, 64, 8, 2), (64, 64, 8, 2)),
-    "queries": ((64, 64, 4, 2), (128, 64, 8, 2), (64, 32, 4, 3), (64, 64, 8, 2)),
-}
+    "forward": (
+        (128, 64, 4, 3), (128, 64, 8, 2), (128, 64, 8, 3), (64, 64, 4, 2), (64, 64, 4, 2, 128), (64, 64, 4, 3),
+        (64, 64, 4, 3, 128), (64, 32, 4, 3), (128, 64, 8, 3, 128), (128, 128, 8, 2),
+    ),
+    "keys": ((64, 64, 4, 2), (64, 32, 4, 3), (128, 64, 8, 2), (64, 64, 4, 3, 168)),
+    "queries": ((64, 64, 4, 2), (128, 64, 8, 3), (64, 32, 4, 3), (64, 32, 4, 3, 128)),
+}  # fmt: skip
 OTHER_CUTS = ((64, 4, 3, 4, 128), (64, 4, 3, 8, 128), (64, 4, 3, 4, 256), (128, 4, 2, 4, 128), (32, 4, 4, 4, 128))
 # Query heads, key heads and channels where a query is decoded.
 DECODED = (32, 8, 128)
@@ -178,16 +182,22 @@ def by_cudnn(q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, _: None) -> Tensor:
 
 
 def compare(log: Log, shape: Shape, device: torch.device, rounds: int) -> dict[str, float]:
-    """Medians of `gate way, work`."""
+    """Medians of `gate way, work`, of the ways that keep the contract on two heads of one sequence of the shape."""
     works: dict[str, Callable[[], object]] = {}
-    for gate in GATES:
+    for gate, spec in GATES.items():
         given = drawn(shape, gate, device)
         upstream_BTHK = torch.randn_like(given[0])
         ways = {"short": attend, STOCK: partial(attend, is_stock=True)}
         ways |= {"cuDNN": by_cudnn} if gate == "none" else {
             "flash": partial(by_flash, keeps_output=True), "flash-lean": partial(by_flash, keeps_output=False)
         }  # fmt: skip
+        word = None if spec is None else f"sdpa-{gate}"
+        few = Case("few", B=1, T=shape.T, H=2, G=2, K=shape.K, gate=word)
+        arguments = inputs(few, seed=1, dtype=torch.bfloat16, device=device.type)
         for name, way in ways.items():
+            held = f"{gate} {name} of {shape.T} tokens and heads of {shape.K}"
+            if not log.judge(held, partial(as_called, way), partial(gated_attention, impl="reference"), arguments):
+                continue
             if name != STOCK:  # whose forward pass is that of `short`
                 works[f"{gate} {name}, forward"] = partial(forward, way, given)
             works[f"{gate} {name}, both"] = partial(both, way, given, upstream_BTHK)
@@ -195,6 +205,18 @@ def compare(log: Log, shape: Shape, device: torch.device, rounds: int) -> dict[s
     for name, times in found.items():
         log.tell("time", **shape._asdict(), what=name, **times)
     return {name: times["ms"] for name, times in found.items()}
+
+
+def as_called(
+    way: Callable[..., Tensor],
+    q_BTHK: Tensor,
+    k_BSGK: Tensor,
+    v_BSGK: Tensor,
+    gate_logits_BTHK: Tensor | None = None,
+    **_: Any,
+) -> Tensor:
+    """A way with the arguments of `gated_attention`."""
+    return way(q_BTHK, k_BSGK, v_BSGK, gate_logits_BTHK)
 
 
 @torch.no_grad()
@@ -309,12 +331,47 @@ def print_decoding(found: dict[tuple[int, int], dict[str, float]]) -> None:
         print(f"| {B} | {S} | {us['floor']:.1f} | {plain:.1f} | {over} | {stock} |")
 
 
+def judge_all(log: Log, device: torch.device, _: int) -> None:
+    """Every case of both operators."""
+    judge_short(log, device)
+    judge_decode(log, device)
+
+
+def compare_all(log: Log, device: torch.device, rounds: int) -> None:
+    """Every shape beside its peers."""
+    print_attention({shape: compare(log, shape, device, rounds) for shape in SHAPES})
+
+
+def race_all(log: Log, device: torch.device, rounds: int) -> None:
+    """Other blocks, of every width."""
+    for K, T in itertools.product((64, 32, 128), (512, 1024)):
+        race(log, Shape(K, T, 1024), device, rounds)
+
+
+def decode_all(log: Log, device: torch.device, rounds: int) -> None:
+    """Every cache, with other cuts."""
+    rate = measure_rates(device, torch.bfloat16).bytes_per_s
+    decoded = partial(decode, log, device=device, rounds=rounds, bytes_per_s=rate, has_others=True)
+    print_decoding({(B, S): decoded(B, S) for B, S in AT})
+
+
+PARTS = {"contract": judge_all, "times": compare_all, "blocks": race_all, "decode": decode_all}
+
+
+def listed(line: str) -> list[str]:
+    """The parts that a line joins by commas."""
+    names = line.split(",")
+    if unknown := [name for name in names if name not in PARTS]:
+        raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: expected some of {', '.join(PARTS)}, joined by commas")
+    return names
+
+
 def main() -> int:
     """1 where a contract is broken or something does not run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="a file that JSON lines are appended to")
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--others", action="store_true", help="time other blocks and cuts too")
+    parser.add_argument("--parts", type=listed, default=list(PARTS), help=f"of {', '.join(PARTS)}, joined by commas")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     given = parser.parse_args()
     if given.device == "cuda" and not torch.cuda.is_available():
@@ -325,15 +382,8 @@ def main() -> int:
     device, log = torch.device(given.device), Log(given.out)
     name = "cpu" if given.device == "cpu" else torch.cuda.get_device_name()
     log.tell("about", device=name, torch=torch.__version__, tokens=N_TOKENS, rounds=given.rounds)
-    judge_short(log, device)
-    judge_decode(log, device)
-    if given.device == "cuda":
-        print_attention({shape: compare(log, shape, device, given.rounds) for shape in SHAPES})
-        for shape in (Shape(K, T, 1024) for K in (32, 64, 128) for T in (256, 1024)) if given.others else ():
-            race(log, shape, device, given.rounds)
-        rate = measure_rates(device, torch.bfloat16).bytes_per_s
-        decoded = partial(decode, log, device=device, rounds=given.rounds, bytes_per_s=rate, has_others=given.others)
-        print_decoding({(B, S): decoded(B, S) for B, S in AT})
+    for part in given.parts if given.device == "cuda" else ("contract",):
+        PARTS[part](log, device, given.rounds)
     print(f"\n{len(log.failed)} failed{': ' if log.failed else ''}{'; '.join(log.failed)}")
     return int(bool(log.failed))
 

@@ -4,6 +4,7 @@ Notable: in a stack of M models (`gatelab.train.stack`) a parameter has one more
 models' sequences one after the other, [M·B, …]; what multiplies them model by model is here.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -43,7 +44,7 @@ class HeadLinear(nn.Module):
         if weight.dim() == 3:
             out = torch.einsum("...hi,hoi->...ho", slices, weight)
             return out if self.bias is None else out + self.bias.to(x.dtype)
-        slices_MNHI = slices.reshape(len(weight), -1, *slices.shape[-2:])
+        slices_MNHI = of_each(slices.flatten(-2), len(weight)).unflatten(-1, slices.shape[-2:])
         out = torch.einsum("mnhi,mhoi->mnho", slices_MNHI, weight)
         out = out if self.bias is None else out + self.bias.to(x.dtype)[:, None]
         return out.reshape(*slices.shape[:-1], -1)
@@ -55,8 +56,22 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
     if weight.dim() == 2:
         return F.linear(x, weight, bias)
-    out_MNO = _StackedLinear.apply(x.reshape(len(weight), -1, x.shape[-1]), weight, bias)
-    return out_MNO.view(*x.shape[:-1], -1)
+    out_MNO = _StackedLinear.apply(of_each(x, len(weight)), weight, bias)
+    return _together(out_MNO, x.shape[:-1])
+
+
+def of_each(x: Tensor, n_models: int) -> Tensor:
+    """A stack's [M·B, …, D] as each model's [M, N, D].
+
+    In two steps, as is the way back: torch's compiler (2.11) knows each as the same memory seen otherwise, and makes a copy of a
+    tensor that changes its shape so in one.
+    """
+    return x.unflatten(0, (n_models, -1)).flatten(1, -2)
+
+
+def _together(x_MND: Tensor, shape: Sequence[int]) -> Tensor:
+    """[M, N, D] as [M·B, …, D], whose axes but the last are given."""
+    return x_MND.unflatten(1, (shape[0] // len(x_MND), *shape[1:])).flatten(0, 1)
 
 
 class _StackedLinear(torch.autograd.Function):

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..config.moe import MoE
 from ..data import IGNORED
 from ..models.model import Model
+from ..nn.linear import of_each
 from ..nn.moe import Routing, router_losses
 from ..nn.watch import Watch
 from ..ops.linear_cross_entropy import linear_cross_entropy
@@ -60,7 +61,7 @@ def target_losses(
 ) -> Tensor:
     """`target_loss` of each of M stacked models (or of a plain one), [M]; the batch holds their sequences one after the other."""
     x_BTD = hidden_of(model, inputs_BT, segment_ids_BT, decoder_inputs_BT, routed, watch)
-    x_MND, targets_MN = x_BTD.reshape(n_models, -1, x_BTD.shape[-1]), targets_BT.reshape(n_models, -1)
+    x_MND, targets_MN = of_each(x_BTD, n_models), targets_BT.reshape(n_models, -1)
     weight_MVD = model.head.weight.view(n_models, -1, x_BTD.shape[-1])
     return linear_cross_entropy(x_MND, weight_MVD, targets_MN, ignored=IGNORED)
 

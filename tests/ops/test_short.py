@@ -51,7 +51,7 @@ def cut(monkeypatch: pytest.MonkeyPatch) -> Callable[[Tiles], None]:
     """Cuts every kernel in the same way."""
 
     def every(tiles: Tiles) -> None:
-        for name in ("FORWARD_TILES", "QUERY_TILES", "KEY_TILES"):
+        for name in ("FORWARD_TILES", "GATED_TILES", "QUERY_TILES", "KEY_TILES"):
             table = getattr(short_kernels, name)
             monkeypatch.setattr(short_kernels, name, dict.fromkeys(table, tiles))
 
@@ -86,8 +86,14 @@ def broken(candidate: Callable[..., Tensor], case: Case, dtype: torch.dtype) -> 
 
 
 @pytest.mark.parametrize("case", MORE, ids=lambda c: c.name)
-def test_it_keeps_the_contract(cut: Callable[[Tiles], None], case: Case) -> None:
+@pytest.mark.parametrize("is_of_short_ones", [True, False], ids=["one loop, gate first", "more loops, gate last"])
+def test_it_keeps_the_contract(
+    monkeypatch: pytest.MonkeyPatch, cut: Callable[[Tiles], None], case: Case, is_of_short_ones: bool
+) -> None:
     cut(TINY)  # so that a few tokens are many blocks
+    if not is_of_short_ones:
+        monkeypatch.setattr(short_kernels, "_IN_ONE_LOOP", 0)
+        monkeypatch.setattr(short_kernels, "_GATE_FIRST", 0)
     assert not broken(attend, case, torch.float32)
 
 

@@ -16,10 +16,17 @@ from ..attention_stats.kernels import Tiles
 from .short_backward import gate_kernel, keys_kernel, queries_kernel
 from .short_forward import forward_kernel
 
-# Channels of a head, as a block holds them, and how each kernel is cut for them.
-FORWARD_TILES = {32: Tiles(128, 64, 4, 3), 64: Tiles(128, 64, 4, 3), 128: Tiles(128, 64, 8, 2)}
+# Channels of a head, as a block holds them, and how each kernel is cut for them: of up to 21 cuts of heads of 64 and 32 the
+# fastest on an H100 at 256 to 2,048 tokens (benchmarks/results/short_tiles_h100_2026-11.md).
+FORWARD_TILES = {32: Tiles(64, 64, 4, 3), 64: Tiles(64, 64, 4, 3), 128: Tiles(128, 64, 8, 2)}
+# Where an elementwise gate waits in registers, four programs share a multiprocessor only if they are held to it.
+GATED_TILES = FORWARD_TILES | {64: Tiles(64, 64, 4, 3, 128)}
 QUERY_TILES = {32: Tiles(64, 64, 4, 3), 64: Tiles(64, 64, 4, 3), 128: Tiles(64, 64, 4, 2)}
-KEY_TILES = {32: Tiles(64, 64, 4, 3), 64: Tiles(64, 64, 4, 2), 128: Tiles(64, 64, 4, 2)}
+KEY_TILES = {32: Tiles(64, 64, 4, 3), 64: Tiles(64, 64, 4, 3), 128: Tiles(64, 64, 4, 2)}
+# Keys of a causal sequence up to which one loop with masks everywhere is faster than two.
+_IN_ONE_LOOP = 512
+# Channels of a head up to which an elementwise gate's logits are read before the keys.
+_GATE_FIRST = 64
 # Further than any two tokens are apart, and of twice the size still an int32.
 _ANY = 2**30
 # Heads of which neighbouring programs share what they read, in L2.
@@ -58,13 +65,15 @@ def attend(
     if _is_interpreted_bfloat16(q_BTHK):
         wide = attend(*_float32(q_BTHK, k_BSGK, v_BSGK, logits_BTHW), is_causal=is_causal, window=window, tiles=tiles)
         return wide[0].to(q_BTHK.dtype), wide[1]
-    tiles = tiles or FORWARD_TILES[_row(K)]
+    tiles = tiles or (GATED_TILES if _width(logits_BTHW) > 1 else FORWARD_TILES)[_row(K)]
     least, most = _ahead_of_query(is_causal, window)
     q, k, v = (_side_by_side(t) for t in (q_BTHK, k_BSGK, v_BSGK))
+    S = k.shape[1]
     with torch.cuda.device_of(q):
         forward_kernel[(triton.cdiv(T, tiles.kept) * B * H,)](
             q, k, v, z_BTHK if logits_BTHW is None else logits_BTHW, z_BTHK, lse_BHT, *_sizes(q, k), least, most,
             _scale(K), *_strides(q), *_strides(k), *_strides(v), *_strides(logits_BTHW), B * H, W=_width(logits_BTHW),
+            BOUNDED=S % tiles.passed > 0, IN_ONE_LOOP=is_causal and S <= _IN_ONE_LOOP, GATE_FIRST=K <= _GATE_FIRST,
             **_blocks(q, k, window, tiles),
         )  # fmt: skip
     return z_BTHK, lse_BHT
