@@ -6,6 +6,7 @@ may change between versions of NumPy, and a run must not.
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 
@@ -33,38 +34,35 @@ def uniform_rows(seed: int, purpose: int, first: int, n_rows: int, n_columns: in
 def uniform_rows_of(seeds: Sequence[int], purpose: int, first: int, n_rows: int, n_columns: int) -> np.ndarray:
     """`uniform_rows` of each seed, the rows of one after those of the other."""
     blocks = -(-n_columns // 4)
-    words = np.empty((len(seeds), n_rows * blocks * 4), np.uint64)
-    # One generator put to each place in turn: making one takes longer than a few sequences' words.
-    generator = philox(0, purpose, (first * blocks, n_columns))
-    state = generator.state
-    for seed, row in zip(seeds, words, strict=True):
-        state["state"]["key"][0] = seed % 2**64
-        generator.state = state
-        row[:] = generator.random_raw(len(row))
+    words = _words(seeds, purpose, (first * blocks, n_columns), n_rows * blocks * 4)
     words >>= np.uint64(32)
     return words.reshape(len(seeds) * n_rows, -1)[:, :n_columns] * 2.0**-32
 
 
 def permuted(index: np.ndarray, n: int, keys: np.ndarray) -> np.ndarray:
-    """Where a keyed permutation of 0 … n − 1 sends `index`; one round a key.
+    """Where keyed permutations of 0 … n − 1 send `index`, of shape (N,); one round a key.
 
     A Feistel network on pairs (left, right) of numbers below ⌈√n⌉, walked until the pair is a number below n again
     (Black and Rogaway, "Ciphers with arbitrary finite domains", 2002).
+
+    Args:
+        keys: (rounds,), or (rounds, N) where each number has a permutation of its own.
     """
-    side = math.isqrt(n - 1) + 1
+    side = np.uint64(math.isqrt(n - 1) + 1)
     out = index.astype(np.uint64)
-    todo = np.ones(len(out), bool)
-    while todo.any():
-        left, right = np.divmod(out[todo], np.uint64(side))
-        for key in keys:
-            left, right = right, (left + _mixed(right ^ key) % np.uint64(side)) % np.uint64(side)
-        out[todo] = left * np.uint64(side) + right
-        todo = out >= n
+    keys = np.broadcast_to(keys.reshape(len(keys), -1), (len(keys), len(out)))
+    todo = np.arange(len(out))
+    while len(todo):
+        left, right = np.divmod(out[todo], side)
+        for key in keys[:, todo]:
+            left, right = right, (left + _mixed(right ^ key) % side) % side
+        out[todo] = left * side + right
+        todo = todo[out[todo] >= n]
     return out.astype(np.int64)
 
 
-def epoch_starts(seed: int, first: int, count: int, n_tokens: int, seq_len: int, span: int) -> np.ndarray:
-    """First token of the training windows with sample numbers first … first + count − 1; int64.
+def epoch_starts(seeds: Sequence[int], first: int, count: int, n_tokens: int, seq_len: int, span: int) -> np.ndarray:
+    """First token of each seed's training windows with sample numbers first … first + count − 1; int64, (seeds, count).
 
     An epoch is every window of one tiling of the text, each once, in permuted order; the tiling starts at an offset
     drawn anew each epoch, so that a text read often is not always cut at the same places. Windows are `seq_len`
@@ -72,13 +70,15 @@ def epoch_starts(seed: int, first: int, count: int, n_tokens: int, seq_len: int,
     """
     n_windows = max(1, (n_tokens - span) // seq_len)
     slack = min(n_tokens - span - (n_windows - 1) * seq_len, seq_len - 1)
-    numbers = np.arange(first, first + count)
-    out = np.empty(count, np.int64)
+    epochs, numbers = np.divmod(np.arange(first, first + count), n_windows)
+    out = np.empty((len(seeds), count), np.int64)
     for epoch in range(first // n_windows, (first + count - 1) // n_windows + 1):
-        here = numbers // n_windows == epoch
-        offset, *keys = philox(seed, ORDER, (0, epoch)).random_raw(1 + _ROUNDS)
-        window = permuted(numbers[here] % n_windows, n_windows, np.array(keys, np.uint64))
-        out[here] = int(offset) % (slack + 1) + window * seq_len
+        here = epochs == epoch
+        offset_S, keys_RS = _epoch_words(tuple(seeds), epoch)
+        index_SB = np.tile(numbers[here], (len(seeds), 1))
+        keys = np.repeat(keys_RS, index_SB.shape[1], axis=1)
+        window_SB = permuted(index_SB.ravel(), n_windows, keys).reshape(index_SB.shape)
+        out[:, here] = (offset_S % np.uint64(slack + 1)).astype(np.int64)[:, None] + window_SB * seq_len
     return out
 
 
@@ -92,6 +92,28 @@ def spread_starts(numbers: np.ndarray, n_tokens: int, seq_len: int, span: int) -
     while math.gcd(stride, n_windows) > 1:
         stride += 1
     return numbers % n_windows * stride % n_windows * seq_len
+
+
+# The batches of an epoch ask for the same words one after the other.
+@lru_cache(maxsize=64)
+def _epoch_words(seeds: tuple[int, ...], epoch: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of each seed's epoch: a word for its offset, (seeds,), and the keys of its permutation, (rounds, seeds)."""
+    words = _words(seeds, ORDER, (0, epoch), 1 + _ROUNDS).T
+    words.flags.writeable = False
+    return words[0], words[1:]
+
+
+def _words(seeds: Sequence[int], purpose: int, counter: tuple[int, int], n: int) -> np.ndarray:
+    """The first n words of each seed's generator at a place, (seeds, n)."""
+    words = np.empty((len(seeds), n), np.uint64)
+    # One generator put to each place in turn: making one takes longer than a few sequences' words.
+    generator = philox(0, purpose, counter)
+    state = generator.state
+    for seed, row in zip(seeds, words, strict=True):
+        state["state"]["key"][0] = seed % 2**64
+        generator.state = state
+        row[:] = generator.random_raw(n)
+    return words
 
 
 def _mixed(words: np.ndarray) -> np.ndarray:

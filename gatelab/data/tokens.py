@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 
 from gatelab.config import Text
 
@@ -17,6 +18,8 @@ class Tokens:
     def __init__(self, parts: list[np.ndarray]):
         self._parts = parts
         self._ends = np.cumsum([len(part) for part in parts])
+        types = {part.dtype for part in parts}
+        self._dtype = types.pop() if len(types) == 1 else np.dtype(np.int64)
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -30,17 +33,19 @@ class Tokens:
         return Tokens(left), Tokens(right)
 
     def windows(self, starts: np.ndarray, span: int) -> np.ndarray:
-        """`span` ids from each start on; int64, shape (len(starts), span)."""
-        out = np.empty((len(starts), span), np.int64)
-        for row, start in zip(out, starts.tolist(), strict=True):
+        """`span` ids from each start on, shape (len(starts), span); of the parts' type, int64 where theirs differ."""
+        if len(self._parts) == 1:
+            return sliding_window_view(self._parts[0], span)[starts]
+        out = np.empty((len(starts), span), self._dtype)
+        first_N = np.searchsorted(self._ends, starts, side="right")
+        for row, start, i in zip(out, starts.tolist(), first_N.tolist(), strict=True):
             filled = 0
             while filled < span:
-                i = int(np.searchsorted(self._ends, start + filled, side="right"))
                 part = self._parts[i]
                 begin = start + filled - (int(self._ends[i]) - len(part))
                 piece = part[begin : begin + span - filled]
                 row[filled : filled + len(piece)] = piece
-                filled += len(piece)
+                filled, i = filled + len(piece), i + 1
         return out
 
 
@@ -104,8 +109,8 @@ class TokenSource:
 
     def train_batches(self, seeds: list[int], step: int, batch_size: int, seq_len: int) -> Batch:
         span, n = self._span(self.n_train_tokens, seq_len), self.n_train_tokens
-        starts = [epoch_starts(seed, step * batch_size, batch_size, n, seq_len, span) for seed in seeds]
-        return self._batch(self._corpus.train.windows(np.concatenate(starts), span))
+        starts = epoch_starts(seeds, step * batch_size, batch_size, n, seq_len, span)
+        return self._batch(self._corpus.train.windows(starts.ravel(), span))
 
     def heldout_batch(self, index: int, batch_size: int, seq_len: int) -> Batch:
         span = self._span(self.n_heldout_tokens, seq_len)
@@ -126,11 +131,13 @@ class TokenSource:
         return span
 
     def _batch(self, windows: np.ndarray) -> Batch:
+        # Of one allocation: what two give back together the allocator returns to the system, and their pages are missed anew
+        # in every step, which takes longer than all the rest.
+        inputs_BT, targets_BT = np.empty((2, len(windows), windows.shape[1] - (self.bos_id is None)), np.int64)
         if self.bos_id is None:
-            inputs_BT, targets_BT = windows[:, :-1].copy(), windows[:, 1:].copy()
+            inputs_BT[:], targets_BT[:] = windows[:, :-1], windows[:, 1:]
         else:
-            inputs_BT, targets_BT = np.roll(windows, 1, axis=1), windows
-            inputs_BT[:, 0] = self.bos_id
+            inputs_BT[:, 0], inputs_BT[:, 1:], targets_BT[:] = self.bos_id, windows[:, :-1], windows
         return Batch(inputs_BT, targets_BT, segment_ids_BT=self._segments(inputs_BT))
 
     def _segments(self, inputs_BT: np.ndarray) -> np.ndarray | None:

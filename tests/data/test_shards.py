@@ -37,6 +37,26 @@ def test_windows_run_over_the_joins_of_shards(tmp_path):
     assert np.array_equal(np.sort(source.heldout_batch(0, 12, 16).targets_BT.ravel()), np.arange(801, 993))
 
 
+@pytest.mark.parametrize("bos", [True, False])
+@pytest.mark.parametrize("kinds", [["<u2"], [">u4"], ["<u2"] * 4, ["<u2", ">i4", "<u8", "<i8"]])
+def test_windows_of_many_seeds_are_those_of_each_whatever_the_shards(tmp_path, kinds, bos):
+    pieces = np.split(np.arange(1000), [3, 400, 405] if len(kinds) > 1 else [])
+    for i, (piece, kind) in enumerate(zip(pieces, kinds, strict=True)):
+        np.save(tmp_path / f"{i}.npy", piece.astype(kind))
+    source = open_shards(
+        tmp_path, paths=[str(tmp_path / f"{i}.npy") for i in range(len(kinds))], val_share=0.2, bos=bos
+    )
+    both = source.train_batches([4, 1, 9], 7, 20, 16)
+    alone = [source.train_batch(seed, 7, 20, 16) for seed in (4, 1, 9)]
+    for name in ("inputs_BT", "targets_BT"):
+        found = getattr(both, name)
+        assert found.dtype == np.int64 and found.flags.c_contiguous
+        assert np.array_equal(found, np.concatenate([getattr(batch, name) for batch in alone]))
+    assert np.all(both.targets_BT == both.targets_BT[:, :1] + np.arange(16))
+    assert np.array_equal(both.inputs_BT[:, 1:], both.targets_BT[:, :-1])
+    assert np.all(both.inputs_BT[:, 0] == (4999 if bos else both.targets_BT[:, 0] - 1))
+
+
 def test_validation_shards_are_held_out_instead_of_the_tail(tmp_path):
     train, val = write_shard(tmp_path / "t.bin", np.arange(300)), write_shard(tmp_path / "v.bin", np.arange(900, 950))
     source = open_shards(tmp_path, paths=train, val_paths=val)
