@@ -314,10 +314,10 @@ def test_auto_is_the_own_kernels_where_they_were_faster(monkeypatch: pytest.Monk
     def gated(n: int, gate: str) -> str:
         return chosen(64, n, gate=GateSpec.parse(gate))
 
-    assert gated(512, "sdpa-headwise") == chosen(32, 2048) == chosen(32, 300, is_causal=False) == "short"
-    assert gated(256, "sdpa-elementwise") == chosen(64, 256, gate=None) == "short"
-    assert gated(513, "sdpa-headwise") == gated(257, "sdpa-elementwise") == chosen(64, 257, gate=None) == "flash-lean"
-    assert chosen(64, 513) == chosen(32, 2049) == chosen(128, 64) == chosen(48, 64) == "flash-lean"
+    assert gated(1024, "sdpa-headwise") == chosen(32, 2048) == chosen(32, 300, is_causal=False) == "short"
+    assert gated(1024, "sdpa-elementwise") == chosen(64, 256, gate=None) == "short"
+    assert gated(1025, "sdpa-headwise") == gated(1025, "sdpa-elementwise") == chosen(64, 257, gate=None) == "flash-lean"
+    assert chosen(32, 2049) == chosen(128, 64) == chosen(48, 64) == "flash-lean"
     assert chosen(64, 512, window=8) == chosen(32, 64, extras=("mask_BTS",)) == "sdpa"
     assert choose("auto", Softmax(), a_call(head_dim=64, n_queries=1, n_keys=64)) == "sdpa"
 
@@ -331,9 +331,9 @@ def test_auto_without_a_gradient_is_what_is_fastest_forward(monkeypatch: pytest.
         call = a_call(head_dim=head_dim, n_queries=n, n_keys=n, gate=spec, has_gradients=False, **changes)
         return choose("auto", Softmax(), call)
 
-    assert chosen(32, 2048) == chosen(32, 512, "sdpa-headwise") == "short"
-    assert chosen(32, 512, "sdpa-elementwise") == chosen(32, 2049) == "flash-lean"
-    assert chosen(64, 512) == chosen(64, 256, "sdpa-headwise") == chosen(64, 64, "sdpa-elementwise") == "flash-lean"
+    assert chosen(32, 2048) == chosen(32, 512, "sdpa-headwise") == chosen(32, 512, "sdpa-elementwise") == "short"
+    assert chosen(64, 2048, "sdpa-headwise") == chosen(64, 64, "sdpa-elementwise") == "short"
+    assert chosen(64, 256) == chosen(64, 2049, "sdpa-headwise") == chosen(32, 2049) == "flash-lean"
     assert chosen(32, 64, window=8) == "sdpa"
 
 

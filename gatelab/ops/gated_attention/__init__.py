@@ -33,13 +33,10 @@ OPERATORS = {
     "short": Operator(short.unserved, short.attention),
     "hopper": Operator(hopper.unserved, hopper.attention),
 }
-# Channels of a head -> the longest sequence whose forward and backward pass together take `short` less time than any other, with
-# a headwise gate and else, and whose forward pass alone does without a gate or with a headwise one (with an elementwise one it
-# gains nothing). Heads of 32 were measured on an H100 (benchmarks/results/inside_h100_2026-11.md), of 64 on an H200 beside
-# `flash`'s newer gate kernels too (benchmarks/results/short_h200_2026-11.md).
-_SHORT_HEADWISE = {32: 2048, 64: 512}
-_SHORT = {32: 2048, 64: 256}
-_SHORT_FORWARD = {32: 2048}
+# Channels of a head -> the longest sequence of which `short` takes less time than any other: its forward and backward pass together
+# and its forward pass alone, each with a gate and without one. Measured on an H200 (benchmarks/results/short_h200_2026-11.md).
+_SHORT, _SHORT_UNGATED = {32: 2048, 64: 1024}, {32: 2048, 64: 256}
+_SHORT_FORWARD, _SHORT_FORWARD_UNGATED = {32: 2048, 64: 2048}, {32: 2048}
 _SOFTMAX = Softmax()
 
 
@@ -71,11 +68,10 @@ def choose(impl: str, normaliser: Normaliser = _SOFTMAX, call: Call | None = Non
 
 def _fastest(normaliser: Normaliser, call: Call) -> str | None:
     """The operator for a call on a CUDA device; None where none is known to gain anything."""
-    granularity = None if call.gate is None else call.gate.granularity
-    if call.has_gradients:
-        longest = _SHORT_HEADWISE if granularity == "headwise" else _SHORT
+    if call.gate is None:
+        longest = _SHORT_UNGATED if call.has_gradients else _SHORT_FORWARD_UNGATED
     else:
-        longest = {} if granularity == "elementwise" else _SHORT_FORWARD
+        longest = _SHORT if call.has_gradients else _SHORT_FORWARD
     is_short = call.n_queries == call.n_keys <= longest.get(call.head_dim, 0) and call.window is None
     if is_short and short.unserved(normaliser, call) is None:
         return "short"

@@ -26,17 +26,19 @@ def attended(
     """The three of the rows q, from x on, with the keys start … stop: Σ 2^d v, Σ 2^d and the largest q·k · scale, where d
     is q·k · scale less the largest. Where MASKED, keys further ahead than `most` count nothing, if WINDOWED those further
     behind than `least`, and if BOUNDED those from S on, which are not read."""
+    query = x + tl.arange(0, X)
+    # One comparison an element says both how far a query sees and where the keys end.
+    last = query + most
+    if BOUNDED:
+        last = tl.minimum(last, S - 1)
     for y in tl.range(start, stop, Y):
         k = rows(k_base, y, k_stride, S, Y, K, PADDED, MASKED and BOUNDED)
         products = tl.dot(q, tl.trans(k), input_precision="ieee")
         if MASKED:
             key = y + tl.arange(0, Y)
-            ahead = key[None, :] - (x + tl.arange(0, X))[:, None]
-            is_seen = ahead <= most
+            is_seen = key[None, :] <= last[:, None]
             if WINDOWED:
-                is_seen &= ahead >= least
-            if BOUNDED:
-                is_seen &= (key < S)[None, :]
+                is_seen &= key[None, :] >= (query + least)[:, None]
             products = tl.where(is_seen, products, -float("inf"))
         before = largest
         largest = tl.maximum(before, tl.max(products, axis=1) * scale)

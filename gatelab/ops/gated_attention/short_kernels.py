@@ -18,13 +18,13 @@ from .short_forward import forward_kernel
 
 # Channels of a head, as a block holds them, and how each kernel is cut for them: of up to 21 cuts of heads of 64 and 32 the
 # fastest on an H100 at 256 to 2,048 tokens (benchmarks/results/short_tiles_h100_2026-11.md).
-FORWARD_TILES = {32: Tiles(64, 64, 4, 3), 64: Tiles(64, 64, 4, 3), 128: Tiles(128, 64, 8, 2)}
+FORWARD_TILES = {32: Tiles(64, 64, 4, 3), 64: Tiles(64, 64, 4, 3), 128: Tiles(64, 64, 4, 2)}
 # Where an elementwise gate waits in registers, four programs share a multiprocessor only if they are held to it.
 GATED_TILES = FORWARD_TILES | {64: Tiles(64, 64, 4, 3, 128)}
 QUERY_TILES = {32: Tiles(64, 64, 4, 3), 64: Tiles(64, 64, 4, 3), 128: Tiles(64, 64, 4, 2)}
-KEY_TILES = {32: Tiles(64, 64, 4, 3), 64: Tiles(64, 64, 4, 3), 128: Tiles(64, 64, 4, 2)}
+KEY_TILES = {32: Tiles(64, 64, 4, 3), 64: Tiles(64, 64, 4, 3), 128: Tiles(64, 32, 4, 3)}
 # Keys of a causal sequence up to which one loop with masks everywhere is faster than two.
-_IN_ONE_LOOP = 512
+_IN_ONE_LOOP = 256
 # Channels of a head up to which an elementwise gate's logits are read before the keys.
 _GATE_FIRST = 64
 # Further than any two tokens are apart, and of twice the size still an int32.
