@@ -195,6 +195,10 @@ def eval_(
         raise ValueError(f"gatelab eval needs {' and '.join(absent)}: pip install 'gatelab[eval]'")
     if data_dir is not None:
         _keep_off_the_hub()
+    elif others:
+        from ..evals.harness.spelling import check_spelling
+
+        check_spelling(others)
     from ..models.external import Extension, Loading
     from ..models.interop.destination import destination
     from .scores import asked_own, bar, open_model, write

@@ -11,19 +11,15 @@ from typing import Any
 import evaluate as hf_evaluate
 from lm_eval.tasks import TaskManager
 
-from ...config import ConfigError, nearest
+from ...config import ConfigError
 from ...data import DataError
-from ...tasks import TASKS
-from ...tasks.cited import CITATIONS
-from ...tasks.meetings import SUMMARIES
-from ...tasks.middle import MIDDLE
-from ...tasks.ruler import RULER
 from . import definitions
 from .benchmarks import BENCHMARKS
 from .brought import check_labels, task_of, wrong_row
 from .local import rows_of
 from .quiet import quiet
 from .sandbox import CodeEval
+from .spelling import check_words, unknown_names
 from .strict import make_strict
 
 _SEED = 1234  # the harness's own, of the shots that are drawn
@@ -63,7 +59,7 @@ def find(asking: Asking, tell: Callable[[str], None], *, draft: Path, tokenizer:
         ConfigError: names that are not known, code that may not be run.
         DataError: files that are not there, or hold what no item can be made of.
     """
-    _check_words(asking)
+    check_words(asking.names)
     lacking: dict[str, list[str]] = {}
     metadata = {"tokenizer": str(tokenizer), "max_seq_lengths": list(asking.lengths)}
     folder = asking.data_dir
@@ -176,24 +172,6 @@ def _unfit(name: str, error: Exception, task: Any = None) -> DataError:
     )
 
 
-def _check_words(asking: Asking) -> None:
-    """That no task is named by a file, before any index is read."""
-    wrong = []
-    for name in asking.names:
-        if name.endswith((".jsonl", ".json", ".jsonl.gz", ".csv", ".parquet")):
-            wrong.append(
-                f"--tasks {name}: is a file of items, and a task says what to ask of them; write a YAML file of the harness's kind "
-                "that names it, put it into a folder for --data-dir, and give --tasks its `task` (docs/eval.md, A task of your own)"
-            )
-        elif name.endswith((".yaml", ".yml")):
-            wrong.append(
-                f"--tasks {name}: is a file; name the folder that holds it with --data-dir, and give --tasks the `task` that it "
-                "says (docs/eval.md, A task of your own)"
-            )
-    if wrong:
-        raise ConfigError(wrong)
-
-
 def _check_names(asking: Asking, manager: TaskManager) -> None:
     unknown = [name for name in asking.names if name not in manager.task_index]
     if not unknown:
@@ -201,10 +179,7 @@ def _check_names(asking: Asking, manager: TaskManager) -> None:
     every = sorted(manager.task_index)
     where = "the harness" if asking.data_dir is None else f"what can be read offline from {asking.data_dir}"
     allowed = "" if asking.data_dir is None else f"; there are {', '.join(definitions.BENCHMARKS)} and their parts"
-    ours = {name: f"; of ours write gatelab/{name}" for name in (*TASKS, *RULER, *MIDDLE, *SUMMARIES, *CITATIONS)}
-    raise ConfigError(
-        [f"--tasks {name}: is not in {where}{ours.get(name) or nearest(name, every) or allowed}" for name in unknown]
-    )
+    raise ConfigError(unknown_names(unknown, every, where, allowed))
 
 
 @contextmanager
