@@ -86,9 +86,6 @@ BLOCKS = {
     "stack-512": Block((
         Trained(**_512), Trained(**_512, runs=4), Trained(**_512, is_captured=False),
     )),
-    # On a GPU of 80 GB, each alone or with one gate.
-    "headwise-124m": Block(_gates(*_THREE[:2], size="768x12x6x50304", tokens=65_536, gib=26.5), turn_s=1.4),
-    "alone-350m": Block(_gates("none", size="1024x24x8x50304", tokens=32_768, gib=38.5), turn_s=2.0),
     "tiny": Block(_gates(*_THREE[:2], size="16x1x2x64", context=16, tokens=64, attention="auto", gib=1), 2, 0.05),
 }  # fmt: skip
 DEFAULT = [name for name in BLOCKS if name.startswith("gates-") and name != "gates-moe-auto"]

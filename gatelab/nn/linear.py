@@ -44,7 +44,7 @@ class HeadLinear(nn.Module):
         if weight.dim() == 3:
             out = torch.einsum("...hi,hoi->...ho", slices, weight)
             return out if self.bias is None else out + self.bias.to(x.dtype)
-        slices_MNHI = of_each(slices.flatten(-2), len(weight)).unflatten(-1, slices.shape[-2:])
+        slices_MNHI = of_each(x, len(weight)).unflatten(-1, slices.shape[-2:])
         out = torch.einsum("mnhi,mhoi->mnho", slices_MNHI, weight)
         out = out if self.bias is None else out + self.bias.to(x.dtype)[:, None]
         return out.reshape(*slices.shape[:-1], -1)
@@ -56,6 +56,10 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
     if weight.dim() == 2:
         return F.linear(x, weight, bias)
+    if torch.is_autocast_enabled(x.device.type):
+        # It casts what enters torch's products, not what a function keeps for its way back.
+        low = torch.get_autocast_dtype(x.device.type)
+        x, weight, bias = x.to(low), weight.to(low), None if bias is None else bias.to(low)
     out_MNO = _StackedLinear.apply(of_each(x, len(weight)), weight, bias)
     return _together(out_MNO, x.shape[:-1])
 
@@ -78,12 +82,13 @@ class _StackedLinear(torch.autograd.Function):
     """x_m W_mᵀ + b_m of each model, [M, N, in] to [M, N, out].
 
     Its own way back, since torch's of `bmm` gives the weights' gradient as a transposed [M, in, out], which one more pass over
-    memory would have to put in the order of the weights.
+    memory would have to put in the order of the weights. Knows nothing of `torch.func`.
     """
 
     @staticmethod
     def forward(ctx, x_MNI: Tensor, weight_MOI: Tensor, bias_MO: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x_MNI, weight_MOI)
+        of_x, of_weight, _ = ctx.needs_input_grad
+        ctx.save_for_backward(x_MNI if of_weight else None, weight_MOI if of_x else None)
         weight_MIO = weight_MOI.transpose(1, 2)
         if bias_MO is None:
             return torch.bmm(x_MNI, weight_MIO)

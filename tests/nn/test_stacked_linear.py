@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gatelab.nn.linear import HeadLinear, linear, of_each
 
@@ -36,13 +37,38 @@ def test_a_weights_gradient_lies_as_the_weight_does() -> None:
     assert found.is_contiguous()
 
 
-def test_nothing_is_computed_for_what_asks_for_no_gradient() -> None:
-    x, weight_MOI = torch.randn(M * B, T, D_IN, requires_grad=True), torch.randn(M, D_OUT, D_IN)
-    linear(x, weight_MOI).sum().backward()
-    assert x.grad is not None and weight_MOI.grad is None
+class _Products(TorchDispatchMode):
+    """Counts batched products."""
+
+    n = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.n += func is torch.ops.aten.bmm.default
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("of_x", "of_weight"), [(True, True), (True, False), (False, True)])
+def test_nothing_is_computed_or_kept_for_what_asks_for_no_gradient(of_x: bool, of_weight: bool) -> None:
+    x = torch.randn(M * B, T, D_IN, requires_grad=of_x)
+    weight_MOI = torch.randn(M, D_OUT, D_IN, requires_grad=of_weight)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.shape) or t, lambda t: t):
+        out = linear(x, weight_MOI)
+    with _Products() as products:
+        out.sum().backward()
+    assert products.n == len(kept) == of_x + of_weight
+
+
+def test_under_autocast_the_way_back_computes_in_its_type() -> None:
+    x, weight_MOI = torch.randn(M * B, T, D_IN, requires_grad=True), torch.randn(M, D_OUT, D_IN, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = linear(x, weight_MOI)
+    out.sum().backward()
+    assert out.dtype == torch.bfloat16 and x.grad.dtype == weight_MOI.grad.dtype == torch.float32
 
 
 def test_what_each_model_sees_is_the_same_memory() -> None:
+    """That torch's compiler sees it so too is not tested: the version that these tests run on copies nothing either way."""
     x = torch.randn(M * B, T, D_IN)
     seen = of_each(x, M)
     assert seen.shape == (M, B * T, D_IN) and seen.data_ptr() == x.data_ptr()

@@ -36,6 +36,7 @@ MORE = (
     Case("seen-from-both-sides", B=1, T=35, H=2, G=2, K=16, gate="sdpa-headwise", is_causal=False),
     Case("more-queries-than-keys", T=40, S=21, H=2, G=1, K=16, gate="sdpa-elementwise", is_causal=False),
     Case("window", B=1, T=41, H=2, G=1, K=16, gate="sdpa-elementwise", window=9),
+    Case("window-whole-blocks", B=1, T=32, S=48, H=2, G=1, K=16, gate="sdpa-elementwise", window=9),
     Case("window-wider-than-a-block", B=1, T=41, S=70, H=2, G=2, K=16, gate="sdpa-headwise", window=35),
     Case("window-both-ways", B=1, T=40, S=52, H=2, G=2, K=16, is_causal=False, window=7),
     Case("itself", T=18, S=20, H=2, G=2, K=16, gate="sdpa-elementwise", window=1),
@@ -86,14 +87,18 @@ def broken(candidate: Callable[..., Tensor], case: Case, dtype: torch.dtype) -> 
 
 
 @pytest.mark.parametrize("case", MORE, ids=lambda c: c.name)
-@pytest.mark.parametrize("is_of_short_ones", [True, False], ids=["one loop, gate first", "more loops, gate last"])
+@pytest.mark.parametrize("is_in_one_loop", [True, False])
+@pytest.mark.parametrize("is_gate_first", [True, False])
 def test_it_keeps_the_contract(
-    monkeypatch: pytest.MonkeyPatch, cut: Callable[[Tiles], None], case: Case, is_of_short_ones: bool
+    monkeypatch: pytest.MonkeyPatch,
+    cut: Callable[[Tiles], None],
+    case: Case,
+    is_gate_first: bool,
+    is_in_one_loop: bool,
 ) -> None:
     cut(TINY)  # so that a few tokens are many blocks
-    if not is_of_short_ones:
-        monkeypatch.setattr(short_kernels, "_IN_ONE_LOOP", 0)
-        monkeypatch.setattr(short_kernels, "_GATE_FIRST", 0)
+    monkeypatch.setattr(short_kernels, "_IN_ONE_LOOP", 256 * is_in_one_loop)
+    monkeypatch.setattr(short_kernels, "_GATE_FIRST", 64 * is_gate_first)
     assert not broken(attend, case, torch.float32)
 
 

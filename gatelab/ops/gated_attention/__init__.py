@@ -33,8 +33,9 @@ OPERATORS = {
     "short": Operator(short.unserved, short.attention),
     "hopper": Operator(hopper.unserved, hopper.attention),
 }
-# Channels of a head -> the longest sequence of which `short` takes less time than any other: its forward and backward pass together
-# and its forward pass alone, each with a gate and without one. Measured on an H200 (benchmarks/results/short_h200_2026-11.md).
+# Channels of a head -> the longest causal sequence of which `short` takes less time than `flash`: its forward and backward pass
+# together and its forward pass alone, each with a gate and without one. Measured on an H200, with as many key heads as query
+# heads (benchmarks/results/short_h200_2026-11.md).
 _SHORT, _SHORT_UNGATED = {32: 2048, 64: 1024}, {32: 2048, 64: 256}
 _SHORT_FORWARD, _SHORT_FORWARD_UNGATED = {32: 2048, 64: 2048}, {32: 2048}
 _SOFTMAX = Softmax()
@@ -72,7 +73,9 @@ def _fastest(normaliser: Normaliser, call: Call) -> str | None:
         longest = _SHORT_UNGATED if call.has_gradients else _SHORT_FORWARD_UNGATED
     else:
         longest = _SHORT if call.has_gradients else _SHORT_FORWARD
-    is_short = call.n_queries == call.n_keys <= longest.get(call.head_dim, 0) and call.window is None
+    # Where every key is seen the work is that of a causal sequence twice as long; so, unmeasured, is the limit.
+    reach = call.n_keys if call.is_causal else 2 * call.n_keys
+    is_short = call.n_queries == call.n_keys and reach <= longest.get(call.head_dim, 0) and call.window is None
     if is_short and short.unserved(normaliser, call) is None:
         return "short"
     return "flash-lean" if flash.unserved(normaliser, call) is None else None

@@ -16,7 +16,8 @@ from .call import Call, unserved_inside, unserved_types
 from .flash import stock_gradients, stock_kernel
 
 _WIDEST = 128
-# Channels of a head at most -> the most keys with which the own way back was the faster one on an H100.
+# Channels of a head at most -> the most keys with which the own way back is the faster one; at heads of 64 and 2,048 keys it is
+# within 1% of torch's with a gate, and slower without (benchmarks/results/short_h200_2026-11.md).
 _OWN_BACK = {32: 2048, 64: 1024}
 
 

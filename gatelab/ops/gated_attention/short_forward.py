@@ -3,7 +3,8 @@
 Notable: the sums are in registers when the gate comes, so that it costs one read of its logits and no pass of its own; where
 there are registers for them they are read before the keys, which hide the wait. Of the weights only their sum and the row's
 largest logit are carried (online softmax), to the base of 2. Only blocks that the diagonal, the window or an end cuts through
-evaluate a mask, and these come first; of a short sequence all do, since a loop begun anew costs more than the masks.
+evaluate a mask, those at the diagonal before the whole ones; of a short causal sequence all do, since a loop begun anew costs
+more.
 """
 
 import triton

@@ -16,14 +16,15 @@ from ..attention_stats.kernels import Tiles
 from .short_backward import gate_kernel, keys_kernel, queries_kernel
 from .short_forward import forward_kernel
 
-# Channels of a head, as a block holds them, and how each kernel is cut for them: of up to 21 cuts of heads of 64 and 32 the
-# fastest on an H100 at 256 to 2,048 tokens (benchmarks/results/short_tiles_h100_2026-11.md).
+# Channels of a head, as a block holds them, and how each kernel is cut for them: of heads of 64 and 32 the fastest of up to 21
+# cuts on an H100, or within 2.1% of it (benchmarks/results/short_tiles_h100_2026-11.md). Heads of 128 would gain 4 to 9% forward
+# by a third stage of loads, whose 112 KiB of shared memory not every GPU has.
 FORWARD_TILES = {32: Tiles(64, 64, 4, 3), 64: Tiles(64, 64, 4, 3), 128: Tiles(64, 64, 4, 2)}
 # Where an elementwise gate waits in registers, four programs share a multiprocessor only if they are held to it.
 GATED_TILES = FORWARD_TILES | {64: Tiles(64, 64, 4, 3, 128)}
 QUERY_TILES = {32: Tiles(64, 64, 4, 3), 64: Tiles(64, 64, 4, 3), 128: Tiles(64, 64, 4, 2)}
 KEY_TILES = {32: Tiles(64, 64, 4, 3), 64: Tiles(64, 64, 4, 3), 128: Tiles(64, 32, 4, 3)}
-# Keys of a causal sequence up to which one loop with masks everywhere is faster than two.
+# Keys of a causal sequence up to which one loop with masks everywhere is mostly faster than two.
 _IN_ONE_LOOP = 256
 # Channels of a head up to which an elementwise gate's logits are read before the keys.
 _GATE_FIRST = 64

@@ -148,7 +148,7 @@ def split_kernel(
     out, mass, largest = attended(out, mass, largest, q_block, k_base, v_base, 0, start, whole, k_token, v_token, stop,
                                   least, most, scale, X, Y, K, PADDED, False)  # fmt: skip
     out, mass, largest = attended(out, mass, largest, q_block, k_base, v_base, 0, whole, stop, k_token, v_token, stop,
-                                  least, most, scale, X, Y, K, PADDED, True)  # fmt: skip
+                                  least, most, scale, X, Y, K, PADDED, True, WINDOWED=False)  # fmt: skip
 
     row, channel = tl.arange(0, X), tl.arange(0, PADDED)
     at = ((b * G + g) * R + row) * N + split
