@@ -2,18 +2,19 @@
 
 Notable: what is drawn for row `step · batch_size + row` is a pure function of the seed and that number, in a key space
 of its own. It depends neither on how rows are cut into batches nor on what the source draws for its tokens. Everything
-is drawn for a whole batch at once; the counts are those of `gatelab.config.objective` (BERT, arXiv 1810.04805; T5,
-arXiv 1910.10683).
+is drawn for a whole batch at once, and for all seeds of a stack; the counts are those of `gatelab.config.objective`
+(BERT, arXiv 1810.04805; T5, arXiv 1910.10683).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from gatelab.config.objective import Answers, Continuation, MaskedTokens, NextToken, Objective, SpanCorruption
 
-from .batch import IGNORED, Batch, DataError, Source, joined
-from .order import HELDOUT_OBJECTIVE, TRAIN_OBJECTIVE, uniform_rows
+from .batch import IGNORED, Batch, DataError, Source
+from .order import HELDOUT_OBJECTIVE, TRAIN_OBJECTIVE, integer_rows_of
 
 
 def objective_batch(source: Source, objective: Objective, seed: int, step: int, batch_size: int, seq_len: int) -> Batch:
@@ -39,7 +40,7 @@ def objective_batch(source: Source, objective: Objective, seed: int, step: int, 
             is for an encoder-decoder; and as the source does.
         ValueError: when `seq_len` is less than 2 and the objective is not the next token.
     """
-    draws = _Draws(seed, TRAIN_OBJECTIVE, step * batch_size)
+    draws = _Draws([seed], TRAIN_OBJECTIVE, step * batch_size, batch_size)
     return _applied(objective, source, source.train_batch(seed, step, batch_size, seq_len), draws)
 
 
@@ -47,9 +48,8 @@ def objective_batches(
     source: Source, objective: Objective, seeds: list[int], step: int, batch_size: int, seq_len: int
 ) -> Batch:
     """`objective_batch` of each seed, the rows of one after those of the other."""
-    if isinstance(objective, NextToken):
-        return source.train_batches(seeds, step, batch_size, seq_len)
-    return joined([objective_batch(source, objective, seed, step, batch_size, seq_len) for seed in seeds])
+    draws = _Draws(seeds, TRAIN_OBJECTIVE, step * batch_size, batch_size)
+    return _applied(objective, source, source.train_batches(seeds, step, batch_size, seq_len), draws)
 
 
 def objective_heldout(source: Source, objective: Objective, index: int, batch_size: int, seq_len: int) -> Batch:
@@ -57,20 +57,22 @@ def objective_heldout(source: Source, objective: Objective, index: int, batch_si
 
     When the distinct sequences begin again, what is masked of them is drawn anew.
     """
-    draws = _Draws(0, HELDOUT_OBJECTIVE, index * batch_size)
+    draws = _Draws([0], HELDOUT_OBJECTIVE, index * batch_size, batch_size)
     return _applied(objective, source, source.heldout_batch(index, batch_size, seq_len), draws)
 
 
 @dataclass(frozen=True, slots=True)
 class _Draws:
-    """Where a batch's random numbers come from: those of row `first` and following."""
+    """Where a batch's random numbers come from: those of each seed's rows `first` to `first + batch_size` − 1."""
 
-    seed: int
+    seeds: Sequence[int]
     purpose: int
     first: int
+    batch_size: int
 
-    def uniform(self, n_rows: int, n_columns: int) -> np.ndarray:
-        return uniform_rows(self.seed, self.purpose, self.first, n_rows, n_columns)
+    def integers(self, n_columns: int) -> np.ndarray:
+        """Below 2³², (seeds · batch_size, n_columns)."""
+        return integer_rows_of(self.seeds, self.purpose, self.first, self.batch_size, n_columns)
 
 
 def _applied(objective: Objective, source: Source, batch: Batch, draws: _Draws) -> Batch:
@@ -80,7 +82,7 @@ def _applied(objective: Objective, source: Source, batch: Batch, draws: _Draws) 
         case MaskedTokens():
             return _masked(objective, source, batch, draws)
         case Answers():
-            return _answers_hidden(source, batch)
+            return _answers_hidden(source, batch, len(draws.seeds))
         case SpanCorruption():
             _refuse_document_mask(objective, batch)
             return _spans_taken(objective, source, batch, draws)
@@ -91,27 +93,26 @@ def _applied(objective: Objective, source: Source, batch: Batch, draws: _Draws) 
 
 
 def _masked(objective: MaskedTokens, source: Source, batch: Batch, draws: _Draws) -> Batch:
-    tokens_BT = batch.inputs_BT
-    B, T = tokens_BT.shape
-    has_bos = source.bos_id is not None
-    n_chosen = objective.n_chosen(T, has_bos=has_bos)
-    where_BT, fate_BT, id_BT = draws.uniform(B, 3 * T).reshape(B, 3, T).swapaxes(0, 1)
-    chosen_BT = np.zeros((B, T), bool)
-    first = int(has_bos)
-    chosen_BT[:, first:] = _chosen(where_BT[:, first:], n_chosen)
-    random_BT = (id_BT * source.vocab_size).astype(np.int64)
-    instead_BT = np.where(fate_BT < objective.keep + objective.random, random_BT, source.vocab_size)
-    changed_BT = chosen_BT & (fate_BT >= objective.keep)
-    return replace(
-        batch,
-        inputs_BT=np.where(changed_BT, instead_BT, tokens_BT),
-        targets_BT=np.where(chosen_BT, tokens_BT, IGNORED),
-    )
+    B, T = batch.inputs_BT.shape
+    first = 0 if source.bos_id is None else 1
+    where_BT, fate_BT, id_BT = np.split(draws.integers(3 * T), 3, axis=1)
+    chosen_BN = first + _smallest(where_BT[:, first:], objective.n_chosen(T, has_bos=first == 1))
+    at = np.arange(B)[:, None], chosen_BN
+    tokens_BN = batch.inputs_BT[at]
+    # Exact in float64, so that shares and ids are of these numbers as they are of all.
+    fate_BN, id_BN = fate_BT[at] * 2.0**-32, id_BT[at] * 2.0**-32
+    random_BN = (id_BN * source.vocab_size).astype(np.int64)
+    instead_BN = np.where(fate_BN < objective.keep + objective.random, random_BN, source.vocab_size)
+    inputs_BT, targets_BT = np.empty((2, B, T), np.int64)  # of one allocation, as those of `TokenSource`
+    inputs_BT[:], targets_BT[:] = batch.inputs_BT, IGNORED
+    inputs_BT[at] = np.where(fate_BN < objective.keep, tokens_BN, instead_BN)
+    targets_BT[at] = tokens_BN
+    return replace(batch, inputs_BT=inputs_BT, targets_BT=targets_BT)
 
 
-def _answers_hidden(source: Source, batch: Batch) -> Batch:
+def _answers_hidden(source: Source, batch: Batch, n_seeds: int) -> Batch:
     asked_BT = batch.targets_BT != IGNORED
-    if asked_BT.all():
+    if asked_BT.reshape(n_seeds, -1).all(axis=1).any():
         raise DataError(
             "objective=answers hides what is asked, and every token of this data is; take data=tasks with data.targets=answer"
         )
@@ -121,22 +122,18 @@ def _answers_hidden(source: Source, batch: Batch) -> Batch:
 
 
 def _spans_taken(objective: SpanCorruption, source: Source, batch: Batch, draws: _Draws) -> Batch:
-    tokens_BT = batch.inputs_BT
-    B, T = tokens_BT.shape
+    B, T = batch.inputs_BT.shape
     n_taken, n_spans = objective.counts(T)
-    uniform_BT = draws.uniform(B, T)
+    integers_BT = draws.integers(T)
     lengths_BN = np.empty((B, 2 * n_spans), np.int64)  # clear and taken spans in turn, a clear one first
-    lengths_BN[:, 0::2] = _segment_lengths(uniform_BT[:, n_taken - 1 : T - 2], n_spans)
-    lengths_BN[:, 1::2] = _segment_lengths(uniform_BT[:, : n_taken - 1], n_spans)
+    lengths_BN[:, 0::2] = _segment_lengths(integers_BT[:, n_taken - 1 : T - 2], n_spans)
+    lengths_BN[:, 1::2] = _segment_lengths(integers_BT[:, : n_taken - 1], n_spans)
 
-    starts_BT = np.zeros((B, T), bool)
-    starts_BT[np.arange(B)[:, None], np.cumsum(lengths_BN, axis=1) - lengths_BN] = True
-    span_BT = np.cumsum(starts_BT, axis=1) - 1
-    taken_BT = span_BT % 2 == 1
-    sentinels_BT = source.vocab_size + span_BT // 2
+    starts_BN = np.cumsum(lengths_BN, axis=1) - lengths_BN
+    taken_BT = np.repeat(np.tile([False, True], B * n_spans), lengths_BN.ravel()).reshape(B, T)
     # The encoder reads a sentinel for each taken span, and the decoder says one for each clear span: the same trick.
-    inputs_BT = np.where(taken_BT, sentinels_BT, tokens_BT)[~taken_BT | starts_BT].reshape(B, -1)
-    spoken_BT = np.where(taken_BT, tokens_BT, sentinels_BT)[taken_BT | starts_BT].reshape(B, -1)
+    inputs_BT = _with_sentinels(batch.inputs_BT, ~taken_BT, starts_BN[:, 1::2], source.vocab_size)
+    spoken_BT = _with_sentinels(batch.inputs_BT, taken_BT, starts_BN[:, 0::2], source.vocab_size)
 
     final = source.vocab_size + n_spans
     start_id = final + 1 if source.bos_id is None else source.bos_id
@@ -145,6 +142,15 @@ def _spans_taken(objective: SpanCorruption, source: Source, batch: Batch, draws:
         targets_BT=np.pad(spoken_BT, ((0, 0), (0, 1)), constant_values=final),
         decoder_inputs_BT=np.pad(spoken_BT, ((0, 0), (1, 0)), constant_values=start_id),
     )
+
+
+def _with_sentinels(tokens_BT: np.ndarray, is_own_BT: np.ndarray, starts_BN: np.ndarray, first_id: int) -> np.ndarray:
+    """A row's own tokens, and where each of the N other spans starts the next sentinel in its place."""
+    B, N = starts_BN.shape
+    at = np.arange(B)[:, None], starts_BN
+    said_BT, is_said_BT = tokens_BT.copy(), is_own_BT.copy()
+    said_BT[at], is_said_BT[at] = first_id + np.arange(N), True
+    return said_BT.take(np.flatnonzero(is_said_BT)).reshape(B, -1)
 
 
 def _continued(objective: Continuation, batch: Batch) -> Batch:
@@ -159,24 +165,24 @@ def _continued(objective: Continuation, batch: Batch) -> Batch:
     )
 
 
-def _chosen(uniform_BN: np.ndarray, n: int) -> np.ndarray:
-    """Exactly `n` True a row, bool (B, N): at the row's smallest numbers, the left one of equals."""
+def _smallest(integers_BN: np.ndarray, n: int) -> np.ndarray:
+    """Where the `n` smallest numbers below 2³² of each row stand, the left one of equals: columns in order, int64 (B, n)."""
+    B, width = integers_BN.shape
     if n == 0:
-        return np.zeros(uniform_BN.shape, bool)
+        return np.empty((B, 0), np.int64)
     # Numbers of 32 bits do come twice; with the column below them no two keys are alike, whatever the sort does.
-    width = uniform_BN.shape[1]
-    keys_BN = (uniform_BN * 2.0**32).astype(np.int64) * width + np.arange(width)
-    return keys_BN <= np.partition(keys_BN, n - 1, axis=1)[:, n - 1 : n]
+    keys_BN = integers_BN << width.bit_length() | np.arange(width)
+    is_chosen_BN = keys_BN <= np.partition(keys_BN, n - 1, axis=1)[:, n - 1 : n]
+    return np.flatnonzero(is_chosen_BN).reshape(B, n) - width * np.arange(B)[:, None]
 
 
-def _segment_lengths(uniform_BN: np.ndarray, n_segments: int) -> np.ndarray:
+def _segment_lengths(integers_BN: np.ndarray, n_segments: int) -> np.ndarray:
     """Lengths of `n_segments` non-empty segments of N + 1 items, int64 (B, n_segments); every division equally likely.
 
     A number stands between two neighbouring items, and the smallest numbers are where the segments part.
     """
-    B, n_between = uniform_BN.shape
-    cuts = np.nonzero(_chosen(uniform_BN, n_segments - 1))[1].reshape(B, n_segments - 1) + 1
-    return np.diff(cuts, axis=1, prepend=0, append=n_between + 1)
+    cuts = _smallest(integers_BN, n_segments - 1) + 1
+    return np.diff(cuts, axis=1, prepend=0, append=integers_BN.shape[1] + 1)
 
 
 def _refuse_document_mask(objective: Objective, batch: Batch) -> None:

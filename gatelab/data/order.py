@@ -33,10 +33,14 @@ def uniform_rows(seed: int, purpose: int, first: int, n_rows: int, n_columns: in
 
 def uniform_rows_of(seeds: Sequence[int], purpose: int, first: int, n_rows: int, n_columns: int) -> np.ndarray:
     """`uniform_rows` of each seed, the rows of one after those of the other."""
+    return integer_rows_of(seeds, purpose, first, n_rows, n_columns) * 2.0**-32
+
+
+def integer_rows_of(seeds: Sequence[int], purpose: int, first: int, n_rows: int, n_columns: int) -> np.ndarray:
+    """What `uniform_rows_of` divides by 2³², int64: for those who only compare, or need few of the numbers."""
     blocks = -(-n_columns // 4)
-    words = _words(seeds, purpose, (first * blocks, n_columns), n_rows * blocks * 4)
-    words >>= np.uint64(32)
-    return words.reshape(len(seeds) * n_rows, -1)[:, :n_columns] * 2.0**-32
+    words = _words(seeds, purpose, (first * blocks, n_columns), n_rows * blocks * 4, n_bits=32)
+    return words.view(np.int64).reshape(len(seeds) * n_rows, -1)[:, :n_columns]
 
 
 def permuted(index: np.ndarray, n: int, keys: np.ndarray) -> np.ndarray:
@@ -103,8 +107,8 @@ def _epoch_words(seeds: tuple[int, ...], epoch: int) -> tuple[np.ndarray, np.nda
     return words[0], words[1:]
 
 
-def _words(seeds: Sequence[int], purpose: int, counter: tuple[int, int], n: int) -> np.ndarray:
-    """The first n words of each seed's generator at a place, (seeds, n)."""
+def _words(seeds: Sequence[int], purpose: int, counter: tuple[int, int], n: int, *, n_bits: int = 64) -> np.ndarray:
+    """The first n words of each seed's generator at a place, (seeds, n); of each its upper `n_bits`, as a number."""
     words = np.empty((len(seeds), n), np.uint64)
     # One generator put to each place in turn: making one takes longer than a few sequences' words.
     generator = philox(0, purpose, counter)
@@ -112,7 +116,7 @@ def _words(seeds: Sequence[int], purpose: int, counter: tuple[int, int], n: int)
     for seed, row in zip(seeds, words, strict=True):
         state["state"]["key"][0] = seed % 2**64
         generator.state = state
-        row[:] = generator.random_raw(n)
+        np.right_shift(generator.random_raw(n), np.uint64(64 - n_bits), out=row)
     return words
 
 

@@ -1,18 +1,22 @@
 """Objectives on batches: the source's tokens can be put together again, and draws belong to rows, not to batches."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from gatelab.config import BigramBackcopy, Text
-from gatelab.config.objective import Continuation, MaskedTokens, NextToken, SpanCorruption
-from gatelab.data import IGNORED, Batch, DataError, open_source
-from gatelab.data.objectives import _chosen, objective_batch, objective_heldout
+from gatelab.config import BigramBackcopy, Tasks, Text
+from gatelab.config.objective import Answers, Continuation, MaskedTokens, NextToken, Objective, SpanCorruption
+from gatelab.data import IGNORED, Batch, DataError, Source, open_source
+from gatelab.data import joined as joined_batches
+from gatelab.data.objectives import _smallest, objective_batch, objective_batches, objective_heldout
 from gatelab.data.order import HELDOUT, HELDOUT_OBJECTIVE, TRAIN, TRAIN_OBJECTIVE, uniform_rows
 from gatelab.data.tokens import Corpus, Tokens, TokenSource
 
 STREAM = open_source(BigramBackcopy())
+WITHOUT_BOS = open_source(BigramBackcopy(bos=False))
+TASKS = open_source(Tasks(names=("needle",), hardness=3))
 V, MASK, BOS = 65, 65, 64
 DRAWN = [MaskedTokens(share=0.3), SpanCorruption(share=0.3, mean_span=2.0), Continuation(share=0.4)]
 
@@ -96,6 +100,38 @@ def test_what_is_masked_does_not_depend_on_the_tokens():
         assert np.array_equal(one.targets_BT == IGNORED, two.targets_BT == IGNORED)
 
 
+MANY = [(NextToken(), source) for source in (STREAM, text(document_mask=True))] + [
+    *((objective, source) for objective in DRAWN for source in (STREAM, WITHOUT_BOS, text(), text(bos=True))),
+    (MaskedTokens(share=1, keep=0.3, random=0.5), text(bos=True, document_mask=True)),
+    (SpanCorruption(share=0.9), TASKS),
+    *((objective, TASKS) for objective in (MaskedTokens(), Answers(), Continuation())),
+]
+
+
+@pytest.mark.parametrize(("objective", "source"), MANY)
+@pytest.mark.parametrize("seq_len", [24, 33])
+def test_a_stack_reads_what_each_of_its_seeds_reads(objective: Objective, source: Source, seq_len: int):
+    seeds = [0, 5, -1, 5, 2**40]
+    for step in (0, 3):
+        alone = [objective_batch(source, objective, seed, step, 3, seq_len) for seed in seeds]
+        together, expected = objective_batches(source, objective, seeds, step, 3, seq_len), joined_batches(alone)
+        for name in (f.name for f in fields(Batch)):
+            np.testing.assert_array_equal(getattr(together, name), getattr(expected, name), strict=True)
+
+
+def test_answers_are_refused_where_every_token_of_one_seed_is_a_target():
+    asked = STREAM.train_batch(0, 0, 2, 8)
+    partly = replace(asked, targets_BT=np.where(np.arange(8) < 7, asked.targets_BT, IGNORED))
+    for others, is_fine in ((partly, True), (asked, False)):
+        whole = joined_batches([partly, others, partly])
+        source = SimpleNamespace(vocab_size=V, train_batches=lambda *_, whole=whole: whole)
+        if is_fine:
+            assert objective_batches(source, Answers(), [0, 1, 2], 0, 2, 8).inputs_BT.shape == (6, 8)
+        else:
+            with pytest.raises(DataError, match="every token of this data is"):
+                objective_batches(source, Answers(), [0, 1, 2], 0, 2, 8)
+
+
 def test_draws_of_objectives_are_apart_from_those_of_sources():
     draws = [uniform_rows(0, key, 0, 300, 50).ravel() for key in (TRAIN, HELDOUT, TRAIN_OBJECTIVE, HELDOUT_OBJECTIVE)]
     assert np.abs(np.corrcoef(draws) - np.eye(4)).max() < 0.03
@@ -130,9 +166,9 @@ def test_every_token_but_bos_is_masked_equally_often():
 
 
 def test_equal_draws_do_not_change_how_many_are_chosen():
-    uniform = np.array([[0.5, 0.25, 0.5, 0.5, 0.0], [0.0] * 5])
-    assert _chosen(uniform, 3).tolist() == [[True, True, False, False, True], [True, True, True, False, False]]
-    assert not _chosen(uniform, 0).any() and _chosen(uniform, 5).all()
+    integers = np.array([[2, 1, 2, 2, 0], [2**32 - 1] * 5])
+    assert _smallest(integers, 3).tolist() == [[0, 1, 4], [0, 1, 2]]
+    assert _smallest(integers, 0).shape == (2, 0) and _smallest(integers, 5).tolist() == [[0, 1, 2, 3, 4]] * 2
 
 
 def test_chosen_tokens_are_masked_kept_or_replaced_in_their_shares():
