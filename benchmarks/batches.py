@@ -12,6 +12,7 @@ import time
 from types import SimpleNamespace
 
 import torch
+from training_turns import BLOCKS
 from warm_training import Trained, planned
 
 from gatelab.bench.train import _runs
@@ -19,12 +20,7 @@ from gatelab.data import open_source
 from gatelab.train.feed import Feed
 from gatelab.train.stack import StackedBatch
 
-STACKS = (
-    Trained("64x4x2x256", 4096, 1, context=512, attention="auto", runs=64),
-    Trained("128x4x4x256", 4096, 1, context=512, attention="auto", runs=64),
-    Trained("256x4x4x4096", 4096, 1, context=512, attention="auto", runs=32),
-    Trained("512x8x8x8192", 8192, 1, attention="auto", runs=4),
-)
+STACKS = [t for width in (64, 128, 256, 512) for t in BLOCKS[f"stack-{width}"].trained if t.runs > 1]
 _WARM_STEPS = 3
 
 

@@ -26,6 +26,7 @@ from step_tables import side_by_side, table
 from torch import Tensor
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
+from training_turns import BLOCKS
 from warm_processes import WORKER, Facts, Process, serve
 from warm_training import Trained, bounded, carried_out, chosen, facts_of, keep, wait, warmed
 
@@ -42,8 +43,8 @@ _512 = {"size": "512x8x8x8192", "attention": "auto", "gib": 9}
 _33M = {"size": "512x8x4x16384", "tokens": 65_536, "gib": 12}
 CASES = {
     "350m": (Trained(**_350M, tokens=32_768, gib=38.5), Trained(**_350M, tokens=65_536, gib=68.5)),
+    "stack-128": tuple(t for t in BLOCKS["stack-128"].trained if t.runs > 1),
     # As many tokens in one run are the same work but for the weights.
-    "stack-128": (Trained("128x4x4x256", 4096, 8, context=512, attention="auto", runs=64),),
     "stack-512": (Trained(**_512, tokens=8192, runs=4), Trained(**_512, tokens=32_768)),
     "gates-33m": (Trained(**_33M), Trained(**_33M, gate="sdpa-elementwise")),
     "tiny": (

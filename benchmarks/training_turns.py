@@ -43,8 +43,8 @@ _THREE = ("none", "sdpa-headwise", "sdpa-elementwise")
 _33M = {"size": "512x8x4x16384", "tokens": 65_536, "gib": 12}
 _1B = {"size": "1b", "tokens": 16_384, "gib": 47}
 _128 = {"size": "128x4x4x4096", "context": 128, "tokens": 4096, "runs": 25, "attention": "auto", "gib": 5}
-_128_WIDE = {"size": "128x4x4x256", "context": 512, "tokens": 4096, "attention": "auto", "gib": 8}
-_256_WIDE = {"size": "256x4x4x4096", "context": 512, "tokens": 4096, "attention": "auto", "gib": 12}
+_STACK_128 = {"size": "128x4x4x256", "context": 512, "tokens": 4096, "attention": "auto", "gib": 8}
+_STACK_256 = {"size": "256x4x4x4096", "context": 512, "tokens": 4096, "attention": "auto", "gib": 12}
 _64 = {"size": "64x4x2x256", "context": 512, "tokens": 4096, "attention": "auto", "gib": 4}
 _512 = {"size": "512x8x8x8192", "tokens": 8192, "attention": "auto", "gib": 9}
 # Room is what `results/training_*_2026-11.md` have as peaks, and a tenth. Three of `1b` with 16,384 tokens would want 141 GiB, more
@@ -78,10 +78,10 @@ BLOCKS = {
         Trained(**_64), Trained(**_64, runs=64), Trained(**_64, is_captured=False),
     ), turn_s=1.0),
     "stack-128": Block((
-        Trained(**_128_WIDE), Trained(**_128_WIDE, runs=64), Trained(**_128_WIDE, is_captured=False),
+        Trained(**_STACK_128), Trained(**_STACK_128, runs=64), Trained(**_STACK_128, is_captured=False),
     ), turn_s=1.0),
     "stack-256": Block((
-        Trained(**_256_WIDE), Trained(**_256_WIDE, runs=32), Trained(**_256_WIDE, is_captured=False),
+        Trained(**_STACK_256), Trained(**_STACK_256, runs=32), Trained(**_STACK_256, is_captured=False),
     ), turn_s=1.0),
     "stack-512": Block((
         Trained(**_512), Trained(**_512, runs=4), Trained(**_512, is_captured=False),

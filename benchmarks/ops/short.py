@@ -267,9 +267,7 @@ def captured(steps: list[Callable[[], Tensor]]) -> Callable[[], None]:
 
 
 @torch.no_grad()
-def decode(
-    log: Log, B: int, S: int, device: torch.device, rounds: int, *, bytes_per_s: float, has_others: bool
-) -> dict[str, float]:
+def decode(log: Log, B: int, S: int, device: torch.device, rounds: int, *, bytes_per_s: float) -> dict[str, float]:
     """Microseconds a layer by way, and the floor."""
     from gatelab.ops.gated_decode.kernels import Cut
     from gatelab.ops.gated_decode.kernels import gated_decode as split
@@ -291,8 +289,7 @@ def decode(
 
     ways = {f"{gate} split": partial(own, gate, None) for gate in GATES}
     ways |= {f"{gate} SDPA": partial(stock, gate) for gate in GATES}
-    if has_others:
-        ways |= {f"none split, cut {cut}": partial(own, "none", Cut(*cut)) for cut in OTHER_CUTS}
+    ways |= {f"none split, cut {cut}": partial(own, "none", Cut(*cut)) for cut in OTHER_CUTS}
     out = {"floor": 1e6 * (n_bytes + 4 * q_B1HK.numel()) / bytes_per_s}
     made = {n: log.tried(n, partial(captured, [partial(way, *cache) for cache in caches])) for n, way in ways.items()}
     graphs = {name: replay for name, replay in made.items() if replay is not None}
@@ -351,7 +348,7 @@ def race_all(log: Log, device: torch.device, rounds: int) -> None:
 def decode_all(log: Log, device: torch.device, rounds: int) -> None:
     """Every cache, with other cuts."""
     rate = measure_rates(device, torch.bfloat16).bytes_per_s
-    decoded = partial(decode, log, device=device, rounds=rounds, bytes_per_s=rate, has_others=True)
+    decoded = partial(decode, log, device=device, rounds=rounds, bytes_per_s=rate)
     print_decoding({(B, S): decoded(B, S) for B, S in AT})
 
 
